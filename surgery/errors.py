@@ -1,0 +1,108 @@
+"""Everything that can go wrong, as one tree; each class owns the exit status of the command line.
+
+    SurgeryError              2   the command or a file is wrong
+    ├── FileError             2   a file cannot be read or written
+    │   ├── UnknownFormat     2   not a kind of file that we read
+    │   └── CorruptFile       2   the right kind, but damaged or hostile
+    ├── MissingDependency     2   an optional package is not installed
+    ├── ArgumentError         2   a value that no command could honour
+    │   └── UnknownName       2   a name that the model does not have (lists the nearest ones)
+    ├── GraphError            2   a graph that is not valid ONNX, or that we cannot take in
+    ├── PlanMismatch          2   a plan that does not fit the checkpoint it is applied to
+    ├── Refused               1   the answer is no: a frozen space, no exact route
+    ├── ClaimFailed           1   the result does not keep what the plan claimed
+    └── ProofFailed           3   the plan's own float64 proof fails: a bug of ours
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+
+
+class SurgeryError(Exception):
+    """Base of all errors a user can meet.
+
+    Args:
+      message: what failed, in one line: had against wanted.
+      where: label -> text, the context of the failure (file, space, node), printed beneath the message.
+      hint: the next thing to do, best as a command.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, where: Mapping[str, object] | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = {label: str(text) for label, text in (where or {}).items()}
+        self.hint = hint
+
+    @property
+    def kind(self) -> str:
+        """The class name, as scripts see it in `--json` output."""
+        return type(self).__name__
+
+    def within(self, **where: object) -> SurgeryError:
+        """Add context that only the caller knows (labels already present are kept); returns itself for `raise`."""
+        self.where = {**{label: str(text) for label, text in where.items()}, **self.where}
+        return self
+
+
+class FileError(SurgeryError):
+    """A file cannot be read or written."""
+
+
+class UnknownFormat(FileError):
+    """Not a kind of file that any adapter reads."""
+
+
+class CorruptFile(FileError):
+    """A file of the right kind that is damaged or hostile."""
+
+
+class MissingDependency(SurgeryError):
+    """An optional package is not installed; the hint is the exact install command."""
+
+
+class ArgumentError(SurgeryError):
+    """A value that the command cannot honour."""
+
+
+class UnknownName(ArgumentError):
+    """A name that does not exist here; the hint lists the nearest names, or all when there are few."""
+
+    def __init__(
+        self, what: str, name: str, known: Iterable[str], *, where: Mapping[str, object] | None = None
+    ) -> None:
+        names = sorted(known)
+        near = difflib.get_close_matches(name, names, n=5, cutoff=0.4)
+        shown = near or names[:12]
+        label = "did you mean" if near else "there are" if len(names) <= 12 else f"some of the {len(names)}"
+        hint = f"{label}: {', '.join(shown)}" if shown else f"this model has no {what}"
+        super().__init__(f"unknown {what} '{name}'", where=where, hint=hint)
+
+
+class GraphError(SurgeryError):
+    """A graph that is not valid ONNX, or that cannot be taken in."""
+
+
+class PlanMismatch(SurgeryError):
+    """A plan that does not fit the checkpoint it is applied to."""
+
+
+class Refused(SurgeryError):
+    """The answer is no: what was asked for has no exact answer, and the reason is known."""
+
+    exit_code = 1
+
+
+class ClaimFailed(SurgeryError):
+    """The result does not keep what the plan claimed; nothing has been written."""
+
+    exit_code = 1
+
+
+class ProofFailed(SurgeryError):
+    """The plan's float64 proof fails, which only a bug in this program can cause; nothing has been written."""
+
+    exit_code = 3

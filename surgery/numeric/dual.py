@@ -1,0 +1,172 @@
+"""Dual numbers: a complex array is value + i·h·tangent, with h so small that h² is nothing.
+
+Every function here gives f(x) + i·f'(x)·x.imag for complex x and plain f(x) for real x. The real part is
+computed by the same real operations as without tangent, so it equals the float64 result bit for bit, and
+an infinite or undefined tangent never reaches it (numpy's own complex product would mix the two). A real
+array among complex ones is a constant, and costs no complex arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[Any]
+Unary: TypeAlias = Callable[[Array], Array]
+
+
+def is_dual(x: Array) -> bool:
+    """Whether `x` carries a tangent."""
+    return x.dtype.kind == "c"
+
+
+def value(x: Array) -> Array:
+    """The real part, contiguous where `x` is dual; `x` itself where it is not."""
+    return np.ascontiguousarray(x.real).reshape(x.shape) if is_dual(x) else x
+
+
+def tangent(x: Array) -> Array:
+    """The imaginary part of a dual array, contiguous."""
+    return np.ascontiguousarray(x.imag).reshape(x.shape)
+
+
+def join(real: Array, imaginary: Array) -> Array:
+    """real + i·imaginary, without touching one by the other."""
+    real = np.asarray(real)
+    imaginary = np.asarray(imaginary)
+    shape = np.broadcast_shapes(real.shape, imaginary.shape)
+    out = np.empty(shape, np.result_type(real.dtype, imaginary.dtype, np.complex64))
+    out.real = real
+    out.imag = imaginary
+    return out
+
+
+def along(slope: Array, direction: Array) -> Array:
+    """slope · direction, where a direction of exactly zero does not move even at an infinite slope."""
+    product = np.asarray(slope * direction)
+    if not np.isfinite(product).all():
+        product = np.where(direction == 0, np.zeros((), product.dtype), product)
+    return product
+
+
+def lift(function: Unary, slope: Callable[[Array, Array], Array] | None = None) -> Unary:
+    """A real function with its derivative as a function on duals.
+
+    Args:
+      function: y = f(x), elementwise.
+      slope: f'(x) from (x, y); None for a function that is constant in pieces, whose result is real.
+    """
+
+    def lifted(x: Array) -> Array:
+        if not is_dual(x):
+            return function(x)
+        real = value(x)
+        y = function(real)
+        return y if slope is None else join(y, along(slope(real, y), tangent(x)))
+
+    return lifted
+
+
+def bilinear(product: Callable[[Array, Array], Array], a: Array, b: Array) -> Array:
+    """A function that is linear in each of two arguments (product, convolution, contraction)."""
+    if not (is_dual(a) or is_dual(b)):
+        return product(a, b)
+    real_a, real_b = value(a), value(b)
+    if not is_dual(b):
+        moved = product(tangent(a), real_b)
+    elif not is_dual(a):
+        moved = product(real_a, tangent(b))
+    else:
+        moved = product(tangent(a), real_b) + product(real_a, tangent(b))
+    return join(product(real_a, real_b), moved)
+
+
+def multiply(a: Array, b: Array) -> Array:
+    """a · b, elementwise with broadcasting."""
+    if not (is_dual(a) or is_dual(b)):
+        return np.asarray(np.multiply(a, b))
+    moved: Any = 0.0
+    if is_dual(a):
+        moved = along(b.real, a.imag)
+    if is_dual(b):
+        moved = moved + along(a.real, b.imag)
+    return join(a.real * b.real, moved)
+
+
+def divide(a: Array, b: Array) -> Array:
+    """a / b, elementwise with broadcasting, floating."""
+    if not (is_dual(a) or is_dual(b)):
+        return np.asarray(np.divide(a, b))
+    quotient = np.asarray(a.real / b.real)
+    moved: Any = 0.0
+    if is_dual(a):
+        moved = along(1 / b.real, a.imag)
+    if is_dual(b):
+        moved = moved - along(quotient / b.real, b.imag)
+    return join(quotient, moved)
+
+
+def power(a: Array, b: Array) -> Array:
+    """a ** b for floating a; the derivative in b is taken only where b moves."""
+    if not (is_dual(a) or is_dual(b)):
+        return np.asarray(np.power(a, b))
+    base, exponent = value(a), value(b)
+    y = np.asarray(np.power(base, exponent))
+    moved: Any = 0.0
+    if is_dual(a):
+        slope = np.where(exponent == 0, 0.0, exponent * np.power(base, exponent - 1))
+        moved = along(slope, a.imag)
+    if is_dual(b):
+        moved = moved + along(y * np.log(base), b.imag)
+    return join(y, moved)
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """`numpy.matmul` on duals."""
+    return bilinear(np.matmul, a, b)
+
+
+def maximum(a: Array, b: Array) -> Array:
+    """The larger by real part; NaN if either is."""
+    if not (is_dual(a) or is_dual(b)):
+        return np.asarray(np.maximum(a, b))
+    return np.where((a.real >= b.real) | np.isnan(a.real), a, b)
+
+
+def minimum(a: Array, b: Array) -> Array:
+    """The smaller by real part; NaN if either is."""
+    if not (is_dual(a) or is_dual(b)):
+        return np.asarray(np.minimum(a, b))
+    return np.where((a.real <= b.real) | np.isnan(a.real), a, b)
+
+
+def largest(x: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
+    """The maximum over `axes` by real part; NaN if any is NaN."""
+    if not is_dual(x):
+        return np.asarray(np.max(x, axis=axes, keepdims=keepdims))
+    kept = [axis for axis in range(x.ndim) if axis not in axes]
+    flat = x.transpose([*kept, *axes]).reshape([x.shape[axis] for axis in kept] + [-1])
+    best = np.take_along_axis(flat, np.argmax(value(flat), axis=-1)[..., None], axis=-1)[..., 0]
+    shape = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
+    return best.reshape(shape) if keepdims else best
+
+
+def _logistic(x: Array) -> Array:
+    small = np.exp(-np.abs(x))
+    return np.asarray(np.where(x >= 0, 1, small) / (1 + small), dtype=x.dtype)
+
+
+absolute = lift(np.abs, lambda x, y: np.sign(x))
+exp = lift(np.exp, lambda x, y: y)
+log = lift(np.log, lambda x, y: 1 / x)
+log1p = lift(np.log1p, lambda x, y: 1 / (1 + x))
+sqrt = lift(np.sqrt, lambda x, y: 0.5 / y)
+square = lift(np.square, lambda x, y: 2 * x)
+reciprocal = lift(np.reciprocal, lambda x, y: -y * y)
+tanh = lift(np.tanh, lambda x, y: 1 - y * y)
+sigmoid = lift(_logistic, lambda x, y: y * (1 - y))
+relu = lift(lambda x: np.maximum(x, 0), lambda x, y: (x > 0).astype(x.dtype))
+softplus = lift(lambda x: np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))), lambda x, y: _logistic(x))
