@@ -1,0 +1,323 @@
+"""What is known of a graph before any rule runs: concrete shapes, and the values of its shape arithmetic.
+
+Symbolic dimensions are given distinct large primes, so that every shape is a tuple of integers and no two
+dimensions agree by chance. What depends only on shapes and constants is folded, element by element traced back to the
+dimensions that it was read from. Nothing here touches a large tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from surgery.errors import GraphError
+from surgery.numeric import Unsupported, compute
+
+PRIMES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063, 1069, 1087, 1091, 1093, 1097)
+"""Stand-ins for symbolic dimensions."""
+
+FOLD_LIMIT = 1 << 21
+"""Largest number of elements of a folded value (a causal mask over a stand-in fits)."""
+
+MOVEMENT = frozenset(
+    "Gather Slice Concat Reshape Squeeze Unsqueeze Identity Cast Flatten Transpose Expand Split".split()
+)
+"""Operators that only move elements: what they read can be traced element by element."""
+
+Source = tuple[ir.Value, int]
+"""A dimension (value, index) that a folded number was read from."""
+
+
+class Facts:
+    """Shapes and folded values of a graph, built node by node in graph order.
+
+    Attributes:
+      shapes: value -> concrete shape; None where it cannot be known.
+      known: value -> folded array (integers, booleans, and floating scalars).
+      sources: value -> per element (flattened) the static dimensions it was read from.
+      sequences: value of a sequence type -> the shapes of its members.
+      symbols: name of a symbolic dimension -> the prime that stands for it.
+      constant: the values that depend on no graph input.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.versions: Mapping[str, int] = model.opset_imports
+        self._opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in self.versions.items()]
+        self.shapes: dict[ir.Value, tuple[int, ...] | None] = {}
+        self.known: dict[ir.Value, np.ndarray] = {}
+        self.sources: dict[ir.Value, tuple[frozenset[Source], ...]] = {}
+        self.dtypes: dict[ir.Value, int] = {}
+        self.sequences: dict[ir.Value, list[tuple[int, ...]]] = {}
+        self.symbols: dict[str, int] = {}
+        self.constant: set[ir.Value] = set()
+        self._symbolic: set[Source] = set()
+        for value in model.graph.initializers.values():
+            self.tensor(value, value.const_value)
+        for value in model.graph.inputs:
+            if value not in self.constant:
+                self._input(value)
+
+    def symbolic(self, value: ir.Value, dim: int) -> bool:
+        """Whether a dimension of a graph input is symbolic."""
+        return (value, dim) in self._symbolic
+
+    def tensor(self, value: ir.Value, tensor: ir.TensorProtocol | None) -> None:
+        """Take in a constant; only small ones are read."""
+        if tensor is None:
+            raise GraphError(f"initializer '{value.name}' has no data")
+        shape = tuple(int(n) for n in tensor.shape)
+        self.shapes[value] = shape
+        self.constant.add(value)
+        size = math.prod(shape)
+        floating = tensor.dtype.is_floating_point()
+        if size <= (1 if floating else FOLD_LIMIT) and tensor.dtype != ir.DataType.STRING:
+            self._fold(value, np.asarray(tensor.numpy()))
+
+    def step(self, node: ir.Node) -> None:
+        """Find the shapes, and where possible the values, of a node's outputs."""
+        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+            self.tensor(node.outputs[0], constant_tensor(node))
+            return
+        inputs = [value for value in node.inputs if value is not None]
+        if node.op_type not in _RANDOM and all(value in self.constant for value in [*inputs, *captured(node)]):
+            self.constant.update(node.outputs)
+        if node.op_type in ("SplitToSequence", "SequenceAt"):
+            self._sequence(node)
+        elif not self._try_fold(node):
+            self._infer(node)
+
+    def taint(self, value: ir.Value) -> frozenset[Source]:
+        """All static dimensions that a folded value was read from."""
+        return frozenset().union(*self.sources.get(value, ()))
+
+    def ints(self, value: ir.Value | None) -> list[int] | None:
+        """A folded integer vector as a list, or None."""
+        if value is None or value not in self.known:
+            return None
+        return [int(n) for n in self.known[value].reshape(-1)]
+
+    def _input(self, value: ir.Value) -> None:
+        if value.shape is None:
+            raise GraphError(f"input '{value.name}' has no declared shape", hint="declare it before export")
+        shape = []
+        for k, dim in enumerate(value.shape):
+            if isinstance(dim, int):
+                shape.append(dim)
+                continue
+            name = str(dim.value) if dim.value is not None else f"{value.name}[{k}]"
+            if name not in self.symbols:
+                self.symbols[name] = _prime(len(self.symbols))
+            shape.append(self.symbols[name])
+            self._symbolic.add((value, k))
+        if 0 in shape:
+            raise GraphError(f"input '{value.name}' has an axis of size 0: {shape}")
+        self.shapes[value] = tuple(shape)
+
+    def _fold(self, value: ir.Value, array: np.ndarray, sources: Iterable[frozenset[Source]] | None = None) -> None:
+        self.known[value] = array
+        self.shapes[value] = tuple(array.shape)
+        if sources is not None:
+            traced = tuple(sources)
+            if any(traced):
+                self.sources[value] = traced
+
+    def _try_fold(self, node: ir.Node) -> bool:
+        if node.op_type in ("Shape", "Size") and node.inputs[0] is not None:
+            return self._fold_shape(node, node.inputs[0])
+        if any(v is not None and v not in self.known for v in node.inputs) or captured(node):
+            return False
+        if not node.inputs or node.op_type in _RANDOM:
+            return False
+        if node.op_type in ("ConstantOfShape", "Expand", "Tile", "Range") and self._too_large(node):
+            return False
+        arrays = [None if v is None else self.known[v] for v in node.inputs]
+        try:
+            results = compute(node, arrays, self.versions.get(node.domain, 1))
+        except (Unsupported, ValueError, IndexError, TypeError, ArithmeticError):
+            return False
+        if any(r.dtype.kind not in "biu" and r.size > 1 or r.size > FOLD_LIMIT for r in results):
+            return False
+        for value, result in zip(node.outputs, results, strict=False):
+            self._fold(value, np.asarray(result), self._trace(node, result))
+        return True
+
+    def _too_large(self, node: ir.Node) -> bool:
+        first = self.known[node.inputs[0]] if node.inputs[0] is not None else np.zeros(1)
+        if node.op_type == "Range":
+            return bool(np.abs(self.known[node.inputs[1]]).max() > FOLD_LIMIT)  # type: ignore[index]
+        if node.op_type == "ConstantOfShape":
+            return math.prod(int(n) for n in first.reshape(-1)) > FOLD_LIMIT
+        operand = self.known[node.inputs[1]]  # type: ignore[index]
+        return math.prod(max(int(n), 1) for n in operand.reshape(-1)) * max(first.size, 1) > FOLD_LIMIT
+
+    def _sequence(self, node: ir.Node) -> None:
+        """A split into a sequence of known length, and the members taken out of it."""
+        first = node.inputs[0]
+        assert first is not None
+        if node.op_type == "SequenceAt":
+            place, members = self.ints(node.inputs[1]), self.sequences.get(first)
+            self.shapes[node.outputs[0]] = members[place[0]] if members and place else None
+            return
+        shape = self.shapes.get(first)
+        if shape is None or not node.attributes.get_int("keepdims", 1):
+            return
+        axis = node.attributes.get_int("axis", 0) % len(shape)
+        split = node.inputs[1] if len(node.inputs) > 1 else None
+        sizes = [1] * shape[axis] if split is None else self._pieces(split, shape[axis])
+        if sizes:
+            self.sequences[node.outputs[0]] = [(*shape[:axis], n, *shape[axis + 1 :]) for n in sizes]
+
+    def _pieces(self, split: ir.Value, size: int) -> list[int]:
+        numbers = self.ints(split) or []
+        if self.known.get(split, np.zeros(1)).ndim or not numbers:
+            return numbers
+        count, rest = divmod(size, numbers[0])
+        return [numbers[0]] * count + ([rest] if rest else [])
+
+    def _fold_shape(self, node: ir.Node, value: ir.Value) -> bool:
+        shape = self.shapes.get(value)
+        if shape is None:
+            return False
+        start, end = _slice_of(node, len(shape)) if node.op_type == "Shape" else (0, len(shape))
+        per_dim = [frozenset([(value, k)]) for k in range(start, end)]
+        if node.op_type == "Size":
+            self._fold(node.outputs[0], np.array(math.prod(shape), np.int64), [frozenset().union(*per_dim)])
+        else:
+            self._fold(node.outputs[0], np.array(shape[start:end], np.int64), per_dim)
+        return True
+
+    def _trace(self, node: ir.Node, result: np.ndarray) -> list[frozenset[Source]]:
+        """Per element of the result, the dimensions it depends on."""
+        tracked = [v for v in node.inputs if v is not None and v in self.sources]
+        if not tracked:
+            return []
+        data = [v for v in node.inputs if v is not None]
+        if node.op_type in MOVEMENT and (node.op_type == "Concat" or tracked == data[:1]):
+            try:
+                return self._trace_moved(node, result)
+            except (Unsupported, ValueError, IndexError, TypeError):
+                pass
+        everything = frozenset[Source]().union(*(self.taint(v) for v in tracked))
+        return [everything] * result.size
+
+    def _trace_moved(self, node: ir.Node, result: np.ndarray) -> list[frozenset[Source]]:
+        table: list[frozenset[Source]] = []
+        arrays: list[np.ndarray | None] = []
+        moved = len(node.inputs) if node.op_type == "Concat" else 1
+        for k, value in enumerate(node.inputs):
+            if value is None or k >= moved:
+                arrays.append(None if value is None else self.known[value])
+                continue
+            array = self.known[value]
+            arrays.append(np.arange(len(table), len(table) + array.size, dtype=np.int64).reshape(array.shape))
+            table.extend(self.sources.get(value, (frozenset(),) * array.size))
+        (labels,) = compute(node, arrays, self.versions.get(node.domain, 1))[:1]
+        if labels.shape != result.shape:
+            raise ValueError
+        return [table[int(k)] for k in np.asarray(labels, np.int64).reshape(-1)]
+
+    def _infer(self, node: ir.Node) -> None:
+        inferred: Mapping[str, onnx.TypeProto] = {}
+        try:
+            inferred = self._infer_types(node)
+        except Exception:  # onnx raises its own C++ exception types; a declared shape is the second source
+            inferred = {}
+        for value in node.outputs:
+            proto = inferred.get(value.name or "")
+            self.shapes[value] = _concrete(proto) if proto is not None else self._declared(value)
+            if proto is not None and proto.HasField("tensor_type"):
+                self.dtypes[value] = proto.tensor_type.elem_type
+
+    def _infer_types(self, node: ir.Node) -> Mapping[str, onnx.TypeProto]:
+        version = self.versions.get(node.domain, 1)
+        schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+        types, data = {}, {}
+        for value in node.inputs:
+            if value is None:
+                continue
+            shape = self.shapes.get(value)
+            if shape is None:
+                return {}
+            dtype = self._dtype(value)
+            types[value.name or ""] = onnx.helper.make_tensor_type_proto(dtype, shape)
+            if value in self.known and self.known[value].size <= 4096:
+                array = np.ascontiguousarray(self.known[value])
+                data[value.name or ""] = onnx.numpy_helper.from_array(array, value.name)
+        proto = ir.serde.serialize_node(node)
+        return onnx.shape_inference.infer_node_outputs(  # type: ignore[no-any-return]
+            schema, proto, types, data, opset_imports=self._opsets
+        )
+
+    def _dtype(self, value: ir.Value) -> int:
+        if value.const_value is not None:
+            return int(value.const_value.dtype)
+        if value in self.known:
+            return int(ir.DataType.from_numpy(self.known[value].dtype))
+        return self.dtypes.get(value) or int(value.dtype or ir.DataType.FLOAT)
+
+    def _declared(self, value: ir.Value) -> tuple[int, ...] | None:
+        """The shape written in the file, its symbols replaced; None if a dimension stays unknown."""
+        if value.shape is None:
+            return None
+        shape = []
+        for dim in value.shape:
+            size = dim if isinstance(dim, int) else self.symbols.get(str(dim.value))
+            if size is None:
+                return None
+            shape.append(size)
+        return tuple(shape)
+
+
+_RANDOM = frozenset("RandomNormal RandomUniform RandomNormalLike RandomUniformLike Multinomial Bernoulli".split())
+
+
+def constant_tensor(node: ir.Node) -> ir.TensorProtocol:
+    """The value of a Constant node, whichever attribute holds it."""
+    for name, attribute in node.attributes.items():
+        if name == "value":
+            return attribute.as_tensor()
+        if name in ("value_int", "value_ints"):
+            return ir.tensor(np.array(attribute.value, np.int64))
+        if name in ("value_float", "value_floats"):
+            return ir.tensor(np.array(attribute.value, np.float32))
+    raise GraphError(f"Constant node '{node.name}' holds no numbers")
+
+
+def captured(node: ir.Node) -> list[ir.Value]:
+    """Outer values that a node's subgraphs read (If, Loop, Scan)."""
+    inner: list[ir.Value] = []
+    for attribute in node.attributes.values():
+        graphs = (
+            [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH
+            else list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS
+            else []
+        )  # fmt: skip
+        for graph in graphs:
+            own = {*graph.inputs, *graph.initializers.values()}
+            for inside in graph.all_nodes():
+                own.update(inside.outputs)
+            seen = [v for inside in graph.all_nodes() for v in inside.inputs] + list(graph.outputs)
+            inner.extend(v for v in seen if v is not None and v not in own)
+    return inner
+
+
+def _slice_of(node: ir.Node, rank: int) -> tuple[int, int]:
+    start = node.attributes.get_int("start", 0)
+    end = node.attributes.get_int("end", rank)
+    return max(0, start + rank if start < 0 else start), min(rank, end + rank if end < 0 else end)
+
+
+def _concrete(proto: onnx.TypeProto | None) -> tuple[int, ...] | None:
+    if proto is None or not proto.HasField("tensor_type") or not proto.tensor_type.HasField("shape"):
+        return None
+    dims = proto.tensor_type.shape.dim
+    return tuple(int(d.dim_value) for d in dims) if all(d.HasField("dim_value") for d in dims) else None
+
+
+def _prime(k: int) -> int:
+    return PRIMES[k] if k < len(PRIMES) else 1 + 2 * PRIMES[-1] * (k + 1)

@@ -1,0 +1,121 @@
+"""How one axis of a tensor is made of spaces: the form in which plans store it, and in which people read it.
+
+    network.4 · 7 · 7          the NCHW flatten of a convolution
+    (lstm + lstm + lstm + lstm)    gates; or 4 · lstm
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from surgery.errors import PlanMismatch
+
+Role = Literal["out", "in"]
+"""Whether elements make the units of a space ("out") or consume them ("in")."""
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """The units of one space, in one place."""
+
+    space: str
+    size: int
+    role: Role
+
+    def __str__(self) -> str:
+        return self.space
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """Layouts one after the other (a concatenation)."""
+
+    parts: tuple[Layout, ...]
+
+    def __str__(self) -> str:
+        return f"({' + '.join(text(part) for part in self.parts)})"
+
+
+Factor = int | Units | Sum
+Layout = tuple[Factor, ...]
+"""Factors from the outermost to the innermost; an integer is a group of units that keeps its size."""
+
+
+def text(layout: Layout) -> str:
+    """The layout as people read it."""
+    return " · ".join(str(factor) for factor in layout) or "1"
+
+
+def size(layout: Layout, sizes: Mapping[str, int] | None = None) -> int:
+    """Number of elements along the axis, with the given spaces at new sizes."""
+    total = 1
+    for factor in layout:
+        match factor:
+            case int():
+                total *= factor
+            case Units():
+                total *= (sizes or {}).get(factor.space, factor.size)
+            case Sum():
+                total *= sum(size(part, sizes) for part in factor.parts)
+    return total
+
+
+def units(layout: Layout) -> Iterator[Units]:
+    """All spaces that occur in an axis, in order."""
+    for factor in layout:
+        if isinstance(factor, Units):
+            yield factor
+        elif isinstance(factor, Sum):
+            for part in factor.parts:
+                yield from units(part)
+
+
+def simplified(factors: Sequence[Factor]) -> Layout:
+    """Adjacent plain factors multiplied; factors of size 1 left out."""
+    out: list[Factor] = []
+    for factor in factors:
+        if isinstance(factor, int) and out and isinstance(out[-1], int):
+            out[-1] *= factor
+        elif factor != 1:
+            out.append(factor)
+    return tuple(out)
+
+
+def to_json(layout: Layout) -> list[Any]:
+    """Plain JSON: integers, {"space", "size", "role"}, {"sum": [layouts]}."""
+    out: list[Any] = []
+    for factor in layout:
+        match factor:
+            case int():
+                out.append(factor)
+            case Units():
+                out.append({"space": factor.space, "size": factor.size, "role": factor.role})
+            case Sum():
+                out.append({"sum": [to_json(part) for part in factor.parts]})
+    return out
+
+
+def from_json(data: object) -> Layout:
+    """The inverse of `to_json`.
+
+    Raises:
+      PlanMismatch: if the data is anything else.
+    """
+    if not isinstance(data, list):
+        raise PlanMismatch(f"an axis layout is a list, not {data!r:.60}")
+    return tuple(_factor(item) for item in data)
+
+
+def _factor(item: object) -> Factor:
+    match item:
+        case bool():
+            pass
+        case int() if item > 0:
+            return item
+        case {"space": str(space), "size": int(count), "role": "out" | "in" as role} if count > 0:
+            return Units(space, count, role)
+        case {"sum": list(parts)} if parts:
+            return Sum(tuple(from_json(part) for part in parts))
+    raise PlanMismatch(f"not a factor of an axis layout: {item!r:.80}")

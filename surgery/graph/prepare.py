@@ -1,0 +1,72 @@
+"""The form of a graph that operations work on: functions inlined, constants that an exporter merged apart again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
+
+_APART = re.compile(r"^(?P<name>.+)@use(?P<use>\d+)$")
+
+
+def prepared(model: ir.Model) -> ir.Model:
+    """A clone in which model-local functions are inlined, and merged constants are one tensor per use.
+
+    Exporters merge equal tensors. Fifteen layers then share one zero bias, which would tie fifteen spaces to one
+    another. Only 1-D tensors with one value everywhere are taken apart; other sharing is meant.
+    """
+    clone = model.clone()
+    if clone.functions:
+        clone = InlinePass()(clone).model
+    order = {node: k for k, node in enumerate(clone.graph)}
+    for value in list(clone.graph.initializers.values()):
+        uses = sorted(value.uses(), key=lambda use: (order.get(use.node, -1), use.idx))
+        if len({use.node for use in uses}) < 2 or not _constant_vector(value.const_value):
+            continue
+        for k, use in enumerate(uses[1:], start=1):
+            apart = ir.Value(
+                name=f"{value.name}@use{k}", shape=value.shape, type=value.type,
+                const_value=_named(value.const_value, f"{value.name}@use{k}"),
+            )  # fmt: skip
+            clone.graph.register_initializer(apart)
+            use.node.replace_input_with(use.idx, apart)
+    return clone
+
+
+def merge_again(model: ir.Model) -> None:
+    """Undo the separation, in place, wherever the copies are still equal."""
+    for value, original in list(_separated(model)):
+        one, other = value.const_value, original.const_value
+        if one is None or other is None or tuple(one.shape) != tuple(other.shape):
+            continue
+        if np.array_equal(one.numpy(), other.numpy()):
+            value.replace_all_uses_with(original)
+            del model.graph.initializers[value.name or ""]
+
+
+def original_name(tensor: str) -> str:
+    """The tensor of the file that a separated constant belongs to."""
+    found = _APART.match(tensor)
+    return found["name"] if found else tensor
+
+
+def _separated(model: ir.Model) -> Iterator[tuple[ir.Value, ir.Value]]:
+    for name, value in model.graph.initializers.items():
+        original = original_name(name)
+        if original != name and original in model.graph.initializers:
+            yield value, model.graph.initializers[original]
+
+
+def _constant_vector(tensor: ir.TensorProtocol | None) -> bool:
+    if tensor is None or len(tensor.shape) != 1 or not tensor.dtype.is_floating_point():
+        return False
+    array = tensor.numpy()
+    return array.size > 1 and bool((array == array[0]).all())
+
+
+def _named(tensor: ir.TensorProtocol | None, name: str) -> ir.TensorProtocol:
+    assert tensor is not None
+    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)

@@ -1,0 +1,187 @@
+"""Numbers written in a graph that must follow its axes are regenerated from the axes, never searched and replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from surgery.errors import ProofFailed, Refused
+from surgery.graph.axes import Axis
+from surgery.graph.facts import Facts
+from surgery.graph.spaces import Analysis
+from surgery.graph.trace import Operand, label
+
+
+class Rewritten(Protocol):
+    """Called with every number that has to change: (node, where, values)."""
+
+    def __call__(self, node: str, where: int | str, value: tuple[int | None, ...]) -> None: ...
+
+
+def set_operand(model: ir.Model, node: ir.Node, where: int | str, value: Sequence[int | None]) -> None:
+    """Write numbers into a graph, in place.
+
+    Args:
+      model: the graph's model.
+      node: one of its nodes.
+      where: an attribute name, or an input index; an input gets an initializer of its own.
+      value: the numbers; None keeps the element which the graph computes there.
+    """
+    if isinstance(where, str):
+        old = node.attributes.get(where)
+        single = len(value) == 1 and (old is None or old.type == ir.AttributeType.INT)
+        made = ir.AttrInt64(where, int(value[0] or 0)) if single else ir.AttrInt64s(where, [int(n or 0) for n in value])
+        node.attributes[where] = made
+        return
+    while len(node.inputs) <= where:
+        node.resize_inputs(where + 1)
+    old_value = node.inputs[where]
+    if None in value and node.op_type == "Reshape" and list(value).count(None) == 1:
+        value = [-1 if n is None else n for n in value]
+    new = _literal(model, node, where, old_value, value) if None not in value else None
+    if new is None:
+        assert old_value is not None
+        new = _mixed(model, node, where, old_value, value)
+    node.replace_input_with(where, new)
+    if node.op_type == "Split" and "num_outputs" in node.attributes:
+        del node.attributes["num_outputs"]
+    _drop_unused(model, old_value)
+
+
+def _literal(
+    model: ir.Model, node: ir.Node, where: int, old: ir.Value | None, value: Sequence[int | None]
+) -> ir.Value:
+    array = np.array([int(n or 0) for n in value], np.int64)
+    if old is not None and old.const_value is not None:
+        array = array.reshape(tuple(old.const_value.shape)) if old.const_value.size == array.size else array
+        array = array.astype(old.const_value.dtype.numpy())
+    elif old is not None and old.shape is not None and len(old.shape) == 0:
+        array = array.reshape(())
+    return _initializer(model, f"{node.outputs[0].name}.operand{where}", array)
+
+
+def _mixed(model: ir.Model, node: ir.Node, where: int, old: ir.Value, value: Sequence[int | None]) -> ir.Value:
+    """Concatenate new numbers with the elements of the old operand that are computed at run time."""
+    base = f"{node.outputs[0].name}.operand{where}"
+    parts, made = list[ir.Value](), list[ir.Node]()
+    for k, n in enumerate(value):
+        array = np.array([k if n is None else n], np.int64)
+        literal = _initializer(model, f"{base}.{k}", array)
+        if n is None:
+            pick = ir.node("Gather", [old, literal], {"axis": 0})
+            pick.outputs[0].name = f"{base}.{k}.kept"
+            made.append(pick)
+            literal = pick.outputs[0]
+        parts.append(literal)
+    join = ir.node("Concat", parts, {"axis": 0})
+    join.outputs[0].name = f"{base}.shape"
+    model.graph.insert_before(node, [*made, join])
+    return join.outputs[0]
+
+
+def _initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
+    graph, unique, k = model.graph, name, 1
+    while unique in graph.initializers and graph.initializers[unique].uses():
+        k += 1
+        unique = f"{name}.{k}"
+    if unique in graph.initializers:
+        del graph.initializers[unique]
+    value = ir.Value(
+        name=unique, shape=ir.Shape(array.shape), type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+        const_value=ir.tensor(array, name=unique),
+    )  # fmt: skip
+    graph.register_initializer(value)
+    return value
+
+
+def _drop_unused(model: ir.Model, value: ir.Value | None) -> None:
+    """Remove what only computed an operand that has been replaced."""
+    pending = [value]
+    while pending:
+        value = pending.pop()
+        if value is None or value.uses() or value.is_graph_output() or value.is_graph_input():
+            continue
+        producer = value.producer()
+        if producer is None:
+            if value.name in model.graph.initializers and value.const_value is not None:
+                del model.graph.initializers[value.name]
+        elif not any(out.uses() or out.is_graph_output() for out in producer.outputs):
+            pending.extend(producer.inputs)
+            model.graph.remove(producer, safe=True)
+
+
+def regenerate(analysis: Analysis, model: ir.Model, sizes: Mapping[str, int], report: Rewritten) -> None:
+    """Find and write all numbers that must follow when spaces change size.
+
+    Args:
+      analysis: of the original graph.
+      model: a clone of that graph, in which the tensors already have their new shapes; changed in place.
+      sizes: new sizes of the edited spaces.
+      report: told of every number that has been changed.
+
+    Raises:
+      Refused: if a number cannot be expressed.
+      ProofFailed: if a shape of the new graph is not the one that its axes demand.
+    """
+    resize = analysis.resize(sizes)
+    pending: dict[ir.Node, list[Operand]] = {}
+    for operand in analysis.literals:
+        pending.setdefault(operand.node, []).append(operand)
+    facts = Facts(model)
+    for old, new in zip(list(analysis.model.graph), list(model.graph), strict=True):
+        for operand in pending.get(old, ()):
+            _follow(facts, model, operand, new, resize, report)
+        facts.step(new)
+        _agree(analysis, facts, old, new, resize)
+
+
+def _follow(
+    facts: Facts, model: ir.Model, operand: Operand, node: ir.Node, resize: Callable[[Axis], int], report: Rewritten
+) -> None:
+    value = tuple(operand.value(resize))
+    if operand.shape:
+        facts.step(node)
+        shape = facts.shapes.get(node.outputs[0])
+        if shape is not None and all(n is None or n == have for n, have in zip(value, shape, strict=True)):
+            return
+    elif _current(facts, node, operand.where) == list(value):
+        return
+    elif node.op_type == "Split" and isinstance(operand.where, int) and len(node.inputs) < 2 and len(set(value)) == 1:
+        return
+    if None in value and isinstance(operand.where, str):
+        raise Refused(f"a symbolic number in attribute '{operand.where}' of node '{label(node)}'")
+    before = set(model.graph)
+    set_operand(model, node, operand.where, value)
+    for initializer in model.graph.initializers.values():
+        if initializer not in facts.shapes:
+            facts.tensor(initializer, initializer.const_value)
+    for added in model.graph:
+        if added not in before:
+            facts.step(added)
+    report(node.outputs[0].name or "", operand.where, value)
+
+
+def _current(facts: Facts, node: ir.Node, where: int | str) -> list[int] | None:
+    if isinstance(where, str):
+        attribute = node.attributes.get(where)
+        if attribute is None:
+            return [1] if where == "group" else None
+        return [int(n) for n in (attribute.value if isinstance(attribute.value, Sequence) else [attribute.value])]
+    return facts.ints(node.inputs[where]) if where < len(node.inputs) else None
+
+
+def _agree(
+    analysis: Analysis, facts: Facts, old: ir.Node, new: ir.Node, resize: Callable[[Axis], int]
+) -> None:
+    for before, after in zip(old.outputs, new.outputs, strict=True):
+        axes, shape = analysis.trace.described(before), facts.shapes.get(after)
+        if axes is None or shape is None:
+            continue
+        wanted = tuple(resize(axis) for axis in axes)
+        if wanted != shape:
+            raise ProofFailed(
+                f"node '{label(new)}' ({new.op_type}) would give {list(shape)}, its axes ask for {list(wanted)}"
+            )

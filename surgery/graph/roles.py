@@ -1,0 +1,180 @@
+"""What every element of a parameter does for the units that it carries: it makes them, or it consumes them.
+
+Units are consumed where they are contracted. If the other operand is a parameter, its elements consume: new columns are
+zero, or shared out among replicas. If both operands are activations (queries and keys), one of them is asked: its new
+units must be zero or scaled, and the demand travels back through homogeneous functions to the parameters that make
+them. Where no operand can answer, the axis is frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from surgery.graph.axes import Atom, Axis, Freeze, find, freeze, leaves
+from surgery.graph.trace import Site, Trace, label
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """How far a demand on some units travels back.
+
+    Attributes:
+      level: 2 these units can be scaled, 1 they can only be made zero, 0 neither.
+      reached: the elements of parameters that would be zero or scaled.
+      through: the occurrences on the way.
+      barrier: what stopped it.
+    """
+
+    level: int
+    reached: frozenset[Atom] = frozenset()
+    through: frozenset[Atom] = frozenset()
+    barrier: str | None = None
+
+
+@dataclass
+class Roles:
+    """The outcome, by occurrence and by class (its representative).
+
+    Attributes:
+      consumers: parameter occurrences whose new elements are zero, or shared out among replicas.
+      no_zero, no_net2net: class -> why it cannot take this initialisation.
+      purpose: tensor -> the uses it has: "weight", "bias", "scale".
+    """
+
+    consumers: set[Atom] = field(default_factory=set)
+    no_zero: dict[Atom, str] = field(default_factory=dict)
+    no_net2net: dict[Atom, str] = field(default_factory=dict)
+    purpose: dict[str, set[str]] = field(default_factory=dict)
+    _memo: dict[Atom, Demand] = field(default_factory=dict)
+
+
+def assign(trace: Trace) -> Roles:
+    """Decide all roles of a walked graph; freezes (in the trace) what has no consistent role."""
+    roles = Roles()
+    for kind, axes in trace.uses:
+        for leaf in _parameters(roles, axes):
+            roles.purpose.setdefault(leaf.tensor or "", set()).add(kind)
+    consumed: set[Atom] = set()
+    asked: set[Atom] = set()
+    through: set[Atom] = set()
+    for site in trace.sites:
+        _settle(roles, site, consumed, asked, through)
+    produced = _produced(roles, trace, asked, through)
+    for leaf in consumed & produced:
+        reason = f"'{leaf.tensor}' both makes and consumes these units (tied weights)"
+        freeze((leaf,), Freeze("tied", reason))
+    for axis, mode, reason in trace.limits:
+        for leaf in leaves(axis):
+            (roles.no_zero if mode == "zero" else roles.no_net2net).setdefault(find(leaf), reason)
+    roles.consumers = consumed | asked
+    return roles
+
+
+def _settle(roles: Roles, site: Site, consumed: set[Atom], asked: set[Atom], through: set[Atom]) -> None:
+    """Find for every class that a site mixes the operand that answers for it."""
+    where = f"node '{label(site.node)}' ({site.node.op_type})"
+    if site.kind in ("mean", "order"):
+        what = "averaged" if site.kind == "mean" else "compared or normalised with each other"
+        for leaf in leaves(site.axes[0]):
+            freeze((leaf,), Freeze("mixer", f"its units are {what} by {where}"))
+        return
+    # the second operand is the weight by convention; parameters answer before activations
+    order = sorted(range(len(site.axes)), key=lambda k: (not site.constant[k], -k))
+    sides = [_by_class(site.axes[k]) for k in order]
+    for root in dict.fromkeys(root for side in sides for root in side):
+        answers = [(k, _ask(roles, side[root])) for k, side in zip(order, sides, strict=True) if root in side]
+        k, best = max(answers, key=lambda answer: answer[1].level)
+        if best.level == 0:
+            reason = f"{where} sums over it and neither operand can be made zero: {best.barrier}"
+            freeze((root,), Freeze("mixer", reason))
+            continue
+        if best.level == 1:
+            roles.no_net2net.setdefault(root, f"{where} sums over it and no operand can be scaled: {best.barrier}")
+        (consumed if site.constant[k] else asked).update(best.reached)
+        through.update(best.through)
+
+
+def _by_class(axis: Axis) -> dict[Atom, list[Atom]]:
+    sides: dict[Atom, list[Atom]] = {}
+    for leaf in leaves(axis):
+        sides.setdefault(find(leaf), []).append(leaf)
+    return sides
+
+
+def _ask(roles: Roles, atoms: Iterable[Atom]) -> Demand:
+    return _together([_demand(roles, atom) for atom in atoms])
+
+
+def _together(demands: list[Demand]) -> Demand:
+    """All of them at once."""
+    weakest = min(demands, key=lambda demand: demand.level)
+    return Demand(
+        weakest.level,
+        frozenset().union(*(demand.reached for demand in demands)),
+        frozenset().union(*(demand.through for demand in demands)),
+        weakest.barrier,
+    )
+
+
+def _demand(roles: Roles, atom: Atom) -> Demand:
+    """Post-order over the origins, without recursion: residual streams are long."""
+    memo, stack = roles._memo, [atom]
+    while stack:
+        top = stack[-1]
+        if top in memo:
+            stack.pop()
+            continue
+        origins = [leaf for origin in top.origins for leaf in leaves((origin,))]
+        waiting = [origin for origin in origins if origin not in memo]
+        if waiting:
+            stack.extend(waiting)
+            continue
+        stack.pop()
+        memo[top] = _answer(top, [memo[origin] for origin in origins])
+    return memo[atom]
+
+
+def _answer(atom: Atom, behind: list[Demand]) -> Demand:
+    if not behind:
+        if atom.tensor is None:
+            return Demand(0, barrier="they do not come from parameters")
+        return Demand(2, frozenset([atom]))
+    found = _together(behind) if atom.mode == "all" else max(behind, key=lambda demand: demand.level)
+    level, barrier = found.level, found.barrier
+    if atom.passes < level:
+        level, barrier = atom.passes, atom.barrier
+    return Demand(level, found.reached, found.through | {atom}, barrier)
+
+
+def _parameters(roles: Roles, axes: Iterable[Axis]) -> frozenset[Atom]:
+    """Every parameter occurrence that some axes were computed from, whatever stands in between."""
+    found: set[Atom] = set()
+    seen: set[Atom] = set()
+    stack = [leaf for axis in axes for leaf in leaves(axis)]
+    while stack:
+        atom = stack.pop()
+        if atom in seen:
+            continue
+        seen.add(atom)
+        if atom.tensor is not None:
+            found.add(atom)
+        stack.extend(leaf for origin in atom.origins for leaf in leaves((origin,)))
+    return frozenset(found)
+
+
+def _produced(roles: Roles, trace: Trace, asked: set[Atom], through: set[Atom]) -> set[Atom]:
+    """Parameter occurrences that become units of activations.
+
+    A parameter that was asked to be zero or scaled for one use but also makes units for another cannot be scaled.
+    """
+    produced: set[Atom] = set()
+    for source, result in trace.productions:
+        made = _parameters(roles, [source])
+        produced |= made
+        clash = made & asked
+        if clash and not any(leaf in through for leaf in leaves(result)):
+            for leaf in clash:
+                reason = f"'{leaf.tensor}' makes units that are scaled in one place and not in another"
+                roles.no_net2net.setdefault(find(leaf), reason)
+    return produced

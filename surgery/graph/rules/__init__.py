@@ -1,0 +1,19 @@
+"""One small rule per operator: how the axes of its results follow from the axes of its operands."""
+
+from __future__ import annotations
+
+from surgery.graph.rules import convolution, elementwise, linear, movement, normalise, reduction, selection
+from surgery.graph.rules.table import Rule, Table
+
+RULES: dict[str, Rule] = {
+    **elementwise.RULES,
+    **linear.RULES,
+    **convolution.RULES,
+    **normalise.RULES,
+    **reduction.RULES,
+    **movement.RULES,
+    **selection.RULES,
+}
+"""Operator type (default ONNX domain) -> rule."""
+
+__all__ = ["RULES", "Rule", "Table"]

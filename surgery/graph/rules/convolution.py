@@ -1,0 +1,149 @@
+"""Convolutions and pooling: channels are contracted or kept, spatial and kernel axes keep their size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from surgery.graph.axes import Axis, UNIT
+from surgery.graph.rules.movement import dims
+from surgery.graph.rules.table import Table
+from surgery.graph.trace import Opaque, Trace, label
+
+RULES = Table()
+
+
+@RULES("Conv", axes="input channels: contraction per group; output channels: pointwise; space, kernel: frozen")
+def conv(t: Trace, node: ir.Node) -> None:
+    """Y[b, g·m, …] = Σ_c X[b, g·c, …] * W[g·m, c, …] + B[g·m]."""
+    x, w, b = _operands(node)
+    data, weight = t.axes(x), t.axes(w)
+    group = node.attributes.get_int("group", 1)
+    outer, channels = t.split(node, data[1], group) if group > 1 else (UNIT, data[1])
+    t.contract(node, (x, channels), (w, weight[1]))
+    if outer:
+        heads, _ = t.split(node, weight[0], group)
+        t.same(node, outer, heads)
+        t.literal(node, "group", lambda size: [size(outer)])
+    _kernel(t, node, weight[2:])
+    _finish(t, node, x, (w, weight[0]), b)
+    t.use("weight", w, weight)
+
+
+@RULES("ConvTranspose", axes="input channels: contraction per group; output channels: pointwise; space: frozen")
+def conv_transpose(t: Trace, node: ir.Node) -> None:
+    """Like Conv with W[g·c, m, …]."""
+    x, w, b = _operands(node)
+    data, weight = t.axes(x), t.axes(w)
+    group = node.attributes.get_int("group", 1)
+    outer, channels = t.split(node, data[1], group) if group > 1 else (UNIT, data[1])
+    heads, inputs = t.split(node, weight[0], group) if group > 1 else (UNIT, weight[0])
+    t.contract(node, (x, channels), (w, inputs))
+    out = weight[1]
+    if outer:
+        t.same(node, outer, heads)
+        t.literal(node, "group", lambda size: [size(outer)])
+        out = heads + weight[1]
+    _kernel(t, node, weight[2:])
+    _finish(t, node, x, (w, out), b)
+    t.use("weight", w, weight)
+
+
+def _operands(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value | None]:
+    x, w = node.inputs[0], node.inputs[1]
+    assert x is not None and w is not None
+    return x, w, node.inputs[2] if len(node.inputs) > 2 else None
+
+
+def _kernel(t: Trace, node: ir.Node, axes: Sequence[Axis]) -> None:
+    for axis in axes:
+        t.freeze(node, axis, "kernel", "used as a kernel")
+
+
+def _finish(t: Trace, node: ir.Node, x: ir.Value, weight: tuple[ir.Value, Axis], b: ir.Value | None) -> None:
+    channel = [weight]
+    if b is not None:
+        channel.append((b, t.axes(b)[0]))
+        t.use("bias", b, t.axes(b))
+    wide = [(value, axis) for value, axis in channel if axis]
+    _put_spatial(t, node, x, t.merge(node, wide) if wide else UNIT)
+
+
+def _put_spatial(t: Trace, node: ir.Node, x: ir.Value, channels: Axis) -> None:
+    """Batch as it was, the given channels, and new spatial axes of the inferred sizes."""
+    data, shape = t.axes(x), t.shape(node.outputs[0])
+    for axis in data[2:]:
+        t.freeze(node, axis, "spatial", "slid over")
+    why = f"a spatial axis of node '{label(node)}' ({node.op_type})"
+    spatial = [t.fixed(n, "spatial", why) for n in shape[2:]]
+    t.put(node.outputs[0], [data[0], channels, *spatial])
+
+
+@RULES(
+    *"MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool".split(),
+    axes="batch, channels: pointwise, zero and scale pass back; space: frozen",
+)
+def pool(t: Trace, node: ir.Node) -> None:
+    """Pooling works channel by channel."""
+    x = node.inputs[0]
+    assert x is not None
+    if len(node.outputs) > 1 and node.outputs[1].uses():
+        raise Opaque("pooling that returns indices")
+    _put_spatial(t, node, x, t.axes(x)[1])
+
+
+@RULES("Resize", "Upsample", axes="unscaled axes: pointwise, zero and scale pass back; scaled axes: frozen")
+def resize(t: Trace, node: ir.Node) -> None:
+    """Interpolation along the scaled axes only; sizes given as numbers follow the other axes."""
+    x = node.inputs[0]
+    assert x is not None
+    data, shape = t.axes(x), t.shape(node.outputs[0])
+    if node.attributes.get_string("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
+        raise Opaque("a crop")
+    out = []
+    for axis, before, after in zip(data, t.shape(x), shape, strict=True):
+        if before == after:
+            out.append(axis)
+        else:
+            t.freeze(node, axis, "spatial", "resized")
+            out.append(t.fixed(after, "spatial", f"resized by node '{label(node)}'"))
+    if len(node.inputs) > 3 and node.inputs[3] is not None and "axes" not in node.attributes:
+        t.literal(node, 3, lambda size: dims(size, out), shape=True)
+    t.put(node.outputs[0], out)
+
+
+@RULES("DepthToSpace", axes="channels: split into c · r · r; space: product with r")
+def depth_to_space(t: Trace, node: ir.Node) -> None:
+    """[b, c·r·r, h, w] -> [b, c, h·r, w·r]: DCR reads the channels as (r, r, c), CRD as (c, r, r)."""
+    x = node.inputs[0]
+    assert x is not None
+    batch, channels, h, w = t.axes(x)
+    r = node.attributes.get_int("blocksize", 1)
+    if node.attributes.get_string("mode", "DCR") == "DCR":
+        rows, rest = t.split(node, channels, r)
+        columns, c = t.split(node, rest, r)
+    else:
+        count = t.shape(x)[1] // (r * r)
+        c, rest = t.split(node, channels, count)
+        rows, columns = t.split(node, rest, r)
+    _block(t, node, rows, columns)
+    t.put(node.outputs[0], [batch, c, h + rows, w + columns])
+
+
+@RULES("SpaceToDepth", axes="space: split by r; channels: product r · r · c")
+def space_to_depth(t: Trace, node: ir.Node) -> None:
+    """[b, c, h·r, w·r] -> [b, r·r·c, h, w]."""
+    x = node.inputs[0]
+    assert x is not None
+    batch, c, height, width = t.axes(x)
+    r = node.attributes.get_int("blocksize", 1)
+    h, rows = t.split(node, height, t.shape(x)[2] // r)
+    w, columns = t.split(node, width, t.shape(x)[3] // r)
+    _block(t, node, rows, columns)
+    t.put(node.outputs[0], [batch, rows + columns + c, h, w])
+
+
+def _block(t: Trace, node: ir.Node, *axes: Axis) -> None:
+    for axis in axes:
+        t.freeze(node, axis, "literal", "a block of pixels")

@@ -1,0 +1,128 @@
+"""Operators that work unit by unit: operands are aligned at the right and unified; size 1 imposes nothing."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from surgery.graph.axes import Axis, UNIT
+from surgery.graph.rules.table import Table
+from surgery.graph.trace import Trace
+
+RULES = Table()
+
+
+@RULES("Relu", "LeakyRelu", "Abs", "Neg", "Identity", "Dropout", axes="all pointwise; zero and scale pass back")
+def homogeneous(t: Trace, node: ir.Node) -> None:
+    """f(s·x) = s·f(x) for s > 0."""
+    for value in node.outputs:
+        t.put(value, t.axes(_data(node)))
+
+
+@RULES(
+    *"Tanh Sin Tan Asin Atan Sinh Asinh Atanh Erf Gelu Swish HardSwish Mish Softsign Elu Selu Celu Sqrt Round".split(),
+    *"Floor Ceil Sign Shrink ThresholdedRelu".split(),
+    axes="all pointwise; zero passes back",
+)
+def through_zero(t: Trace, node: ir.Node) -> None:
+    """f(0) = 0."""
+    t.put(node.outputs[0], t.broadcast(node, [_data(node)], passes=1))
+
+
+@RULES(
+    *"Sigmoid HardSigmoid Softplus Exp Log Cos Cosh Acos Acosh Reciprocal Not IsNaN IsInf BitwiseNot Clip".split(),
+    axes="all pointwise",
+)
+def unary(t: Trace, node: ir.Node) -> None:
+    """Any other function of one operand (bounds are scalars)."""
+    t.put(node.outputs[0], t.broadcast(node, [_data(node)], passes=0))
+
+
+@RULES("Cast", "CastLike", axes="all pointwise; zero and scale pass back between floating types")
+def cast(t: Trace, node: ir.Node) -> None:
+    """A change of type; only between floating types does a scale survive."""
+    to = node.attributes.get_int("to", int(ir.DataType.FLOAT))
+    passes = 2 if ir.DataType(to).is_floating_point() and node.op_type == "Cast" else 0
+    t.put(node.outputs[0], t.broadcast(node, [_data(node)], passes=passes))
+
+
+@RULES("Add", "Sub", "Sum", "Mean", axes="all pointwise; zero and scale pass back to all operands")
+def additive(t: Trace, node: ir.Node) -> None:
+    """x + y; a constant operand beside an activation is a bias."""
+    values = [value for value in node.inputs if value is not None]
+    _say(t, values, "bias")
+    out = _columns(t, node, values, whole=2, partial=0)
+    t.put(node.outputs[0], out)
+
+
+@RULES("Mul", axes="all pointwise; zero and scale pass back to one operand")
+def multiply(t: Trace, node: ir.Node) -> None:
+    """x · y; a constant operand beside an activation is a scale."""
+    values = [value for value in node.inputs if value is not None]
+    _say(t, values, "scale")
+    # an activation is asked before a constant: derive() tries origins in order
+    ordered = sorted(values, key=t.constant)
+    t.put(node.outputs[0], t.broadcast(node, ordered, mode="any"))
+
+
+@RULES("Div", "PRelu", axes="all pointwise; zero and scale pass back to the first operand")
+def divide(t: Trace, node: ir.Node) -> None:
+    """x / y and x·slope for x < 0: homogeneous in x alone."""
+    x, y = _two(node)
+    _say(t, [x, y], "scale")
+    whole = t.broadcast(node, [x, y], passes=0)
+    t.put(node.outputs[0], _homogeneous_in(t, x, whole))
+
+
+def _homogeneous_in(t: Trace, x: ir.Value, whole: list[Axis]) -> list[Axis]:
+    """Let the results' units remember x as their only origin where x has the axis."""
+    axes = t.axes(x)
+    for k, axis in enumerate(reversed(whole)):
+        own = axes[-1 - k] if k < len(axes) else UNIT
+        if own and len(own) == len(axis):
+            for atom, origin in zip(axis, own, strict=True):
+                if origin.size == atom.size:
+                    atom.origins, atom.passes = (origin,), 2
+    return whole
+
+
+@RULES(
+    *"Pow Mod Min Max And Or Xor Equal Less LessOrEqual Greater GreaterOrEqual BitShift".split(),
+    *"BitwiseAnd BitwiseOr BitwiseXor Where".split(),
+    axes="all pointwise",
+)
+def other(t: Trace, node: ir.Node) -> None:
+    """Any other function of several operands."""
+    values = [value for value in node.inputs if value is not None]
+    _say(t, values, "scale")
+    t.put(node.outputs[0], t.broadcast(node, values, passes=0))
+
+
+def _columns(t: Trace, node: ir.Node, values: list[ir.Value], *, whole: int, partial: int) -> list[Axis]:
+    """Like `broadcast`, but an operand that lacks an axis (it is broadcast) stops what passes back."""
+    rows = [(value, t.axes(value)) for value in values]
+    rank = max(len(axes) for _, axes in rows)
+    out = []
+    for k in range(-rank, 0):
+        column = [(v, axes[k]) for v, axes in rows if len(axes) >= -k and axes[k]]
+        passes = whole if len(column) == len(rows) else partial
+        out.append(t.merge(node, column, passes=passes) if column else UNIT)
+    return out
+
+
+def _say(t: Trace, values: list[ir.Value], kind: str) -> None:
+    if not all(t.constant(value) for value in values):
+        for value in values:
+            if t.constant(value):
+                t.use(kind, value, t.axes(value))  # type: ignore[arg-type]
+
+
+def _data(node: ir.Node) -> ir.Value:
+    value = node.inputs[0]
+    assert value is not None
+    return value
+
+
+def _two(node: ir.Node) -> tuple[ir.Value, ir.Value]:
+    x, y = node.inputs[0], node.inputs[1]
+    assert x is not None and y is not None
+    return x, y

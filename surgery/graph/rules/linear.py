@@ -1,0 +1,119 @@
+"""Products summed over an axis: Gemm, MatMul and Einsum share `contract`."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from surgery.graph.axes import Axis, UNIT
+from surgery.graph.rules.table import Table
+from surgery.graph.trace import Opaque, Trace
+
+RULES = Table()
+
+Row = tuple[ir.Value, list[Axis]]
+
+
+@RULES("Gemm", axes="k: contraction; m, n: pointwise")
+def gemm(t: Trace, node: ir.Node) -> None:
+    """Y[m, n] = α Σ_k A[m, k] B[k, n] + β C[m, n]."""
+    a, b = node.inputs[0], node.inputs[1]
+    c = node.inputs[2] if len(node.inputs) > 2 else None
+    assert a is not None and b is not None
+    left, right = t.axes(a), t.axes(b)
+    m, k = left[::-1] if node.attributes.get_int("transA", 0) else left
+    k2, n = right[::-1] if node.attributes.get_int("transB", 0) else right
+    t.contract(node, (a, k), (b, k2))
+    rows, columns, whole = [(a, m)], [(b, n)], 2
+    if c is not None:
+        shape = [UNIT, *t.axes(c)][-2:]
+        t.use("bias", c, t.axes(c))
+        rows += [(c, shape[0])] if shape[0] else []
+        columns += [(c, shape[1])] if shape[1] else []
+        whole = 2 if shape[1] else 0
+    _weights(t, (a, left), (b, right))
+    out = [t.merge(node, rows, passes=0 if c is not None and len(rows) < 2 else 2), t.merge(node, columns, passes=whole)]
+    t.put(node.outputs[0], out)
+
+
+@RULES("MatMul", axes="k: contraction; batch, m, n: pointwise")
+def matmul(t: Trace, node: ir.Node) -> None:
+    """Y[…, m, n] = Σ_k A[…, m, k] B[…, k, n]."""
+    a, b = node.inputs[0], node.inputs[1]
+    assert a is not None and b is not None
+    left, right = t.axes(a), t.axes(b)
+    if not left or not right:
+        raise Opaque("a product with a scalar")
+    t.contract(node, (a, left[-1]), (b, right[-2] if len(right) > 1 else right[-1]))
+    _weights(t, (a, left), (b, right))
+    out = _batch(t, node, (a, left[:-2]), (b, right[:-2]))
+    if len(left) > 1:
+        out.append(t.merge(node, [(a, left[-2])]) if left[-2] else UNIT)
+    if len(right) > 1:
+        out.append(t.merge(node, [(b, right[-1])]) if right[-1] else UNIT)
+    t.put(node.outputs[0], out)
+
+
+def _batch(t: Trace, node: ir.Node, left: Row, right: Row) -> list[Axis]:
+    rank = max(len(left[1]), len(right[1]))
+    out: list[Axis] = []
+    for k in range(-rank, 0):
+        column = [(v, axes[k]) for v, axes in (left, right) if len(axes) >= -k and axes[k]]
+        out.append(t.merge(node, column, mode="any") if column else UNIT)
+    return out
+
+
+def _weights(t: Trace, *rows: Row) -> None:
+    for value, axes in rows:
+        t.use("weight", value, axes)
+
+
+@RULES("Einsum", axes="repeated and missing in the result: contraction or sum; else pointwise")
+def einsum(t: Trace, node: ir.Node) -> None:
+    """Einstein summation over one or two operands (three and more are not described)."""
+    equation = node.attributes["equation"].as_string().replace(" ", "")
+    values = [value for value in node.inputs if value is not None]
+    rows, result = _subscripts(t, equation, values)
+    found: dict[str, list[tuple[ir.Value, Axis]]] = {}
+    for value, subscripts in zip(values, rows, strict=True):
+        if len(set(subscripts)) < len(subscripts):
+            raise Opaque("a diagonal in an Einsum")
+        for letter, axis in zip(subscripts, t.axes(value), strict=True):
+            found.setdefault(letter, []).append((value, axis))
+        t.use("weight", value, t.axes(value))
+    if len(values) > 2 and any(len(f) > 1 for letter, f in found.items() if letter not in result):
+        raise Opaque("an Einsum that contracts more than two operands")
+    for letter, columns in found.items():
+        if letter in result:
+            continue
+        wide = [(value, axis) for value, axis in columns if axis]
+        if len(wide) == 2:
+            t.contract(node, wide[0], wide[1])
+        elif wide:
+            t.mix(node, "sum", *wide[0])
+    out = []
+    for letter in result:
+        wide = [(value, axis) for value, axis in found[letter] if axis]
+        out.append(t.merge(node, wide, mode="any") if wide else UNIT)
+    t.put(node.outputs[0], out)
+
+
+def _subscripts(t: Trace, equation: str, values: list[ir.Value]) -> tuple[list[list[str]], list[str]]:
+    """One label per axis for each operand and for the result; an ellipsis becomes labels of its own."""
+    left, arrow, right = equation.partition("->")
+    terms = left.split(",")
+    ranks = [len(t.axes(value)) for value in values]
+    dots = max([rank - len(term) + 3 for term, rank in zip(terms, ranks, strict=True) if "..." in term] or [0])
+
+    def labels(term: str, rank: int | None) -> list[str]:
+        if "..." not in term:
+            return list(term)
+        head, tail = term.split("...")
+        count = dots if rank is None else rank - len(head) - len(tail)
+        return [*head, *(f".{k}" for k in range(dots - count, dots)), *tail]
+
+    rows = [labels(term, rank) for term, rank in zip(terms, ranks, strict=True)]
+    if arrow:
+        return rows, labels(right, None)
+    letters = [letter for row in rows for letter in row]
+    once = sorted(letter for letter in set(letters) if letters.count(letter) == 1 and not letter.startswith("."))
+    return rows, [*(f".{k}" for k in range(dots)), *once]

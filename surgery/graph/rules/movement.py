@@ -1,0 +1,164 @@
+"""Operators that regroup axes without touching numbers: reshape, transpose, concatenate, expand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import onnx_ir as ir
+
+from surgery.graph.axes import UNIT, Axis, Freeze, Mismatch, concat, factors, freeze, take
+from surgery.graph.rules.table import Table
+from surgery.graph.trace import Opaque, Resize, Trace, label
+
+RULES = Table()
+
+
+def _data(node: ir.Node) -> ir.Value:
+    value = node.inputs[0]
+    assert value is not None
+    return value
+
+
+@RULES("Reshape", axes="all regrouped as products of the same factors")
+def reshape(t: Trace, node: ir.Node) -> None:
+    """The elements in order, read with other boundaries."""
+    x, out = _data(node), node.outputs[0]
+    axes = regroup(t, node, t.axes(x), t.shape(out))
+    t.put(out, axes)
+    t.literal(node, 1, lambda size: dims(size, axes), shape=True)
+
+
+@RULES("Flatten", axes="two products of the same factors")
+def flatten(t: Trace, node: ir.Node) -> None:
+    """[a, b, c, d] -> [a·b, c·d]."""
+    data = t.axes(_data(node))
+    at = node.attributes.get_int("axis", 1)
+    at = at + len(data) if at < 0 else at
+    t.put(node.outputs[0], [tuple(a for axis in part for a in axis) for part in (data[:at], data[at:])])
+
+
+def dims(size: Resize, axes: Sequence[Axis]) -> list[int | None]:
+    """The sizes of axes as a shape operand: None where an axis is symbolic."""
+    return [None if symbolic(axis) else size(axis) for axis in axes]
+
+
+def symbolic(axis: Axis) -> bool:
+    """Whether an axis contains a symbolic dimension."""
+    return any(why.kind == "symbolic" for atom in factors(axis) for why in atom.frozen)
+
+
+def regroup(t: Trace, node: ir.Node, axes: Sequence[Axis], shape: Sequence[int]) -> list[Axis]:
+    """The axes of a reshaped value; a group of axes that cannot be regrouped is frozen by itself."""
+    out: list[Axis] = []
+    for before, after in _groups([math.prod(a.size for a in axis) for axis in axes], shape):
+        parts = [atom for axis in axes[before] for atom in factors(axis)]
+        target = shape[after]
+        try:
+            made = []
+            for n in target:
+                head, parts = take(parts, n)
+                made.append(tuple(head))
+        except Mismatch as mismatch:
+            why = Freeze("mismatch", f"{mismatch} at node '{label(node)}' ({node.op_type})")
+            for axis in axes[before]:
+                freeze(axis, why)
+            made = [t.fixed(n, why.kind, why.reason) for n in target]
+        out.extend(made)
+    return out
+
+
+def _groups(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[slice, slice]]:
+    """The finest runs of axes with equal products on both sides."""
+    i = j = 0
+    while i < len(before) or j < len(after):
+        start = i, j
+        a = b = 1
+        while True:
+            if a == b and (i, j) != start:
+                break
+            if (a <= b or j == len(after)) and i < len(before):
+                a *= before[i]
+                i += 1
+            elif j < len(after):
+                b *= after[j]
+                j += 1
+            else:
+                raise Opaque("a reshape that changes the number of elements")
+        yield slice(start[0], i), slice(start[1], j)
+
+
+@RULES("Transpose", axes="all permuted")
+def transpose(t: Trace, node: ir.Node) -> None:
+    """Axes in another order."""
+    data = t.axes(_data(node))
+    order = t.numbers(node, 9, "perm") or list(range(len(data)))[::-1]
+    t.put(node.outputs[0], [data[k] for k in order])
+
+
+@RULES("Squeeze", axes="axes of size 1 removed")
+def squeeze(t: Trace, node: ir.Node) -> None:
+    """Remove axes of size 1."""
+    data = t.axes(_data(node))
+    named = t.numbers(node, 1, "axes")
+    shape = t.shape(_data(node))
+    gone = {k % len(data) for k in named} if named is not None else {k for k, n in enumerate(shape) if n == 1}
+    t.put(node.outputs[0], [axis for k, axis in enumerate(data) if k not in gone])
+
+
+@RULES("Unsqueeze", axes="axes of size 1 inserted")
+def unsqueeze(t: Trace, node: ir.Node) -> None:
+    """Insert axes of size 1."""
+    data = t.axes(_data(node))
+    named = t.numbers(node, 1, "axes") or []
+    rank = len(data) + len(named)
+    new, rest = {k % rank for k in named}, iter(data)
+    t.put(node.outputs[0], [UNIT if k in new else next(rest) for k in range(rank)])
+
+
+@RULES("Concat", axes="joined axis: ordered sum; else pointwise, zero and scale pass back")
+def concatenate(t: Trace, node: ir.Node) -> None:
+    """Operands one after the other along one axis."""
+    values = [value for value in node.inputs if value is not None]
+    rows = [t.axes(value) for value in values]
+    rank = len(rows[0])
+    at = node.attributes.get_int("axis", 0) % rank
+    out: list[Axis] = []
+    for k in range(rank):
+        if k == at:
+            out.append(concat([row[k] for row in rows]))
+        else:
+            column = [(v, row[k]) for v, row in zip(values, rows, strict=True) if row[k]]
+            out.append(t.merge(node, column) if column else UNIT)
+    if not t.constant(node.outputs[0]):
+        t.productions.extend((row[at], row[at]) for v, row in zip(values, rows, strict=True) if t.constant(v))
+    t.put(node.outputs[0], out)
+
+
+@RULES("Expand", axes="size 1 repeated; else pointwise, zero and scale pass back")
+def expand(t: Trace, node: ir.Node) -> None:
+    """Repeat along axes of size 1."""
+    x, out = _data(node), node.outputs[0]
+    data, shape = t.axes(x), t.shape(out)
+    row = [UNIT] * (len(shape) - len(data)) + data
+    axes = [axis or t.new(n) for axis, n in zip(row, shape, strict=True)]
+    t.put(out, axes)
+    t.literal(node, 1, lambda size: dims(size, axes), shape=True)
+
+
+@RULES("ConstantOfShape", axes="all free")
+def constant_of_shape(t: Trace, node: ir.Node) -> None:
+    """One number everywhere."""
+    out = node.outputs[0]
+    axes = [t.new(n) for n in t.shape(out)]
+    t.put(out, axes)
+    t.literal(node, 0, lambda size: dims(size, axes), shape=True)
+
+
+@RULES("Tile", axes="repeated axis: product of the repeats and the axis")
+def tile(t: Trace, node: ir.Node) -> None:
+    """The whole value again and again along an axis."""
+    data = t.axes(_data(node))
+    repeats = t.numbers(node, 1) or []
+    why = f"the repeats of node '{label(node)}' (Tile)"
+    t.put(node.outputs[0], [t.fixed(n, "literal", why) + axis for n, axis in zip(repeats, data, strict=True)])

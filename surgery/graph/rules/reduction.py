@@ -1,0 +1,98 @@
+"""Operators that mix units along an axis."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import onnx_ir as ir
+
+from surgery.graph.axes import UNIT, Axis
+from surgery.graph.rules.table import Table
+from surgery.graph.trace import Trace, label
+
+RULES = Table()
+
+_KINDS: dict[str, Literal["sum", "mean", "order"]] = {"ReduceSum": "sum", "ReduceMean": "mean"}
+_HOMOGENEOUS = {"ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2"}
+
+
+@RULES("ReduceSum", axes="reduced: sum; else pointwise, zero and scale pass back")
+@RULES("ReduceMean", axes="reduced: mean; else pointwise, zero and scale pass back")
+@RULES(
+    *"ReduceMax ReduceMin ReduceL1 ReduceL2 ReduceProd ReduceSumSquare ReduceLogSum ReduceLogSumExp".split(),
+    axes="reduced: order statistic; else pointwise",
+)
+def reduce(t: Trace, node: ir.Node) -> None:
+    """A reduction over named axes (all of them where none are named)."""
+    x = node.inputs[0]
+    assert x is not None
+    data = t.axes(x)
+    named = t.numbers(node, 1, "axes")
+    if not named and node.attributes.get_int("noop_with_empty_axes", 0):
+        t.put(node.outputs[0], data)
+        return
+    over = {k % len(data) for k in named} if named else set(range(len(data)))
+    keep = node.attributes.get_int("keepdims", 1)
+    out: list[Axis] = []
+    for k, axis in enumerate(data):
+        if k in over:
+            t.mix(node, _KINDS.get(node.op_type, "order"), x, axis)
+            out += [UNIT] if keep else []
+        elif node.op_type in _HOMOGENEOUS or not axis:
+            out.append(axis)
+        else:
+            out.append(t.merge(node, [(x, axis)], passes=0))
+    t.put(node.outputs[0], out)
+
+
+@RULES("Softmax", "LogSoftmax", "Hardmax", axes="normalised axis: order statistic; else pointwise")
+def softmax(t: Trace, node: ir.Node) -> None:
+    """Normalised over one axis (before opset 13 over all axes from the named one on)."""
+    x = node.inputs[0]
+    assert x is not None
+    data = t.axes(x)
+    old = t.facts.versions.get("", 13) < 13
+    axis = node.attributes.get_int("axis", 1 if old else -1) % max(len(data), 1)
+    mixed = range(axis, len(data)) if old else [axis]
+    for k in mixed:
+        t.mix(node, "order", x, data[k])
+    t.put(node.outputs[0], t.broadcast(node, [x], passes=0))
+
+
+@RULES("ArgMax", "ArgMin", axes="reduced: order statistic; else pointwise")
+def arg(t: Trace, node: ir.Node) -> None:
+    """The index of an extreme unit."""
+    x = node.inputs[0]
+    assert x is not None
+    data = t.axes(x)
+    axis = node.attributes.get_int("axis", 0) % len(data)
+    t.mix(node, "order", x, data[axis])
+    rest = t.broadcast(node, [x], passes=0)
+    keep = [UNIT] if node.attributes.get_int("keepdims", 1) else []
+    t.put(node.outputs[0], [*rest[:axis], *keep, *rest[axis + 1 :]])
+
+
+@RULES("TopK", axes="sorted axis: order statistic; else pointwise")
+def top_k(t: Trace, node: ir.Node) -> None:
+    """The largest units of one axis."""
+    x = node.inputs[0]
+    assert x is not None
+    data = t.axes(x)
+    axis = node.attributes.get_int("axis", -1) % len(data)
+    t.mix(node, "order", x, data[axis])
+    rest = t.broadcast(node, [x], passes=0)
+    for value in node.outputs:
+        count = t.shape(value)[axis]
+        rest[axis] = t.fixed(count, "literal", f"the count of node '{label(node)}' (TopK)")
+        t.put(value, rest)
+
+
+@RULES("CumSum", axes="summed axis: order statistic; else pointwise, zero and scale pass back")
+def cumsum(t: Trace, node: ir.Node) -> None:
+    """Running sums along one axis."""
+    x = node.inputs[0]
+    assert x is not None
+    data = t.axes(x)
+    axis = (t.numbers(node, 1) or [0])[0] % len(data)
+    t.mix(node, "order", x, data[axis])
+    t.put(node.outputs[0], data)

@@ -1,0 +1,206 @@
+"""Operators that select along an axis: split, slice, gather, pad."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from surgery.graph.axes import UNIT, Axis, concat
+from surgery.graph.rules.movement import symbolic
+from surgery.graph.rules.table import Table
+from surgery.graph.trace import Opaque, Resize, Trace, label
+
+RULES = Table()
+
+RUN_LIMIT = 4096
+"""Most runs of consecutive indices that a Gather is followed through."""
+
+
+def _data(node: ir.Node) -> ir.Value:
+    value = node.inputs[0]
+    assert value is not None
+    return value
+
+
+@RULES("Split", axes="split axis: ordered sum; else pointwise")
+def split(t: Trace, node: ir.Node) -> None:
+    """Consecutive pieces of one axis."""
+    x = _data(node)
+    data = t.axes(x)
+    at = node.attributes.get_int("axis", 0) % len(data)
+    sizes = [t.shape(value)[at] for value in node.outputs]
+    pieces = _cut(t, node, x, at, sizes)
+    for value, piece in zip(node.outputs, pieces, strict=True):
+        t.put(value, [*data[:at], piece, *data[at + 1 :]])
+    if not symbolic(data[at]):
+        where: int | str = 1 if t.facts.versions.get("", 13) >= 13 else "split"
+        t.literal(node, where, lambda size: [size(piece) for piece in pieces])
+
+
+@RULES("SplitToSequence", axes="split axis: ordered sum; else pointwise")
+def split_to_sequence(t: Trace, node: ir.Node) -> None:
+    """Like Split, as a sequence of pieces."""
+    x, members = _data(node), t.facts.sequences.get(node.outputs[0])
+    if members is None:
+        raise Opaque("a sequence whose length is only known at run time")
+    data = t.axes(x)
+    at = node.attributes.get_int("axis", 0) % len(data)
+    pieces = _cut(t, node, x, at, [shape[at] for shape in members])
+    t.put_sequence(node.outputs[0], [[*data[:at], piece, *data[at + 1 :]] for piece in pieces])
+    split = node.inputs[1] if len(node.inputs) > 1 else None
+    if split is None or symbolic(data[at]):
+        return
+    scalar = t.facts.known[split].ndim == 0
+
+    def sizes(size: Resize) -> list[int | None]:
+        new = [size(piece) for piece in pieces]
+        return [new[0]] if scalar and len({*new[:-1], max(new)}) == 1 else list(new)
+
+    t.literal(node, 1, sizes)
+
+
+@RULES("SequenceAt", axes="all as in the member")
+def sequence_at(t: Trace, node: ir.Node) -> None:
+    """One member of a sequence."""
+    members, place = t.sequence(_data(node)), t.numbers(node, 1)
+    if members is None or not place:
+        raise Opaque("a member of a sequence that is only known at run time")
+    t.put(node.outputs[0], members[place[0]])
+
+
+def _cut(t: Trace, node: ir.Node, x: ir.Value, at: int, sizes: Sequence[int]) -> list[Axis]:
+    """Cut one axis of an operand; pieces of size 1 keep their place in a sum."""
+    axis = t.axes(x)[at]
+    if not axis:
+        return [UNIT if n == 1 else t.new(n) for n in sizes]
+    return t.cut(node, axis, sizes)
+
+
+@RULES("Slice", axes="sliced axis: ordered sum; every s-th unit: product with s; else pointwise")
+def slice_(t: Trace, node: ir.Node) -> None:
+    """A range of units, or every s-th one, of some axes."""
+    x, out = _data(node), node.outputs[0]
+    data, shape = t.axes(x), t.shape(out)
+    starts, ends = t.numbers(node, 1, "starts") or [], t.numbers(node, 2, "ends") or []
+    named = t.numbers(node, 3, "axes") or list(range(len(starts)))
+    steps = t.numbers(node, 4) or [1] * len(starts)
+    follow: list[tuple[Axis, Axis, Axis] | None] = []
+    for start, axis, step in zip(starts, named, steps, strict=True):
+        k = axis % len(data)
+        n, count = t.shape(x)[k], shape[k]
+        begin = max(0, min(n, start + n if start < 0 else start))
+        whole = data[k]
+        if step == 1 and count < n:
+            before, data[k], _ = _cut(t, node, x, k, [begin, count, n - begin - count])
+            follow.append(None if symbolic(whole) else (whole, before, data[k]))
+            continue
+        if step != 1:
+            data[k] = _every(t, node, whole, n, begin, step, count)
+        follow.append(None)
+    t.put(out, data)
+    attribute = "starts" in node.attributes
+    if any(follow):
+        t.literal(node, "starts" if attribute else 1, lambda size: _edges(size, starts, follow, last=False))
+        t.literal(node, "ends" if attribute else 2, lambda size: _edges(size, ends, follow, last=True))
+
+
+def _edges(
+    size: Resize, old: Sequence[int], follow: Sequence[tuple[Axis, Axis, Axis] | None], *, last: bool
+) -> list[int | None]:
+    """The bounds of a slice after an edit; a bound that still means the same is kept as it was written."""
+    out: list[int | None] = []
+    for bound, axes in zip(old, follow, strict=True):
+        if axes is None:
+            out.append(bound)
+            continue
+        n = size(axes[0])
+        wanted = size(axes[1]) + (size(axes[2]) if last else 0)
+        means = max(0, min(n, bound + n if bound < 0 else bound))
+        out.append(bound if means == wanted else wanted)
+    return out
+
+
+def _every(t: Trace, node: ir.Node, axis: Axis, n: int, begin: int, step: int, count: int) -> Axis:
+    """x[begin::step]: with n = outer · step, one of the step inner units of each outer one."""
+    why = f"a stride over {n} units at node '{label(node)}' (Slice)"
+    if step <= 0 or n % step or begin >= step or count != n // step:
+        t.freeze(node, axis, "opaque", "every so many units taken, or in reverse,")
+        return t.fixed(count, "opaque", why)
+    outer, inner = t.split(node, axis, n // step)
+    t.freeze(node, inner, "literal", "a stride")
+    return outer
+
+
+@RULES("Gather", axes="constant indices: ordered sum; run-time indices: frozen; else pointwise")
+def gather(t: Trace, node: ir.Node) -> None:
+    """Units chosen by indices."""
+    x, indices = _data(node), node.inputs[1]
+    assert indices is not None
+    data = t.axes(x)
+    at = node.attributes.get_int("axis", 0) % len(data)
+    chosen = t.facts.ints(indices)
+    rank = len(t.shape(indices))
+    if chosen is None or rank > 1:
+        t.freeze(node, data[at], "opaque", "indexed at run time")
+        t.use("weight", x, data)
+        rows = [t.merge(node, [(x, axis)]) if axis else UNIT for axis in data]
+        t.put(node.outputs[0], [*rows[:at], *t.axes(indices), *rows[at + 1 :]])
+        return
+    n = t.shape(x)[at]
+    picked = _pick(t, node, x, at, [k % n for k in chosen])
+    t.put(node.outputs[0], [*data[:at], *([picked] if rank else []), *data[at + 1 :]])
+
+
+def _pick(t: Trace, node: ir.Node, x: ir.Value, at: int, chosen: list[int]) -> Axis:
+    """Runs of consecutive indices as an ordered sum; the indices follow when what lies before them grows."""
+    n = t.shape(x)[at]
+    if not chosen:
+        raise Opaque("an empty selection")
+    runs: list[list[int]] = []
+    for k in chosen:
+        if runs and runs[-1][1] == k:
+            runs[-1][1] = k + 1
+        else:
+            runs.append([k, k + 1])
+    if runs == [[0, n]]:
+        return t.axes(x)[at]
+    if len(runs) > RUN_LIMIT:
+        raise Opaque("a permutation of single units")
+    bounds = sorted({0, n, *(edge for run in runs for edge in run)})
+    pieces = _cut(t, node, x, at, [b - a for a, b in zip(bounds, bounds[1:], strict=False)])
+    starts = dict(zip(bounds, range(len(bounds)), strict=True))
+    spans = [pieces[starts[a] : starts[b]] for a, b in runs]
+
+    def follow(size: Resize) -> list[int | None]:
+        offset = [0]
+        for piece in pieces:
+            offset.append(offset[-1] + size(piece))
+        return [k for a, b in runs for k in range(offset[starts[a]], offset[starts[b]])]
+
+    if not symbolic(t.axes(x)[at]):
+        t.literal(node, 1, follow)
+    return concat([piece for span in spans for piece in span])
+
+
+@RULES("Pad", axes="padded axis: ordered sum with the padding; else pointwise")
+def pad(t: Trace, node: ir.Node) -> None:
+    """Constant units before and after; negative amounts crop."""
+    x, out = _data(node), node.outputs[0]
+    data = t.axes(x)
+    pads = t.numbers(node, 1, "pads") or []
+    named = t.numbers(node, 3) or list(range(len(data)))
+    constant = node.attributes.get_string("mode", "constant") == "constant"
+    for i, axis in enumerate(named):
+        k = axis % len(data)
+        before, after = pads[i], pads[i + len(named)]
+        if before == after == 0:
+            continue
+        if not constant or before < 0 or after < 0:
+            t.freeze(node, data[k], "spatial", "padded or cropped")
+            data[k] = t.fixed(t.shape(out)[k], "spatial", f"padded by node '{label(node)}'")
+            continue
+        why = f"padding of node '{label(node)}' (Pad)"
+        edges = [[t.fixed(n, "literal", why)] if n else [] for n in (before, after)]
+        data[k] = concat([*edges[0], data[k], *edges[1]])
+    t.put(out, data)

@@ -1,0 +1,229 @@
+"""Spaces: all axes that must change together, found in a graph, named, and each either free or frozen for a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import onnx_ir as ir
+
+from surgery.errors import UnknownName
+from surgery.graph import layout
+from surgery.graph.axes import Atom, Axis, factors, find, leaves, size_of, summands
+from surgery.graph.prepare import prepared
+from surgery.graph.layout import Factor, Layout, Role, Sum, Units
+from surgery.graph.roles import Roles, assign
+from surgery.graph.trace import Operand, Trace
+from surgery.graph.walk import walk
+
+Fill = Literal["random", "zero", "donor"]
+"""How entries of new units start: drawn like the tensor's own entries, zero, or as a copy of another unit's."""
+
+
+_FIXED = frozenset({"symbolic", "spatial", "kernel", "literal"})
+"""Kinds of axes that are no units of a layer: image rows, kernel taps, batch; they are plain sizes in layouts."""
+
+
+@dataclass(frozen=True, slots=True)
+class AxisRef:
+    """One axis of a tensor in which a space occurs."""
+
+    tensor: str
+    axis: int
+    role: Role
+    layout: str
+
+
+@dataclass(frozen=True)
+class Space:
+    """A set of units, and everything that must change when their number does.
+
+    Attributes:
+      name: the module path of the first parameter that makes the units.
+      size: number of units.
+      axes: every (tensor, axis) in which they occur.
+      kinds: why the space is frozen, by kind ("input", "output", "spatial", "mixer", "opaque" …); empty if free.
+      reasons: the same in words, each naming its node.
+      no_zero, no_net2net: why an initialisation is not exact here; None if it is.
+    """
+
+    name: str
+    size: int
+    axes: tuple[AxisRef, ...]
+    kinds: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+    no_zero: str | None = None
+    no_net2net: str | None = None
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def widenable(self) -> bool:
+        """Whether the number of units can grow exactly."""
+        return not self.reasons and (self.no_zero is None or self.no_net2net is None)
+
+    @property
+    def reason(self) -> str | None:
+        """Why the space cannot grow, in one sentence."""
+        if self.reasons:
+            return self.reasons[0]
+        return None if self.widenable else f"{self.no_zero}; {self.no_net2net}"
+
+    @property
+    def hidden(self) -> bool:
+        """Whether the space lies inside the network, not at its interface."""
+        return not set(self.kinds) & {"input", "output"}
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The spaces of a graph.
+
+    Attributes:
+      model: the analysed graph, prepared (functions inlined, merged constants apart); not to be changed.
+      trace: the axes of every value.
+      spaces: all of them, in graph order, frozen ones included; axes of space, kernel and batch are not spaces.
+      tensors: parameter or constant -> the layout of each of its axes.
+      fills: tensor -> how entries of new units start.
+    """
+
+    model: ir.Model
+    trace: Trace
+    spaces: tuple[Space, ...]
+    tensors: Mapping[str, tuple[Layout, ...]]
+    fills: Mapping[str, Fill]
+    _names: Mapping[Atom, str] = field(repr=False)
+
+    @cached_property
+    def by_name(self) -> dict[str, Space]:
+        """Every name and alias of every space."""
+        names = {alias: space for space in self.spaces for alias in space.aliases}
+        return names | {space.name: space for space in self.spaces}
+
+    @property
+    def literals(self) -> list[Operand]:
+        """Numbers in the graph that follow the axes, in node order."""
+        return self.trace.literals
+
+    def space(self, name: str) -> Space:
+        """Find a space by name, alias, or an unambiguous ending of its name.
+
+        Raises:
+          UnknownName: with the nearest names.
+        """
+        if name in self.by_name:
+            return self.by_name[name]
+        ending = {id(space): space for known, space in self.by_name.items() if known.endswith("." + name)}
+        if len(ending) == 1:
+            return next(iter(ending.values()))
+        raise UnknownName("space", name, [space.name for space in self.spaces if space.hidden])
+
+    def layout(self, axis: Axis) -> Layout:
+        """The layout of any axis of the trace; roles are meaningless on activations."""
+        return _layout(axis, self._names, frozenset())
+
+    def resize(self, sizes: Mapping[str, int]) -> Callable[[Axis], int]:
+        """A function that gives the size of any axis once some spaces have new sizes."""
+        return lambda axis: layout.size(self.layout(axis), sizes)
+
+
+def analyse(model: ir.Model) -> Analysis:
+    """Find the spaces of a graph.
+
+    Args:
+      model: an ONNX graph; only shapes and small constants are read.
+
+    Returns:
+      The analysis. What could not be proved to be free is frozen, with the reason and the node that caused it.
+
+    Raises:
+      GraphError: if an input has no shape or an axis of size 0.
+    """
+    model = prepared(model)
+    trace = walk(model)
+    roles = assign(trace)
+    members: dict[Atom, list[tuple[str, int, Atom]]] = {}
+    for tensor, axes in trace.tensors.items():
+        for k, axis in enumerate(axes):
+            for leaf in leaves(axis):
+                if not any(why.kind in _FIXED for why in leaf.frozen):
+                    members.setdefault(find(leaf), []).append((tensor, k, leaf))
+    names = _names(members, roles)
+    layouts = {
+        tensor: tuple(_layout(axis, names, roles.consumers) for axis in axes) for tensor, axes in trace.tensors.items()
+    }
+    spaces = tuple(_space(root, names[root], members[root], roles, layouts) for root in members)
+    return Analysis(model, trace, spaces, layouts, _fills(trace, roles), names)
+
+
+def _space(
+    root: Atom, name: str, members: list[tuple[str, int, Atom]], roles: Roles, layouts: Mapping[str, tuple[Layout, ...]]
+) -> Space:
+    refs = dict.fromkeys(
+        AxisRef(tensor, k, "in" if leaf in roles.consumers else "out", layout.text(layouts[tensor][k]))
+        for tensor, k, leaf in members
+    )
+    return Space(
+        name=name,
+        size=root.size,
+        axes=tuple(refs),
+        kinds=tuple(dict.fromkeys(why.kind for why in root.frozen)),
+        reasons=tuple(why.reason for why in root.frozen),
+        no_zero=roles.no_zero.get(root),
+        no_net2net=roles.no_net2net.get(root),
+    )
+
+
+def _names(members: Mapping[Atom, list[tuple[str, int, Atom]]], roles: Roles) -> dict[Atom, str]:
+    """Every class is named after the module of the first parameter that makes its units."""
+    wanted: dict[str, list[Atom]] = {}
+    for root, places in members.items():
+        wanted.setdefault(_base(root, places, roles), []).append(root)
+    names: dict[Atom, str] = {}
+    for base, roots in wanted.items():
+        if len(roots) == 1:
+            names[roots[0]] = base
+            continue
+        # several groups of units in one axis: heads and head size, say
+        for k, root in enumerate(roots):
+            names[root] = f"{base}[{k}]"
+    return names
+
+
+def _base(root: Atom, places: list[tuple[str, int, Atom]], roles: Roles) -> str:
+    for why in root.frozen:
+        if why.kind in ("input", "symbolic") and "'" in why.reason:
+            axis, name = why.reason.split()[1], why.reason.split("'")[1]
+            return f"{name}[{axis}]"
+    makers = [(tensor, k) for tensor, k, leaf in places if leaf not in roles.consumers]
+    weights = [place for place in makers if "weight" in roles.purpose.get(place[0], ())]
+    tensor = (weights or makers or places)[0][0]
+    return module(tensor)
+
+
+def module(tensor: str) -> str:
+    """The module path of a parameter: its name without the last part."""
+    path, dot, last = tensor.rpartition(".")
+    return path if dot and path and not last.isdigit() else tensor
+
+
+def _layout(axis: Axis, names: Mapping[Atom, str], consumers: frozenset[Atom] | set[Atom]) -> Layout:
+    out: list[Factor] = []
+    for atom in factors(axis):
+        if atom.segments is not None:
+            parts = tuple(_layout(tuple(part), names, consumers) for part in summands(atom))
+            whole = all(len(part) == 0 or all(isinstance(f, int) for f in part) for part in parts)
+            out.append(size_of((atom,)) if whole else Sum(parts))
+            continue
+        name = names.get(find(atom))
+        out.append(atom.size if name is None else Units(name, atom.size, "in" if atom in consumers else "out"))
+    return layout.simplified(out)
+
+
+def _fills(trace: Trace, roles: Roles) -> dict[str, Fill]:
+    fills: dict[str, Fill] = {}
+    for tensor in trace.tensors:
+        purpose = roles.purpose.get(tensor, set())
+        fills[tensor] = "random" if "weight" in purpose else "zero" if purpose == {"bias"} else "donor"
+    return fills

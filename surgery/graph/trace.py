@@ -1,0 +1,322 @@
+"""The forward walk over a graph: one rule per operator describes its axes; what no rule can describe is frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from surgery.graph.axes import Atom, Axis, Freeze, Mismatch, cut, derive, factors, freeze, size_of, take, unify
+from surgery.graph.facts import Facts, captured
+
+Resize = Callable[[Axis], int]
+"""New size of an axis after an edit."""
+
+
+class Opaque(Exception):
+    """A rule cannot describe this node; everything it touches is frozen with this reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A number written in the graph that must follow the axes: an input operand or an attribute of a node.
+
+    Attributes:
+      node: the node that holds it.
+      where: input index, or attribute name.
+      value: new size of an axis -> the numbers; None entries are dimensions that stay symbolic.
+      shape: the numbers are a shape: what counts is the shape that comes of them (-1, 0 and computed entries may
+        already give the right one).
+    """
+
+    node: ir.Node
+    where: int | str
+    value: Callable[[Resize], Sequence[int | None]]
+    shape: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A place where units of an axis are mixed.
+
+    Attributes:
+      kind: "contract" (a sum of products of two operands), "sum", "mean", "order" (max, top-k, arg-max, soft-max).
+      node: the node that mixes.
+      axes: the mixed axis in each operand (unified already).
+      constant: per operand, whether it is computed from parameters only.
+    """
+
+    kind: Literal["contract", "sum", "mean", "order"]
+    node: ir.Node
+    axes: tuple[Axis, ...]
+    constant: tuple[bool, ...]
+
+
+@dataclass
+class Trace:
+    """What the rules found out, value by value. Rules read operands with `axes` and write results with `put`.
+
+    Attributes:
+      facts: shapes and folded values.
+      tensors: parameter or constant tensor -> its axes.
+      sites: where units are mixed.
+      literals: numbers in the graph which follow the axes, in node order.
+      productions: (axis of a constant operand, the activation axis it became).
+      uses: ("weight" | "bias" | "scale", axes of a constant operand), what a constant is for.
+      limits: (axis, "zero" | "net2net", reason): an initialisation that an axis cannot take.
+      opaque: nodes that no rule described, with the reason.
+    """
+
+    facts: Facts
+    tensors: dict[str, list[Axis]] = field(default_factory=dict)
+    sites: list[Site] = field(default_factory=list)
+    literals: list[Operand] = field(default_factory=list)
+    productions: list[tuple[Axis, Axis]] = field(default_factory=list)
+    uses: list[tuple[str, list[Axis]]] = field(default_factory=list)
+    limits: list[tuple[Axis, str, str]] = field(default_factory=list)
+    opaque: dict[str, str] = field(default_factory=dict)
+    _of: dict[ir.Value, list[Axis] | None] = field(default_factory=dict)
+    _sequences: dict[ir.Value, list[list[Axis]]] = field(default_factory=dict)
+
+    # ---- reading operands -----------------------------------------------------------------------------------
+
+    def axes(self, value: ir.Value) -> list[Axis]:
+        """The axes of an operand used as data, outermost first.
+
+        Raises:
+          Opaque: if its shape is not known.
+        """
+        self._freeze_sources(value)
+        if value not in self._of:
+            self._of[value] = self._constant_axes(value)
+        axes = self._of[value]
+        if axes is None:
+            raise Opaque(f"the shape of '{value.name}' is not known")
+        return list(axes)
+
+    def described(self, value: ir.Value) -> list[Axis] | None:
+        """The axes that a rule has put for a value, or None."""
+        return self._of.get(value)
+
+    def shape(self, value: ir.Value) -> tuple[int, ...]:
+        """The concrete shape of a value.
+
+        Raises:
+          Opaque: if it is not known.
+        """
+        shape = self.facts.shapes.get(value)
+        if shape is None:
+            raise Opaque(f"the shape of '{value.name}' is not known")
+        return shape
+
+    def constant(self, value: ir.Value | None) -> bool:
+        """Whether a value depends on parameters and constants only."""
+        return value is None or value in self.facts.constant
+
+    def numbers(self, node: ir.Node, index: int, attribute: str | None = None) -> list[int] | None:
+        """An integer operand that is an attribute in old opsets and an input in new ones; None if absent.
+
+        Raises:
+          Opaque: if it is an input whose value is not known.
+        """
+        if attribute is not None and attribute in node.attributes:
+            value = node.attributes[attribute].value
+            return [int(n) for n in (value if isinstance(value, Sequence) else [value])]
+        if index >= len(node.inputs) or node.inputs[index] is None:
+            return None
+        found = self.facts.ints(node.inputs[index])
+        if found is None:
+            raise Opaque(f"operand {index} of node '{label(node)}' is only known at run time")
+        return found
+
+    def scalar(self, value: ir.Value | None) -> np.ndarray | None:
+        """A folded value, or None."""
+        return None if value is None else self.facts.known.get(value)
+
+    def _freeze_sources(self, value: ir.Value) -> None:
+        """A size that is used as data would change the function when the axis grows."""
+        for source, dim in self.facts.taint(value):
+            axes = self._of.get(source)
+            if axes is not None and not self.facts.symbolic(source, dim):
+                reason = f"its size is used as a number ('{value.name}')"
+                freeze(axes[dim], Freeze("shape", reason))
+
+    def _constant_axes(self, value: ir.Value) -> list[Axis] | None:
+        shape = self.facts.shapes.get(value)
+        if shape is None:
+            return None
+        producer = value.producer()
+        if producer is None or (producer.op_type == "Constant" and not producer.inputs):
+            name = value.name or ""
+            self.tensors[name] = [(Atom(n, tensor=name),) if n != 1 else () for n in shape]
+            computed = len(_readers(value)) > 1 and any(n.op_type not in _PASSIVE for n in _readers(value))
+            return _guard(value, self.tensors[name]) if computed else self.tensors[name]
+        why = f"computed from literals by node '{label(producer)}'"
+        return [self.fixed(n, "literal", why) for n in shape]
+
+    # ---- making axes ----------------------------------------------------------------------------------------
+
+    def put(self, value: ir.Value, axes: Sequence[Axis]) -> None:
+        """Set the axes of a result; several readers of a value stop scales from travelling back through it."""
+        axes = [() if size_of(axis) == 1 else axis for axis in axes]
+        several = len(_readers(value)) + value.is_graph_output() > 1
+        self._of[value] = _guard(value, axes) if several and not self.constant(value) else list(axes)
+
+    def put_sequence(self, value: ir.Value, members: Sequence[Sequence[Axis]]) -> None:
+        """Set the axes of every member of a sequence."""
+        self._sequences[value] = [list(axes) for axes in members]
+
+    def sequence(self, value: ir.Value) -> list[list[Axis]] | None:
+        """The axes of every member of a sequence, or None."""
+        return self._sequences.get(value)
+
+    def new(self, size: int) -> Axis:
+        """A free axis."""
+        return () if size == 1 else (Atom(size),)
+
+    def fixed(self, size: int, kind: str, reason: str) -> Axis:
+        """An axis that keeps its size."""
+        axis = self.new(size)
+        freeze(axis, Freeze(kind, reason))
+        return axis
+
+    def freeze(self, node: ir.Node, axis: Axis, kind: str, reason: str) -> None:
+        """Freeze an axis, naming the node."""
+        freeze(axis, Freeze(kind, f"{reason} by node '{label(node)}' ({node.op_type})"))
+
+    def same(self, node: ir.Node, *axes: Axis) -> bool:
+        """Unify axes; where that is impossible freeze just these axes, naming the node."""
+        try:
+            for other in axes[1:]:
+                unify(axes[0], other)
+        except Mismatch as mismatch:
+            for axis in axes:
+                freeze(axis, Freeze("mismatch", f"{mismatch} at node '{label(node)}' ({node.op_type})"))
+            return False
+        return True
+
+    def merge(
+        self,
+        node: ir.Node,
+        operands: Sequence[tuple[ir.Value, Axis]],
+        *,
+        mode: Literal["all", "any"] = "all",
+        passes: int = 2,
+    ) -> Axis:
+        """The axis of a result computed from these operands' axes, unit by unit."""
+        axes = [axis for _, axis in operands]
+        barrier = None if passes == 2 else f"node '{label(node)}' ({node.op_type})"
+        if not self.same(node, *axes):
+            return self.fixed(size_of(axes[0]), "mismatch", f"operands differ at node '{label(node)}'")
+        try:
+            result = derive(axes, mode=mode, passes=passes, barrier=barrier)
+        except Mismatch as mismatch:
+            for axis in axes:
+                freeze(axis, Freeze("mismatch", f"{mismatch} at node '{label(node)}' ({node.op_type})"))
+            return self.fixed(size_of(axes[0]), "mismatch", f"operands differ at node '{label(node)}'")
+        if not self.constant(node.outputs[0]):
+            self.productions.extend((axis, result) for value, axis in operands if self.constant(value))
+        return result
+
+    def broadcast(
+        self, node: ir.Node, values: Sequence[ir.Value], *, mode: Literal["all", "any"] = "all", passes: int = 2
+    ) -> list[Axis]:
+        """The axes of an elementwise result, operands aligned at the right; size 1 imposes nothing."""
+        rows = [(value, self.axes(value)) for value in values]
+        rank = max(len(axes) for _, axes in rows)
+        out: list[Axis] = []
+        for k in range(-rank, 0):
+            column = [(v, axes[k]) for v, axes in rows if len(axes) >= -k and axes[k]]
+            out.append(self.merge(node, column, mode=mode, passes=passes) if column else ())
+        return out
+
+    def cut(self, node: ir.Node, axis: Axis, sizes: Sequence[int]) -> list[Axis]:
+        """Cut an axis; where that is impossible freeze it and return frozen pieces."""
+        try:
+            return cut(axis, sizes)
+        except Mismatch as mismatch:
+            why = Freeze("mismatch", f"{mismatch} at node '{label(node)}' ({node.op_type})")
+            freeze(axis, why)
+            return [self.fixed(size, why.kind, why.reason) for size in sizes]
+
+    def split(self, node: ir.Node, axis: Axis, outer: int) -> tuple[Axis, Axis]:
+        """Read an axis as outer · inner; where that is impossible freeze it."""
+        try:
+            head, tail = take(factors(axis), outer)
+            return tuple(head), tuple(tail)
+        except Mismatch as mismatch:
+            why = Freeze("mismatch", f"{mismatch} at node '{label(node)}' ({node.op_type})")
+            freeze(axis, why)
+            inner = size_of(axis) // outer
+            return self.fixed(outer, why.kind, why.reason), self.fixed(inner, why.kind, why.reason)
+
+    # ---- recording ------------------------------------------------------------------------------------------
+
+    def contract(self, node: ir.Node, left: tuple[ir.Value, Axis], right: tuple[ir.Value, Axis]) -> None:
+        """Two operands are multiplied and summed over this axis."""
+        if self.same(node, left[1], right[1]):
+            constants = self.constant(left[0]), self.constant(right[0])
+            self.sites.append(Site("contract", node, (left[1], right[1]), constants))
+
+    def mix(self, node: ir.Node, kind: Literal["sum", "mean", "order"], value: ir.Value, axis: Axis) -> None:
+        """One operand is reduced over this axis."""
+        if axis:
+            self.sites.append(Site(kind, node, (axis,), (self.constant(value),)))
+
+    def use(self, kind: Literal["weight", "bias", "scale"], value: ir.Value, axes: Sequence[Axis]) -> None:
+        """Say what a constant operand is for (it decides how new entries are filled)."""
+        if self.constant(value):
+            self.uses.append((kind, list(axes)))
+
+    def literal(
+        self,
+        node: ir.Node,
+        where: int | str,
+        value: Callable[[Resize], Sequence[int | None]],
+        *,
+        shape: bool = False,
+    ) -> None:
+        """Register numbers in the graph that must follow the axes."""
+        self.literals.append(Operand(node, where, value, shape))
+
+
+_PASSIVE = frozenset(
+    "Gemm MatMul Conv ConvTranspose Einsum LSTM GRU RNN Slice Split Gather Concat Reshape Flatten Transpose Squeeze "
+    "Unsqueeze Identity Cast Expand".split()
+)
+"""Readers of a weight that only move or contract it: several of them may share it."""
+
+
+def _readers(value: ir.Value) -> list[ir.Node]:
+    return [use.node for use in value.uses() if use.node.op_type not in ("Shape", "Size")]
+
+
+def _guard(value: ir.Value, axes: Sequence[Axis]) -> list[Axis]:
+    """Occurrences through which no scale travels back, because others read the value too."""
+    barrier = f"'{value.name}' is read by several nodes"
+    return [derive([axis], passes=1, barrier=barrier) if axis else () for axis in axes]
+
+
+def label(node: ir.Node) -> str:
+    """How a node is called in messages: its name, or its first output."""
+    return node.name or (node.outputs[0].name if node.outputs else None) or node.op_type
+
+
+def give_up(trace: Trace, node: ir.Node, reason: str) -> None:
+    """Freeze everything that a node touches."""
+    trace.opaque[label(node)] = reason
+    why = Freeze("opaque", f"{reason}: node '{label(node)}' ({node.op_type})")
+    for value in [v for v in node.inputs if v is not None] + captured(node):
+        try:
+            for axis in trace.axes(value):
+                freeze(axis, why)
+        except Opaque:
+            continue
+    for value in node.outputs:
+        shape = trace.facts.shapes.get(value)
+        axes = None if shape is None else [trace.fixed(n, why.kind, why.reason) for n in shape]
+        trace._of[value] = axes
+

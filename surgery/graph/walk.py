@@ -1,0 +1,93 @@
+"""Walk a graph once, in order: facts first, then the operator's rule, then a check of one against the other."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from surgery.graph.axes import Freeze, Mismatch, freeze, size_of
+from surgery.graph.facts import Facts
+from surgery.graph.rules import RULES
+from surgery.graph.trace import Opaque, Trace, give_up
+
+
+def walk(model: ir.Model) -> Trace:
+    """Describe every axis of every value of a graph.
+
+    Args:
+      model: any valid graph; functions must have been inlined.
+
+    Returns:
+      The trace; what no rule describes is frozen in it, with the node's name.
+
+    Raises:
+      GraphError: if an input has no shape or an axis of size 0.
+    """
+    trace = Trace(Facts(model))
+    for value in model.graph.inputs:
+        if value not in trace.facts.constant:
+            _interface(trace, value)
+    for node in model.graph:
+        trace.facts.step(node)
+        if all(value in trace.facts.known for value in node.outputs):
+            continue
+        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+            continue
+        _describe(trace, node)
+    for value in model.graph.outputs:
+        _freeze_output(trace, value)
+    return trace
+
+
+def _interface(trace: Trace, value: ir.Value) -> None:
+    axes = []
+    for k, n in enumerate(trace.shape(value)):
+        if trace.facts.symbolic(value, k):
+            axes.append(trace.fixed(n, "symbolic", f"axis {k} of input '{value.name}' is symbolic"))
+        else:
+            axes.append(trace.fixed(n, "input", f"axis {k} of input '{value.name}'"))
+    trace.put(value, axes)
+
+
+def _freeze_output(trace: Trace, value: ir.Value) -> None:
+    try:
+        axes = trace.axes(value)
+    except Opaque:
+        return
+    for k, axis in enumerate(axes):
+        freeze(axis, Freeze("output", f"axis {k} of output '{value.name}'"))
+
+
+def _describe(trace: Trace, node: ir.Node) -> None:
+    rule = RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    if rule is None:
+        give_up(trace, node, f"no rule for operator {node.domain + '.' if node.domain else ''}{node.op_type}")
+        return
+    try:
+        rule.describe(trace, node)
+        wrong = _disagreement(trace, node)
+    except Opaque as reason:
+        give_up(trace, node, str(reason))
+    except Mismatch as mismatch:
+        give_up(trace, node, str(mismatch))
+    else:
+        if wrong:
+            give_up(trace, node, wrong)
+
+
+def _disagreement(trace: Trace, node: ir.Node) -> str | None:
+    """A rule whose axes do not have the inferred shape is not believed."""
+    for value in node.outputs:
+        if trace.sequence(value) is not None:
+            continue
+        shape = trace.facts.shapes.get(value)
+        found = trace.described(value)
+        if shape is None or found is None:
+            if value.uses() or value.is_graph_output():
+                return f"the shape of '{value.name}' is not known"
+            continue
+        if tuple(size_of(axis) for axis in found) != shape:
+            return f"the rule gives {[size_of(axis) for axis in found]} where shapes say {list(shape)}"
+    return None
+
+
+
