@@ -1,0 +1,209 @@
+"""Convolutional building blocks: normalised, grouped, shuffled, dense, gated, transposed, pooled."""
+
+# mypy: disable-error-code="no-any-return"
+# (calling a module gives Any)
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.zoo_base import CORE, Net
+
+
+class BatchNormResNet(nn.Module):
+    """Two conv-bn pairs and a strided 1x1 shortcut, as in ResNet's downsampling block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1, bias=False), nn.BatchNorm2d(5), nn.ReLU())
+        self.conv1, self.bn1 = nn.Conv2d(5, 11, 3, 2, 1, bias=False), nn.BatchNorm2d(11)
+        self.conv2, self.bn2 = nn.Conv2d(11, 7, 3, 1, 1, bias=False), nn.BatchNorm2d(7)
+        self.shortcut = nn.Sequential(nn.Conv2d(5, 7, 1, 2, bias=False), nn.BatchNorm2d(7))
+        self.q = nn.Linear(7, 6)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        x = self.stem(frames)
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return self.q(F.relu(y + self.shortcut(x)).mean(dim=(2, 3)))
+
+
+class MobileNet(nn.Module):
+    """Sandler et al. 2018: expand, filter each channel by itself, project, add."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 5, 3, 2, 1)
+        self.expand, self.bn1 = nn.Conv2d(5, 13, 1, bias=False), nn.BatchNorm2d(13)
+        self.depthwise, self.bn2 = nn.Conv2d(13, 13, 3, padding=1, groups=13, bias=False), nn.BatchNorm2d(13)
+        self.project, self.bn3 = nn.Conv2d(13, 5, 1, bias=False), nn.BatchNorm2d(5)
+        self.q = nn.Linear(5, 6)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        x = self.stem(frames)
+        y = F.relu6(self.bn2(self.depthwise(F.relu6(self.bn1(self.expand(x))))))
+        return self.q((x + self.bn3(self.project(y))).mean(dim=(2, 3)))
+
+
+def channel_shuffle(x: Tensor, groups: int) -> Tensor:
+    """[B, groups * C, H, W] -> [B, C * groups, H, W]."""
+    channels, pixels = x.shape[1] // groups, x.shape[2:]
+    return x.view(-1, groups, channels, *pixels).transpose(1, 2).reshape(-1, groups * channels, *pixels)
+
+
+class ShuffleNet(nn.Module):
+    """Zhang et al. 2018: grouped 1x1, channel shuffle, depthwise, grouped 1x1, add; three groups.
+
+    Each group of the depthwise layer's consumer takes an equal part of each group of its producer, so the 18
+    channels grow in blocks of 3 x 3.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.gconv1 = nn.Conv2d(3, 12, 3, 2, 1), nn.Conv2d(12, 18, 1, groups=3)
+        self.depthwise, self.gconv2 = nn.Conv2d(18, 18, 3, 1, 1, groups=18), nn.Conv2d(18, 12, 1, groups=3)
+        self.q = nn.Linear(12, 6)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        x = F.relu(self.stem(frames))
+        y = self.depthwise(channel_shuffle(F.relu(self.gconv1(x)), 3))
+        return self.q(F.relu(x + self.gconv2(y)).mean(dim=(2, 3)))
+
+
+class ShuffleNetV2(nn.Module):
+    """Ma et al. 2018: half of the channels pass by, then both halves are shuffled; three units in a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 12, 3, 2, 1)
+        widths = (5, 7, 11)
+        self.inner = nn.ModuleList(nn.Conv2d(6, width, 1) for width in widths)
+        self.outer = nn.ModuleList(nn.Conv2d(width, 6, 3, padding=1) for width in widths)
+        self.q = nn.Linear(12, 6)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        x = F.relu(self.stem(frames))
+        for inner, outer in zip(self.inner, self.outer, strict=True):
+            left, right = x.chunk(2, dim=1)
+            x = channel_shuffle(torch.cat([left, F.relu(outer(F.relu(inner(right))))], dim=1), 2)
+        return self.q(x.mean(dim=(2, 3)))
+
+
+class DenseNet(nn.Module):
+    """Huang et al. 2017: bn-relu-conv layers that append to their input, then a transition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 5, 3, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in (5, 8, 10))
+        self.grow = nn.ModuleList((nn.Conv2d(5, 3, 3, padding=1), nn.Conv2d(8, 2, 3, padding=1)))
+        self.transition, self.pool, self.q = nn.Conv2d(10, 7, 1), nn.AvgPool2d(2), nn.Linear(7 * 16, 6)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        x = self.stem(frames)
+        for norm, conv in zip(self.norms, self.grow, strict=False):
+            x = torch.cat([x, conv(F.relu(norm(x)))], dim=1)
+        return self.q(self.pool(self.transition(F.relu(self.norms[2](x)))).flatten(1))
+
+
+class SqueezeExcite(nn.Module):
+    """Hu et al. 2018: channel gates from the channels' means."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.squeeze, self.excite = nn.Conv2d(3, 11, 3), nn.Conv2d(11, 5, 1), nn.Conv2d(5, 11, 1)
+        self.q = nn.Linear(11, 6)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        x = F.relu(self.conv(frames))
+        gate = torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean(dim=(2, 3), keepdim=True)))))
+        return self.q((x * gate).amax(dim=(2, 3)))
+
+
+class Temporal(nn.Module):
+    """Causal dilated convolutions over [B, F, T] with a residual; the last step decides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv1d(4, 7, 3), nn.Conv1d(7, 7, 3, dilation=2)
+        self.conv3, self.q = nn.Conv1d(7, 11, 3, 2), nn.Linear(11, 5)
+
+    def forward(self, history: Tensor) -> Tensor:
+        x = F.relu(self.conv1(F.pad(history, (2, 0))))
+        x = x + F.relu(self.conv2(F.pad(x, (4, 0))))
+        return self.q(F.relu(self.conv3(x))[:, :, -1])
+
+
+class Decoder(nn.Module):
+    """A world model's decoder: dense, reshape, two transposed convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.deconv1 = nn.Linear(7, 5 * 9), nn.ConvTranspose2d(5, 11, 3, 2)
+        self.deconv2 = nn.ConvTranspose2d(11, 3, 4, 2, 1)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        x = F.relu(self.fc(latent)).view(-1, 5, 3, 3)
+        return torch.sigmoid(self.deconv2(F.relu(self.deconv1(x))))
+
+
+class FrameSlices(nn.Module):
+    """Frames minus their predecessors, and hidden channels cut into a gating and a gated part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.gate = nn.Conv2d(7, 9, 3), nn.Conv2d(4, 5, 1)
+        self.q = nn.Linear(5 * 36, 6)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        x = self.conv1(torch.cat([frames, frames[:, 1:] - frames[:, :-1]], dim=1))
+        return self.q((torch.sigmoid(self.gate(F.relu(x[:, :4]))) * x[:, 4:]).flatten(1))
+
+
+class Pools(nn.Module):
+    """Adaptive average and maximum pools to 2x2 and 1x1, a padded maximum pool between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 5, 3, padding=1), nn.Conv2d(5, 7, 3, padding=1)
+        self.pool = nn.MaxPool2d(3, 2, 1)
+        self.mean, self.max = nn.AdaptiveAvgPool2d(2), nn.AdaptiveMaxPool2d(1)
+        self.q = nn.Linear(7 * 4 + 7, 6)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        x = F.relu(self.conv2(self.pool(F.relu(self.conv1(frames)))))
+        return self.q(torch.cat([self.mean(x).flatten(1), self.max(x).flatten(1)], dim=1))
+
+
+def gap_head() -> nn.Module:
+    """Two convolutions, global average pool, linear."""
+    convs = (nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 7, 3), nn.ReLU())
+    return nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(7, 6))
+
+
+def prelu_net() -> nn.Module:
+    """A slope per channel after the convolution, one slope for all units after the linear layer."""
+    conv = (nn.Conv2d(3, 5, 3), nn.PReLU(5), nn.Flatten())
+    return nn.Sequential(*conv, nn.Linear(180, 11), nn.PReLU(), nn.Linear(11, 6))
+
+
+FRAMES = {"frames": ("batch", 3, 8, 8)}
+
+CONVOLUTIONAL: tuple[Net, ...] = (
+    Net("batchnorm_resnet", BatchNormResNet, FRAMES, ("q",), {"stem.0": 5, "conv1": 11, "conv2": 7}),
+    Net("mobilenet", MobileNet, FRAMES, ("q",), {"stem": 5, "expand": 13}),
+    Net("shufflenet", ShuffleNet, FRAMES, ("q",), {"stem:group": 4, "gconv1:block": 2}),
+    Net("shufflenet_v2", ShuffleNetV2, FRAMES, ("q",), {f"inner.{i}": n for i, n in enumerate((5, 7, 11))},
+        frozen={"stem": 12}),
+    Net("densenet", DenseNet, FRAMES, ("q",), {"stem": 5, "grow.0": 3, "grow.1": 2, "transition": 7}),
+    Net("squeeze_excite", SqueezeExcite, FRAMES, ("q",), {"conv": 11, "squeeze": 5}, CORE | {"gating"}),
+    Net("temporal_conv", Temporal, {"history": ("batch", 4, 9)}, ("q",), {"conv1": 7, "conv3": 11}),
+    Net("decoder", Decoder, {"latent": ("batch", 7)}, ("frame",), {"fc:channels": 5, "deconv1": 11},
+        frozenset({"transposed"})),
+    Net("frame_slices", FrameSlices, {"frames": ("batch", 4, 8, 8)}, ("q",),
+        {"conv1:gate": 4, "conv1:value": 5}, CORE | {"gating"}),
+    Net("pools", Pools, FRAMES, ("q",), {"conv1": 5, "conv2": 7}),
+    Net("gap_head", gap_head, FRAMES, ("q",), {"0": 5, "2": 7}),
+    Net("prelu", prelu_net, FRAMES, ("q",), {"0": 5, "3": 11}),
+)  # fmt: skip
