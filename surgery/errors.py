@@ -1,17 +1,17 @@
 """Everything that can go wrong, as one tree; each class owns the exit status of the command line.
 
-    SurgeryError              2   the command or a file is wrong
-    ├── FileError             2   a file cannot be read or written
-    │   ├── UnknownFormat     2   not a kind of file that we read
-    │   └── CorruptFile       2   the right kind, but damaged or hostile
-    ├── MissingDependency     2   an optional package is not installed
-    ├── ArgumentError         2   a value that no command could honour
-    │   └── UnknownName       2   a name that the model does not have (lists the nearest ones)
-    ├── GraphError            2   a graph that is not valid ONNX, or that we cannot take in
-    ├── PlanMismatch          2   a plan that does not fit the checkpoint it is applied to
-    ├── Refused               1   the answer is no: a frozen space, no exact route
-    ├── ClaimFailed           1   the result does not keep what the plan claimed
-    └── ProofFailed           3   the plan's own float64 proof fails: a bug of ours
+SurgeryError              2   the command or a file is wrong
+├── FileError             2   a file cannot be read or written
+│   ├── UnknownFormat     2   not a kind of file that we read
+│   └── CorruptFile       2   the right kind, but damaged or hostile
+├── MissingDependency     2   an optional package is not installed
+├── ArgumentError         2   a value that no command could honour
+│   └── UnknownName       2   a name that the model does not have (lists the nearest ones)
+├── GraphError            2   a graph that is not valid ONNX, or that we cannot take in
+├── PlanMismatch          2   a plan that does not fit the checkpoint it is applied to
+├── Refused               1   the answer is no: a frozen space, no exact route
+├── ClaimFailed           1   the result does not keep what the plan claimed
+└── ProofFailed           3   the plan's own float64 proof fails: a bug of ours
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ class SurgeryError(Exception):
 
     exit_code = 2
 
-    def __init__(self, message: str, *, where: Mapping[str, object] | None = None, hint: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, where: Mapping[str, object] | None = None, hint: str | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.where = {label: str(text) for label, text in (where or {}).items()}

@@ -24,6 +24,20 @@ Axis = tuple["Atom", ...]
 UNIT: Axis = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Product:
+    """An atom that has been read as a product: its factors, outermost first."""
+
+    factors: list[Atom]
+
+
+@dataclass(frozen=True, slots=True)
+class Concatenation:
+    """An atom that has been read as a sum: its segments, in order."""
+
+    segments: list[Axis]
+
+
 class Mismatch(Exception):
     """Two axes that an operator equates have no common refinement."""
 
@@ -63,7 +77,7 @@ class Atom:
         self.passes = 2
         self.barrier: str | None = None
         self._parent: Atom | None = None
-        self._children: tuple[Literal["product"], list[Atom]] | tuple[Literal["sum"], list[Axis]] | None = None
+        self._children: Product | Concatenation | None = None
         self._frozen: list[Freeze] = []
 
     def __repr__(self) -> str:
@@ -78,7 +92,7 @@ class Atom:
     def segments(self) -> list[Axis] | None:
         """The ordered summands of a concatenation, or None for a plain group of units."""
         _expand(self)
-        return self._children[1] if self._children and self._children[0] == "sum" else None
+        return self._children.segments if isinstance(self._children, Concatenation) else None
 
 
 def find(atom: Atom) -> Atom:
@@ -97,7 +111,12 @@ def size_of(axis: Axis) -> int:
 
 
 def _inherit(child: Atom, parent: Atom, origins: Iterable[Atom]) -> Atom:
-    child.tensor, child.mode, child.passes, child.barrier = parent.tensor, parent.mode, parent.passes, parent.barrier
+    child.tensor, child.mode, child.passes, child.barrier = (
+        parent.tensor,
+        parent.mode,
+        parent.passes,
+        parent.barrier,
+    )
     child.origins = tuple(origins)
     return child
 
@@ -107,7 +126,7 @@ def _like(atom: Atom, template: Axis, origin_axes: Sequence[Axis]) -> Axis:
     made = []
     for k, other in enumerate(template):
         child = _inherit(Atom(other.size), atom, [axis[k] for axis in origin_axes] or atom.origins)
-        _join(child, other)
+        _join(other, child)
         made.append(child)
     return tuple(made)
 
@@ -133,32 +152,32 @@ def _expand(atom: Atom) -> None:
 
 def _divide(atom: Atom, root: Atom) -> None:
     """Mirror the division of the class in one of its occurrences."""
-    assert root._children is not None
-    kind, children = root._children
-    aligned = [origin._children[1] for origin in atom.origins if origin._children and _parallel(origin, root)]
+    aligned = [origin._children for origin in atom.origins if _parallel(origin._children, root._children)]
     if len(aligned) != len(atom.origins):
         # operands divided in another way: keep the links, but nothing is passed back through them
-        coarse = tuple(leaves(atom.origins))
-        aligned = []
-        atom.origins, atom.passes, atom.barrier = coarse, 0, atom.barrier or "a division its operands do not share"
-    if kind == "product":
-        atom._children = ("product", list(_like(atom, tuple(children), [tuple(a) for a in aligned])))  # type: ignore[arg-type]
-    else:
-        atom._children = ("sum", [_like(atom, seg, [a[k] for a in aligned]) for k, seg in enumerate(children)])  # type: ignore[arg-type, misc]
+        aligned, atom.origins, atom.passes = [], tuple(leaves(atom.origins)), 0
+        atom.barrier = atom.barrier or "a division its operands do not share"
+    if isinstance(root._children, Product):
+        rows = [tuple(part.factors) for part in aligned if isinstance(part, Product)]
+        atom._children = Product(list(_like(atom, tuple(root._children.factors), rows)))
+    elif isinstance(root._children, Concatenation):
+        sums = [part.segments for part in aligned if isinstance(part, Concatenation)]
+        atom._children = Concatenation(
+            [
+                _like(atom, segment, [part[k] for part in sums])
+                for k, segment in enumerate(root._children.segments)
+            ]
+        )
 
 
-def _parallel(left: Atom, right: Atom) -> bool:
-    """Whether two divided occurrences of one class are divided in the same way at the top level."""
-    assert left._children is not None and right._children is not None
-    a, b = left._children, right._children
-    if a[0] != b[0] or len(a[1]) != len(b[1]):
-        return False
-    if a[0] == "product":
-        return all(x.size == y.size for x, y in zip(a[1], b[1], strict=True))  # type: ignore[union-attr]
-    return all(
-        len(x) == len(y) and all(p.size == q.size for p, q in zip(x, y, strict=True))  # type: ignore[arg-type]
-        for x, y in zip(a[1], b[1], strict=True)
-    )
+def _parallel(left: Product | Concatenation | None, right: Product | Concatenation | None) -> bool:
+    """Whether two occurrences of one class are divided in the same way at the top level."""
+    if isinstance(left, Product) and isinstance(right, Product):
+        return [atom.size for atom in left.factors] == [atom.size for atom in right.factors]
+    if isinstance(left, Concatenation) and isinstance(right, Concatenation):
+        one, other = ([[a.size for a in segment] for segment in part.segments] for part in (left, right))
+        return one == other
+    return False
 
 
 def factors(axis: Axis) -> list[Atom]:
@@ -172,10 +191,10 @@ def factors(axis: Axis) -> list[Atom]:
         _expand(atom)
         if atom._children is None:
             out.append(atom)
-        elif atom._children[0] == "product":
-            stack.extend(reversed(atom._children[1]))
+        elif isinstance(atom._children, Product):
+            stack.extend(reversed(atom._children.factors))
         else:
-            segments = [segment for segment in atom._children[1] if size_of(segment)]
+            segments = [segment for segment in atom._children.segments if size_of(segment)]
             if len(segments) == 1:
                 stack.extend(reversed(segments[0]))
             else:
@@ -221,19 +240,21 @@ def concat(axes: Sequence[Axis]) -> Axis:
     if len(parts) == 1:
         return parts[0]
     atom = Atom(sum(size_of(axis) for axis in parts))
-    atom._children = ("sum", parts)
+    atom._children = Concatenation(parts)
     return (atom,)
 
 
-def _bind(atom: Atom, children: tuple[Literal["product"], list[Atom]] | tuple[Literal["sum"], list[Axis]]) -> None:
+def _bind(atom: Atom, children: Product | Concatenation) -> None:
     """Divide a free class."""
     root = find(atom)
     # a nameless anchor represents the class from now on: every real occurrence gets children of its own
     anchor = Atom(root.size)
     anchor._frozen, anchor._children, root._parent = root._frozen, children, anchor
-    parts = children[1] if children[0] == "product" else [a for segment in children[1] for a in segment]
+    parts = (
+        children.factors if isinstance(children, Product) else [a for axis in children.segments for a in axis]
+    )
     for child in parts:
-        child._frozen = list(root._frozen)  # type: ignore[union-attr]
+        child._frozen = list(root._frozen)
     _expand(atom)
 
 
@@ -253,11 +274,8 @@ def split(atom: Atom, outer: int) -> tuple[Axis, Axis]:
         return ((), (atom,)) if outer == 1 else ((atom,), ())
     _expand(atom)
     if atom._children is None:
-        _bind(atom, ("product", [Atom(outer), Atom(inner)]))
-        assert atom._children is not None
-        a, b = atom._children[1]
-        return (a,), (b,)  # type: ignore[return-value]
-    if atom._children[0] == "product":
+        _bind(atom, Product([Atom(outer), Atom(inner)]))
+    if isinstance(atom._children, Product):
         head, tail = take(factors((atom,)), outer)
         return tuple(head), tuple(tail)
     return _split_sum(atom, outer, inner)
@@ -269,17 +287,17 @@ def _split_sum(atom: Atom, outer: int, inner: int) -> tuple[Axis, Axis]:
     sizes = [size_of(tuple(part)) for part in parts]
     if any(size % inner for size in sizes):
         raise Mismatch(f"segments {' + '.join(map(str, sizes))} are not all multiples of {inner}")
-    heads, tails = [], []
+    heads, tails = list[Axis](), list[Axis]()
     for part, size in zip(parts, sizes, strict=True):
         head, tail = take(part, size // inner)
         heads.append(tuple(head))
         tails.append(tuple(tail))
-    for tail in tails[1:]:
-        unify(tails[0], tail)
+    for other in tails[1:]:
+        unify(tails[0], other)
     total = Atom(outer)
-    total._children = ("sum", heads)
+    total._children = Concatenation(heads)
     common = derive(tails, mode="all")
-    atom._children = ("product", [total, *common])
+    atom._children = Product([total, *common])
     return (total,), common
 
 
@@ -315,10 +333,7 @@ def cut(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
     wanted = [size for size in sizes if size]
     if sum(wanted) != size_of(axis):
         raise Mismatch(f"segments {' + '.join(map(str, sizes))} of an axis of {size_of(axis)}")
-    if len(wanted) == 1:
-        pieces = iter([axis])
-    else:
-        pieces = iter(_cut(factors(axis), wanted))
+    pieces = iter([axis] if len(wanted) == 1 else _cut(factors(axis), wanted))
     return [next(pieces) if size else (Atom(0),) for size in sizes]
 
 
@@ -334,7 +349,7 @@ def _cut(parts: list[Atom], sizes: Sequence[int]) -> list[Axis]:
 
 def _cut_factor(atom: Atom, sizes: list[int]) -> list[Axis]:
     if atom.segments is None:
-        _bind(atom, ("sum", [(Atom(size),) for size in sizes]))
+        _bind(atom, Concatenation([(Atom(size),) for size in sizes]))
         return list(atom.segments or [])
     return _regroup([tuple(part) for part in summands(atom)], sizes)
 
@@ -433,10 +448,15 @@ def derive(
     made = []
     for group in zip(*lists, strict=True):
         atom = Atom(group[0].size)
-        atom.origins, atom.mode, atom.passes, atom.barrier = tuple(dict.fromkeys(group)), mode, passes, barrier
+        atom.origins, atom.mode, atom.passes, atom.barrier = (
+            tuple(dict.fromkeys(group)),
+            mode,
+            passes,
+            barrier,
+        )
         if group[0].segments is not None:
             _derive_sum(atom, group)
-        _join(atom, group[0])
+        _join(group[0], atom)
         made.append(atom)
     return tuple(made)
 
@@ -458,13 +478,17 @@ def _align(lists: list[list[Atom]]) -> list[list[Atom]]:
 
 def _derive_sum(atom: Atom, group: Sequence[Atom]) -> None:
     """Segments of a derived concatenation are derived segment by segment."""
-    rows = [[tuple(part) for part in summands(other)] if other.segments is not None else None for other in group]
+    rows = [
+        [tuple(part) for part in summands(other)] if other.segments is not None else None for other in group
+    ]
     sizes = [size_of(part) for part in rows[0] or []]
     aligned = []
     for other, row in zip(group, rows, strict=True):
         same = row is not None and [size_of(part) for part in row] == sizes
         aligned.append(row if same and row is not None else _cut_factor(other, sizes))
-    atom._children = (
-        "sum",
-        [derive(parts, mode=atom.mode, passes=atom.passes, barrier=atom.barrier) for parts in zip(*aligned, strict=True)],
+    atom._children = Concatenation(
+        [
+            derive(part, mode=atom.mode, passes=atom.passes, barrier=atom.barrier)
+            for part in zip(*aligned, strict=True)
+        ]
     )

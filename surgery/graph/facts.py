@@ -14,8 +14,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from surgery.errors import GraphError
-from surgery.numeric import Unsupported, compute
+from surgery.errors import GraphError, SurgeryError
+from surgery.numeric import compute
+from surgery.tensors import shape_of
 
 PRIMES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063, 1069, 1087, 1091, 1093, 1097)
 """Stand-ins for symbolic dimensions."""
@@ -24,7 +25,20 @@ FOLD_LIMIT = 1 << 21
 """Largest number of elements of a folded value (a causal mask over a stand-in fits)."""
 
 MOVEMENT = frozenset(
-    "Gather Slice Concat Reshape Squeeze Unsqueeze Identity Cast Flatten Transpose Expand Split".split()
+    [
+        "Gather",
+        "Slice",
+        "Concat",
+        "Reshape",
+        "Squeeze",
+        "Unsqueeze",
+        "Identity",
+        "Cast",
+        "Flatten",
+        "Transpose",
+        "Expand",
+        "Split",
+    ]
 )
 """Operators that only move elements: what they read can be traced element by element."""
 
@@ -36,6 +50,7 @@ class Facts:
     """Shapes and folded values of a graph, built node by node in graph order.
 
     Attributes:
+      exact: floating folded values as they are without rounding to float32.
       shapes: value -> concrete shape; None where it cannot be known.
       known: value -> folded array (integers, booleans, and floating scalars).
       sources: value -> per element (flattened) the static dimensions it was read from.
@@ -44,12 +59,16 @@ class Facts:
       constant: the values that depend on no graph input.
     """
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, *, declared: bool = True) -> None:
         self.model = model
+        self._trusts_declared = declared
         self.versions: Mapping[str, int] = model.opset_imports
-        self._opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in self.versions.items()]
+        self._opsets = [
+            onnx.helper.make_opsetid(domain, version) for domain, version in self.versions.items()
+        ]
         self.shapes: dict[ir.Value, tuple[int, ...] | None] = {}
         self.known: dict[ir.Value, np.ndarray] = {}
+        self.exact: dict[ir.Value, np.ndarray] = {}
         self.sources: dict[ir.Value, tuple[frozenset[Source], ...]] = {}
         self.dtypes: dict[ir.Value, int] = {}
         self.sequences: dict[ir.Value, list[tuple[int, ...]]] = {}
@@ -70,7 +89,7 @@ class Facts:
         """Take in a constant; only small ones are read."""
         if tensor is None:
             raise GraphError(f"initializer '{value.name}' has no data")
-        shape = tuple(int(n) for n in tensor.shape)
+        shape = shape_of(tensor)
         self.shapes[value] = shape
         self.constant.add(value)
         size = math.prod(shape)
@@ -84,7 +103,9 @@ class Facts:
             self.tensor(node.outputs[0], constant_tensor(node))
             return
         inputs = [value for value in node.inputs if value is not None]
-        if node.op_type not in _RANDOM and all(value in self.constant for value in [*inputs, *captured(node)]):
+        if node.op_type not in _RANDOM and all(
+            value in self.constant for value in [*inputs, *captured(node)]
+        ):
             self.constant.update(node.outputs)
         if node.op_type in ("SplitToSequence", "SequenceAt"):
             self._sequence(node)
@@ -118,7 +139,9 @@ class Facts:
             raise GraphError(f"input '{value.name}' has an axis of size 0: {shape}")
         self.shapes[value] = tuple(shape)
 
-    def _fold(self, value: ir.Value, array: np.ndarray, sources: Iterable[frozenset[Source]] | None = None) -> None:
+    def _fold(
+        self, value: ir.Value, array: np.ndarray, sources: Iterable[frozenset[Source]] | None = None
+    ) -> None:
         self.known[value] = array
         self.shapes[value] = tuple(array.shape)
         if sources is not None:
@@ -138,13 +161,28 @@ class Facts:
         arrays = [None if v is None else self.known[v] for v in node.inputs]
         try:
             results = compute(node, arrays, self.versions.get(node.domain, 1))
-        except (Unsupported, ValueError, IndexError, TypeError, ArithmeticError):
+        except (SurgeryError, ValueError, IndexError, TypeError, ArithmeticError):
             return False
-        if any(r.dtype.kind not in "biu" and r.size > 1 or r.size > FOLD_LIMIT for r in results):
+        if any((r.dtype.kind not in "biu" and r.size > 1) or r.size > FOLD_LIMIT for r in results):
             return False
         for value, result in zip(node.outputs, results, strict=False):
             self._fold(value, np.asarray(result), self._trace(node, result))
+        if results[0].dtype.kind == "f":
+            self._fold_exactly(node, results[0])
         return True
+
+    def _fold_exactly(self, node: ir.Node, rounded: np.ndarray) -> None:
+        """The same arithmetic in float64, for proofs that allow no rounding."""
+        arrays = [None if v is None else self.exact.get(v, _double(self.known[v])) for v in node.inputs]
+        if node.op_type in ("Cast", "CastLike"):
+            self.exact[node.outputs[0]] = np.asarray(arrays[0], np.float64)
+            return
+        try:
+            self.exact[node.outputs[0]] = np.asarray(
+                compute(node, arrays, self.versions.get(node.domain, 1))[0]
+            )
+        except (SurgeryError, ValueError, IndexError, TypeError, ArithmeticError):
+            self.exact[node.outputs[0]] = rounded.astype(np.float64)
 
     def _too_large(self, node: ir.Node) -> bool:
         first = self.known[node.inputs[0]] if node.inputs[0] is not None else np.zeros(1)
@@ -200,7 +238,7 @@ class Facts:
         if node.op_type in MOVEMENT and (node.op_type == "Concat" or tracked == data[:1]):
             try:
                 return self._trace_moved(node, result)
-            except (Unsupported, ValueError, IndexError, TypeError):
+            except (SurgeryError, ValueError, IndexError, TypeError):
                 pass
         everything = frozenset[Source]().union(*(self.taint(v) for v in tracked))
         return [everything] * result.size
@@ -245,13 +283,21 @@ class Facts:
                 return {}
             dtype = self._dtype(value)
             types[value.name or ""] = onnx.helper.make_tensor_type_proto(dtype, shape)
-            if value in self.known and self.known[value].size <= 4096:
-                array = np.ascontiguousarray(self.known[value])
+            array = self._small(value)
+            if array is not None:
                 data[value.name or ""] = onnx.numpy_helper.from_array(array, value.name)
         proto = ir.serde.serialize_node(node)
-        return onnx.shape_inference.infer_node_outputs(  # type: ignore[no-any-return]
-            schema, proto, types, data, opset_imports=self._opsets
-        )
+        return onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=self._opsets)
+
+    def _small(self, value: ir.Value) -> np.ndarray | None:
+        """The numbers of an operand that shape inference may want (scales of a Resize, say)."""
+        array, producer = self.known.get(value), value.producer()
+        if array is not None:
+            return np.ascontiguousarray(array) if array.size <= 4096 else None
+        tensor = value.const_value
+        if tensor is None and producer is not None and producer.op_type == "Constant":
+            tensor = constant_tensor(producer)
+        return np.asarray(tensor.numpy()) if tensor is not None and tensor.size <= 64 else None
 
     def _dtype(self, value: ir.Value) -> int:
         if value.const_value is not None:
@@ -262,7 +308,7 @@ class Facts:
 
     def _declared(self, value: ir.Value) -> tuple[int, ...] | None:
         """The shape written in the file, its symbols replaced; None if a dimension stays unknown."""
-        if value.shape is None:
+        if value.shape is None or not self._trusts_declared:
             return None
         shape = []
         for dim in value.shape:
@@ -273,7 +319,9 @@ class Facts:
         return tuple(shape)
 
 
-_RANDOM = frozenset("RandomNormal RandomUniform RandomNormalLike RandomUniformLike Multinomial Bernoulli".split())
+_RANDOM = frozenset(
+    ["RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"]
+)
 
 
 def constant_tensor(node: ir.Node) -> ir.TensorProtocol:
@@ -286,6 +334,10 @@ def constant_tensor(node: ir.Node) -> ir.TensorProtocol:
         if name in ("value_float", "value_floats"):
             return ir.tensor(np.array(attribute.value, np.float32))
     raise GraphError(f"Constant node '{node.name}' holds no numbers")
+
+
+def _double(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float64) if array.dtype.kind == "f" else array
 
 
 def captured(node: ir.Node) -> list[ir.Value]:

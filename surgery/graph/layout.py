@@ -1,7 +1,7 @@
 """How one axis of a tensor is made of spaces: the form in which plans store it, and in which people read it.
 
-    network.4 · 7 · 7          the NCHW flatten of a convolution
-    (lstm + lstm + lstm + lstm)    gates; or 4 · lstm
+network.4 · 7 · 7          the NCHW flatten of a convolution
+(lstm + lstm + lstm + lstm)    gates; or 4 · lstm
 """
 
 from __future__ import annotations

@@ -12,16 +12,24 @@ from surgery.errors import ProofFailed, Refused
 from surgery.graph.axes import Axis
 from surgery.graph.facts import Facts
 from surgery.graph.spaces import Analysis
-from surgery.graph.trace import Operand, label
+from surgery.graph.trace import Computed, Number, Operand, label
 
 
 class Rewritten(Protocol):
-    """Called with every number that has to change: (node, where, values)."""
+    """Called with every number that has to change."""
 
-    def __call__(self, node: str, where: int | str, value: tuple[int | None, ...]) -> None: ...
+    def __call__(self, node: str, where: int | str, value: tuple[Number, ...], scalar: bool) -> None: ...
 
 
-def set_operand(model: ir.Model, node: ir.Node, where: int | str, value: Sequence[int | None]) -> None:
+def set_operand(
+    model: ir.Model,
+    node: ir.Node,
+    where: int | str,
+    value: Sequence[Number],
+    *,
+    scalar: bool,
+    double: bool = False,
+) -> None:
     """Write numbers into a graph, in place.
 
     Args:
@@ -29,19 +37,21 @@ def set_operand(model: ir.Model, node: ir.Node, where: int | str, value: Sequenc
       node: one of its nodes.
       where: an attribute name, or an input index; an input gets an initializer of its own.
       value: the numbers; None keeps the element which the graph computes there.
+      scalar: write a number without an axis.
+      double: write fractions in float64.
     """
     if isinstance(where, str):
         old = node.attributes.get(where)
-        single = len(value) == 1 and (old is None or old.type == ir.AttributeType.INT)
-        made = ir.AttrInt64(where, int(value[0] or 0)) if single else ir.AttrInt64s(where, [int(n or 0) for n in value])
-        node.attributes[where] = made
+        node.attributes[where] = _attribute(where, old, value)
         return
     while len(node.inputs) <= where:
         node.resize_inputs(where + 1)
     old_value = node.inputs[where]
-    if None in value and node.op_type == "Reshape" and list(value).count(None) == 1:
+    if list(value).count(None) == 1 and -1 not in value and node.op_type == "Reshape":
         value = [-1 if n is None else n for n in value]
-    new = _literal(model, node, where, old_value, value) if None not in value else None
+    new = None
+    if None not in value:
+        new = _literal(model, node, where, old_value, value, scalar=scalar, double=double)
     if new is None:
         assert old_value is not None
         new = _mixed(model, node, where, old_value, value)
@@ -51,19 +61,37 @@ def set_operand(model: ir.Model, node: ir.Node, where: int | str, value: Sequenc
     _drop_unused(model, old_value)
 
 
+def _attribute(name: str, old: ir.Attr | None, value: Sequence[Number]) -> ir.Attr:
+    if isinstance(value[0], float):
+        return ir.AttrFloat32(name, value[0])
+    numbers = [int(n or 0) for n in value]
+    single = len(numbers) == 1 and (old is None or old.type == ir.AttributeType.INT)
+    return ir.AttrInt64(name, numbers[0]) if single else ir.AttrInt64s(name, numbers)
+
+
 def _literal(
-    model: ir.Model, node: ir.Node, where: int, old: ir.Value | None, value: Sequence[int | None]
+    model: ir.Model,
+    node: ir.Node,
+    where: int,
+    old: ir.Value | None,
+    value: Sequence[Number],
+    *,
+    scalar: bool,
+    double: bool,
 ) -> ir.Value:
-    array = np.array([int(n or 0) for n in value], np.int64)
-    if old is not None and old.const_value is not None:
-        array = array.reshape(tuple(old.const_value.shape)) if old.const_value.size == array.size else array
-        array = array.astype(old.const_value.dtype.numpy())
-    elif old is not None and old.shape is not None and len(old.shape) == 0:
-        array = array.reshape(())
-    return _initializer(model, f"{node.outputs[0].name}.operand{where}", array)
+    floating = isinstance(value[0], float)
+    array = np.array(
+        [n or 0 for n in value], np.float64 if floating and double else np.float32 if floating else np.int64
+    )
+    tensor = None if old is None else old.const_value
+    if tensor is not None and not floating:
+        array = array.astype(tensor.dtype.numpy())
+    return _initializer(
+        model, f"{node.outputs[0].name}.operand{where}", array.reshape(()) if scalar else array
+    )
 
 
-def _mixed(model: ir.Model, node: ir.Node, where: int, old: ir.Value, value: Sequence[int | None]) -> ir.Value:
+def _mixed(model: ir.Model, node: ir.Node, where: int, old: ir.Value, value: Sequence[Number]) -> ir.Value:
     """Concatenate new numbers with the elements of the old operand that are computed at run time."""
     base = f"{node.outputs[0].name}.operand{where}"
     parts, made = list[ir.Value](), list[ir.Node]()
@@ -107,7 +135,7 @@ def _drop_unused(model: ir.Model, value: ir.Value | None) -> None:
         producer = value.producer()
         if producer is None:
             if value.name in model.graph.initializers and value.const_value is not None:
-                del model.graph.initializers[value.name]
+                del model.graph.initializers[str(value.name)]
         elif not any(out.uses() or out.is_graph_output() for out in producer.outputs):
             pending.extend(producer.inputs)
             model.graph.remove(producer, safe=True)
@@ -130,7 +158,7 @@ def regenerate(analysis: Analysis, model: ir.Model, sizes: Mapping[str, int], re
     pending: dict[ir.Node, list[Operand]] = {}
     for operand in analysis.literals:
         pending.setdefault(operand.node, []).append(operand)
-    facts = Facts(model)
+    facts = Facts(model, declared=False)
     for old, new in zip(list(analysis.model.graph), list(model.graph), strict=True):
         for operand in pending.get(old, ()):
             _follow(facts, model, operand, new, resize, report)
@@ -139,38 +167,80 @@ def regenerate(analysis: Analysis, model: ir.Model, sizes: Mapping[str, int], re
 
 
 def _follow(
-    facts: Facts, model: ir.Model, operand: Operand, node: ir.Node, resize: Callable[[Axis], int], report: Rewritten
+    facts: Facts,
+    model: ir.Model,
+    operand: Operand,
+    node: ir.Node,
+    resize: Callable[[Axis], int],
+    report: Rewritten,
 ) -> None:
     value = tuple(operand.value(resize))
     if operand.shape:
         facts.step(node)
         shape = facts.shapes.get(node.outputs[0])
-        if shape is not None and all(n is None or n == have for n, have in zip(value, shape, strict=True)):
+        if shape == value:
             return
-    elif _current(facts, node, operand.where) == list(value):
-        return
-    elif node.op_type == "Split" and isinstance(operand.where, int) and len(node.inputs) < 2 and len(set(value)) == 1:
+        value = _left_to_graph(facts, node, operand, value)
+    elif (
+        value == (None,)
+        or _current(facts, node, operand.where) == list(value)
+        or (
+            node.op_type == "Split"
+            and isinstance(operand.where, int)
+            and len(node.inputs) < 2
+            and len(set(value)) == 1
+        )
+    ):
         return
     if None in value and isinstance(operand.where, str):
         raise Refused(f"a symbolic number in attribute '{operand.where}' of node '{label(node)}'")
     before = set(model.graph)
-    set_operand(model, node, operand.where, value)
+    scalar = _is_scalar(facts, node, operand.where, value)
+    set_operand(model, node, operand.where, value, scalar=scalar)
     for initializer in model.graph.initializers.values():
         if initializer not in facts.shapes:
             facts.tensor(initializer, initializer.const_value)
     for added in model.graph:
         if added not in before:
             facts.step(added)
-    report(node.outputs[0].name or "", operand.where, value)
+    report(node.outputs[0].name or "", operand.where, value, scalar)
 
 
-def _current(facts: Facts, node: ir.Node, where: int | str) -> list[int] | None:
+def _is_scalar(facts: Facts, node: ir.Node, where: int | str, value: Sequence[Number]) -> bool:
+    old = node.inputs[where] if isinstance(where, int) and where < len(node.inputs) else None
+    return len(value) == 1 and old is not None and facts.shapes.get(old) == ()
+
+
+def _left_to_graph(
+    facts: Facts, node: ir.Node, operand: Operand, value: tuple[Number, ...]
+) -> tuple[Number, ...]:
+    """Keep the elements which the graph computes rightly; one more can be -1 in a reshape."""
+    now = _current(facts, node, operand.where) or []
+    copies = node.op_type == "Reshape" and not node.attributes.get_int("allowzero", 0)
+    out: list[Number] = []
+    for k, n in enumerate(value):
+        if not isinstance(n, Computed):
+            out.append(n)
+        elif k < len(now) and now[k] == n:
+            out.append(None)
+        else:
+            out.append(0 if copies and k < len(now) and now[k] == 0 else -1)
+    if out.count(-1) > (1 if node.op_type == "Reshape" else 0):
+        raise Refused(
+            f"node '{label(node)}' ({node.op_type}) computes several dimensions from a symbolic one and from units",
+            hint="export the model with a fixed number there",
+        )
+    return tuple(out)
+
+
+def _current(facts: Facts, node: ir.Node, where: int | str) -> list[Number] | None:
     if isinstance(where, str):
         attribute = node.attributes.get(where)
         if attribute is None:
             return [1] if where == "group" else None
-        return [int(n) for n in (attribute.value if isinstance(attribute.value, Sequence) else [attribute.value])]
-    return facts.ints(node.inputs[where]) if where < len(node.inputs) else None
+        return list(attribute.value if isinstance(attribute.value, Sequence) else [attribute.value])
+    value = node.inputs[where] if where < len(node.inputs) else None
+    return None if value is None or value not in facts.known else facts.known[value].reshape(-1).tolist()
 
 
 def _agree(

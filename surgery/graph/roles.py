@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from surgery.graph.axes import Atom, Axis, Freeze, find, freeze, leaves
+from surgery.graph.axes import Atom, Axis, Freeze, factors, find, freeze, leaves
 from surgery.graph.trace import Site, Trace, label
 
 
@@ -39,12 +39,16 @@ class Roles:
     Attributes:
       consumers: parameter occurrences whose new elements are zero, or shared out among replicas.
       no_zero, no_net2net: class -> why it cannot take this initialisation.
+      whole: class -> why it grows by whole multiples only.
+      alike: classes that must grow by the same multiple.
       purpose: tensor -> the uses it has: "weight", "bias", "scale".
     """
 
     consumers: set[Atom] = field(default_factory=set)
     no_zero: dict[Atom, str] = field(default_factory=dict)
     no_net2net: dict[Atom, str] = field(default_factory=dict)
+    whole: dict[Atom, str] = field(default_factory=dict)
+    alike: list[set[Atom]] = field(default_factory=list)
     purpose: dict[str, set[str]] = field(default_factory=dict)
     _memo: dict[Atom, Demand] = field(default_factory=dict)
 
@@ -74,10 +78,14 @@ def assign(trace: Trace) -> Roles:
 def _settle(roles: Roles, site: Site, consumed: set[Atom], asked: set[Atom], through: set[Atom]) -> None:
     """Find for every class that a site mixes the operand that answers for it."""
     where = f"node '{label(site.node)}' ({site.node.op_type})"
-    if site.kind in ("mean", "order"):
-        what = "averaged" if site.kind == "mean" else "compared or normalised with each other"
+    if site.kind == "order":
         for leaf in leaves(site.axes[0]):
-            freeze((leaf,), Freeze("mixer", f"its units are {what} by {where}"))
+            freeze(
+                (leaf,), Freeze("mixer", f"its units are compared or normalised with each other by {where}")
+            )
+        return
+    if site.kind == "mean":
+        _average(roles, site, f"its units are averaged by {where}")
         return
     # the second operand is the weight by convention; parameters answer before activations
     order = sorted(range(len(site.axes)), key=lambda k: (not site.constant[k], -k))
@@ -89,10 +97,25 @@ def _settle(roles: Roles, site: Site, consumed: set[Atom], asked: set[Atom], thr
             reason = f"{where} sums over it and neither operand can be made zero: {best.barrier}"
             freeze((root,), Freeze("mixer", reason))
             continue
-        if best.level == 1:
-            roles.no_net2net.setdefault(root, f"{where} sums over it and no operand can be scaled: {best.barrier}")
+        if site.kind == "norm":
+            roles.no_net2net.setdefault(root, f"{where} takes a norm over it, which copies change")
+        elif best.level == 1:
+            roles.no_net2net.setdefault(
+                root, f"{where} sums over it and no operand can be scaled: {best.barrier}"
+            )
         (consumed if site.constant[k] else asked).update(best.reached)
         through.update(best.through)
+
+
+def _average(roles: Roles, site: Site, reason: str) -> None:
+    """A mean stays what it was if every unit is copied equally often; in a sum of spaces, in all of them alike."""
+    for factor in factors(site.axes[0]):
+        together = {find(leaf) for leaf in leaves((factor,))}
+        for root in together:
+            roles.no_zero.setdefault(root, reason)
+            roles.whole.setdefault(root, reason)
+        if len(together) > 1:
+            roles.alike.append(together)
 
 
 def _by_class(axis: Axis) -> dict[Atom, list[Atom]]:

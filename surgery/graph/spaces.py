@@ -12,11 +12,12 @@ import onnx_ir as ir
 from surgery.errors import UnknownName
 from surgery.graph import layout
 from surgery.graph.axes import Atom, Axis, factors, find, leaves, size_of, summands
-from surgery.graph.prepare import prepared
 from surgery.graph.layout import Factor, Layout, Role, Sum, Units
+from surgery.graph.prepare import prepared
 from surgery.graph.roles import Roles, assign
 from surgery.graph.trace import Operand, Trace
 from surgery.graph.walk import walk
+from surgery.interface import Interface, infer
 
 Fill = Literal["random", "zero", "donor"]
 """How entries of new units start: drawn like the tensor's own entries, zero, or as a copy of another unit's."""
@@ -47,6 +48,8 @@ class Space:
       kinds: why the space is frozen, by kind ("input", "output", "spatial", "mixer", "opaque" …); empty if free.
       reasons: the same in words, each naming its node.
       no_zero, no_net2net: why an initialisation is not exact here; None if it is.
+      whole: why the space grows by whole multiples only; None if it can have any size.
+      alike: the spaces that must then grow by the same multiple.
     """
 
     name: str
@@ -56,6 +59,8 @@ class Space:
     reasons: tuple[str, ...] = ()
     no_zero: str | None = None
     no_net2net: str | None = None
+    whole: str | None = None
+    alike: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
 
     @property
@@ -119,6 +124,11 @@ class Analysis:
             return next(iter(ending.values()))
         raise UnknownName("space", name, [space.name for space in self.spaces if space.hidden])
 
+    @property
+    def ports(self) -> list[tuple[Literal["input", "output"], str, tuple[Layout, ...]]]:
+        """Recurrent state at the interface: (side, name, layout of each axis)."""
+        return [(side, name, tuple(self.layout(a) for a in axes)) for side, name, axes in self.trace.ports]
+
     def layout(self, axis: Axis) -> Layout:
         """The layout of any axis of the trace; roles are meaningless on activations."""
         return _layout(axis, self._names, frozenset())
@@ -128,11 +138,12 @@ class Analysis:
         return lambda axis: layout.size(self.layout(axis), sizes)
 
 
-def analyse(model: ir.Model) -> Analysis:
+def analyse(model: ir.Model, interface: Interface | None = None) -> Analysis:
     """Find the spaces of a graph.
 
     Args:
       model: an ONNX graph; only shapes and small constants are read.
+      interface: says which inputs and outputs are recurrent state; inferred from their names if it is not given.
 
     Returns:
       The analysis. What could not be proved to be free is frozen, with the reason and the node that caused it.
@@ -141,7 +152,7 @@ def analyse(model: ir.Model) -> Analysis:
       GraphError: if an input has no shape or an axis of size 0.
     """
     model = prepared(model)
-    trace = walk(model)
+    trace = walk(model, interface or infer(model))
     roles = assign(trace)
     members: dict[Atom, list[tuple[str, int, Atom]]] = {}
     for tensor, axes in trace.tensors.items():
@@ -151,27 +162,36 @@ def analyse(model: ir.Model) -> Analysis:
                     members.setdefault(find(leaf), []).append((tensor, k, leaf))
     names = _names(members, roles)
     layouts = {
-        tensor: tuple(_layout(axis, names, roles.consumers) for axis in axes) for tensor, axes in trace.tensors.items()
+        tensor: tuple(_layout(axis, names, roles.consumers) for axis in axes)
+        for tensor, axes in trace.tensors.items()
     }
-    spaces = tuple(_space(root, names[root], members[root], roles, layouts) for root in members)
+    spaces = tuple(_space(root, names, members[root], roles, layouts) for root in members)
     return Analysis(model, trace, spaces, layouts, _fills(trace, roles), names)
 
 
 def _space(
-    root: Atom, name: str, members: list[tuple[str, int, Atom]], roles: Roles, layouts: Mapping[str, tuple[Layout, ...]]
+    root: Atom,
+    names: Mapping[Atom, str],
+    members: list[tuple[str, int, Atom]],
+    roles: Roles,
+    layouts: Mapping[str, tuple[Layout, ...]],
 ) -> Space:
     refs = dict.fromkeys(
         AxisRef(tensor, k, "in" if leaf in roles.consumers else "out", layout.text(layouts[tensor][k]))
         for tensor, k, leaf in members
     )
     return Space(
-        name=name,
+        name=names[root],
         size=root.size,
         axes=tuple(refs),
         kinds=tuple(dict.fromkeys(why.kind for why in root.frozen)),
         reasons=tuple(why.reason for why in root.frozen),
         no_zero=roles.no_zero.get(root),
         no_net2net=roles.no_net2net.get(root),
+        whole=roles.whole.get(root),
+        alike=tuple(
+            sorted({names[r] for group in roles.alike if root in group for r in group if r in names})
+        ),
     )
 
 
@@ -217,7 +237,9 @@ def _layout(axis: Axis, names: Mapping[Atom, str], consumers: frozenset[Atom] | 
             out.append(size_of((atom,)) if whole else Sum(parts))
             continue
         name = names.get(find(atom))
-        out.append(atom.size if name is None else Units(name, atom.size, "in" if atom in consumers else "out"))
+        out.append(
+            atom.size if name is None else Units(name, atom.size, "in" if atom in consumers else "out")
+        )
     return layout.simplified(out)
 
 

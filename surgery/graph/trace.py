@@ -9,11 +9,36 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from surgery.graph.axes import Atom, Axis, Freeze, Mismatch, cut, derive, factors, freeze, size_of, take, unify
+from surgery.graph.axes import (
+    Atom,
+    Axis,
+    Freeze,
+    Mismatch,
+    cut,
+    derive,
+    factors,
+    freeze,
+    size_of,
+    take,
+    unify,
+)
 from surgery.graph.facts import Facts, captured
+
+Kind = Literal["contract", "sum", "mean", "norm", "order"]
+"""How units are mixed."""
 
 Resize = Callable[[Axis], int]
 """New size of an axis after an edit."""
+
+
+Number = int | float | None
+"""A number in the graph; None stands for what the graph computes itself."""
+
+
+class Computed(int):
+    """A dimension that depends on a symbolic one: the graph should compute it, and this is what it must give."""
+
+    __slots__ = ()
 
 
 class Opaque(Exception):
@@ -34,7 +59,7 @@ class Operand:
 
     node: ir.Node
     where: int | str
-    value: Callable[[Resize], Sequence[int | None]]
+    value: Callable[[Resize], Sequence[Number]]
     shape: bool = False
 
 
@@ -43,13 +68,14 @@ class Site:
     """A place where units of an axis are mixed.
 
     Attributes:
-      kind: "contract" (a sum of products of two operands), "sum", "mean", "order" (max, top-k, arg-max, soft-max).
+      kind: "contract" (a sum of products of two operands), "sum", "mean", "norm" (zero units change nothing),
+        "order" (max, top-k, arg-max, soft-max).
       node: the node that mixes.
       axes: the mixed axis in each operand (unified already).
       constant: per operand, whether it is computed from parameters only.
     """
 
-    kind: Literal["contract", "sum", "mean", "order"]
+    kind: Kind
     node: ir.Node
     axes: tuple[Axis, ...]
     constant: tuple[bool, ...]
@@ -68,6 +94,7 @@ class Trace:
       uses: ("weight" | "bias" | "scale", axes of a constant operand), what a constant is for.
       limits: (axis, "zero" | "net2net", reason): an initialisation that an axis cannot take.
       opaque: nodes that no rule described, with the reason.
+      ports: (side, name, axes) of recurrent state at the interface.
     """
 
     facts: Facts
@@ -78,6 +105,7 @@ class Trace:
     uses: list[tuple[str, list[Axis]]] = field(default_factory=list)
     limits: list[tuple[Axis, str, str]] = field(default_factory=list)
     opaque: dict[str, str] = field(default_factory=dict)
+    ports: list[tuple[Literal["input", "output"], str, list[Axis]]] = field(default_factory=list)
     _of: dict[ir.Value, list[Axis] | None] = field(default_factory=dict)
     _sequences: dict[ir.Value, list[list[Axis]]] = field(default_factory=dict)
 
@@ -137,12 +165,39 @@ class Trace:
         return None if value is None else self.facts.known.get(value)
 
     def _freeze_sources(self, value: ir.Value) -> None:
-        """A size that is used as data would change the function when the axis grows."""
+        """A size that is used as data would change the function when the axis grows; scalars can be pinned."""
+        if value in self.facts.known and self.facts.known[value].dtype.kind == "f":
+            return
+        for axis in self.measured(value):
+            freeze(axis, Freeze("shape", f"its size is used as a number ('{value.name}')"))
+
+    def measured(self, value: ir.Value) -> list[Axis]:
+        """The axes whose sizes a folded value was computed from (symbolic ones cannot change, and are left out)."""
+        found = []
         for source, dim in self.facts.taint(value):
             axes = self._of.get(source)
             if axes is not None and not self.facts.symbolic(source, dim):
-                reason = f"its size is used as a number ('{value.name}')"
-                freeze(axes[dim], Freeze("shape", reason))
+                found.append(axes[dim])
+        return found
+
+    def follows_symbol(self, value: ir.Value | None, element: int) -> bool:
+        """Whether an element of a folded operand was read from a symbolic dimension."""
+        sources = self.facts.sources.get(value, ()) if value is not None else ()
+        for source, dim in sources[element] if element < len(sources) else ():
+            axes = self._of.get(source)
+            if self.facts.symbolic(source, dim) or (axes is not None and is_symbolic(axes[dim])):
+                return True
+        return False
+
+    def pin(self, node: ir.Node) -> None:
+        """Numbers that were computed from sizes (1/√d) keep their value when the sizes change."""
+        for k, value in enumerate(node.inputs):
+            if value is None or value not in self.facts.known or self.facts.known[value].dtype.kind != "f":
+                continue
+            axes = self.measured(value)
+            number = float(self.facts.exact.get(value, self.facts.known[value]).reshape(-1)[0])
+            if axes:
+                self.literal(node, k, _pinned(axes, number))
 
     def _constant_axes(self, value: ir.Value) -> list[Axis] | None:
         shape = self.facts.shapes.get(value)
@@ -222,7 +277,12 @@ class Trace:
         return result
 
     def broadcast(
-        self, node: ir.Node, values: Sequence[ir.Value], *, mode: Literal["all", "any"] = "all", passes: int = 2
+        self,
+        node: ir.Node,
+        values: Sequence[ir.Value],
+        *,
+        mode: Literal["all", "any"] = "all",
+        passes: int = 2,
     ) -> list[Axis]:
         """The axes of an elementwise result, operands aligned at the right; size 1 imposes nothing."""
         rows = [(value, self.axes(value)) for value in values]
@@ -261,7 +321,7 @@ class Trace:
             constants = self.constant(left[0]), self.constant(right[0])
             self.sites.append(Site("contract", node, (left[1], right[1]), constants))
 
-    def mix(self, node: ir.Node, kind: Literal["sum", "mean", "order"], value: ir.Value, axis: Axis) -> None:
+    def mix(self, node: ir.Node, kind: Kind, value: ir.Value, axis: Axis) -> None:
         """One operand is reduced over this axis."""
         if axis:
             self.sites.append(Site(kind, node, (axis,), (self.constant(value),)))
@@ -275,7 +335,7 @@ class Trace:
         self,
         node: ir.Node,
         where: int | str,
-        value: Callable[[Resize], Sequence[int | None]],
+        value: Callable[[Resize], Sequence[Number]],
         *,
         shape: bool = False,
     ) -> None:
@@ -284,8 +344,28 @@ class Trace:
 
 
 _PASSIVE = frozenset(
-    "Gemm MatMul Conv ConvTranspose Einsum LSTM GRU RNN Slice Split Gather Concat Reshape Flatten Transpose Squeeze "
-    "Unsqueeze Identity Cast Expand".split()
+    [
+        "Gemm",
+        "MatMul",
+        "Conv",
+        "ConvTranspose",
+        "Einsum",
+        "LSTM",
+        "GRU",
+        "RNN",
+        "Slice",
+        "Split",
+        "Gather",
+        "Concat",
+        "Reshape",
+        "Flatten",
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+        "Identity",
+        "Cast",
+        "Expand",
+    ]
 )
 """Readers of a weight that only move or contract it: several of them may share it."""
 
@@ -298,6 +378,19 @@ def _guard(value: ir.Value, axes: Sequence[Axis]) -> list[Axis]:
     """Occurrences through which no scale travels back, because others read the value too."""
     barrier = f"'{value.name}' is read by several nodes"
     return [derive([axis], passes=1, barrier=barrier) if axis else () for axis in axes]
+
+
+def is_symbolic(axis: Axis) -> bool:
+    """Whether an axis contains a symbolic dimension."""
+    return any(why.kind == "symbolic" for atom in factors(axis) for why in atom.frozen)
+
+
+def _pinned(axes: list[Axis], number: float) -> Callable[[Resize], Sequence[Number]]:
+    def pinned(size: Resize) -> Sequence[Number]:
+        changed = any(size(axis) != size_of(axis) for axis in axes)
+        return [number] if changed else [None]
+
+    return pinned
 
 
 def label(node: ir.Node) -> str:
@@ -319,4 +412,3 @@ def give_up(trace: Trace, node: ir.Node, reason: str) -> None:
         shape = trace.facts.shapes.get(value)
         axes = None if shape is None else [trace.fixed(n, why.kind, why.reason) for n in shape]
         trace._of[value] = axes
-

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from surgery.graph.axes import Freeze, Mismatch, freeze, size_of
+from surgery.graph.axes import Freeze, Mismatch, find, freeze, leaves, size_of
 from surgery.graph.facts import Facts
 from surgery.graph.rules import RULES
 from surgery.graph.trace import Opaque, Trace, give_up
+from surgery.interface import Interface
 
 
-def walk(model: ir.Model) -> Trace:
+def walk(model: ir.Model, interface: Interface) -> Trace:
     """Describe every axis of every value of a graph.
 
     Args:
       model: any valid graph; functions must have been inlined.
+      interface: says which inputs and outputs are recurrent state, which may grow.
 
     Returns:
       The trace; what no rule describes is frozen in it, with the node's name.
@@ -23,9 +25,10 @@ def walk(model: ir.Model) -> Trace:
       GraphError: if an input has no shape or an axis of size 0.
     """
     trace = Trace(Facts(model))
+    states = {port.name for port in (*interface.inputs, *interface.outputs) if port.kind == "state"}
     for value in model.graph.inputs:
         if value not in trace.facts.constant:
-            _interface(trace, value)
+            _interface(trace, value, value.name in states)
     for node in model.graph:
         trace.facts.step(node)
         if all(value in trace.facts.known for value in node.outputs):
@@ -34,27 +37,54 @@ def walk(model: ir.Model) -> Trace:
             continue
         _describe(trace, node)
     for value in model.graph.outputs:
-        _freeze_output(trace, value)
+        _output(trace, value, value.name in states)
+    _freeze_unpaired(trace)
     return trace
 
 
-def _interface(trace: Trace, value: ir.Value) -> None:
+def _interface(trace: Trace, value: ir.Value, state: bool) -> None:
     axes = []
     for k, n in enumerate(trace.shape(value)):
         if trace.facts.symbolic(value, k):
             axes.append(trace.fixed(n, "symbolic", f"axis {k} of input '{value.name}' is symbolic"))
+        elif state:
+            axes.append(trace.new(n))
         else:
             axes.append(trace.fixed(n, "input", f"axis {k} of input '{value.name}'"))
+    if state:
+        trace.ports.append(("input", value.name or "", axes))
     trace.put(value, axes)
 
 
-def _freeze_output(trace: Trace, value: ir.Value) -> None:
+def _output(trace: Trace, value: ir.Value, state: bool) -> None:
     try:
         axes = trace.axes(value)
     except Opaque:
         return
+    if state:
+        trace.ports.append(("output", value.name or "", axes))
+        return
     for k, axis in enumerate(axes):
         freeze(axis, Freeze("output", f"axis {k} of output '{value.name}'"))
+
+
+def _freeze_unpaired(trace: Trace) -> None:
+    """A state that goes in must come out again: units on one side alone keep their number."""
+    sides = {
+        side: {
+            find(leaf)
+            for own, _, axes in trace.ports
+            if own == side
+            for axis in axes
+            for leaf in leaves(axis)
+        }
+        for side in ("input", "output")
+    }
+    for side, name, axes in trace.ports:
+        for k, axis in enumerate(axes):
+            for leaf in leaves(axis):
+                if not all(find(leaf) in classes for classes in sides.values()):
+                    freeze((leaf,), Freeze(side, f"axis {k} of {side} '{name}'"))
 
 
 def _describe(trace: Trace, node: ir.Node) -> None:
@@ -64,11 +94,15 @@ def _describe(trace: Trace, node: ir.Node) -> None:
         return
     try:
         rule.describe(trace, node)
+        trace.pin(node)
         wrong = _disagreement(trace, node)
     except Opaque as reason:
         give_up(trace, node, str(reason))
     except Mismatch as mismatch:
         give_up(trace, node, str(mismatch))
+    except (IndexError, KeyError, ValueError, TypeError, AssertionError) as error:
+        # a form of the operator that its rule did not foresee: refusing is always right
+        give_up(trace, node, f"a form that its rule does not know ({type(error).__name__}: {error})")
     else:
         if wrong:
             give_up(trace, node, wrong)
@@ -88,6 +122,3 @@ def _disagreement(trace: Trace, node: ir.Node) -> str | None:
         if tuple(size_of(axis) for axis in found) != shape:
             return f"the rule gives {[size_of(axis) for axis in found]} where shapes say {list(shape)}"
     return None
-
-
-

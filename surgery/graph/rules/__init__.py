@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from surgery.graph.rules import convolution, elementwise, linear, movement, normalise, reduction, selection
+from surgery.graph.rules import (
+    convolution,
+    elementwise,
+    linear,
+    movement,
+    normalise,
+    recurrent,
+    reduction,
+    selection,
+)
 from surgery.graph.rules.table import Rule, Table
 
 RULES: dict[str, Rule] = {
@@ -10,6 +19,7 @@ RULES: dict[str, Rule] = {
     **linear.RULES,
     **convolution.RULES,
     **normalise.RULES,
+    **recurrent.RULES,
     **reduction.RULES,
     **movement.RULES,
     **selection.RULES,

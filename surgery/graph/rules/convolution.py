@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from surgery.graph.axes import Axis, UNIT
+from surgery.graph.axes import UNIT, Axis
 from surgery.graph.rules.movement import dims
 from surgery.graph.rules.table import Table
 from surgery.graph.trace import Opaque, Trace, label
@@ -14,7 +14,9 @@ from surgery.graph.trace import Opaque, Trace, label
 RULES = Table()
 
 
-@RULES("Conv", axes="input channels: contraction per group; output channels: pointwise; space, kernel: frozen")
+@RULES(
+    "Conv", axes="input channels: contraction per group; output channels: pointwise; space, kernel: frozen"
+)
 def conv(t: Trace, node: ir.Node) -> None:
     """Y[b, g·m, …] = Σ_c X[b, g·c, …] * W[g·m, c, …] + B[g·m]."""
     x, w, b = _operands(node)
@@ -31,7 +33,9 @@ def conv(t: Trace, node: ir.Node) -> None:
     t.use("weight", w, weight)
 
 
-@RULES("ConvTranspose", axes="input channels: contraction per group; output channels: pointwise; space: frozen")
+@RULES(
+    "ConvTranspose", axes="input channels: contraction per group; output channels: pointwise; space: frozen"
+)
 def conv_transpose(t: Trace, node: ir.Node) -> None:
     """Like Conv with W[g·c, m, …]."""
     x, w, b = _operands(node)
@@ -81,7 +85,7 @@ def _put_spatial(t: Trace, node: ir.Node, x: ir.Value, channels: Axis) -> None:
 
 
 @RULES(
-    *"MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool".split(),
+    *["MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"],
     axes="batch, channels: pointwise, zero and scale pass back; space: frozen",
 )
 def pool(t: Trace, node: ir.Node) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from surgery.graph.axes import Axis, UNIT
+from surgery.graph.axes import UNIT, Axis
 from surgery.graph.rules.table import Table
 from surgery.graph.trace import Trace
 
 RULES = Table()
 
 
-@RULES("Relu", "LeakyRelu", "Abs", "Neg", "Identity", "Dropout", axes="all pointwise; zero and scale pass back")
+@RULES(
+    "Relu", "LeakyRelu", "Abs", "Neg", "Identity", "Dropout", axes="all pointwise; zero and scale pass back"
+)
 def homogeneous(t: Trace, node: ir.Node) -> None:
     """f(s·x) = s·f(x) for s > 0."""
     for value in node.outputs:
@@ -19,8 +21,28 @@ def homogeneous(t: Trace, node: ir.Node) -> None:
 
 
 @RULES(
-    *"Tanh Sin Tan Asin Atan Sinh Asinh Atanh Erf Gelu Swish HardSwish Mish Softsign Elu Selu Celu Sqrt Round".split(),
-    *"Floor Ceil Sign Shrink ThresholdedRelu".split(),
+    *[
+        "Tanh",
+        "Sin",
+        "Tan",
+        "Asin",
+        "Atan",
+        "Sinh",
+        "Asinh",
+        "Atanh",
+        "Erf",
+        "Gelu",
+        "Swish",
+        "HardSwish",
+        "Mish",
+        "Softsign",
+        "Elu",
+        "Selu",
+        "Celu",
+        "Sqrt",
+        "Round",
+    ],
+    *["Floor", "Ceil", "Sign", "Shrink", "ThresholdedRelu"],
     axes="all pointwise; zero passes back",
 )
 def through_zero(t: Trace, node: ir.Node) -> None:
@@ -29,7 +51,23 @@ def through_zero(t: Trace, node: ir.Node) -> None:
 
 
 @RULES(
-    *"Sigmoid HardSigmoid Softplus Exp Log Cos Cosh Acos Acosh Reciprocal Not IsNaN IsInf BitwiseNot Clip".split(),
+    *[
+        "Sigmoid",
+        "HardSigmoid",
+        "Softplus",
+        "Exp",
+        "Log",
+        "Cos",
+        "Cosh",
+        "Acos",
+        "Acosh",
+        "Reciprocal",
+        "Not",
+        "IsNaN",
+        "IsInf",
+        "BitwiseNot",
+        "Clip",
+    ],
     axes="all pointwise",
 )
 def unary(t: Trace, node: ir.Node) -> None:
@@ -86,8 +124,22 @@ def _homogeneous_in(t: Trace, x: ir.Value, whole: list[Axis]) -> list[Axis]:
 
 
 @RULES(
-    *"Pow Mod Min Max And Or Xor Equal Less LessOrEqual Greater GreaterOrEqual BitShift".split(),
-    *"BitwiseAnd BitwiseOr BitwiseXor Where".split(),
+    *[
+        "Pow",
+        "Mod",
+        "Min",
+        "Max",
+        "And",
+        "Or",
+        "Xor",
+        "Equal",
+        "Less",
+        "LessOrEqual",
+        "Greater",
+        "GreaterOrEqual",
+        "BitShift",
+    ],
+    *["BitwiseAnd", "BitwiseOr", "BitwiseXor", "Where"],
     axes="all pointwise",
 )
 def other(t: Trace, node: ir.Node) -> None:

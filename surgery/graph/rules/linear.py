@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from surgery.graph.axes import Axis, UNIT
+from surgery.graph.axes import UNIT, Axis
 from surgery.graph.rules.table import Table
 from surgery.graph.trace import Opaque, Trace
 
@@ -25,13 +25,16 @@ def gemm(t: Trace, node: ir.Node) -> None:
     t.contract(node, (a, k), (b, k2))
     rows, columns, whole = [(a, m)], [(b, n)], 2
     if c is not None:
-        shape = [UNIT, *t.axes(c)][-2:]
+        shape = [UNIT, UNIT, *t.axes(c)][-2:]
         t.use("bias", c, t.axes(c))
         rows += [(c, shape[0])] if shape[0] else []
         columns += [(c, shape[1])] if shape[1] else []
         whole = 2 if shape[1] else 0
     _weights(t, (a, left), (b, right))
-    out = [t.merge(node, rows, passes=0 if c is not None and len(rows) < 2 else 2), t.merge(node, columns, passes=whole)]
+    out = [
+        t.merge(node, rows, passes=0 if c is not None and len(rows) < 2 else 2),
+        t.merge(node, columns, passes=whole),
+    ]
     t.put(node.outputs[0], out)
 
 
@@ -102,7 +105,9 @@ def _subscripts(t: Trace, equation: str, values: list[ir.Value]) -> tuple[list[l
     left, arrow, right = equation.partition("->")
     terms = left.split(",")
     ranks = [len(t.axes(value)) for value in values]
-    dots = max([rank - len(term) + 3 for term, rank in zip(terms, ranks, strict=True) if "..." in term] or [0])
+    dots = max(
+        [rank - len(term) + 3 for term, rank in zip(terms, ranks, strict=True) if "..." in term] or [0]
+    )
 
     def labels(term: str, rank: int | None) -> list[str]:
         if "..." not in term:
@@ -115,5 +120,7 @@ def _subscripts(t: Trace, equation: str, values: list[ir.Value]) -> tuple[list[l
     if arrow:
         return rows, labels(right, None)
     letters = [letter for row in rows for letter in row]
-    once = sorted(letter for letter in set(letters) if letters.count(letter) == 1 and not letter.startswith("."))
+    once = sorted(
+        letter for letter in set(letters) if letters.count(letter) == 1 and not letter.startswith(".")
+    )
     return rows, [*(f".{k}" for k in range(dots)), *once]

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from surgery.graph.axes import UNIT, Axis, Freeze, Mismatch, concat, factors, freeze, take
 from surgery.graph.rules.table import Table
-from surgery.graph.trace import Opaque, Resize, Trace, label
+from surgery.graph.trace import Computed, Number, Opaque, Resize, Trace, is_symbolic, label
 
 RULES = Table()
 
@@ -38,14 +38,9 @@ def flatten(t: Trace, node: ir.Node) -> None:
     t.put(node.outputs[0], [tuple(a for axis in part for a in axis) for part in (data[:at], data[at:])])
 
 
-def dims(size: Resize, axes: Sequence[Axis]) -> list[int | None]:
-    """The sizes of axes as a shape operand: None where an axis is symbolic."""
-    return [None if symbolic(axis) else size(axis) for axis in axes]
-
-
-def symbolic(axis: Axis) -> bool:
-    """Whether an axis contains a symbolic dimension."""
-    return any(why.kind == "symbolic" for atom in factors(axis) for why in atom.frozen)
+def dims(size: Resize, axes: Sequence[Axis]) -> list[Number]:
+    """The sizes of axes as a shape operand; what contains a symbolic dimension is left to the graph."""
+    return [Computed(size(axis)) if is_symbolic(axis) else size(axis) for axis in axes]
 
 
 def regroup(t: Trace, node: ir.Node, axes: Sequence[Axis], shape: Sequence[int]) -> list[Axis]:
@@ -141,16 +136,28 @@ def expand(t: Trace, node: ir.Node) -> None:
     x, out = _data(node), node.outputs[0]
     data, shape = t.axes(x), t.shape(out)
     row = [UNIT] * (len(shape) - len(data)) + data
-    axes = [axis or t.new(n) for axis, n in zip(row, shape, strict=True)]
+    operand = node.inputs[1]
+    first = len(shape) - t.shape(operand)[0] if operand is not None else 0
+    axes = [
+        axis or _made(t, node, n, operand, k - first)
+        for k, (axis, n) in enumerate(zip(row, shape, strict=True))
+    ]
     t.put(out, axes)
     t.literal(node, 1, lambda size: dims(size, axes), shape=True)
+
+
+def _made(t: Trace, node: ir.Node, n: int, operand: ir.Value | None, element: int) -> Axis:
+    """A new axis whose size is an element of an operand."""
+    if t.follows_symbol(operand, element):
+        return t.fixed(n, "symbolic", f"axis made by node '{label(node)}' from a symbolic one")
+    return t.new(n)
 
 
 @RULES("ConstantOfShape", axes="all free")
 def constant_of_shape(t: Trace, node: ir.Node) -> None:
     """One number everywhere."""
     out = node.outputs[0]
-    axes = [t.new(n) for n in t.shape(out)]
+    axes = [_made(t, node, n, node.inputs[0], k) for k, n in enumerate(t.shape(out))]
     t.put(out, axes)
     t.literal(node, 0, lambda size: dims(size, axes), shape=True)
 

@@ -1,26 +1,128 @@
-"""Normalisers."""
+"""Normalisers: what is averaged grows by whole multiples, so that every mean stays what it was."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
-from surgery.graph.axes import UNIT
+from surgery.graph.axes import UNIT, Axis
 from surgery.graph.rules.table import Table
-from surgery.graph.trace import Trace
+from surgery.graph.trace import Opaque, Trace
 
 RULES = Table()
+
+
+def _operands(node: ir.Node) -> tuple[ir.Value, list[ir.Value]]:
+    x, *parameters = [value for value in node.inputs if value is not None]
+    return x, parameters
+
+
+def _scales(t: Trace, parameters: Sequence[ir.Value]) -> None:
+    for value in parameters:
+        t.use("scale", value, t.axes(value))
 
 
 @RULES("BatchNormalization", axes="channels: pointwise with scale, bias, mean and variance; else pointwise")
 def batch_normalization(t: Trace, node: ir.Node) -> None:
     """Every channel is normalised by itself, over the other axes (in training) or by stored statistics."""
-    x, *parameters = [value for value in node.inputs if value is not None]
+    x, parameters = _operands(node)
     data = t.axes(x)
-    column = [(x, data[1]), *((value, t.axes(value)[0]) for value in parameters)]
-    for value in parameters:
-        t.use("scale", value, t.axes(value))
-    wide = [(value, axis) for value, axis in column if axis]
-    channels = t.merge(node, wide, passes=0) if wide else UNIT
+    _scales(t, parameters)
+    channels = _channels(t, node, x, data[1], parameters)
     t.put(node.outputs[0], [data[0], channels, *data[2:]])
     for value in node.outputs[1:]:
         t.put(value, [channels])
+
+
+def _channels(t: Trace, node: ir.Node, x: ir.Value, axis: Axis, parameters: Sequence[ir.Value]) -> Axis:
+    column = [(x, axis), *((value, t.axes(value)[0]) for value in parameters)]
+    wide = [(value, axis) for value, axis in column if axis]
+    return t.merge(node, wide, passes=0) if wide else UNIT
+
+
+@RULES("InstanceNormalization", axes="channels: pointwise with scale and bias; the axes after them: mean")
+def instance_normalization(t: Trace, node: ir.Node) -> None:
+    """Every channel is normalised over the axes after it (a group norm written out has units there)."""
+    x, parameters = _operands(node)
+    data = t.axes(x)
+    _scales(t, parameters)
+    channels = _channels(t, node, x, data[1], parameters)
+    inner = [_averaged(t, node, x, axis) for axis in data[2:]]
+    t.put(node.outputs[0], [data[0], channels, *inner])
+
+
+@RULES("GroupNormalization", axes="groups: pointwise; channels of a group, space: mean")
+def group_normalization(t: Trace, node: ir.Node) -> None:
+    """Channels in groups, each normalised over its channels and space; whole groups can be added."""
+    x, parameters = _operands(node)
+    data = t.axes(x)
+    groups = node.attributes.get_int("num_groups", 1)
+    outer, inner = t.split(node, data[1], groups) if groups > 1 else (UNIT, data[1])
+    _scales(t, parameters)
+    own = outer if t.facts.versions.get("", 21) < 21 else data[1]
+    columns = [(value, t.axes(value)[0]) for value in parameters if t.axes(value)[0]]
+    if own and columns:
+        t.merge(node, [(x, own), *columns], passes=0)
+    for axis in (inner, *data[2:]):
+        t.mix(node, "mean", x, axis)
+    if outer:
+        t.literal(node, "num_groups", lambda size: [size(outer)])
+    column = [(x, data[1])] + (columns if own == data[1] else [])
+    channels = t.merge(node, column, passes=0) if data[1] else UNIT
+    t.put(node.outputs[0], [data[0], channels, *(_opaque_to_demands(t, node, x, axis) for axis in data[2:])])
+
+
+@RULES("LayerNormalization", "RMSNormalization", axes="normalised axes: mean; else pointwise")
+def layer_normalization(t: Trace, node: ir.Node) -> None:
+    """Normalised over the axes from the named one on, then scaled and shifted unit by unit."""
+    x, parameters = _operands(node)
+    data = t.axes(x)
+    at = node.attributes.get_int("axis", -1) % len(data)
+    _scales(t, parameters)
+    out = [_opaque_to_demands(t, node, x, axis) for axis in data[:at]]
+    for k in range(at, len(data)):
+        t.mix(node, "mean", x, data[k])
+        column = [(x, data[k])]
+        for value in parameters:
+            axes = t.axes(value)
+            own = axes[k - len(data)] if len(axes) >= len(data) - k else UNIT
+            column += [(value, own)] if own else []
+        out.append(t.merge(node, column, passes=0) if data[k] else UNIT)
+    t.put(node.outputs[0], out)
+    for value in node.outputs[1:]:
+        if value.uses():
+            raise Opaque("the statistics of a normalisation are used")
+
+
+@RULES("MeanVarianceNormalization", axes="named axes: mean; else pointwise")
+def mean_variance_normalization(t: Trace, node: ir.Node) -> None:
+    """Normalised over the named axes."""
+    x, _ = _operands(node)
+    data = t.axes(x)
+    over = {k % len(data) for k in t.numbers(node, 9, "axes") or [0, 2, 3]}
+    out = [
+        _averaged(t, node, x, a) if k in over else _opaque_to_demands(t, node, x, a)
+        for k, a in enumerate(data)
+    ]
+    t.put(node.outputs[0], out)
+
+
+@RULES("LpNormalization", axes="normalised axis: norm; else pointwise")
+def lp_normalization(t: Trace, node: ir.Node) -> None:
+    """x / |x|: units that are zero change nothing."""
+    x, _ = _operands(node)
+    data = t.axes(x)
+    at = node.attributes.get_int("axis", -1) % len(data)
+    t.mix(node, "norm", x, data[at])
+    out = [_opaque_to_demands(t, node, x, axis, passes=1 if k == at else 0) for k, axis in enumerate(data)]
+    t.put(node.outputs[0], out)
+
+
+def _averaged(t: Trace, node: ir.Node, x: ir.Value, axis: Axis) -> Axis:
+    t.mix(node, "mean", x, axis)
+    return _opaque_to_demands(t, node, x, axis)
+
+
+def _opaque_to_demands(t: Trace, node: ir.Node, x: ir.Value, axis: Axis, passes: int = 0) -> Axis:
+    return t.merge(node, [(x, axis)], passes=passes) if axis else UNIT

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import onnx_ir as ir
 
 from surgery.graph.axes import UNIT, Axis
 from surgery.graph.rules.table import Table
-from surgery.graph.trace import Trace, label
+from surgery.graph.trace import Kind, Trace, label
 
 RULES = Table()
 
-_KINDS: dict[str, Literal["sum", "mean", "order"]] = {"ReduceSum": "sum", "ReduceMean": "mean"}
+_KINDS: dict[str, Kind] = {
+    "ReduceSum": "sum",
+    "ReduceMean": "mean",
+    "ReduceL1": "norm",
+    "ReduceL2": "norm",
+    "ReduceSumSquare": "norm",
+}
 _HOMOGENEOUS = {"ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2"}
 
 
 @RULES("ReduceSum", axes="reduced: sum; else pointwise, zero and scale pass back")
 @RULES("ReduceMean", axes="reduced: mean; else pointwise, zero and scale pass back")
 @RULES(
-    *"ReduceMax ReduceMin ReduceL1 ReduceL2 ReduceProd ReduceSumSquare ReduceLogSum ReduceLogSumExp".split(),
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceSumSquare",
+    axes="reduced: norm (zero units change nothing); else pointwise",
+)
+@RULES(
+    *["ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSum", "ReduceLogSumExp"],
     axes="reduced: order statistic; else pointwise",
 )
 def reduce(t: Trace, node: ir.Node) -> None:
@@ -28,11 +38,11 @@ def reduce(t: Trace, node: ir.Node) -> None:
     assert x is not None
     data = t.axes(x)
     named = t.numbers(node, 1, "axes")
-    if not named and node.attributes.get_int("noop_with_empty_axes", 0):
+    if not named and bool(node.attributes.get_int("noop_with_empty_axes", 0)):
         t.put(node.outputs[0], data)
         return
     over = {k % len(data) for k in named} if named else set(range(len(data)))
-    keep = node.attributes.get_int("keepdims", 1)
+    keep = bool(node.attributes.get_int("keepdims", 1))
     out: list[Axis] = []
     for k, axis in enumerate(data):
         if k in over:

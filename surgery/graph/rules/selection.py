@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import onnx_ir as ir
 
 from surgery.graph.axes import UNIT, Axis, concat
-from surgery.graph.rules.movement import symbolic
 from surgery.graph.rules.table import Table
-from surgery.graph.trace import Opaque, Resize, Trace, label
+from surgery.graph.trace import Number, Opaque, Resize, Trace, is_symbolic, label
 
 RULES = Table()
 
@@ -33,7 +33,7 @@ def split(t: Trace, node: ir.Node) -> None:
     pieces = _cut(t, node, x, at, sizes)
     for value, piece in zip(node.outputs, pieces, strict=True):
         t.put(value, [*data[:at], piece, *data[at + 1 :]])
-    if not symbolic(data[at]):
+    if not is_symbolic(data[at]):
         where: int | str = 1 if t.facts.versions.get("", 13) >= 13 else "split"
         t.literal(node, where, lambda size: [size(piece) for piece in pieces])
 
@@ -49,11 +49,11 @@ def split_to_sequence(t: Trace, node: ir.Node) -> None:
     pieces = _cut(t, node, x, at, [shape[at] for shape in members])
     t.put_sequence(node.outputs[0], [[*data[:at], piece, *data[at + 1 :]] for piece in pieces])
     split = node.inputs[1] if len(node.inputs) > 1 else None
-    if split is None or symbolic(data[at]):
+    if split is None or is_symbolic(data[at]):
         return
     scalar = t.facts.known[split].ndim == 0
 
-    def sizes(size: Resize) -> list[int | None]:
+    def sizes(size: Resize) -> list[Number]:
         new = [size(piece) for piece in pieces]
         return [new[0]] if scalar and len({*new[:-1], max(new)}) == 1 else list(new)
 
@@ -93,7 +93,7 @@ def slice_(t: Trace, node: ir.Node) -> None:
         whole = data[k]
         if step == 1 and count < n:
             before, data[k], _ = _cut(t, node, x, k, [begin, count, n - begin - count])
-            follow.append(None if symbolic(whole) else (whole, before, data[k]))
+            follow.append(None if is_symbolic(whole) else (whole, before, data[k]))
             continue
         if step != 1:
             data[k] = _every(t, node, whole, n, begin, step, count)
@@ -107,9 +107,9 @@ def slice_(t: Trace, node: ir.Node) -> None:
 
 def _edges(
     size: Resize, old: Sequence[int], follow: Sequence[tuple[Axis, Axis, Axis] | None], *, last: bool
-) -> list[int | None]:
+) -> list[Number]:
     """The bounds of a slice after an edit; a bound that still means the same is kept as it was written."""
-    out: list[int | None] = []
+    out: list[Number] = []
     for bound, axes in zip(old, follow, strict=True):
         if axes is None:
             out.append(bound)
@@ -163,22 +163,20 @@ def _pick(t: Trace, node: ir.Node, x: ir.Value, at: int, chosen: list[int]) -> A
             runs[-1][1] = k + 1
         else:
             runs.append([k, k + 1])
-    if runs == [[0, n]]:
-        return t.axes(x)[at]
     if len(runs) > RUN_LIMIT:
         raise Opaque("a permutation of single units")
     bounds = sorted({0, n, *(edge for run in runs for edge in run)})
-    pieces = _cut(t, node, x, at, [b - a for a, b in zip(bounds, bounds[1:], strict=False)])
+    pieces = _cut(t, node, x, at, [b - a for a, b in pairwise(bounds)])
     starts = dict(zip(bounds, range(len(bounds)), strict=True))
     spans = [pieces[starts[a] : starts[b]] for a, b in runs]
 
-    def follow(size: Resize) -> list[int | None]:
+    def follow(size: Resize) -> list[Number]:
         offset = [0]
         for piece in pieces:
             offset.append(offset[-1] + size(piece))
         return [k for a, b in runs for k in range(offset[starts[a]], offset[starts[b]])]
 
-    if not symbolic(t.axes(x)[at]):
+    if not is_symbolic(t.axes(x)[at]):
         t.literal(node, 1, follow)
     return concat([piece for span in spans for piece in span])
 

@@ -1,0 +1,97 @@
+"""Change the architecture of a trained agent, and keep its function and its optimizer state.
+
+    checkpoint = surgery.load("agent.onnx")
+    plan = surgery.widen(checkpoint, factor=2)        # describes, touches nothing
+    result = surgery.apply(plan, checkpoint)          # a new checkpoint, verified
+    result.save("wide.onnx")
+
+Every name here is imported on first use, so that `import surgery` loads neither numpy nor onnx.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from surgery.attach import attach as attach
+    from surgery.checkpoint import Checkpoint as Checkpoint
+    from surgery.checkpoint import load as load
+    from surgery.checkpoint import save as save
+    from surgery.difference import diff as diff
+    from surgery.errors import SurgeryError as SurgeryError
+    from surgery.graph.spaces import analyse as analyse
+    from surgery.interface import annotate as annotate
+    from surgery.operate import Result as Result
+    from surgery.operate import apply as apply
+    from surgery.ops.widen import widen as widen
+    from surgery.plan import Plan as Plan
+    from surgery.verify import Report as Report
+    from surgery.verify import verify as verify
+
+    __version__: str
+
+_HOMES = {
+    "Checkpoint": "surgery.checkpoint",
+    "Plan": "surgery.plan",
+    "Report": "surgery.verify",
+    "Result": "surgery.operate",
+    "SurgeryError": "surgery.errors",
+    "analyse": "surgery.graph.spaces",
+    "annotate": "surgery.interface",
+    "apply": "surgery.operate",
+    "attach": "surgery.attach",
+    "diff": "surgery.difference",
+    "load": "surgery.checkpoint",
+    "save": "surgery.checkpoint",
+    "verify": "surgery.verify",
+    "widen": "surgery.ops.widen",
+}
+
+__all__ = [
+    "Checkpoint",
+    "Plan",
+    "Report",
+    "Result",
+    "SurgeryError",
+    "__version__",
+    "analyse",
+    "annotate",
+    "apply",
+    "attach",
+    "diff",
+    "load",
+    "save",
+    "verify",
+    "widen",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: object = version("policy-surgery")
+    elif name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    else:
+        raise AttributeError(f"module 'surgery' has no attribute '{name}'")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Facade(ModuleType):
+    """Keeps `surgery.verify` the function when the import system binds the submodule of that name."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Facade

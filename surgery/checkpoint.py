@@ -1,0 +1,329 @@
+"""The value in the middle: a graph, its tensors, optimizer state, what they mean and where they come from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import onnx_ir as ir
+
+from surgery.digests import model_digest
+from surgery.errors import CorruptFile, FileError, GraphError
+from surgery.files import replacing
+from surgery.interface import Environment, Interface, LineageStep, infer
+from surgery.json_values import Fields, Json, check_schema, dumps, freeze_mapping, loads
+from surgery.model_file import MAX_INLINE, all_tensors, read_model, replace_tensors, write_model
+from surgery.optimizer import OptimizerState, load_optimizer, save_optimizer
+from surgery.tensors import (
+    Layout,
+    finite,
+    header_digest,
+    read_safetensors,
+    shape_of,
+    storable,
+    write_safetensors,
+)
+
+SCHEMA = 1
+METADATA_KEY = "surgery"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model and everything that belongs to it.
+
+    Attributes:
+      model: the graph and its tensors; never changed, clone it to make another.
+      interface: what its inputs and outputs mean.
+      environment: what it was trained for.
+      lineage: how it was made, oldest step first.
+      optimizer: what its optimizer remembers; None if there is none.
+      path: the file it was read from; None if it was made in memory.
+      source: what the framework it came from needs to get it back, as JSON.
+    """
+
+    model: ir.Model
+    interface: Interface
+    environment: Environment = field(default_factory=Environment)
+    lineage: tuple[LineageStep, ...] = ()
+    optimizer: OptimizerState | None = None
+    path: Path | None = None
+    source: Mapping[str, Json] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lineage", tuple(self.lineage))
+        object.__setattr__(self, "source", freeze_mapping(self.source))
+
+    @property
+    def tensors(self) -> Mapping[str, ir.TensorProtocol]:
+        """The graph's initializers by name, read when asked for; those of subgraphs are not among them."""
+        values = self.model.graph.initializers.items()
+        return MappingProxyType(
+            {name: value.const_value for name, value in values if value.const_value is not None}
+        )
+
+    def digest(self) -> str:
+        """SHA-256 of the graph and its tensors; see `surgery.digests.model_digest`."""
+        return model_digest(self.model)
+
+    def replace(self, **changes: Any) -> Checkpoint:  # noqa: ANN401
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+def check_finite(checkpoint: Checkpoint) -> None:
+    """Read every tensor of the model and of the optimizer, one at a time, and refuse NaN and infinity.
+
+    Raises:
+      GraphError: some elements are not finite; lists the tensors.
+    """
+    bad = [str(tensor.name) for tensor in all_tensors(checkpoint.model) if not finite(tensor)]
+    if checkpoint.optimizer:
+        for slot, tensors in checkpoint.optimizer.slots.items():
+            bad += [f"{slot} of {name}" for name, tensor in tensors.items() if not finite(tensor)]
+    if bad:
+        more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
+        where = {"file": checkpoint.path} if checkpoint.path else None
+        raise GraphError(f"NaN or infinite values in: {', '.join(bad[:10])}{more}", where=where)
+
+
+def load(path: str | Path, *, optimizer: bool = True) -> Checkpoint:
+    """Read a checkpoint from an `.onnx` file; tensors are read when they are used, and nothing is executed.
+
+    Args:
+      path: the `.onnx` file; weights and optimizer state may lie beside it.
+      optimizer: false leaves the optimizer state out.
+
+    Raises:
+      FileError: a file is missing or cannot be read, or is of a schema that this version does not know.
+      UnknownFormat: not an ONNX model; says what it is instead.
+      CorruptFile: truncated, damaged or hostile, or files that do not belong together.
+      GraphError: ONNX, but not valid, or newer than what is supported.
+    """
+    path = Path(path)
+    model = read_model(path)
+    try:
+        text = model.metadata_props.pop(METADATA_KEY, None)
+        record = _Record(infer(model)) if text is None else _Record.parse(text)
+        _check_interface(record.interface, model)
+        if (
+            record.weights
+            and read_safetensors(_file(record.weights, path)).digest != record.weights["digest"]
+        ):
+            raise CorruptFile(f"'{record.weights['file']}' holds other weights than those of this model")
+        state = _load_state(record, path, text is None) if optimizer else None
+        if state:
+            _check_state(state, model)
+    except FileError as error:
+        raise error.within(file=path) from error
+    return Checkpoint(model, record.interface, record.environment, record.lineage, state, path, record.source)
+
+
+def save(
+    checkpoint: Checkpoint, path: str | Path, *, force: bool = False, external: bool | None = None
+) -> list[Path]:
+    """Write a checkpoint; a reader sees the old files or the new ones, whole.
+
+    Args:
+      checkpoint: left as it is, and still valid when its own files are replaced.
+      path: the `.onnx` file; optimizer state goes beside it as `NAME.optimizer.safetensors`.
+      force: replace files that exist.
+      external: true writes the weights beside the model as `NAME.safetensors`, false inside it; None decides
+        by size (inside up to 1.8 GB).
+
+    Returns:
+      the files written, the `.onnx` last.
+
+    Raises:
+      FileError: a file exists, the folder cannot be written to, the disk is full, or the weights do not fit
+        inside.
+    """
+    path = Path(path)
+    total = sum(tensor.nbytes for tensor in all_tensors(checkpoint.model))
+    outside = total > MAX_INLINE if external is None else external
+    if total > MAX_INLINE and not outside:
+        raise FileError(
+            f"{total:,} bytes of weights do not fit inside an ONNX file", hint="leave out external=False"
+        )
+    state = checkpoint.optimizer
+    beside, moments = _beside(path, ""), _beside(path, ".optimizer")
+    targets = [*([beside] if outside else []), *([moments] if state else []), path]
+    needed = total + sum(t.nbytes for slot in state.slots.values() for t in slot.values()) if state else total
+    with replacing(targets, force=force, needed=needed) as temporary:
+        parts = dict(zip(targets, temporary, strict=True))
+        model = checkpoint.model.clone()
+        replace_tensors(model, _inside)
+        weights = _reference_to(beside, _write_weights(model, beside, parts[beside])) if outside else None
+        optimizer = _reference_to(moments, save_optimizer(state, parts[moments])) if state else None
+        model.metadata_props[METADATA_KEY] = _Record(
+            checkpoint.interface,
+            checkpoint.environment,
+            checkpoint.lineage,
+            checkpoint.source,
+            weights,
+            optimizer,
+        ).text()
+        with parts[path].open("wb") as file:
+            write_model(model, file)
+    return targets
+
+
+def _reference_to(target: Path, layout: Layout) -> Mapping[str, str]:
+    return {"file": target.name, "digest": layout.digest}
+
+
+def _beside(path: Path, what: str) -> Path:
+    return path.with_name(f"{path.name.removesuffix('.onnx')}{what}.safetensors")
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What the metadata of a file says."""
+
+    interface: Interface
+    environment: Environment = field(default_factory=Environment)
+    lineage: tuple[LineageStep, ...] = ()
+    source: Mapping[str, Json] = field(default_factory=dict)
+    weights: Mapping[str, str] | None = None
+    optimizer: Mapping[str, str] | None = None
+
+    @staticmethod
+    def parse(text: str) -> _Record:
+        record = loads(text, "surgery metadata")
+        check_schema(record, "surgery metadata", SCHEMA)
+        fields = Fields(record, "surgery metadata")
+        interface = Interface.from_json(fields.mapping("interface"))
+        environment = Environment.from_json(fields.mapping("environment"))
+        lineage = tuple(LineageStep.from_json(step) for step in fields.items("lineage"))
+        source = fields.mapping("source")
+        weights, optimizer = (_reference(fields.anything(name), name) for name in ("weights", "optimizer"))
+        fields.done(ignore=("schema",))
+        return _Record(interface, environment, lineage, source, weights, optimizer)
+
+    def text(self) -> str:
+        return dumps(
+            {
+                "schema": SCHEMA,
+                "interface": self.interface.to_json(),
+                "environment": self.environment.to_json(),
+                "lineage": [step.to_json() for step in self.lineage],
+                "source": self.source,
+                "weights": self.weights,
+                "optimizer": self.optimizer,
+            }
+        )
+
+
+def _reference(record: Json, what: str) -> Mapping[str, str] | None:
+    if record is None:
+        return None
+    fields = Fields(record, f"reference to the {what}")
+    reference = {"file": fields.text("file"), "digest": fields.text("digest")}
+    fields.done()
+    if Path(reference["file"]).name != reference["file"]:
+        raise CorruptFile(f"the {what} file '{reference['file']}' is not in the model's own folder")
+    return reference
+
+
+def _file(reference: Mapping[str, str], path: Path) -> Path:
+    return path.parent / reference["file"]
+
+
+def _check_interface(interface: Interface, model: ir.Model) -> None:
+    found = infer(model)
+    for side, ports, wanted in (
+        ("inputs", interface.inputs, found.inputs),
+        ("outputs", interface.outputs, found.outputs),
+    ):
+        names, values = [port.name for port in ports], [port.name for port in wanted]
+        if names != values:
+            raise CorruptFile(
+                f"the metadata describes the {side} {names}, the graph has {values}",
+                hint=f"the graph was changed by another program: remove its metadata entry '{METADATA_KEY}'",
+            )
+
+
+def _load_state(record: _Record, path: Path, foreign: bool) -> OptimizerState | None:
+    own = _beside(path, ".optimizer")
+    without = "load the model without it: optimizer=False (--no-optimizer)"
+    if record.optimizer is None:
+        return load_optimizer(own) if foreign and own.is_file() else None
+    named = _file(record.optimizer, path)
+    present = [file for file in dict.fromkeys((named, own)) if file.is_file()]
+    if not present:
+        raise FileError(
+            f"the optimizer state '{named}' is missing", hint=f"put it beside the model, or {without}"
+        )
+    for file in present:
+        if header_digest(file) == record.optimizer["digest"]:
+            return load_optimizer(file)
+    raise CorruptFile(
+        f"'{present[0]}' is not the optimizer state that was saved with this model", hint=without
+    )
+
+
+def _check_state(state: OptimizerState, model: ir.Model) -> None:
+    initializers = model.graph.initializers
+    for slot, tensors in state.slots.items():
+        for name, tensor in tensors.items():
+            value = initializers[name].const_value if name in initializers else None
+            if value is None:
+                raise CorruptFile(
+                    f"the optimizer state has a {slot} for '{name}', which the model does not have"
+                )
+            if shape_of(value) != shape_of(tensor):
+                raise CorruptFile(
+                    f"the {slot} of '{name}' is {list(shape_of(tensor))}, "
+                    f"the parameter is {list(shape_of(value))}"
+                )
+
+
+def _goes_outside(tensor: ir.TensorProtocol) -> bool:
+    # Whole numbers that are small are shapes and axes, which readers want at hand.
+    large = tensor.nbytes >= 1024 or (tensor.dtype.is_floating_point() and len(tensor.shape) > 0)
+    return large and storable(tensor.dtype) and tensor.size > 0
+
+
+def _write_weights(model: ir.Model, target: Path, temporary: Path) -> Layout:
+    """Write the tensors of a clone to a file, and make the clone refer to it; small ones stay inside."""
+    values: dict[str, ir.Value] = {}
+    for value in _initialised(model):
+        if value.const_value is not None and _goes_outside(value.const_value):
+            name = str(value.name)
+            values[name if name not in values else f"{name}#{len(values)}"] = value
+    tensors = {key: value.const_value for key, value in values.items() if value.const_value is not None}
+    layout = write_safetensors(temporary, tensors)
+    for key, tensor in tensors.items():
+        offset, length = layout.regions[key]
+        values[key].const_value = ir.ExternalTensor(
+            target.name,
+            offset,
+            length,
+            tensor.dtype,
+            shape=ir.Shape(shape_of(tensor)),
+            name=str(values[key].name),
+            doc_string=tensor.doc_string,
+            metadata_props=dict(tensor.metadata_props),
+        )
+    return layout
+
+
+def _initialised(model: ir.Model) -> Iterator[ir.Value]:
+    for graph in model.graphs():
+        yield from graph.initializers.values()
+
+
+def _inside(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor
+    return ir.Tensor(
+        tensor.numpy(),
+        dtype=tensor.dtype,
+        name=tensor.name,
+        doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props),
+    )

@@ -1,0 +1,116 @@
+"""The command line: a thin skin over the library, and the one place where exit statuses are set.
+
+    0    done
+    1    the answer is no: not equal, frozen, no exact route
+    2    the command or a file is wrong
+    3    a bug of ours
+    130  interrupted        141  the reader of our output went away
+
+Each verb is a module of its own, imported on use; stdout carries the result, stderr everything else.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from surgery.cli import _failure
+from surgery.errors import SurgeryError, UnknownName
+
+VERBS = {
+    "inspect": "inspect",
+    "widen": "widen",
+    "apply": "apply",
+    "verify": "verify",
+    "diff": "diff",
+    "attach": "attach",
+    "annotate": "annotate",
+    "list": "listing",  # a submodule called list would hide the built-in here
+}
+"""Verb -> its module, in the order of the help."""
+
+
+class _Verbs(click.Group):
+    """Imports the module of a verb when its command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = import_module(f"surgery.cli.{VERBS[cmd_name]}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in VERBS and not args[0].startswith("-"):
+            raise UnknownName("command", args[0], VERBS)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=_Verbs, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
+@click.version_option(package_name="policy-surgery", prog_name="surgery", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Change the architecture of a trained agent, and keep its function and its optimizer state.
+
+    \b
+    Start with:
+      surgery inspect agent.onnx
+      surgery widen   agent.onnx --factor 2 -o wide.onnx
+      surgery verify  agent.onnx wide.onnx
+
+    Every command takes --json, -q, -v and --debug. Exit status: 0 done, 1 the answer is no,
+    2 the command or a file is wrong, 3 a bug of ours, 130 interrupted.
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit status; what goes wrong is reported here and nowhere else."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if "_SURGERY_COMPLETE" in os.environ:
+        cli.main(words, prog_name="surgery")
+    try:
+        status = _run(words)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        _discard_stdout()
+        return 141
+    except (KeyboardInterrupt, click.Abort):
+        return _failure.interrupted(words)
+    except click.ClickException as error:
+        return _failure.usage(error, words)
+    except SurgeryError as error:
+        return _failure.expected(error, words)
+    except OSError as error:
+        return _failure.system(error, words)
+    except Exception as error:
+        return _failure.internal(error, words)
+
+
+def _run(words: list[str]) -> int:
+    """The exit status of a command: what its function returns, 0 for None."""
+    try:
+        with cli.make_context("surgery", words) as context:
+            status = cli.invoke(context)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    return int(status or 0)
+
+
+def _discard_stdout() -> None:
+    """Python flushes stdout once more at exit: give what is left somewhere to go."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

@@ -1,0 +1,83 @@
+"""What the verbs that edit have in common: carry out a plan, write the result, say what changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import surgery
+from surgery.cli._output import Output, plural, section
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How a result is verified before it is written."""
+
+    verify: bool
+    observations: dict[str, np.ndarray] | None
+    seed: int
+
+
+def carry_out(
+    plan: surgery.Plan,
+    checkpoint: surgery.Checkpoint,
+    target: Path,
+    proof: Proof,
+    output: Output,
+    *,
+    force: bool,
+) -> surgery.Result:
+    """Apply, verify, and write `target`."""
+    with output.step("applying and verifying" if proof.verify else "applying"):
+        result = surgery.apply(
+            plan, checkpoint, verify=proof.verify, observations=proof.observations, seed=proof.seed
+        )
+    with output.step(f"writing {target}"):
+        result.save(target, force=force)
+    return result
+
+
+def plan_report(plan: surgery.Plan) -> dict[str, object]:
+    """The plan as `surgery apply` reads it."""
+    return dict(plan.to_json())
+
+
+def edit_report(result: surgery.Result, target: Path) -> dict[str, object]:
+    """The object that an edit prints under `--json`."""
+    plan, report = result.plan, result.report
+    return {
+        "output": str(target),
+        "claim": plan.claim,
+        "verified": report is not None,
+        "exact": report.exact if report else None,
+        "max_abs_error": report.max_abs_error if report else None,
+        "max_rel_error": report.max_rel_error if report else None,
+        "changes": [
+            {
+                "space": change.space,
+                "from": change.before,
+                "to": change.after,
+                "tensors": change.tensors,
+                "slots": change.slots,
+            }
+            for change in plan.changes
+        ],
+        "frozen": [{"space": space, "reason": reason} for space, reason in plan.frozen],
+    }
+
+
+def edit_text(result: surgery.Result, target: Path) -> str:
+    """One line that says what changed, and beneath it what did not and why."""
+    plan, report = result.plan, result.report
+    line = [f"{change.space} {change.before}→{change.after}" for change in plan.changes]
+    tensors = sum(change.tensors for change in plan.changes)
+    slots = sum(change.slots for change in plan.changes)
+    line.append(plural(tensors, "tensor") + (f", {plural(slots, 'slot')}" if slots else ""))
+    line.append(report.summary() if report else "not verified")
+    line.append(f"wrote {target}")
+    frozen = "\n".join(f"{space}: {reason}" for space, reason in plan.frozen)
+    return "\n".join([" · ".join(line), *([section("frozen", frozen)] if frozen else [])])

@@ -1,0 +1,74 @@
+"""Files that a command is given: what can be refused before any work is done, is."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import surgery
+from surgery.errors import ArgumentError, FileError, SurgeryError, UnknownFormat
+from surgery.files import check_readable
+from surgery.json_values import loads
+
+if TYPE_CHECKING:
+    import numpy as np
+
+STDIN = Path("-")
+PLAN_HINT = "write a plan with: surgery widen … --dry-run --json"
+
+
+def check_target(target: Path | None, sources: Iterable[Path], *, force: bool) -> Path:
+    """The path to write, if it can be written.
+
+    Raises:
+      ArgumentError: none is given, it is a folder, or it is one of the sources.
+      FileError: it exists and `force` is off, or its folder is missing or read-only.
+    """
+    if target is None:
+        raise ArgumentError("nothing to write to", hint="name a file with -o OUT, or use --dry-run")
+    if target.is_dir():
+        raise ArgumentError(f"cannot write '{target}': it is a folder", hint="name a file in it")
+    if any(target.exists() and source.exists() and target.samefile(source) for source in sources):
+        raise ArgumentError(f"cannot write '{target}': it is the input", hint="name another file with -o")
+    if target.exists() and not force:
+        raise FileError(f"cannot write '{target}': it exists", hint="overwrite it with --force")
+    folder = target.parent
+    if not folder.is_dir():
+        raise FileError(f"cannot write '{target}': there is no folder '{folder}'", hint=f"mkdir -p {folder}")
+    if not os.access(folder, os.W_OK):
+        raise FileError(f"cannot write '{target}': the folder is read-only")
+    return target
+
+
+def read_plan(path: Path) -> surgery.Plan:
+    """A plan as `--dry-run --json` prints it, from a file or (`-`) from stdin."""
+    if path == STDIN:
+        return surgery.Plan.from_json(loads(sys.stdin.read(), "plan"))
+    check_readable(path)
+    try:
+        return surgery.Plan.from_json(loads(path.read_text(encoding="utf-8"), "plan"))
+    except UnicodeDecodeError as error:
+        raise UnknownFormat(f"{path} is not a plan: it is not text", hint=PLAN_HINT) from error
+    except SurgeryError as error:
+        raise error.within(plan=path) from None
+
+
+def read_observations(path: Path | None) -> dict[str, np.ndarray] | None:
+    """Recorded inputs, each of shape (samples, *input shape), from an `.npz` of plain arrays."""
+    if path is None:
+        return None
+    import zipfile
+
+    import numpy as np
+
+    check_readable(path)
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise UnknownFormat(f"'{path}' holds one nameless array", hint="save it with numpy.savez")
+            return {name: archive[name] for name in archive.files}
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UnknownFormat(f"'{path}' is not an .npz file of plain arrays") from error

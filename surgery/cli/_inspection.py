@@ -1,0 +1,121 @@
+"""What `surgery inspect` finds out, as one JSON object."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+import surgery
+from surgery.graph.facts import MOVEMENT
+from surgery.interface import Port
+from surgery.json_values import Json
+from surgery.tensors import shape_of
+
+if TYPE_CHECKING:
+    from surgery.graph.spaces import Space
+    from surgery.optimizer import OptimizerState
+
+
+def inspection(checkpoint: surgery.Checkpoint, path: Path) -> dict[str, Json]:
+    """Everything there is to know about a checkpoint without running it."""
+    model = checkpoint.model
+    graph, interface = model.graph, checkpoint.interface
+    return {
+        "file": str(path),
+        "bytes": path.stat().st_size,
+        "digest": checkpoint.digest(),
+        "opset": model.opset_imports.get("", 0),
+        "parameters": sum(tensor.size for tensor in checkpoint.tensors.values() if _trained(tensor)),
+        "inputs": [_port(port, graph.inputs) for port in interface.inputs],
+        "outputs": [_port(port, graph.outputs) for port in interface.outputs],
+        "architecture": None,
+        "layers": _layers(graph),
+        "spaces": [_space(space) for space in surgery.analyse(model).spaces],
+        "optimizer": _optimizer(checkpoint.optimizer) if checkpoint.optimizer else None,
+        "environment": checkpoint.environment.to_json(),
+        "lineage": [step.to_json() for step in checkpoint.lineage],
+    }
+
+
+def _trained(tensor: ir.TensorProtocol) -> bool:
+    """Whole numbers are shapes and axes, numbers without an axis are settings."""
+    return tensor.dtype.is_floating_point() and len(tensor.shape) > 0
+
+
+def _port(port: Port, values: Sequence[ir.Value]) -> dict[str, Json]:
+    value = next(value for value in values if value.name == port.name)
+    shape = (
+        None
+        if value.shape is None
+        else [size if isinstance(size, int) else str(size) for size in value.shape]
+    )
+    return {
+        "name": port.name,
+        "shape": shape,
+        "dtype": value.dtype.name.lower() if value.dtype else None,
+        "kind": port.kind,
+        "declared": port.declared,
+        "low": port.low,
+        "high": port.high,
+        "labels": port.labels,
+    }
+
+
+def _layers(graph: ir.Graph) -> list[Json]:
+    """Tensors by module path, in the order of their use, with the operators that compute with them."""
+    tensors: dict[str, dict[str, Json]] = {}
+    operators: dict[str, list[str]] = {}
+    for node in graph:
+        for value in node.inputs:
+            tensor = value.const_value if value is not None and value.is_initializer() else None
+            if value is None or tensor is None or not _trained(tensor):
+                continue
+            name = str(value.name)
+            layer = name.rpartition(".")[0] or name
+            tensors.setdefault(layer, {})[name] = list(shape_of(tensor))
+            operators.setdefault(layer, []).extend(_operators(value))
+    return [
+        {"name": layer, "operators": list(dict.fromkeys(operators[layer])), "tensors": tensors[layer]}
+        for layer in tensors
+    ]
+
+
+def _operators(value: ir.Value) -> Iterator[str]:
+    """The operators that compute with a value, beyond those that only move its elements."""
+    for user, _ in value.uses():
+        if user.op_type in MOVEMENT:
+            for output in user.outputs:
+                yield from _operators(output)
+        else:
+            yield user.op_type
+
+
+def _space(space: Space) -> dict[str, Json]:
+    return {
+        "name": space.name,
+        "size": space.size,
+        "aliases": list(space.aliases),
+        "widenable": space.widenable,
+        "reason": space.reason,
+        "hidden": space.hidden,
+        "kinds": list(space.kinds),
+        "inits": [
+            name for name, why in (("zero", space.no_zero), ("net2net", space.no_net2net)) if why is None
+        ],
+        "axes": [
+            {"tensor": axis.tensor, "axis": axis.axis, "role": axis.role, "layout": axis.layout}
+            for axis in space.axes
+        ],
+    }
+
+
+def _optimizer(state: OptimizerState) -> dict[str, Json]:
+    return {
+        "kind": state.kind,
+        "slots": {slot: len(tensors) for slot, tensors in state.slots.items()},
+        "step": max(state.steps.values(), default=None),
+        "groups": [{"parameters": group.parameters, "hyper": group.hyper} for group in state.groups],
+    }

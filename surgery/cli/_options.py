@@ -1,0 +1,86 @@
+"""Options that several verbs share: the same flag means the same thing everywhere."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+from surgery.cli._output import Output
+
+F = TypeVar("F", bound=Callable[..., object])
+
+FILE = click.Path(path_type=Path)
+
+
+def file_argument(name: str, *, metavar: str | None = None, many: bool = False) -> Callable[[F], F]:
+    """A file that is acted on; whether it can be read is for the library to say."""
+    nargs = -1 if many else 1
+    return click.argument(name, metavar=metavar or name.upper(), type=FILE, nargs=nargs, required=True)
+
+
+def output_file(*, required: bool = False) -> Callable[[F], F]:
+    """`-o, --out OUT`"""
+    return click.option(
+        "-o", "--out", "target", metavar="OUT", type=FILE, required=required, help="File to write."
+    )
+
+
+def force(function: F) -> F:
+    """`--force`"""
+    return click.option("--force", is_flag=True, help="Overwrite an existing output.")(function)
+
+
+def dry_run(function: F) -> F:
+    """`-n, --dry-run`"""
+    return click.option("-n", "--dry-run", is_flag=True, help="Print the plan and write nothing.")(function)
+
+
+def no_verify(function: F) -> F:
+    """`--no-verify`"""
+    return click.option("--no-verify", is_flag=True, help="Write without proving the claim.")(function)
+
+
+def no_optimizer(function: F) -> F:
+    """`--no-optimizer`"""
+    return click.option("--no-optimizer", is_flag=True, help="Leave the optimizer state out.")(function)
+
+
+def observations(function: F) -> F:
+    """`--observations FILE.npz`"""
+    return click.option(
+        "--observations",
+        metavar="FILE.npz",
+        type=FILE,
+        help="Verify on recorded inputs, arrays named like the model's inputs; else on random ones.",
+    )(function)
+
+
+def seed(function: F) -> F:
+    """`--seed N`"""
+    return click.option(
+        "--seed",
+        metavar="N",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default="0",
+        help="Seed of all that is random.",
+    )(function)
+
+
+def reported(function: Callable[..., int | None]) -> Callable[..., int | None]:
+    """`--json -q -v --debug`, handed to the command as one `output`."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+    @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors and the exit status.")
+    @click.option("-v", "--verbose", count=True, help="Log to stderr; -vv for more.")
+    @click.option("--debug", is_flag=True, help="Print the traceback of an error.")
+    @functools.wraps(function)
+    def command(*, as_json: bool, quiet: bool, verbose: int, debug: bool, **options: object) -> int | None:
+        output = Output.start(as_json=as_json, quiet=quiet, verbosity=2 if debug else verbose)
+        return function(output=output, **options)
+
+    return command

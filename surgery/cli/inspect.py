@@ -1,0 +1,181 @@
+"""`surgery inspect`"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+import surgery
+from surgery.cli import _options
+from surgery.cli._output import Output, number, plural, section, size, table
+
+Report = dict[str, Any]
+
+
+@click.command("inspect", short_help="Show layers, spaces, couplings, and what is frozen.")
+@_options.file_argument("model")
+@_options.no_optimizer
+@_options.reported
+def command(*, model: Path, no_optimizer: bool, output: Output) -> None:
+    """Show what a model is made of: layers, spaces, what is coupled to what, what is frozen and why.
+
+    A space is the set of all axes that have to change together; `surgery widen --width` takes its name.
+
+    \b
+    Example:
+      surgery inspect agent.onnx
+      surgery inspect agent.onnx --json
+    """
+    from surgery.cli._inspection import inspection
+
+    with output.step(f"analysing {model}"):
+        report = inspection(surgery.load(model, optimizer=not no_optimizer), model)
+    output.show(report, lambda: _text(report))
+
+
+def _text(report: Report) -> str:
+    sections = {
+        "interface": _ports(report),
+        "layers": _layers(report["layers"]),
+        "spaces": _spaces(report["spaces"]),
+        "frozen": _frozen(report["spaces"]),
+        "fixed": _fixed(report["spaces"]),
+        "optimizer": _optimizer(report["optimizer"]),
+        "environment": _environment(report["environment"]),
+        "lineage": _lineage(report["lineage"]),
+    }
+    return "\n\n".join([_header(report), *(section(title, body) for title, body in sections.items() if body)])
+
+
+def _header(report: Report) -> str:
+    return " · ".join(
+        [
+            report["file"],
+            size(report["bytes"]),
+            plural(report["parameters"], "parameter"),
+            f"opset {report['opset']}",
+            f"digest {report['digest'][:12]}",
+        ]
+    )
+
+
+def _ports(report: Report) -> str:
+    rows = [
+        (
+            side,
+            port["name"],
+            "?" if port["shape"] is None else _shape(port["shape"]),
+            port["dtype"] or "?",
+            port["kind"],
+            "declared" if port["declared"] else "inferred",
+            _range(port["low"], port["high"]),
+            ", ".join(port["labels"] or ()),
+        )
+        for side in ("input", "output")
+        for port in report[f"{side}s"]
+    ]
+    return table(("", "name", "shape", "type", "kind", "", "range", "labels"), rows)
+
+
+def _layers(layers: list[Report]) -> str:
+    rows = [
+        (
+            layer["name"],
+            ", ".join(layer["operators"]),
+            ", ".join(f"{_last(name)} {_shape(shape)}" for name, shape in layer["tensors"].items()),
+        )
+        for layer in layers
+    ]
+    return table(("layer", "operator", "tensors"), rows)
+
+
+def _spaces(spaces: list[Report]) -> str:
+    rows = [
+        (
+            space["name"],
+            space["size"],
+            ", ".join(space["aliases"]),
+            ", ".join(space["inits"]),
+            _axes(space, "out"),
+            _axes(space, "in"),
+        )
+        for space in spaces
+        if space["widenable"]
+    ]
+    headings = ("space", "size", "also", "init", "made by", "read by")
+    return table(headings, rows) if rows else "none that can be widened"
+
+
+def _axes(space: Report, role: str) -> str:
+    """`conv.weight[0]`, with its layout if an axis is more than the space: `fc.weight[1] = conv · 49`."""
+    return ", ".join(
+        f"{axis['tensor']}[{axis['axis']}]{'' if axis['layout'] == space['name'] else ' = ' + axis['layout']}"
+        for axis in space["axes"]
+        if axis["role"] == role
+    )
+
+
+def _frozen(spaces: list[Report]) -> str:
+    rows = [(space["name"], space["size"], space["reason"]) for space in spaces if _is_frozen(space)]
+    return table(("space", "size", "why"), rows) if rows else "none"
+
+
+def _is_frozen(space: Report) -> bool:
+    return space["hidden"] and not space["widenable"]
+
+
+def _fixed(spaces: list[Report]) -> str:
+    """Axes that are no layer's width, by kind: of inputs and outputs, in space, of kernels."""
+    kinds: dict[str, list[str]] = {}
+    for space in spaces:
+        if not space["hidden"]:
+            kinds.setdefault(space["kinds"][0], []).append(f"{space['name']} {space['size']}")
+    return table(("kind", "axes"), [(kind, ", ".join(axes)) for kind, axes in kinds.items()]) if kinds else ""
+
+
+def _optimizer(state: Report | None) -> str:
+    if state is None:
+        return "none"
+    slots = ", ".join(f"{slot} ({count})" for slot, count in state["slots"].items())
+    lines = [f"{state['kind']} · step {number(state['step'] or 0)} · slots {slots}"]
+    for group in state["groups"]:
+        hyper = " · ".join(
+            f"{key} {value}" for key, value in group["hyper"].items() if value not in (None, False)
+        )
+        lines.append(f"{plural(len(group['parameters']), 'parameter')}: {hyper}")
+    return "\n".join(lines)
+
+
+def _environment(environment: Report) -> str:
+    lines = [environment["id"]] if environment["id"] else []
+    return "\n".join(
+        [*lines, *(f"{key} = {json.dumps(value)}" for key, value in environment["settings"].items())]
+    )
+
+
+def _lineage(steps: list[Report]) -> str:
+    return "\n".join(
+        f"{step['operation']} of {', '.join(parent[:12] for parent in step['parents']) or '?'}"
+        for step in steps
+    )
+
+
+def _range(low: object, high: object) -> str:
+    return "" if low is None and high is None else f"{_bound(low)} … {_bound(high)}"
+
+
+def _bound(value: Any) -> str:  # noqa: ANN401
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_bound(item) for item in value)}]"
+    return "?" if value is None else f"{value:g}"
+
+
+def _shape(sizes: list[object]) -> str:
+    return "×".join(map(str, sizes)) or "scalar"
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]

@@ -1,0 +1,121 @@
+"""`surgery widen`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+import surgery
+from surgery.cli import _edits, _files, _options
+from surgery.cli._output import Output
+from surgery.errors import ArgumentError
+
+
+def _widths(ctx: click.Context, parameter: click.Parameter, words: tuple[str, ...]) -> dict[str, int] | None:
+    """`SPACE=N …` as a mapping."""
+    widths: dict[str, int] = {}
+    for word in words:
+        space, equals, count = word.rpartition("=")
+        if not (equals and space and count.isdecimal()):
+            raise click.BadParameter(f"'{word}' is not SPACE=N, with N a whole number", ctx, parameter)
+        if space in widths:
+            raise click.BadParameter(f"space '{space}' is given twice", ctx, parameter)
+        widths[space] = int(count)
+    return widths or None
+
+
+@click.command("widen", short_help="Widen layers, exactly.")
+@_options.file_argument("model")
+@click.option("--factor", metavar="F", type=float, help="Widen every space to F times its size, rounded up.")
+@click.option(
+    "--width", "widths", metavar="SPACE=N", multiple=True, callback=_widths, help="Widen one space to N."
+)
+@click.option("--to", "architecture", metavar="ARCH", help="Widen to a named architecture.")
+@click.option(
+    "--init",
+    type=click.Choice(["auto", "zero", "net2net"]),
+    default="auto",
+    show_default=True,
+    help="New units: random with zero outgoing weights, or copies; auto takes zero where it is exact.",
+)
+@click.option(
+    "--shares",
+    type=click.Choice(["equal", "unequal"]),
+    default="equal",
+    show_default=True,
+    help="How copies share the outgoing weights.",
+)
+@click.option(
+    "--noise",
+    metavar="X",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Noise on copies, as a fraction of each tensor's deviation; the outputs then change.",
+)
+@_options.seed
+@_options.observations
+@_options.no_verify
+@_options.dry_run
+@_options.output_file()
+@_options.force
+@_options.reported
+def command(
+    *,
+    model: Path,
+    widths: dict[str, int] | None,
+    factor: float | None,
+    architecture: str | None,
+    init: Literal["auto", "zero", "net2net"],
+    shares: Literal["equal", "unequal"],
+    noise: float,
+    seed: int,
+    observations: Path | None,
+    no_verify: bool,
+    dry_run: bool,
+    target: Path | None,
+    force: bool,
+    output: Output,
+) -> None:
+    """Widen layers so that the outputs stay the same, optimizer state included.
+
+    Name spaces with --width (as `surgery inspect` shows them), or widen all with --factor. The result is
+    proved before it is written.
+
+    \b
+    Example:
+      surgery widen agent.onnx --factor 2 -o wide.onnx
+      surgery widen agent.onnx --width network.0=64 --width network.7=1024 -o wide.onnx
+      surgery widen agent.onnx --factor 1.5 --dry-run --json > plan.json
+    """
+    _check_request(widths, factor, architecture, model)
+    path = None if dry_run else _files.check_target(target, [model], force=force)
+    proof = _edits.Proof(not no_verify, _files.read_observations(observations), seed)
+    with output.step(f"analysing {model}"):
+        checkpoint = surgery.load(model)
+        plan = surgery.widen(
+            checkpoint, widths=widths, factor=factor, init=init, shares=shares, noise=noise, seed=seed
+        )
+    if path is None:
+        output.show(_edits.plan_report(plan), plan.describe)
+        return
+    result = _edits.carry_out(plan, checkpoint, path, proof, output, force=force)
+    output.show(_edits.edit_report(result, path), lambda: _edits.edit_text(result, path))
+
+
+def _check_request(
+    widths: dict[str, int] | None, factor: float | None, architecture: str | None, model: Path
+) -> None:
+    if architecture is not None:
+        raise ArgumentError(
+            f"cannot widen to '{architecture}': this version knows no named architectures",
+            hint="name the widths: --width SPACE=N, or --factor F",
+        )
+    if widths is None and factor is None:
+        raise ArgumentError(
+            "nothing to widen to", hint=f"give --factor F or --width SPACE=N; spaces: surgery inspect {model}"
+        )
+    if widths is not None and factor is not None:
+        raise ArgumentError("--factor and --width say different things", hint="give one of them")

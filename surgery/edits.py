@@ -1,0 +1,316 @@
+"""The arithmetic of an edit: how one tensor, and one optimizer slot of it, follow when spaces change.
+
+Unit i of a space is copied to the new units j with source[j] = i and shares a_j, which sum to 1 over the copies;
+or a new unit is *fresh*: random in the tensors that make it, zero where old units would read it.
+
+    tensor            value      slot of gradient power p
+    makes units       copied     · a^p
+    consumes units    · a        copied
+    both              · a_in     · a_out^p
+
+Net2Net: Chen, Goodfellow, Shlens, 2016 (arXiv:1511.05641). Fresh units: OpenAI, 2019 (arXiv:1912.06680, app. B).
+The slot rule is derived in docs/mathematics.md.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+
+from surgery.errors import PlanMismatch
+from surgery.graph.layout import Layout, Sum, Units, units
+from surgery.graph.spaces import Fill
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class SpaceEdit:
+    """What happens to the units of one space.
+
+    Attributes:
+      space: its name.
+      before: number of units now.
+      source: for every new unit the old one that it copies (or, if fresh, borrows its scales from).
+      fresh: positions of new units that no old unit may depend on.
+      shares: for every new unit its part of the outgoing weights; None for equal parts among copies.
+    """
+
+    space: str
+    before: int
+    source: tuple[int, ...]
+    fresh: frozenset[int] = frozenset()
+    shares: tuple[float, ...] | None = None
+
+    @property
+    def after(self) -> int:
+        """Number of units afterwards."""
+        return len(self.source)
+
+    @property
+    def share(self) -> Array:
+        """Shares as float64, shape (after,); 1 for fresh units and single copies."""
+        if self.shares is not None:
+            return np.array(self.shares)
+        source = np.array(self.source)
+        copies = np.bincount(source[~self.is_fresh], minlength=self.before)
+        return np.where(self.is_fresh, 1.0, 1.0 / np.maximum(copies[source], 1))
+
+    @property
+    def is_fresh(self) -> Array:
+        """Boolean mask of fresh units, shape (after,)."""
+        mask = np.zeros(self.after, bool)
+        mask[list(self.fresh)] = True
+        return mask
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; runs of consecutive numbers are written "a:b"."""
+        return {
+            "space": self.space,
+            "from": self.before,
+            "to": self.after,
+            "source": _runs(self.source),
+            "fresh": _runs(sorted(self.fresh)),
+            "shares": None if self.shares is None else list(self.shares),
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> SpaceEdit:
+        """The inverse of `to_json`.
+
+        Raises:
+          PlanMismatch: if the data does not describe an edit.
+        """
+        try:
+            shares = data["shares"]
+            edit = SpaceEdit(
+                str(data["space"]),
+                int(data["from"]),
+                _numbers(data["source"]),
+                frozenset(_numbers(data["fresh"])),
+                None if shares is None else tuple(float(share) for share in shares),
+            )
+            if edit.after != int(data["to"]) or (edit.shares is not None and len(edit.shares) != edit.after):
+                raise ValueError("lengths differ")
+            if any(not 0 <= k < edit.before for k in edit.source) or any(k >= edit.after for k in edit.fresh):
+                raise ValueError("unit numbers out of range")
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanMismatch(f"not the edit of a space: {data!r:.80} ({error})") from None
+        return edit
+
+
+def _runs(numbers: Sequence[int]) -> list[int | str]:
+    out: list[int | str] = []
+    start = 0
+    for k in range(1, len(numbers) + 1):
+        if k == len(numbers) or numbers[k] != numbers[k - 1] + 1:
+            out.append(numbers[start] if k - start == 1 else f"{numbers[start]}:{numbers[k - 1] + 1}")
+            start = k
+    return out
+
+
+def _numbers(runs: Sequence[int | str]) -> tuple[int, ...]:
+    out: list[int] = []
+    for run in runs:
+        if isinstance(run, str):
+            first, last = (int(part) for part in run.split(":"))
+            if not 0 <= first < last <= first + (1 << 31):
+                raise ValueError(f"a run {run}")
+            out.extend(range(first, last))
+        else:
+            out.append(int(run))
+    return tuple(out)
+
+
+@dataclass(frozen=True)
+class AxisMap:
+    """The edit of one axis, element by element; all arrays have shape (new size,).
+
+    Attributes:
+      before: old size.
+      source: old index of each new element.
+      fresh_in, fresh_out: elements that consume, or make, fresh units.
+      value: factor of the weights. grad: factor of their gradients.
+    """
+
+    before: int
+    source: Array
+    fresh_in: Array
+    fresh_out: Array
+    value: Array
+    grad: Array
+
+    @property
+    def shared(self) -> bool:
+        """Whether weights along this axis are shared out among copies."""
+        return bool((self.value != 1).any())
+
+
+def axis_map(layout: Layout, edits: Mapping[str, SpaceEdit]) -> AxisMap:
+    """The edit of an axis from the edits of the spaces in it."""
+    return reduce(_outer, [_factor_map(factor, edits) for factor in layout] or [_still(1)])
+
+
+def axis_maps(layouts: Sequence[Layout], edits: Mapping[str, SpaceEdit]) -> list[AxisMap | None]:
+    """One map per axis of a tensor; None for an axis in which nothing changes."""
+    return [
+        axis_map(axis, edits) if any(part.space in edits for part in units(axis)) else None
+        for axis in layouts
+    ]
+
+
+def _still(size: int) -> AxisMap:
+    no, one = np.zeros(size, bool), np.ones(size)
+    return AxisMap(size, np.arange(size), no, no, one, one)
+
+
+def _factor_map(factor: int | Units | Sum, edits: Mapping[str, SpaceEdit]) -> AxisMap:
+    if isinstance(factor, int):
+        return _still(factor)
+    if isinstance(factor, Sum):
+        return _joined([axis_map(part, edits) for part in factor.parts])
+    edit = edits.get(factor.space)
+    if edit is None:
+        return _still(factor.size)
+    no, one = np.zeros(edit.after, bool), np.ones(edit.after)
+    if factor.role == "in":
+        return AxisMap(edit.before, np.array(edit.source), edit.is_fresh, no, edit.share, one)
+    return AxisMap(edit.before, np.array(edit.source), no, edit.is_fresh, one, edit.share)
+
+
+def _joined(parts: Sequence[AxisMap]) -> AxisMap:
+    offsets = np.cumsum([0, *(part.before for part in parts)])
+    return AxisMap(
+        int(offsets[-1]),
+        np.concatenate([part.source + offset for part, offset in zip(parts, offsets, strict=False)]),
+        *(
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("fresh_in", "fresh_out", "value", "grad")
+        ),
+    )
+
+
+def _outer(left: AxisMap, right: AxisMap) -> AxisMap:
+    return AxisMap(
+        left.before * right.before,
+        np.add.outer(left.source * right.before, right.source).reshape(-1),
+        np.logical_or.outer(left.fresh_in, right.fresh_in).reshape(-1),
+        np.logical_or.outer(left.fresh_out, right.fresh_out).reshape(-1),
+        np.multiply.outer(left.value, right.value).reshape(-1),
+        np.multiply.outer(left.grad, right.grad).reshape(-1),
+    )
+
+
+def edit_weight(
+    old: Array, maps: Sequence[AxisMap | None], fill: Fill, rng: np.random.Generator, noise: float = 0.0
+) -> Array:
+    """A tensor after the edit, in its own precision.
+
+    Args:
+      old: the tensor.
+      maps: one per axis.
+      fill: how entries that make fresh units start.
+      rng: draws them, with the standard deviation of the tensor's own entries.
+      noise: added to copies, as a fraction of that deviation; anything but 0 changes the function.
+
+    Returns:
+      The new tensor. Shares are rounded such that the copies of a column sum to the stored original where the
+      precision allows it.
+    """
+    new = old
+    for k, axis in enumerate(maps):
+        if axis is not None:
+            new = _share_out(new, k, axis) if axis.shared else np.take(new, axis.source, axis=k)
+    made, read = _mask(maps, "fresh_out"), _mask(maps, "fresh_in")
+    deviation = (
+        float(np.std(old, dtype=np.float64)) if fill == "random" and (made is not None or noise) else 0.0
+    )
+    if noise and fill == "random":
+        new = new + (noise * deviation * rng.standard_normal(new.shape) * _is_copy(maps)).astype(old.dtype)
+    if made is not None and fill == "random":
+        new = _drawn(new, made, deviation, rng)
+    elif made is not None and fill == "zero":
+        new = np.where(made, np.zeros((), old.dtype), new)
+    if read is not None:
+        new = np.where(read if made is None else read & ~made, np.zeros((), old.dtype), new)
+    return np.ascontiguousarray(new)
+
+
+def _drawn(new: Array, made: Array, deviation: float, rng: np.random.Generator) -> Array:
+    """Normal numbers where the mask says so."""
+    mask = np.broadcast_to(made, new.shape)
+    new = np.array(new)
+    new[mask] = deviation * rng.standard_normal(int(mask.sum()), dtype=np.float32)
+    return new
+
+
+def edit_slot(old: Array, maps: Sequence[AxisMap | None], power: int) -> Array:
+    """An optimizer slot after the edit: a gradient statistic of the given power; fresh entries start at 0."""
+    new = old
+    for k, axis in enumerate(maps):
+        if axis is None:
+            continue
+        new = np.take(new, axis.source, axis=k)
+        factor = np.where(axis.fresh_in | axis.fresh_out, 0.0, axis.grad**power)
+        if (factor != 1).any():
+            new = (new * _along(factor, k, new.ndim)).astype(old.dtype)
+    return np.ascontiguousarray(new)
+
+
+def unknown_history(maps: Sequence[AxisMap | None]) -> Array | bool:
+    """Mask of entries whose true gradient history no state records: old units that read fresh ones."""
+    made, read = _mask(maps, "fresh_out"), _mask(maps, "fresh_in")
+    if read is None:
+        return False
+    return read if made is None else read & ~made
+
+
+def tensor_rng(seed: int, name: str) -> np.random.Generator:
+    """A generator of its own for every tensor, so that the order of the edits does not matter."""
+    return np.random.default_rng([seed, zlib.crc32(name.encode())])
+
+
+def _along(vector: Array, axis: int, rank: int) -> Array:
+    return vector.reshape((-1,) + (1,) * (rank - axis - 1))
+
+
+def _mask(maps: Sequence[AxisMap | None], name: str) -> Array | None:
+    """Elements that are fresh along any axis, as a broadcastable mask; None if there are none."""
+    found = [
+        _along(getattr(axis, name), k, len(maps))
+        for k, axis in enumerate(maps)
+        if axis is not None and getattr(axis, name).any()
+    ]
+    return reduce(np.logical_or, found) if found else None
+
+
+def _is_copy(maps: Sequence[AxisMap | None]) -> Array:
+    """Elements of repeated copies (not the first) along any axis that makes units."""
+    mask = np.zeros((1,) * len(maps), bool)
+    for k, axis in enumerate(maps):
+        if axis is not None and (axis.grad != 1).any():
+            first = np.zeros(len(axis.source), bool)
+            first[np.unique(axis.source, return_index=True)[1]] = True
+            mask = mask | _along(~first, k, len(maps))
+    return mask
+
+
+def _share_out(old: Array, k: int, axis: AxisMap) -> Array:
+    """Copies times shares along one axis; the last copy is what the others leave of the original."""
+    moved = np.moveaxis(old, k, 0)
+    new = (np.take(moved, axis.source, axis=0) * _along(axis.value, 0, moved.ndim)).astype(old.dtype)
+    copies = np.bincount(axis.source, minlength=axis.before)
+    total = np.bincount(axis.source, weights=axis.value, minlength=axis.before)
+    split = np.flatnonzero((copies > 1) & (np.abs(total - 1) < 1e-9))
+    order, ends = np.argsort(axis.source, kind="stable"), np.cumsum(copies)
+    rest = moved[split].astype(np.promote_types(old.dtype, np.float64))
+    for rank in range(int(copies[split].max(initial=1)) - 1):
+        more = copies[split] > rank + 1
+        rest[more] -= new[order[(ends - copies)[split[more]] + rank]]
+    new[order[ends[split] - 1]] = rest.astype(old.dtype)
+    return np.moveaxis(new, 0, k)

@@ -1,0 +1,140 @@
+"""What kind of file this is, from its first bytes, and what to do with a file of that kind."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from surgery.errors import FileError, UnknownFormat
+from surgery.files import check_readable, read_error
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file.
+
+    Attributes:
+      name: `onnx` when nothing speaks against it, otherwise what it is.
+      description: in words, for messages.
+      hint: the command that takes such a file.
+    """
+
+    name: str
+    description: str
+    hint: str | None = None
+
+
+_ATTACH = (
+    "surgery attach MODEL.onnx {path} -o OUT takes its optimizer state; MODEL.onnx is the exported model"
+)
+_EXPORT = "export the model: torch.onnx.export(model, example, 'model.onnx', dynamo=True, optimize=False)"
+ONNX = Format("onnx", "an ONNX model")
+_TORCH = Format("torch", "a PyTorch checkpoint", _ATTACH)
+_TORCH_OLD = Format(
+    "torch-legacy", "a PyTorch checkpoint of the format before 1.6", "load it with torch and save it again"
+)
+_TORCHSCRIPT = Format("torchscript", "a TorchScript archive", _EXPORT)
+_ZIP = Format("zip", "a zip archive", "surgery list adapters shows the archives that can be read")
+_SAFETENSORS = Format("safetensors", "a safetensors file", "it holds weights without a graph; " + _EXPORT)
+_SIGNATURES: tuple[tuple[bytes, Format], ...] = (
+    (b"\x1f\x8b", Format("gzip", "a gzip archive", "unpack it: gunzip {path}")),
+    (b"BZh", Format("bzip2", "a bzip2 archive", "unpack it: bunzip2 {path}")),
+    (b"\xfd7zXZ\x00", Format("xz", "an xz archive", "unpack it: unxz {path}")),
+    (b"\x28\xb5\x2f\xfd", Format("zstd", "a zstandard archive", "unpack it: unzstd {path}")),
+    (b"7z\xbc\xaf\x27\x1c", Format("7z", "a 7-Zip archive", "unpack it: 7z x {path}")),
+    (
+        b"\x89HDF\r\n\x1a\n",
+        Format("hdf5", "an HDF5 file, such as Keras weights", "model.export('model.onnx', format='onnx')"),
+    ),
+    (b"GGUF", Format("gguf", "a GGUF file", _EXPORT)),
+    (b"ORTM", Format("ort", "an onnxruntime flatbuffer", "give the .onnx that it was made from")),
+    (b"\x93NUMPY", Format("numpy", "a NumPy array")),
+    (b"version https://git-lfs", Format("git-lfs", "a Git LFS pointer, not the file itself", "git lfs pull")),
+    (b"\x7fELF", Format("elf", "a program")),
+    (b"\x89PNG", Format("png", "a picture")),
+    (b"%PDF", Format("pdf", "a PDF document")),
+)
+_TEXT = Format("text", "a text file")
+_HTML = Format(
+    "html", "a web page", "the download gave a page instead of the file: open its address in a browser"
+)
+_JSON = Format("json", "a JSON file")
+_PICKLE = Format("pickle", "a Python pickle", "pickles can run any code and are never opened; " + _EXPORT)
+
+
+def sniff(path: Path) -> Format:
+    """The kind of a file, judged by its content.
+
+    Raises:
+      FileError: missing, a folder, empty, or not readable.
+    """
+    check_readable(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except OSError as error:
+        raise read_error(error, path) from error
+    if not head:
+        raise FileError(f"{path} is empty")
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return _zip_kind(path)
+    for signature, kind in _SIGNATURES:
+        if head.startswith(signature):
+            return kind
+    return _by_content(head, path)
+
+
+def unknown(path: Path, kind: Format) -> UnknownFormat:
+    """The error for a file that is not an ONNX model."""
+    hint = kind.hint.format(path=path) if kind.hint else None
+    return UnknownFormat(f"{path} is not an ONNX model: it is {kind.description}", hint=hint)
+
+
+def _by_content(head: bytes, path: Path) -> Format:
+    if _is_legacy_torch(head):
+        return _TORCH_OLD
+    if head[0] == 0x80 and len(head) > 1 and 2 <= head[1] <= 5:
+        return _PICKLE
+    length = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and 2 <= length <= path.stat().st_size:
+        return _SAFETENSORS
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if text[:9].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return _HTML
+    if text[:1] in (b"{", b"[") and _is_text(head):
+        return _JSON
+    return _TEXT if _is_text(head) else ONNX
+
+
+def _is_text(head: bytes) -> bool:
+    # A cut may fall into a character, hence the tolerance at the end. ONNX begins with the field number 8, a
+    # control character, so it never passes.
+    try:
+        text = head.decode()
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 3:
+            return False
+        text = head[: error.start].decode()
+    return all(character.isprintable() or character in "\t\r\n\f" for character in text)
+
+
+def _is_legacy_torch(head: bytes) -> bool:
+    # The magic number 0x1950a86a20f9469cfc6c, pickled, is how torch.save began before the zip format.
+    return (
+        head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04")
+        and b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19" in head[:64]
+    )
+
+
+def _zip_kind(path: Path) -> Format:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
+        return Format("zip", "a damaged zip archive, perhaps a PyTorch checkpoint that was cut short")
+    if any(name.endswith("/constants.pkl") for name in names):
+        return _TORCHSCRIPT
+    if any(name.endswith("/data.pkl") for name in names):
+        return _TORCH
+    return _ZIP

@@ -1,0 +1,101 @@
+"""Carry out a plan and prove what it claims, before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from surgery.checkpoint import Checkpoint, check_finite, save
+from surgery.errors import ClaimFailed, ProofFailed
+from surgery.execute import execute
+from surgery.interface import LineageStep
+from surgery.plan import Plan
+from surgery.verify import Report, prove, versions
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a plan.
+
+    Attributes:
+      checkpoint: the new one, its lineage one step longer.
+      report: what verification found; None if it was not asked for.
+      plan: what was done.
+    """
+
+    checkpoint: Checkpoint
+    report: Report | None
+    plan: Plan
+
+    def save(self, path: str | Path, *, force: bool = False) -> list[Path]:
+        """Write the checkpoint; see `surgery.save`."""
+        return save(self.checkpoint, path, force=force)
+
+
+def apply(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    *,
+    verify: bool = True,
+    observations: Mapping[str, np.ndarray[Any, np.dtype[Any]]] | None = None,
+    seed: int = 0,
+) -> Result:
+    """Carry out a plan and judge the result by what the plan claims.
+
+    Args:
+      plan: made for this checkpoint, or for one with the same graph.
+      checkpoint: left as it is.
+      verify: whether to judge at all.
+      observations: recorded inputs to judge on; random ones in the declared range otherwise.
+      seed: of the inputs.
+
+    Returns:
+      The new checkpoint and the report.
+
+    Raises:
+      PlanMismatch: if the plan does not fit the checkpoint.
+      GraphError: if a tensor contains NaN or infinity.
+      ClaimFailed: if the stored result does not keep the claim.
+      ProofFailed: if the float64 proof fails, which is a bug.
+    """
+    check_finite(checkpoint)
+    after = execute(plan, checkpoint)
+    report = None
+    if verify:
+        exact = execute(plan, checkpoint, double=True)
+        report = prove(plan, checkpoint, after, exact, observations=observations, seed=seed)
+        _enforce(report, plan)
+    step = LineageStep(
+        operation=plan.operation,
+        parents=(checkpoint.digest(),),
+        versions=versions(),
+        seed=plan.seed,
+        summary=[{"space": c.space, "from": c.before, "to": c.after} for c in plan.changes],
+        witness=None if report is None else report.to_json(),
+    )
+    return Result(after.replace(lineage=(*checkpoint.lineage, step)), report, plan)
+
+
+def _enforce(report: Report, plan: Plan) -> None:
+    if report.ok:
+        return
+    failed = {
+        check.name: f"{check.value:.3g}, limit {check.limit}; {check.detail}" for check in report.failed
+    }
+    proofs = [
+        check
+        for check in report.failed
+        if "float64" in check.name or check.name in ("structure", "optimizer slots")
+    ]
+    if proofs:
+        raise ProofFailed(
+            f"the proof of '{plan.operation}' fails: {proofs[0].name} {proofs[0].value:.3g}", where=failed
+        )
+    raise ClaimFailed(
+        f"'{plan.operation}' claims {plan.claim}, but the stored result is not: {report.failed[0].name}", where=failed,
+        hint="write it all the same with --no-verify, or store the model in a wider precision",
+    )  # fmt: skip

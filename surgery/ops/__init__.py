@@ -1,0 +1,1 @@
+"""Operations: each reads a checkpoint and returns a plan."""

@@ -1,0 +1,66 @@
+"""From edited spaces to a complete plan: the tensors and the numbers in the graph that must follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from surgery.checkpoint import Checkpoint
+from surgery.edits import SpaceEdit
+from surgery.execute import edited_tensors, grow_inputs
+from surgery.graph import layout
+from surgery.graph.rewrite import regenerate
+from surgery.graph.spaces import Analysis
+from surgery.plan import Claim, OperandEdit, Plan, PortEdit, TensorEdit
+
+
+def build(
+    checkpoint: Checkpoint,
+    analysis: Analysis,
+    operation: str,
+    edits: Sequence[SpaceEdit],
+    *,
+    arguments: Mapping[str, Any],
+    claim: Claim,
+    seed: int = 0,
+    noise: float = 0.0,
+    frozen: Sequence[tuple[str, str]] = (),
+) -> Plan:
+    """Complete a plan.
+
+    Args:
+      checkpoint: what the plan is for. analysis: of its graph.
+      operation: its name; arguments: as the user gave them.
+      edits: of the spaces.
+      claim: what must hold of the result.
+      frozen: (space, reason) to report.
+
+    Raises:
+      Refused: if a number in the graph cannot follow.
+    """
+    edited = {edit.space for edit in edits}
+    tensors = tuple(
+        TensorEdit(name, axes, analysis.fills[name])
+        for name, axes in analysis.tensors.items()
+        if any(part.space in edited for axis in axes for part in layout.units(axis))
+    )
+    state = checkpoint.optimizer
+    slots = (
+        {t.name: sum(t.name in members for members in state.slots.values()) for t in tensors} if state else {}
+    )
+    ports = tuple(
+        PortEdit(side, name, axes)
+        for side, name, axes in analysis.ports
+        if any(part.space in edited for axis in axes for part in layout.units(axis))
+    )
+    plan = Plan(
+        operation, dict(arguments), claim, tuple(edits), tensors, (), seed, noise, tuple(frozen), ports,
+        {name: count for name, count in slots.items() if count},
+    )  # fmt: skip
+    operands: list[OperandEdit] = []
+    model = analysis.model.clone()
+    edited_tensors(model, plan)
+    grow_inputs(model, plan)
+    regenerate(analysis, model, plan.sizes, lambda *number: operands.append(OperandEdit(*number)))
+    return replace(plan, operands=tuple(operands))

@@ -1,0 +1,195 @@
+"""Widen: more units in some spaces, the same function."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+
+from surgery.checkpoint import Checkpoint
+from surgery.edits import SpaceEdit, tensor_rng
+from surgery.errors import ArgumentError, Refused
+from surgery.graph.spaces import Analysis, Space, analyse
+from surgery.ops.build import build
+from surgery.plan import Plan
+
+MAX_WIDTH = 1 << 20
+"""Largest number of units that a space can be given."""
+
+Init = Literal["auto", "zero", "net2net"]
+
+
+def widen(
+    checkpoint: Checkpoint,
+    *,
+    widths: Mapping[str, int] | None = None,
+    factor: float | None = None,
+    init: Init = "auto",
+    shares: Literal["equal", "unequal"] = "equal",
+    noise: float = 0.0,
+    seed: int = 0,
+) -> Plan:
+    """Grow spaces without changing the function.
+
+    Two initialisations. *zero*: new units get random incoming weights, and zero outgoing ones (OpenAI, 2019); new
+    capacity learns at once. *net2net*: new units copy old ones, which share their outgoing weights (Chen et al., 2016).
+
+    Args:
+      checkpoint: any checkpoint; only shapes are read.
+      widths: space -> new number of units.
+      factor: instead of `widths`: every space that can grow becomes ceil(factor · size) wide.
+      init: "auto" takes zero where it is exact, else net2net.
+      shares: how copies share outgoing weights, "equal" or "unequal" (drawn between half and one and a half parts).
+      noise: added to copies, as a fraction of each tensor's standard deviation; the claim is then "changed".
+      seed: of the random numbers.
+
+    Returns:
+      A plan that claims "equivalent" (or "changed" with noise).
+
+    Raises:
+      UnknownName: a space that is not there. ArgumentError: a width or factor that is not a growth.
+      Refused: a space that cannot grow exactly, with the reason; no space can grow by the factor.
+
+    References:
+      Chen, Goodfellow, Shlens. Net2Net: Accelerating Learning via Knowledge Transfer. ICLR 2016.
+      OpenAI. Dota 2 with Large Scale Deep Reinforcement Learning. 2019 (arXiv:1912.06680), appendix B.
+    """
+    _check(widths, factor, init, shares, noise)
+    analysis = analyse(checkpoint.model, checkpoint.interface)
+    frozen: list[tuple[str, str]] = []
+    if widths is not None:
+        wanted = {analysis.space(name): int(width) for name, width in widths.items()}
+        for space, width in wanted.items():
+            _check_width(space, width, init)
+            _check_multiple(space, width, wanted, shares)
+    else:
+        assert factor is not None
+        wanted, frozen = _by_factor(analysis, factor, init, shares)
+    edits = [_edit(space, width, _choose(space, init), shares, seed) for space, width in wanted.items()]
+    arguments = {
+        "widths": {space.name: width for space, width in wanted.items()},
+        "init": init, "shares": shares, "noise": noise,
+    }  # fmt: skip
+    return build(
+        checkpoint, analysis, "widen", edits, arguments=arguments, claim="changed" if noise else "equivalent",
+        seed=seed, noise=noise, frozen=frozen,
+    )  # fmt: skip
+
+
+def _check(
+    widths: Mapping[str, int] | None, factor: float | None, init: str, shares: str, noise: float
+) -> None:
+    if (not widths) == (factor is None):
+        raise ArgumentError("nothing to widen to" if not widths else "widths and a factor at once",
+                            hint="give either widths (SPACE=N) or one factor")  # fmt: skip
+    if factor is not None and not (math.isfinite(factor) and factor > 1):
+        raise ArgumentError(
+            f"factor {factor} is not a growth", hint="a factor is a finite number greater than 1"
+        )
+    if init not in ("auto", "zero", "net2net"):
+        raise ArgumentError(f"unknown initialisation '{init}'", hint="auto, zero or net2net")
+    if shares not in ("equal", "unequal"):
+        raise ArgumentError(f"unknown shares '{shares}'", hint="equal or unequal")
+    if not (math.isfinite(noise) and noise >= 0):
+        raise ArgumentError(f"noise {noise} is not a finite number, 0 or more")
+    if (noise or shares == "unequal") and init != "net2net":
+        raise ArgumentError("noise and unequal shares are for copies", hint="add --init net2net")
+
+
+def _check_width(space: Space, width: int, init: Init) -> None:
+    where = {"space": f"{space.name} = {', '.join(f'{a.tensor}[{a.axis}]' for a in space.axes)}"}
+    if width == space.size:
+        raise ArgumentError(f"space '{space.name}' is {width} wide already", where=where)
+    if width > MAX_WIDTH:
+        raise ArgumentError(
+            f"space '{space.name}' would be {width} wide; the limit is {MAX_WIDTH}", where=where
+        )
+    if width < space.size:
+        raise ArgumentError(
+            f"cannot widen space '{space.name}' to {width}: it is {space.size} wide", where=where,
+            hint="making layers narrower is another operation; list the spaces with: surgery inspect",
+        )  # fmt: skip
+    reason = _refusal(space, init)
+    if reason:
+        raise Refused(f"space '{space.name}' cannot grow exactly: {reason}", where=where)
+
+
+def _check_multiple(space: Space, width: int, wanted: Mapping[Space, int], shares: str) -> None:
+    """Averaged units keep their mean only if all are copied equally often."""
+    reason = _uneven(space, width / space.size, shares)
+    if reason:
+        raise Refused(f"space '{space.name}' cannot grow to {width} exactly: {reason}",
+                      hint=f"widths that can: {2 * space.size}, {3 * space.size}, …")  # fmt: skip
+    ratios = {other.name: size / other.size for other, size in wanted.items()}
+    for name in space.alike:
+        if ratios.get(name, 1.0) != width / space.size:
+            raise Refused(f"'{space.name}' and '{name}' are averaged together: they must grow by the same multiple",
+                          hint=" ".join(f"--width {s}=…" for s in space.alike))  # fmt: skip
+
+
+def _uneven(space: Space, ratio: float, shares: str) -> str | None:
+    if space.whole is None:
+        return None
+    if ratio != int(ratio):
+        return f"{space.whole}; it grows by whole multiples"
+    return f"{space.whole}; its copies need equal shares" if shares != "equal" else None
+
+
+def _refusal(space: Space, init: Init) -> str | None:
+    """Why a space cannot take an initialisation; None if it can."""
+    if not space.widenable:
+        return space.reason
+    if init == "zero":
+        return space.no_zero
+    return space.no_net2net if init == "net2net" else None
+
+
+def _choose(space: Space, init: Init) -> Literal["zero", "net2net"]:
+    if init != "auto":
+        return init
+    return "zero" if space.no_zero is None else "net2net"
+
+
+def _by_factor(
+    analysis: Analysis, factor: float, init: Init, shares: str
+) -> tuple[dict[Space, int], list[tuple[str, str]]]:
+    if factor > MAX_WIDTH:
+        raise ArgumentError(
+            f"factor {factor:g} is beyond any layer", hint=f"spaces can be {MAX_WIDTH} wide at most"
+        )
+    wanted: dict[Space, int] = {}
+    frozen: list[tuple[str, str]] = []
+    for space in analysis.spaces:
+        reason = _refusal(space, init) or _uneven(space, factor, shares)
+        if reason:
+            if space.hidden:
+                frozen.append((space.name, reason))
+        else:
+            wanted[space] = math.ceil(factor * space.size - 1e-9)
+            _check_width(space, wanted[space], init)
+    if not wanted:
+        raise Refused(
+            "no space of this model can grow", where=dict(frozen[:6]), hint="surgery inspect shows every axis"
+        )
+    return wanted, frozen
+
+
+def _edit(space: Space, width: int, init: str, shares: str, seed: int) -> SpaceEdit:
+    """Old units first, then the new ones; donors and sources are spread evenly over the old units."""
+    rng = tensor_rng(seed, f"space {space.name}")
+    rounds = math.ceil((width - space.size) / space.size)
+    drawn = np.concatenate([rng.permutation(space.size) for _ in range(rounds)])[: width - space.size]
+    source = (*range(space.size), *(int(k) for k in drawn))
+    if init == "zero":
+        return SpaceEdit(space.name, space.size, source, frozenset(range(space.size, width)))
+    return SpaceEdit(
+        space.name, space.size, source, shares=_unequal(source, rng) if shares == "unequal" else None
+    )
+
+
+def _unequal(source: tuple[int, ...], rng: np.random.Generator) -> tuple[float, ...]:
+    parts = rng.uniform(0.5, 1.5, len(source))
+    totals = np.bincount(source, weights=parts)
+    return tuple(float(part) for part in parts / totals[list(source)])

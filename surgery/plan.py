@@ -1,0 +1,266 @@
+"""A plan: what an operation will do, said completely and without touching a number of the model.
+
+Plans print, serialise to JSON, and can be applied to every checkpoint with the same graph: target and averaged
+networks, past opponents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from surgery.edits import SpaceEdit
+from surgery.errors import PlanMismatch
+from surgery.graph import layout
+from surgery.graph.layout import Layout
+from surgery.graph.spaces import Fill
+
+SCHEMA = 1
+Claim = Literal["identical", "equivalent", "changed"]
+"""What a plan promises: the same bits, the same function within rounding, or a measured difference."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEdit:
+    """One tensor that follows the edited spaces.
+
+    Attributes:
+      name: the tensor.
+      axes: the layout of each axis before the edit.
+      fill: how entries that make fresh units start.
+    """
+
+    name: str
+    axes: tuple[Layout, ...]
+    fill: Fill
+
+    @property
+    def before(self) -> tuple[int, ...]:
+        """The shape that the tensor must have."""
+        return tuple(layout.size(axis) for axis in self.axes)
+
+    def after(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape that it will have."""
+        return tuple(layout.size(axis, sizes) for axis in self.axes)
+
+
+@dataclass(frozen=True, slots=True)
+class OperandEdit:
+    """Numbers in the graph that follow: an operand or an attribute of a node.
+
+    Attributes:
+      node: the node, by the name of its first output.
+      where: input index, or attribute name.
+      value: the new numbers; None keeps what the graph computes there (a symbolic dimension).
+      scalar: whether the operand is one number without an axis.
+    """
+
+    node: str
+    where: int | str
+    value: tuple[int | float | None, ...]
+    scalar: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PortEdit:
+    """Recurrent state at the interface that grows with its layer.
+
+    Attributes:
+      side: "input" or "output". name: of the graph's input or output.
+      axes: the layout of each axis before the edit.
+    """
+
+    side: Literal["input", "output"]
+    name: str
+    axes: tuple[Layout, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One line of the summary: a space, its sizes, and how many tensors and optimizer slots follow."""
+
+    space: str
+    before: int
+    after: int
+    tensors: int
+    slots: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything an operation will do.
+
+    Attributes:
+      operation: its name. arguments: as they were given.
+      claim: what must hold of the result; enforced when the plan is applied.
+      spaces: the edited spaces.
+      tensors: the tensors that follow.
+      operands: numbers in the graph that follow.
+      seed: of every random number.
+      noise: added to copies, as a fraction of a tensor's standard deviation.
+      frozen: spaces that were asked for in general terms (a factor) but cannot change, each with the reason.
+      ports: recurrent state at the interface that grows.
+      slots: optimizer slots that will follow, by tensor.
+    """
+
+    operation: str
+    arguments: Mapping[str, Any]
+    claim: Claim
+    spaces: tuple[SpaceEdit, ...]
+    tensors: tuple[TensorEdit, ...]
+    operands: tuple[OperandEdit, ...]
+    seed: int = 0
+    noise: float = 0.0
+    frozen: tuple[tuple[str, str], ...] = ()
+    ports: tuple[PortEdit, ...] = ()
+    slots: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def edits(self) -> dict[str, SpaceEdit]:
+        """The edited spaces by name."""
+        return {edit.space: edit for edit in self.spaces}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """New sizes of the edited spaces."""
+        return {edit.space: edit.after for edit in self.spaces}
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """A line per space; a tensor counts for the first edited space that occurs in it."""
+        counted: dict[str, list[str]] = {edit.space: [] for edit in self.spaces}
+        for tensor in self.tensors:
+            first = next(u.space for axis in tensor.axes for u in layout.units(axis) if u.space in counted)
+            counted[first].append(tensor.name)
+        return tuple(
+            Change(e.space, e.before, e.after, len(names), sum(self.slots.get(name, 0) for name in names))
+            for e, names in zip(self.spaces, counted.values(), strict=True)
+        )
+
+    def describe(self) -> str:
+        """The plan in words, line by line."""
+        lines = [f"{self.operation}: claim {self.claim}"]
+        for edit in self.spaces:
+            how = f"{len(edit.fresh)} fresh units" if edit.fresh else f"{edit.after - edit.before} copies"
+            lines.append(f"  {edit.space} {edit.before} → {edit.after} ({how})")
+        for tensor in self.tensors:
+            before, after = _shape(tensor.before), _shape(tensor.after(self.sizes))
+            slots = f", {self.slots[tensor.name]} slots" if self.slots.get(tensor.name) else ""
+            lines.append(f"  {tensor.name} {before} → {after}{slots}")
+        for operand in self.operands:
+            where = operand.where if isinstance(operand.where, str) else f"operand {operand.where}"
+            shown = ", ".join("…" if n is None else str(n) for n in operand.value)
+            lines.append(f"  node of '{operand.node}': {where} = [{shown}]")
+        for port in self.ports:
+            before, after = (_shape([layout.size(a, s) for a in port.axes]) for s in (None, self.sizes))
+            lines.append(f"  state {port.side} '{port.name}' {before} → {after}")
+        lines.extend(f"  frozen: {space}: {reason}" for space, reason in self.frozen)
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON, complete: `from_json` gives an equal plan."""
+        return {
+            "schema": SCHEMA,
+            "operation": self.operation,
+            "arguments": dict(self.arguments),
+            "claim": self.claim,
+            "seed": self.seed,
+            "noise": self.noise,
+            "spaces": [edit.to_json() for edit in self.spaces],
+            "tensors": [
+                {"name": t.name, "axes": [layout.to_json(axis) for axis in t.axes], "fill": t.fill}
+                for t in self.tensors
+            ],
+            "operands": [
+                {"node": o.node, "where": o.where, "value": list(o.value), "scalar": o.scalar}
+                for o in self.operands
+            ],
+            "frozen": [{"space": space, "reason": reason} for space, reason in self.frozen],
+            "ports": [
+                {"side": p.side, "name": p.name, "axes": [layout.to_json(axis) for axis in p.axes]}
+                for p in self.ports
+            ],
+            "slots": dict(self.slots),
+        }
+
+    @staticmethod
+    def from_json(data: object) -> Plan:
+        """Read a plan.
+
+        Raises:
+          PlanMismatch: if the data is not a plan of this version.
+        """
+        if not isinstance(data, dict) or "operation" not in data:
+            raise PlanMismatch("not a plan", hint="plans are written by --dry-run --json")
+        if data.get("schema") != SCHEMA:
+            raise PlanMismatch(f"a plan of schema {data.get('schema')!r}; this version reads schema {SCHEMA}")
+        try:
+            plan = _parse(data)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PlanMismatch(f"a damaged plan: {type(error).__name__}: {error}") from None
+        _check(plan)
+        return plan
+
+
+def _parse(data: Mapping[str, Any]) -> Plan:
+    claim, fills = data["claim"], ("random", "zero", "donor")
+    if claim not in ("identical", "equivalent", "changed"):
+        raise ValueError(f"claim {claim!r}")
+    if any(p["side"] not in ("input", "output") for p in data["ports"]):
+        raise ValueError("unknown side of a port")
+    if any(t["fill"] not in fills for t in data["tensors"]):
+        raise ValueError("unknown fill")
+    return Plan(
+        operation=str(data["operation"]),
+        arguments=dict(data["arguments"]),
+        claim=claim,
+        spaces=tuple(SpaceEdit.from_json(edit) for edit in data["spaces"]),
+        tensors=tuple(
+            TensorEdit(str(t["name"]), tuple(layout.from_json(axis) for axis in t["axes"]), t["fill"])
+            for t in data["tensors"]
+        ),
+        operands=tuple(
+            OperandEdit(
+                str(o["node"]),
+                o["where"] if isinstance(o["where"], str) else int(o["where"]),
+                tuple(_number(n) for n in o["value"]),
+                bool(o["scalar"]),
+            )
+            for o in data["operands"]
+        ),
+        seed=int(data["seed"]),
+        noise=float(data["noise"]),
+        frozen=tuple((str(f["space"]), str(f["reason"])) for f in data["frozen"]),
+        ports=tuple(
+            PortEdit(p["side"], str(p["name"]), tuple(layout.from_json(axis) for axis in p["axes"]))
+            for p in data["ports"]
+        ),
+        slots={str(name): int(count) for name, count in data["slots"].items()},
+    )
+
+
+def _number(value: object) -> int | float | None:
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return value
+    raise TypeError(f"{value!r} is not a number")
+
+
+def _check(plan: Plan) -> None:
+    edits = plan.edits
+    if len(edits) != len(plan.spaces):
+        raise PlanMismatch("a plan that edits one space twice")
+    for tensor in plan.tensors:
+        found = [u for axis in tensor.axes for u in layout.units(axis) if u.space in edits]
+        if not found:
+            raise PlanMismatch(f"a plan that lists '{tensor.name}' but edits no space in it")
+        for part in found:
+            if part.size != edits[part.space].before:
+                have, want = edits[part.space].before, part.size
+                raise PlanMismatch(
+                    f"space '{part.space}' has {have} units in one place and {want} in another"
+                )
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape)) or "scalar"

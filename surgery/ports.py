@@ -1,0 +1,62 @@
+"""Recurrent state at a model's interface grows with its layer; values in flight are carried over by the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from surgery.edits import axis_maps
+from surgery.errors import ArgumentError
+from surgery.plan import Plan
+
+Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
+
+
+def grow(plan: Plan, arrays: Mapping[str, np.ndarray[Any, np.dtype[Any]]]) -> Arrays:
+    """Values of the old model's inputs as inputs of the new one.
+
+    Args:
+      plan: what was done to the model.
+      arrays: input name -> array in its old shape (hidden states of running rollouts, say); batch sizes are free.
+
+    Returns:
+      The same with every state grown: copies hold what they copy, fresh units start at zero. Inputs that the plan
+      leaves alone are returned as they are.
+
+    Raises:
+      ArgumentError: if an array does not have the old width.
+    """
+    edited = {port.name: port for port in plan.ports if port.side == "input"}
+    out: Arrays = {}
+    for name, array in arrays.items():
+        grown = array
+        if name in edited:
+            for k, axis in enumerate(axis_maps(edited[name].axes, plan.edits)):
+                if axis is None:
+                    continue
+                if grown.shape[k] != axis.before:
+                    raise ArgumentError(
+                        f"axis {k} of '{name}' has {grown.shape[k]} units, the plan expects {axis.before}"
+                    )
+                fresh = (axis.fresh_in | axis.fresh_out).reshape((-1,) + (1,) * (grown.ndim - k - 1))
+                grown = np.where(fresh, np.zeros((), grown.dtype), np.take(grown, axis.source, axis=k))
+        out[name] = grown
+    return out
+
+
+def shrink(plan: Plan, arrays: Mapping[str, np.ndarray[Any, np.dtype[Any]]]) -> Arrays:
+    """The part of the new model's outputs that the old one has: of every old unit its first copy."""
+    edited = {port.name: port for port in plan.ports if port.side == "output"}
+    out: Arrays = {}
+    for name, array in arrays.items():
+        old = array
+        if name in edited:
+            for k, axis in enumerate(axis_maps(edited[name].axes, plan.edits)):
+                if axis is not None:
+                    kept = np.flatnonzero(~(axis.fresh_in | axis.fresh_out))
+                    first = kept[np.unique(axis.source[kept], return_index=True)[1]]
+                    old = np.take(old, first, axis=k)
+        out[name] = old
+    return out

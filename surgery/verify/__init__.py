@@ -1,0 +1,146 @@
+"""Judge a result against what it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from surgery.checkpoint import Checkpoint
+from surgery.errors import ArgumentError
+from surgery.plan import Plan
+from surgery.ports import grow, shrink
+from surgery.verify.outputs import (
+    FLOAT32_LIMIT,
+    FLOAT64_LIMIT,
+    KL_LIMIT,
+    compare_double,
+    difference,
+    float32_outputs,
+    noise,
+    policy_checks,
+)
+from surgery.verify.probes import Arrays, probes
+from surgery.verify.report import Check, Report, measured
+from surgery.verify.slots import check_slots
+from surgery.verify.structure import check_structure
+
+ROWS = {"float32": 32, "float64": 4, "slots": 2}
+"""Numbers of observations that each comparison runs on."""
+
+Recorded = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
+
+
+def verify(
+    before: Checkpoint, after: Checkpoint, *, observations: Recorded | None = None, seed: int = 0
+) -> Report:
+    """Compare two models that should be the same function.
+
+    Args:
+      before, after: models with the same inputs and outputs.
+      observations: recorded inputs by name, rows first; random ones in the declared range otherwise.
+      seed: of the inputs.
+
+    Returns:
+      The report; `ok` says whether they are equal within rounding.
+
+    Raises:
+      ArgumentError: if their inputs or outputs differ.
+    """
+    _check_interfaces(before, after)
+    return _judge(before, after, after, None, observations, seed)
+
+
+def prove(
+    plan: Plan,
+    before: Checkpoint,
+    after: Checkpoint,
+    exact: Checkpoint,
+    *,
+    observations: Recorded | None,
+    seed: int,
+) -> Report:
+    """Judge the result of a plan, its optimizer slots included.
+
+    Args:
+      after: the result as it would be stored.
+      exact: the result in float64, before rounding.
+    """
+    return _judge(before, after, exact, plan, observations, seed)
+
+
+def _judge(
+    before: Checkpoint,
+    after: Checkpoint,
+    exact: Checkpoint,
+    plan: Plan | None,
+    observations: Recorded | None,
+    seed: int,
+) -> Report:
+    claim = plan.claim if plan else "equivalent"
+    strict = claim != "changed"
+    inputs = probes(before, ROWS["float32"], seed, observations)
+    few = _rows(inputs, ROWS["float64"])
+    grown = (lambda arrays: grow(plan, arrays)) if plan else dict
+    kept = (lambda arrays: shrink(plan, arrays)) if plan else dict
+    old, tool = float32_outputs(before.model, inputs)
+    new = kept(float32_outputs(after.model, grown(inputs))[0])
+    absolute, relative, worst = difference(old, new)
+    floor = noise(before.model, few, _rows(old, ROWS["float64"]))
+    limit = max(FLOAT32_LIMIT, 4 * floor) if strict else None
+    checks = [
+        check_structure(after.model),
+        measured("outputs, float32", relative, limit, f"{tool}; own rounding {floor:.1e}{_worst(worst)}"),
+    ]
+    # two files have been rounded already: only a plan can be judged before rounding
+    double = (FLOAT64_LIMIT if plan else limit) if strict else None
+    checks += compare_double(before.model, exact.model, few, (grown, kept), double)
+    checks += policy_checks(before, old, new, KL_LIMIT if strict else None)
+    if plan is not None and strict and before.optimizer is not None:
+        checks += check_slots(plan, before, exact, _rows(inputs, ROWS["slots"]), seed)
+    context = {"seed": seed, "rows": dict(ROWS), "observations": "recorded" if observations else "random",
+               "versions": versions()}  # fmt: skip
+    return Report(claim, tuple(checks), absolute, relative, context)
+
+
+def versions() -> dict[str, str]:
+    """What a witness was made with."""
+    return {name: version(name) for name in ("policy-surgery", "numpy", "onnx", "onnx-ir", "onnxruntime")}
+
+
+def _rows(arrays: Arrays, count: int) -> Arrays:
+    """The first rows of arrays that all have the same number of them; anything else is left whole."""
+    lengths = {len(array) if array.ndim else 0 for array in arrays.values()}
+    return {name: array[:count] for name, array in arrays.items()} if len(lengths) == 1 else dict(arrays)
+
+
+def _worst(name: str) -> str:
+    return f", worst '{name}'" if name else ""
+
+
+def _check_interfaces(before: Checkpoint, after: Checkpoint) -> None:
+    for side in ("inputs", "outputs"):
+        old = [(p.name, _shape(before, side, p.name)) for p in getattr(before.interface, side)]
+        new = [(p.name, _shape(after, side, p.name)) for p in getattr(after.interface, side)]
+        if old != new:
+            raise ArgumentError(
+                f"the models have different {side}",
+                where={"before": _text(old), "after": _text(new)},
+                hint="surgery diff shows what differs",
+            )
+
+
+def _shape(checkpoint: Checkpoint, side: str, name: str) -> tuple[int | None, ...]:
+    value = next(v for v in getattr(checkpoint.model.graph, side) if v.name == name)
+    return tuple(d if isinstance(d, int) else None for d in value.shape or ())
+
+
+def _text(ports: list[tuple[str, tuple[int | None, ...]]]) -> str:
+    return ", ".join(
+        f"{name} [{'×'.join('?' if n is None else str(n) for n in shape)}]" for name, shape in ports
+    )
+
+
+__all__ = ["Check", "Report", "prove", "verify", "versions"]

@@ -1,0 +1,153 @@
+"""The same function: outputs of two models side by side, in float32 and in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from surgery.checkpoint import Checkpoint
+from surgery.numeric import Unsupported, run
+from surgery.verify.probes import Arrays
+from surgery.verify.report import Check, measured
+
+FLOAT32_LIMIT = 1e-6
+"""Relative; a model whose own float32 outputs are further than this from its float64 ones is allowed 4 times that."""
+
+FLOAT64_LIMIT = 1e-13
+"""Relative, before rounding."""
+
+KL_LIMIT = 1e-8
+"""Nats, between the policies that two sets of logits define."""
+
+Carry = Callable[[Arrays], Arrays]
+
+RUNTIME_LIMIT = 1 << 29
+"""Bytes of weights above which float32 is evaluated streaming, weight by weight, instead of by onnxruntime."""
+
+
+def difference(before: Arrays, after: Arrays) -> tuple[float, float, str]:
+    """The largest absolute difference, the largest relative to its output's magnitude, and that output's name.
+
+    NaN or infinity in one place but not in the other is an infinite difference.
+    """
+    worst = (0.0, 0.0, "")
+    for name, old in before.items():
+        new = after[name]
+        if old.shape != new.shape:
+            return np.inf, np.inf, name
+        with np.errstate(invalid="ignore"):
+            same = (old == new) | (np.isnan(_real(old)) & np.isnan(_real(new)))
+            gap = np.where(same, 0.0, np.abs(_real(new) - _real(old)))
+        gap = np.where(np.isnan(gap), np.inf, gap)
+        finite = np.abs(_real(old)[np.isfinite(_real(old))])
+        scale = float(finite.max(initial=0.0)) or 1.0
+        largest = float(gap.max(initial=0.0))
+        worst = max(worst, (largest, largest / scale, name), key=lambda found: (found[1], found[0]))
+    return worst
+
+
+def _real(array: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any]]:
+    return array.astype(np.float64)
+
+
+def float32_outputs(model: ir.Model, inputs: Arrays) -> tuple[Arrays, str]:
+    """Outputs in float32, and by what they were computed.
+
+    onnxruntime with all optimisations off; above `RUNTIME_LIMIT` our own evaluator, which holds one weight at a time.
+    """
+    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    if size > RUNTIME_LIMIT:
+        return run(model, inputs, dtype=np.float32), "numpy, streaming"
+    return runtime(model)(inputs), "onnxruntime"
+
+
+def runtime(model: ir.Model) -> Callable[[Arrays], Arrays]:
+    """A model in onnxruntime, optimisations off."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(_serialised(model), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
+
+
+def _serialised(model: ir.Model) -> bytes:
+    """The model with all its weights inside."""
+    whole = model.clone()
+    for value in whole.graph.initializers.values():
+        if value.const_value is not None:
+            value.const_value = ir.Tensor(
+                value.const_value.numpy(), dtype=value.const_value.dtype, name=value.name
+            )
+    serialised: bytes = ir.serde.serialize_model(whole).SerializeToString()
+    return serialised
+
+
+def float64_outputs(model: ir.Model, inputs: Arrays) -> Arrays | Unsupported:
+    """Outputs in float64, or the reason why there are none."""
+    try:
+        return run(model, inputs, dtype=np.float64)
+    except Unsupported as reason:
+        return reason
+
+
+def compare_double(
+    before: ir.Model, exact: ir.Model, inputs: Arrays, carry: tuple[Carry, Carry], limit: float | None
+) -> list[Check]:
+    """The float64 proof: the edit computed before any rounding.
+
+    Args:
+      carry: old inputs as inputs of the new model, and its outputs as outputs of the old one.
+    """
+    old, new = float64_outputs(before, inputs), float64_outputs(exact, carry[0](inputs))
+    if isinstance(old, Unsupported) or isinstance(new, Unsupported):
+        reason = old if isinstance(old, Unsupported) else new
+        return [Check("outputs, float64", True, 0.0, None, f"not evaluated: {reason}")]
+    _, relative, name = difference(old, carry[1](new))
+    return [measured("outputs, float64", relative, limit, _of(name))]
+
+
+def noise(before: ir.Model, inputs: Arrays, single: Arrays) -> float:
+    """How far a model's own float32 outputs are from its float64 ones, relative; 0 if that cannot be told."""
+    double = float64_outputs(before, inputs)
+    return 0.0 if isinstance(double, Unsupported) else difference(double, single)[1]
+
+
+def policy_checks(checkpoint: Checkpoint, before: Arrays, after: Arrays, limit: float | None) -> list[Check]:
+    """Greedy actions that differ, and the divergence of the sampled policy."""
+    checks = []
+    for port in checkpoint.interface.outputs:
+        if port.name not in before or port.kind not in ("q_values", "logits"):
+            continue
+        old, new = _real(before[port.name]), _real(after[port.name])
+        if old.shape != new.shape or old.ndim < 1 or old.shape[-1] < 2:
+            continue
+        flips = int((old.argmax(-1) != new.argmax(-1)).sum())
+        rows = old.size // old.shape[-1]
+        checks.append(measured(f"greedy actions of '{port.name}'", flips, None if limit is None else 0.0,
+                               f"{flips} of {rows} differ"))  # fmt: skip
+        if port.kind == "logits":
+            divergence = float(_kl(old, new).max())
+            checks.append(measured(f"policy KL of '{port.name}'", divergence, limit, "largest, nats"))
+    return checks
+
+
+def _kl(
+    old: np.ndarray[Any, np.dtype[Any]], new: np.ndarray[Any, np.dtype[Any]]
+) -> np.ndarray[Any, np.dtype[Any]]:
+    p, q = _log_softmax(old), _log_softmax(new)
+    return (np.exp(p) * (p - q)).sum(-1)  # type: ignore[no-any-return]
+
+
+def _log_softmax(x: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any]]:
+    shifted = x - x.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))  # type: ignore[no-any-return]
+
+
+def _of(name: str) -> str:
+    return f"worst: '{name}'" if name else "equal bits"

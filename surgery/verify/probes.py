@@ -1,0 +1,120 @@
+"""Inputs to compare two models on: random ones in the declared range, or recorded ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from surgery.checkpoint import Checkpoint
+from surgery.errors import ArgumentError, UnknownName
+from surgery.interface import Bound, Port
+
+Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
+
+_INNER = 3
+"""Size given to symbolic dimensions other than the batch."""
+
+
+def probes(
+    checkpoint: Checkpoint,
+    count: int,
+    seed: int,
+    recorded: Mapping[str, np.ndarray[Any, np.dtype[Any]]] | None = None,
+) -> Arrays:
+    """Inputs for a model.
+
+    Args:
+      checkpoint: its declared ranges are used; an undeclared floating input is standard normal.
+      count: number of rows, where the first dimension is symbolic.
+      seed: of the random inputs, and of the choice among recorded ones.
+      recorded: input name -> array, rows first; an array of another name is taken if the model has one input.
+
+    Returns:
+      name -> array of the input's shape and type.
+
+    Raises:
+      UnknownName, ArgumentError: recorded arrays that do not fit the inputs.
+    """
+    rng = np.random.default_rng(seed)
+    graph = checkpoint.model.graph
+    inputs = [value for value in graph.inputs if value.name not in graph.initializers]
+    found = _match(inputs, recorded or {})
+    rows = min([count, *(len(array) for array in found.values())])
+    sizes: dict[str, int] = {}
+    out: Arrays = {}
+    for value in inputs:
+        name = value.name or ""
+        shape = _shape(value, rows, sizes)
+        if name in found:
+            out[name] = _choose(found[name], shape, value, rng)
+        else:
+            out[name] = _draw(value, checkpoint.interface.input(name), shape, rng)
+    return out
+
+
+def _match(inputs: list[ir.Value], recorded: Mapping[str, np.ndarray[Any, np.dtype[Any]]]) -> Arrays:
+    names = [value.name or "" for value in inputs]
+    if len(names) == 1 and len(recorded) == 1:
+        return {names[0]: next(iter(recorded.values()))}
+    for name in recorded:
+        if name not in names:
+            raise UnknownName("input", name, names)
+    return dict(recorded)
+
+
+def _shape(value: ir.Value, rows: int, sizes: dict[str, int]) -> tuple[int, ...]:
+    assert value.shape is not None
+    shape = []
+    for k, dim in enumerate(value.shape):
+        if isinstance(dim, int):
+            shape.append(dim)
+        else:
+            name = str(dim.value) if dim.value is not None else f"{value.name}[{k}]"
+            first = not sizes and k == 0
+            shape.append(sizes.setdefault(name, rows if first or name.startswith(("batch", "N")) else _INNER))
+    return tuple(shape)
+
+
+def _choose(
+    array: np.ndarray[Any, np.dtype[Any]], shape: tuple[int, ...], value: ir.Value, rng: np.random.Generator
+) -> np.ndarray[Any, np.dtype[Any]]:
+    if array.ndim != len(shape) or array.shape[1:] != shape[1:] or len(array) < shape[0]:
+        raise ArgumentError(
+            f"recorded observations of shape {list(array.shape)} do not fit input '{value.name}' {list(shape)}"
+        )
+    rows = np.sort(rng.choice(len(array), shape[0], replace=False))
+    return array[rows].astype(_dtype(value))
+
+
+def _draw(
+    value: ir.Value, port: Port, shape: tuple[int, ...], rng: np.random.Generator
+) -> np.ndarray[Any, np.dtype[Any]]:
+    dtype = _dtype(value)
+    low, high = _bound(port.low, shape), _bound(port.high, shape)
+    if dtype.kind == "b":
+        return rng.random(shape) < 0.5
+    if dtype.kind in "iu":
+        top = 255 if dtype == np.uint8 and high is None else 1 if high is None else high
+        return rng.integers(0 if low is None else low, top, shape, endpoint=True).astype(dtype)
+    if low is not None and high is not None and np.isfinite(low).all() and np.isfinite(high).all():
+        return rng.uniform(low, high, shape).astype(dtype)
+    drawn = rng.standard_normal(shape)
+    drawn = drawn if low is None else np.maximum(drawn, low)
+    return (drawn if high is None else np.minimum(drawn, high)).astype(dtype)
+
+
+def _dtype(value: ir.Value) -> np.dtype[Any]:
+    return (value.dtype or ir.DataType.FLOAT).numpy()
+
+
+def _bound(bound: Bound, shape: tuple[int, ...]) -> Any:  # noqa: ANN401
+    """A bound per feature lies along axis 1 (channels), or along the last axis."""
+    if not isinstance(bound, tuple):
+        return bound
+    vector = np.array(bound)
+    if len(shape) > 2 and shape[1] == len(vector):
+        return vector.reshape((-1,) + (1,) * (len(shape) - 2))
+    return vector
