@@ -172,8 +172,12 @@ def refresh_shapes(model: ir.Model) -> None:
             if len(found) != len(value.shape):
                 value.shape = None
                 continue
-            dims = [n if isinstance(d, int) else d for d, n in zip(value.shape, found, strict=True)]
-            value.shape = ir.Shape(dims)
+            value.shape = ir.Shape(
+                [
+                    n if isinstance(d, int) and not facts.stands_in(n) else d
+                    for d, n in zip(value.shape, found, strict=True)
+                ]
+            )
 
 
 def _follow(plan: Plan, state: OptimizerState, lookup: Mapping[str, _Edited]) -> OptimizerState:

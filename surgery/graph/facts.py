@@ -85,6 +85,10 @@ class Facts:
         """Whether a dimension of a graph input is symbolic."""
         return (value, dim) in self._symbolic
 
+    def stands_in(self, size: int) -> bool:
+        """Whether a size comes from the stand-in of a symbolic dimension."""
+        return any(size % prime == 0 for prime in self.symbols.values())
+
     def tensor(self, value: ir.Value, tensor: ir.TensorProtocol | None) -> None:
         """Take in a constant; only small ones are read."""
         if tensor is None:
@@ -152,6 +156,8 @@ class Facts:
     def _try_fold(self, node: ir.Node) -> bool:
         if node.op_type in ("Shape", "Size") and node.inputs[0] is not None:
             return self._fold_shape(node, node.inputs[0])
+        if node.op_type == "CastLike" and node.inputs[0] in self.known:
+            return self._fold_cast_like(node)
         if any(v is not None and v not in self.known for v in node.inputs) or captured(node):
             return False
         if not node.inputs or node.op_type in _RANDOM:
@@ -169,6 +175,18 @@ class Facts:
             self._fold(value, np.asarray(result), self._trace(node, result))
         if results[0].dtype.kind == "f":
             self._fold_exactly(node, results[0])
+        return True
+
+    def _fold_cast_like(self, node: ir.Node) -> bool:
+        """A number cast to the type of an activation, whose values do not matter."""
+        first, like = node.inputs
+        assert first is not None and like is not None
+        array, to = self.known[first], ir.DataType(self._dtype(like))
+        if to.is_floating_point() and array.size > 1:
+            return False
+        self._fold(node.outputs[0], array.astype(to.numpy()), self.sources.get(first))
+        if to.is_floating_point():
+            self.exact[node.outputs[0]] = self.exact.get(first, array).astype(np.float64)
         return True
 
     def _fold_exactly(self, node: ir.Node, rounded: np.ndarray) -> None:

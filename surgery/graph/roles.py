@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from surgery.graph.axes import Atom, Axis, Freeze, factors, find, freeze, leaves
+from surgery.graph.axes import Atom, Axis, Freeze, factors, find, freeze, leaves, summands
 from surgery.graph.trace import Site, Trace, label
 
 
@@ -72,7 +72,27 @@ def assign(trace: Trace) -> Roles:
         for leaf in leaves(axis):
             (roles.no_zero if mode == "zero" else roles.no_net2net).setdefault(find(leaf), reason)
     roles.consumers = consumed | asked
+    _freeze_together(trace, roles)
     return roles
+
+
+def _freeze_together(trace: Trace, roles: Roles) -> None:
+    """What is averaged together with units that cannot grow cannot grow either."""
+    growable = {find(leaf) for axes in trace.tensors.values() for axis in axes for leaf in leaves(axis)}
+    again = True
+    while again:
+        again = False
+        for group in roles.alike:
+            stuck = [
+                root for root in group if root.frozen or root not in growable or root in roles.no_net2net
+            ]
+            free = [root for root in group if not root.frozen]
+            if stuck and free:
+                for root in free:
+                    freeze(
+                        (root,), Freeze("mixer", f"{roles.whole[root]} together with units that cannot grow")
+                    )
+                again = True
 
 
 def _settle(roles: Roles, site: Site, consumed: set[Atom], asked: set[Atom], through: set[Atom]) -> None:
@@ -114,7 +134,11 @@ def _average(roles: Roles, site: Site, reason: str) -> None:
         for root in together:
             roles.no_zero.setdefault(root, reason)
             roles.whole.setdefault(root, reason)
-        if len(together) > 1:
+        parts = summands(factor) if factor.segments is not None else []
+        if any(not part for part in parts):
+            for leaf in leaves((factor,)):
+                freeze((leaf,), Freeze("mixer", f"{reason} together with a single unit"))
+        elif parts:
             roles.alike.append(together)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +20,9 @@ from surgery.graph.roles import Roles, assign
 from surgery.graph.trace import Operand, Trace
 from surgery.graph.walk import walk
 from surgery.interface import Interface, infer
+
+_RENAMED = re.compile(r"onnx::\w+$|val_\d+$|t(_\d+)?$|_?(const|initializer|unsqueeze|transpose)\w*$")
+"""Names that exporters make up for tensors which they have transposed or merged."""
 
 Fill = Literal["random", "zero", "donor"]
 """How entries of new units start: drawn like the tensor's own entries, zero, or as a copy of another unit's."""
@@ -160,7 +165,7 @@ def analyse(model: ir.Model, interface: Interface | None = None) -> Analysis:
             for leaf in leaves(axis):
                 if not any(why.kind in _FIXED for why in leaf.frozen):
                     members.setdefault(find(leaf), []).append((tensor, k, leaf))
-    names = _names(members, roles)
+    names = _names(members, roles, _modules(model, trace))
     layouts = {
         tensor: tuple(_layout(axis, names, roles.consumers) for axis in axes)
         for tensor, axes in trace.tensors.items()
@@ -195,11 +200,13 @@ def _space(
     )
 
 
-def _names(members: Mapping[Atom, list[tuple[str, int, Atom]]], roles: Roles) -> dict[Atom, str]:
+def _names(
+    members: Mapping[Atom, list[tuple[str, int, Atom]]], roles: Roles, modules: Mapping[str, str]
+) -> dict[Atom, str]:
     """Every class is named after the module of the first parameter that makes its units."""
     wanted: dict[str, list[Atom]] = {}
     for root, places in members.items():
-        wanted.setdefault(_base(root, places, roles), []).append(root)
+        wanted.setdefault(_base(root, places, roles, modules), []).append(root)
     names: dict[Atom, str] = {}
     for base, roots in wanted.items():
         if len(roots) == 1:
@@ -211,7 +218,7 @@ def _names(members: Mapping[Atom, list[tuple[str, int, Atom]]], roles: Roles) ->
     return names
 
 
-def _base(root: Atom, places: list[tuple[str, int, Atom]], roles: Roles) -> str:
+def _base(root: Atom, places: list[tuple[str, int, Atom]], roles: Roles, modules: Mapping[str, str]) -> str:
     for why in root.frozen:
         if why.kind in ("input", "symbolic") and "'" in why.reason:
             axis, name = why.reason.split()[1], why.reason.split("'")[1]
@@ -219,7 +226,34 @@ def _base(root: Atom, places: list[tuple[str, int, Atom]], roles: Roles) -> str:
     makers = [(tensor, k) for tensor, k, leaf in places if leaf not in roles.consumers]
     weights = [place for place in makers if "weight" in roles.purpose.get(place[0], ())]
     tensor = (weights or makers or places)[0][0]
-    return module(tensor)
+    return modules[tensor]
+
+
+def _modules(model: ir.Model, trace: Trace) -> dict[str, str]:
+    """The module path of every tensor: from its name, or, where an exporter has renamed it, from its first reader."""
+    readers: dict[str, ir.Node] = {}
+    for node in model.graph:
+        for value in node.inputs:
+            if value is not None and value.name in trace.tensors:
+                readers.setdefault(value.name, node)
+    return {
+        tensor: (_scope(readers[tensor]) if tensor in readers and _RENAMED.match(tensor) else "")
+        or module(tensor)
+        for tensor in trace.tensors
+    }
+
+
+def _scope(node: ir.Node) -> str:
+    """Where a node stands in the source model, as far as the exporter says."""
+    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+    if scopes:
+        try:
+            paths = [str(path) for path in ast.literal_eval(scopes)]
+        except (SyntaxError, ValueError):
+            return ""
+        return paths[-2] if len(paths) > 1 else ""
+    path, slash, _ = (node.name or "").strip("/").rpartition("/")
+    return path.replace("/", ".") if slash else ""
 
 
 def module(tensor: str) -> str:

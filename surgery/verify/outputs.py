@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from surgery.checkpoint import Checkpoint
+from surgery.errors import SurgeryError
 from surgery.numeric import Unsupported, run
 from surgery.verify.probes import Arrays
 from surgery.verify.report import Check, measured
@@ -26,6 +27,10 @@ Carry = Callable[[Arrays], Arrays]
 
 RUNTIME_LIMIT = 1 << 29
 """Bytes of weights above which float32 is evaluated streaming, weight by weight, instead of by onnxruntime."""
+
+
+class UnfitGraph(Exception):
+    """A graph that cannot be evaluated at all."""
 
 
 def difference(before: Arrays, after: Arrays) -> tuple[float, float, str]:
@@ -53,15 +58,29 @@ def _real(array: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any
     return array.astype(np.float64)
 
 
-def float32_outputs(model: ir.Model, inputs: Arrays) -> tuple[Arrays, str]:
-    """Outputs in float32, and by what they were computed.
-
-    onnxruntime with all optimisations off; above `RUNTIME_LIMIT` our own evaluator, which holds one weight at a time.
-    """
+def float32_tool(model: ir.Model) -> str:
+    """What evaluates a model in float32: "onnxruntime", or "numpy" above `RUNTIME_LIMIT`, one weight at a time."""
     size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    if size > RUNTIME_LIMIT:
-        return run(model, inputs, dtype=np.float32), "numpy, streaming"
-    return runtime(model)(inputs), "onnxruntime"
+    return "numpy" if size > RUNTIME_LIMIT else "onnxruntime"
+
+
+def float32_outputs(model: ir.Model, inputs: Arrays, tool: str) -> Arrays:
+    """Outputs in float32.
+
+    Raises:
+      UnfitGraph: if the tool cannot evaluate the graph.
+    """
+    try:
+        return run(model, inputs, dtype=np.float32) if tool == "numpy" else runtime(model)(inputs)
+    except SurgeryError as error:
+        raise UnfitGraph(error.message) from error
+    except (RuntimeError, ValueError) as error:
+        raise UnfitGraph(str(error).strip().splitlines()[0]) from error
+    except Exception as error:
+        # onnxruntime's exceptions have no common base but Exception
+        if type(error).__module__.startswith("onnxruntime"):
+            raise UnfitGraph(str(error).strip().splitlines()[0]) from error
+        raise
 
 
 def runtime(model: ir.Model) -> Callable[[Arrays], Arrays]:

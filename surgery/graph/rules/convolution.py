@@ -71,17 +71,18 @@ def _finish(t: Trace, node: ir.Node, x: ir.Value, weight: tuple[ir.Value, Axis],
         channel.append((b, t.axes(b)[0]))
         t.use("bias", b, t.axes(b))
     wide = [(value, axis) for value, axis in channel if axis]
-    _put_spatial(t, node, x, t.merge(node, wide) if wide else UNIT)
+    _put_spatial(t, node, x, t.merge(node, wide) if wide else UNIT, shifted=b is not None)
 
 
-def _put_spatial(t: Trace, node: ir.Node, x: ir.Value, channels: Axis) -> None:
-    """Batch as it was, the given channels, and new spatial axes of the inferred sizes."""
+def _put_spatial(t: Trace, node: ir.Node, x: ir.Value, channels: Axis, *, shifted: bool = False) -> None:
+    """Batch as it was (nothing passes back through a bias), the given channels, new spatial axes."""
     data, shape = t.axes(x), t.shape(node.outputs[0])
     for axis in data[2:]:
         t.freeze(node, axis, "spatial", "slid over")
     why = f"a spatial axis of node '{label(node)}' ({node.op_type})"
     spatial = [t.fixed(n, "spatial", why) for n in shape[2:]]
-    t.put(node.outputs[0], [data[0], channels, *spatial])
+    batch = t.merge(node, [(x, data[0])], passes=0) if shifted and data[0] else data[0]
+    t.put(node.outputs[0], [batch, channels, *spatial])
 
 
 @RULES(

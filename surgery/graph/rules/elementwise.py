@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from surgery.graph.axes import UNIT, Axis
 from surgery.graph.rules.table import Table
-from surgery.graph.trace import Trace
+from surgery.graph.trace import Trace, label
 
 RULES = Table()
 
@@ -47,6 +47,7 @@ def homogeneous(t: Trace, node: ir.Node) -> None:
 )
 def through_zero(t: Trace, node: ir.Node) -> None:
     """f(0) = 0."""
+    _limited_domain(t, node, _data(node))
     t.put(node.outputs[0], t.broadcast(node, [_data(node)], passes=1))
 
 
@@ -72,6 +73,7 @@ def through_zero(t: Trace, node: ir.Node) -> None:
 )
 def unary(t: Trace, node: ir.Node) -> None:
     """Any other function of one operand (bounds are scalars)."""
+    _limited_domain(t, node, _data(node))
     t.put(node.outputs[0], t.broadcast(node, [_data(node)], passes=0))
 
 
@@ -107,6 +109,7 @@ def divide(t: Trace, node: ir.Node) -> None:
     """x / y and x·slope for x < 0: homogeneous in x alone."""
     x, y = _two(node)
     _say(t, [x, y], "scale")
+    _limited_domain(t, node, y)
     whole = t.broadcast(node, [x, y], passes=0)
     t.put(node.outputs[0], _homogeneous_in(t, x, whole))
 
@@ -145,8 +148,26 @@ def _homogeneous_in(t: Trace, x: ir.Value, whole: list[Axis]) -> list[Axis]:
 def other(t: Trace, node: ir.Node) -> None:
     """Any other function of several operands."""
     values = [value for value in node.inputs if value is not None]
+    for value in values:
+        _limited_domain(t, node, value)
     _say(t, values, "scale")
     t.put(node.outputs[0], t.broadcast(node, values, passes=0))
+
+
+_LIMITED = frozenset(["Log", "Sqrt", "Asin", "Acos", "Acosh", "Atanh", "Reciprocal", "Pow", "Mod", "Div"])
+"""Functions that are not finite everywhere: a random unit there can give NaN, which no zero weight removes."""
+
+
+def _limited_domain(t: Trace, node: ir.Node, value: ir.Value) -> None:
+    if node.op_type not in _LIMITED or t.constant(value) or (node.op_type == "Pow" and _whole_power(t, node)):
+        return
+    reason = f"random units may not be finite after node '{label(node)}' ({node.op_type})"
+    t.limits.extend((axis, "zero", reason) for axis in t.axes(value) if axis)
+
+
+def _whole_power(t: Trace, node: ir.Node) -> bool:
+    power = t.scalar(node.inputs[1])
+    return power is not None and bool((power >= 0).all() and (power == power.round()).all())
 
 
 def _columns(t: Trace, node: ir.Node, values: list[ir.Value], *, whole: int, partial: int) -> list[Axis]:

@@ -30,7 +30,8 @@ def batch_normalization(t: Trace, node: ir.Node) -> None:
     data = t.axes(x)
     _scales(t, parameters)
     channels = _channels(t, node, x, data[1], parameters)
-    t.put(node.outputs[0], [data[0], channels, *data[2:]])
+    rest = [_opaque_to_demands(t, node, x, axis) for axis in (data[0], *data[2:])]
+    t.put(node.outputs[0], [rest[0], channels, *rest[1:]])
     for value in node.outputs[1:]:
         t.put(value, [channels])
 
@@ -49,7 +50,7 @@ def instance_normalization(t: Trace, node: ir.Node) -> None:
     _scales(t, parameters)
     channels = _channels(t, node, x, data[1], parameters)
     inner = [_averaged(t, node, x, axis) for axis in data[2:]]
-    t.put(node.outputs[0], [data[0], channels, *inner])
+    t.put(node.outputs[0], [_opaque_to_demands(t, node, x, data[0]), channels, *inner])
 
 
 @RULES("GroupNormalization", axes="groups: pointwise; channels of a group, space: mean")
@@ -68,9 +69,10 @@ def group_normalization(t: Trace, node: ir.Node) -> None:
         t.mix(node, "mean", x, axis)
     if outer:
         t.literal(node, "num_groups", lambda size: [size(outer)])
+    rest = [_opaque_to_demands(t, node, x, axis) for axis in (data[0], *data[2:])]
     column = [(x, data[1])] + (columns if own == data[1] else [])
     channels = t.merge(node, column, passes=0) if data[1] else UNIT
-    t.put(node.outputs[0], [data[0], channels, *(_opaque_to_demands(t, node, x, axis) for axis in data[2:])])
+    t.put(node.outputs[0], [rest[0], channels, *rest[1:]])
 
 
 @RULES("LayerNormalization", "RMSNormalization", axes="normalised axes: mean; else pointwise")

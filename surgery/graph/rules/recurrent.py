@@ -70,7 +70,7 @@ def _directions(t: Trace, node: ir.Node, columns: list[tuple[ir.Value, Axis]]) -
 
 
 def _put(t: Trace, node: ir.Node, data: list[Axis], directions: Axis, hidden: Axis) -> None:
-    time, batch = data[0], data[1]
+    time, batch = data[0], t.merge(node, [(node.inputs[0], data[1])], passes=0) if data[1] else UNIT  # type: ignore[list-item]
     t.freeze(node, time, "spatial", "stepped through")
     shapes = [[time, directions, batch, hidden], [directions, batch, hidden], [directions, batch, hidden]]
     for value, axes in zip(node.outputs, shapes, strict=False):

@@ -189,6 +189,9 @@ def pad(t: Trace, node: ir.Node) -> None:
     pads = t.numbers(node, 1, "pads") or []
     named = t.numbers(node, 3) or list(range(len(data)))
     constant = node.attributes.get_string("mode", "constant") == "constant"
+    value = t.scalar(node.inputs[2]) if len(node.inputs) > 2 else None
+    if len(node.inputs) > 2 and node.inputs[2] is not None and (value is None or value.any()):
+        data = [t.merge(node, [(x, axis)], passes=0) if axis else UNIT for axis in data]
     for i, axis in enumerate(named):
         k = axis % len(data)
         before, after = pads[i], pads[i + len(named)]
