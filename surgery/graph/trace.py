@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -175,9 +176,9 @@ class Trace:
         """The axes whose sizes a folded value was computed from (symbolic ones cannot change, and are left out)."""
         found = []
         for source, dim in self.facts.taint(value):
-            axes = self._of.get(source)
-            if axes is not None and not self.facts.symbolic(source, dim):
-                found.append(axes[dim])
+            if not self.facts.symbolic(source, dim):
+                with suppress(Opaque):
+                    found.append(self.axes(source)[dim])
         return found
 
     def follows_symbol(self, value: ir.Value | None, element: int) -> bool:

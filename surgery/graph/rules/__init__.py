@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from surgery.graph.rules import (
+    attention,
     convolution,
     elementwise,
+    indexing,
     linear,
     movement,
     normalise,
@@ -23,6 +25,8 @@ RULES: dict[str, Rule] = {
     **reduction.RULES,
     **movement.RULES,
     **selection.RULES,
+    **indexing.RULES,
+    **attention.RULES,
 }
 """Operator type (default ONNX domain) -> rule."""
 

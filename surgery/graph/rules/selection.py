@@ -147,14 +147,14 @@ def gather(t: Trace, node: ir.Node) -> None:
         rows = [t.merge(node, [(x, axis)]) if axis else UNIT for axis in data]
         t.put(node.outputs[0], [*rows[:at], *t.axes(indices), *rows[at + 1 :]])
         return
-    n = t.shape(x)[at]
-    picked = _pick(t, node, x, at, [k % n for k in chosen])
+    picked = _pick(t, node, x, at, chosen)
     t.put(node.outputs[0], [*data[:at], *([picked] if rank else []), *data[at + 1 :]])
 
 
-def _pick(t: Trace, node: ir.Node, x: ir.Value, at: int, chosen: list[int]) -> Axis:
+def _pick(t: Trace, node: ir.Node, x: ir.Value, at: int, written: list[int]) -> Axis:
     """Runs of consecutive indices as an ordered sum; the indices follow when what lies before them grows."""
     n = t.shape(x)[at]
+    chosen = [k % n for k in written]
     if not chosen:
         raise Opaque("an empty selection")
     runs: list[list[int]] = []
@@ -174,7 +174,11 @@ def _pick(t: Trace, node: ir.Node, x: ir.Value, at: int, chosen: list[int]) -> A
         offset = [0]
         for piece in pieces:
             offset.append(offset[-1] + size(piece))
-        return [k for a, b in runs for k in range(offset[starts[a]], offset[starts[b]])]
+        wanted = [k for a, b in runs for k in range(offset[starts[a]], offset[starts[b]])]
+        same = len(wanted) == len(written) and all(
+            k % offset[-1] == w for k, w in zip(written, wanted, strict=True)
+        )
+        return list(written) if same else list(wanted)
 
     if not is_symbolic(t.axes(x)[at]):
         t.literal(node, 1, follow)

@@ -1,0 +1,104 @@
+"""Operators that look units up at run time: the axis that is looked into keeps its size."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from surgery.graph.axes import UNIT, Axis, size_of
+from surgery.graph.rules.table import Table
+from surgery.graph.trace import Trace, label
+
+RULES = Table()
+
+
+def _inputs(node: ir.Node) -> list[ir.Value]:
+    return [value for value in node.inputs if value is not None]
+
+
+def _together(t: Trace, node: ir.Node, operands: list[tuple[ir.Value, Axis]], passes: int) -> Axis:
+    """Axes that run side by side; one that is shorter than the others only touches their first units."""
+    wide = [(value, axis) for value, axis in operands if axis]
+    if len({size_of(axis) for _, axis in operands}) == 1 and wide:
+        return t.merge(node, wide, passes=passes)
+    for _, axis in wide:
+        t.freeze(node, axis, "opaque", "indexed in part")
+    return operands[-1][1]
+
+
+@RULES("GatherElements", axes="indexed axis: frozen; else pointwise, zero and scale pass back")
+def gather_elements(t: Trace, node: ir.Node) -> None:
+    """out[i, j] = data[index[i, j], j] for axis 0."""
+    data, indices = _inputs(node)
+    rows, chosen = t.axes(data), t.axes(indices)
+    at = node.attributes.get_int("axis", 0) % len(rows)
+    t.freeze(node, rows[at], "opaque", "indexed at run time")
+    t.use("weight", data, rows)
+    out = []
+    for k, (axis, index) in enumerate(zip(rows, chosen, strict=True)):
+        out.append(index if k == at else _together(t, node, [(data, axis), (indices, index)], passes=0))
+    t.put(node.outputs[0], out)
+
+
+@RULES("ScatterElements", "Scatter", axes="indexed axis: frozen; else pointwise")
+def scatter_elements(t: Trace, node: ir.Node) -> None:
+    """A copy of the data in which indexed elements are replaced or accumulated."""
+    data, indices, updates = _inputs(node)
+    rows = t.axes(data)
+    at = node.attributes.get_int("axis", 0) % len(rows)
+    t.freeze(node, rows[at], "opaque", "indexed at run time")
+    out = []
+    for k, axis in enumerate(rows):
+        columns = [(indices, t.axes(indices)[k]), (updates, t.axes(updates)[k]), (data, axis)]
+        out.append(axis if k == at else _together(t, node, columns, passes=0))
+    t.put(node.outputs[0], out)
+
+
+@RULES("GatherND", axes="indexed axes: frozen; axes behind them: pointwise, zero and scale pass back")
+def gather_nd(t: Trace, node: ir.Node) -> None:
+    """Slices of the data, named by index tuples in the last axis of the indices."""
+    data, indices = _inputs(node)
+    rows, chosen = t.axes(data), t.axes(indices)
+    batch, depth = node.attributes.get_int("batch_dims", 0), t.shape(indices)[-1]
+    for axis in [*rows[batch : batch + depth], chosen[-1]]:
+        t.freeze(node, axis, "opaque", "indexed at run time")
+    t.use("weight", data, rows)
+    shared = [_together(t, node, [(data, rows[k]), (indices, chosen[k])], passes=0) for k in range(batch)]
+    rest = [t.merge(node, [(data, axis)]) if axis else UNIT for axis in rows[batch + depth :]]
+    t.put(node.outputs[0], [*shared, *chosen[batch:-1], *rest])
+
+
+@RULES("ScatterND", axes="indexed axes: frozen; axes behind them: pointwise")
+def scatter_nd(t: Trace, node: ir.Node) -> None:
+    """A copy of the data in which slices, named by index tuples, are replaced or accumulated."""
+    data, indices, updates = _inputs(node)
+    rows, depth = t.axes(data), t.shape(indices)[-1]
+    for axis in [*rows[:depth], *t.axes(indices)]:
+        t.freeze(node, axis, "opaque", "indexed at run time")
+    new = t.axes(updates)
+    behind = len(rows) - depth
+    tails = new[len(new) - behind :] if behind else []
+    rest = [
+        _together(t, node, [(updates, other), (data, axis)], passes=0)
+        for axis, other in zip(rows[depth:], tails, strict=True)
+    ]
+    t.put(node.outputs[0], [*rows[:depth], *rest])
+
+
+@RULES("OneHot", axes="classes: fixed; else as in the indices")
+def one_hot(t: Trace, node: ir.Node) -> None:
+    """A new axis with one position per class."""
+    indices = _inputs(node)[0]
+    rows, shape = t.axes(indices), t.shape(node.outputs[0])
+    at = node.attributes.get_int("axis", -1) % len(shape)
+    classes = t.fixed(shape[at], "literal", f"the classes of node '{label(node)}' (OneHot)")
+    t.put(node.outputs[0], [*rows[:at], classes, *rows[at:]])
+
+
+@RULES("Trilu", axes="last two axes: order; else pointwise, zero and scale pass back")
+def trilu(t: Trace, node: ir.Node) -> None:
+    """A triangle of the last two axes."""
+    x = _inputs(node)[0]
+    rows = t.axes(x)
+    for axis in rows[-2:]:
+        t.mix(node, "order", x, axis)
+    t.put(node.outputs[0], rows)
