@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from surgery.operate import apply as apply
     from surgery.ops.widen import widen as widen
     from surgery.plan import Plan as Plan
+    from surgery.recipe import recipe as recipe
     from surgery.verify import Report as Report
     from surgery.verify import verify as verify
 
@@ -45,6 +46,7 @@ _HOMES = {
     "attach": "surgery.attach",
     "diff": "surgery.difference",
     "load": "surgery.checkpoint",
+    "recipe": "surgery.recipe",
     "save": "surgery.checkpoint",
     "verify": "surgery.verify",
     "widen": "surgery.ops.widen",
@@ -63,6 +65,7 @@ __all__ = [
     "attach",
     "diff",
     "load",
+    "recipe",
     "save",
     "verify",
     "widen",

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from surgery.edits import axis_maps
+from surgery.edits import AxisMap, axis_maps
 from surgery.errors import ArgumentError
 from surgery.plan import Plan
 
@@ -46,17 +46,37 @@ def grow(plan: Plan, arrays: Mapping[str, np.ndarray[Any, np.dtype[Any]]]) -> Ar
     return out
 
 
-def shrink(plan: Plan, arrays: Mapping[str, np.ndarray[Any, np.dtype[Any]]]) -> Arrays:
-    """The part of the new model's outputs that the old one has: of every old unit its first copy."""
+def shrink(
+    plan: Plan, arrays: Mapping[str, np.ndarray[Any, np.dtype[Any]]], *, weighted: bool = False
+) -> Arrays:
+    """The part of the new model's outputs that the old one has.
+
+    Args:
+      weighted: give for every old unit the mean of its copies, weighted by their shares, instead of the first copy:
+        the two have the same value, but only the mean has the derivative of the old unit.
+    """
     edited = {port.name: port for port in plan.ports if port.side == "output"}
     out: Arrays = {}
     for name, array in arrays.items():
         old = array
         if name in edited:
             for k, axis in enumerate(axis_maps(edited[name].axes, plan.edits)):
-                if axis is not None:
+                if axis is not None and weighted:
+                    old = _collected(old, k, axis)
+                elif axis is not None:
                     kept = np.flatnonzero(~(axis.fresh_in | axis.fresh_out))
                     first = kept[np.unique(axis.source[kept], return_index=True)[1]]
                     old = np.take(old, first, axis=k)
         out[name] = old
     return out
+
+
+def _collected(
+    array: np.ndarray[Any, np.dtype[Any]], k: int, axis: AxisMap
+) -> np.ndarray[Any, np.dtype[Any]]:
+    """Sum of copies times shares along one axis; fresh units are left out."""
+    moved = np.moveaxis(array, k, 0)
+    shares = np.where(axis.fresh_in | axis.fresh_out, 0.0, axis.value * axis.grad)
+    total = np.zeros((axis.before, *moved.shape[1:]), moved.dtype)
+    np.add.at(total, axis.source, moved * shares.reshape((-1,) + (1,) * (moved.ndim - 1)))
+    return np.moveaxis(total, 0, k)

@@ -163,7 +163,8 @@ def _factors(kind: str, hyper: Mapping[str, Json], s: float, t: float) -> tuple[
 
 def _applied(hyper: Mapping[str, Json], lr: float, eps: float, weight_decay: float) -> dict[str, Json]:
     out = dict(hyper)
-    for name, factor in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
+    # a schedule starts from initial_lr
+    for name, factor in (("lr", lr), ("initial_lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
         value = out.get(name)
         if isinstance(value, int | float) and not isinstance(value, bool) and factor != 1:
             out[name] = value * factor

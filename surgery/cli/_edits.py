@@ -12,6 +12,8 @@ from surgery.cli._output import Output, plural, section
 if TYPE_CHECKING:
     import numpy as np
 
+    from surgery.recipe import Recipe
+
 
 @dataclass(frozen=True)
 class Proof:
@@ -67,6 +69,7 @@ def edit_report(result: surgery.Result, target: Path) -> dict[str, object]:
             for change in plan.changes
         ],
         "frozen": [{"space": space, "reason": reason} for space, reason in plan.frozen],
+        "recipe": found.to_json() if (found := _recipe(result)) else None,
     }
 
 
@@ -79,5 +82,13 @@ def edit_text(result: surgery.Result, target: Path) -> str:
     line.append(plural(tensors, "tensor") + (f", {plural(slots, 'slot')}" if slots else ""))
     line.append(report.summary() if report else "not verified")
     line.append(f"wrote {target}")
-    frozen = "\n".join(f"{space}: {reason}" for space, reason in plan.frozen)
-    return "\n".join([" · ".join(line), *([section("frozen", frozen)] if frozen else [])])
+    notes = {"frozen": "\n".join(f"{space}: {reason}" for space, reason in plan.frozen)}
+    if found := _recipe(result):
+        notes["optimizer settings"] = found.describe()
+    return "\n".join([" · ".join(line), *(section(title, body) for title, body in notes.items() if body)])
+
+
+def _recipe(result: surgery.Result) -> Recipe | None:
+    """The settings under which the optimizer goes on as before; None if there is no optimizer state."""
+    state = result.checkpoint.optimizer
+    return surgery.recipe(result.plan, state) if state else None

@@ -103,17 +103,18 @@ class Facts:
 
     def step(self, node: ir.Node) -> None:
         """Find the shapes, and where possible the values, of a node's outputs."""
-        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+        standard = node.domain in ("", "ai.onnx")
+        if standard and node.op_type == "Constant":
             self.tensor(node.outputs[0], constant_tensor(node))
             return
         inputs = [value for value in node.inputs if value is not None]
-        if node.op_type not in _RANDOM and all(
+        if (not standard or node.op_type not in _RANDOM) and all(
             value in self.constant for value in [*inputs, *captured(node)]
         ):
             self.constant.update(node.outputs)
-        if node.op_type in ("SplitToSequence", "SequenceAt"):
+        if standard and node.op_type in ("SplitToSequence", "SequenceAt"):
             self._sequence(node)
-        elif not self._try_fold(node):
+        elif not (standard and self._try_fold(node)):
             self._infer(node)
 
     def taint(self, value: ir.Value) -> frozenset[Source]:

@@ -91,8 +91,9 @@ class Call:
         return int(self.attribute(name, default))
 
     def number(self, name: str, default: float) -> float:
-        """A float attribute; the standard's defaults are float32 numbers, as stated attributes are."""
-        return float(np.float32(self.attribute(name, default)))
+        """A float attribute; the standard's defaults are float32 numbers, as stated ones are once they are stored."""
+        stated = self.attribute(name, None)
+        return float(np.float32(default)) if stated is None else float(stated)
 
     def text(self, name: str, default: str) -> str:
         """A string attribute."""

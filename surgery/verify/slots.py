@@ -44,7 +44,7 @@ def check_slots(plan: Plan, before: Checkpoint, exact: Checkpoint, inputs: Array
     edited = {tensor.name: axis_maps(tensor.axes, plan.edits) for tensor in plan.tensors}
     try:
         moved = _moved(exact.model, trained, edited, seed, back=False)
-        new = shrink(plan, run(moved, grow(plan, inputs), dtype=np.complex128))
+        new = shrink(plan, run(moved, grow(plan, inputs), dtype=np.complex128), weighted=True)
         old = run(_moved(before.model, trained, edited, seed, back=True), inputs, dtype=np.complex128)
     except Unsupported as reason:
         return [Check("optimizer slots", True, 0.0, None, f"not evaluated: {reason}")]

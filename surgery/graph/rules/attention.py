@@ -18,7 +18,7 @@ Heads = tuple[Axis, Axis, Axis, Axis]
 
 @RULES(
     "Attention",
-    axes="head size of queries and keys: contraction; heads, head size of values: pointwise; positions: frozen",
+    axes="head size of queries and keys: contraction; batch, heads, head size of values: pointwise; positions: frozen",
 )
 def attention(t: Trace, node: ir.Node) -> None:
     """Y = softmax(scale · Q Kᵀ + mask) V, head by head; a group of query heads may share one key head."""

@@ -15,7 +15,9 @@ RULES = Table()
 
 
 @RULES(
-    "Conv", axes="input channels: contraction per group; output channels: pointwise; space, kernel: frozen"
+    "Conv",
+    axes="input channels of a group: contraction; batch, groups, output channels: pointwise; "
+    "space, kernel: frozen",
 )
 def conv(t: Trace, node: ir.Node) -> None:
     """Y[b, g·m, …] = Σ_c X[b, g·c, …] * W[g·m, c, …] + B[g·m]."""
@@ -34,7 +36,9 @@ def conv(t: Trace, node: ir.Node) -> None:
 
 
 @RULES(
-    "ConvTranspose", axes="input channels: contraction per group; output channels: pointwise; space: frozen"
+    "ConvTranspose",
+    axes="input channels of a group: contraction; batch, groups, output channels: pointwise; "
+    "space, kernel: frozen",
 )
 def conv_transpose(t: Trace, node: ir.Node) -> None:
     """Like Conv with W[g·c, m, …]."""
@@ -98,7 +102,7 @@ def pool(t: Trace, node: ir.Node) -> None:
     _put_spatial(t, node, x, t.axes(x)[1])
 
 
-@RULES("Resize", "Upsample", axes="unscaled axes: pointwise, zero and scale pass back; scaled axes: frozen")
+@RULES("Resize", "Upsample", axes="scaled axes: frozen; other axes: pointwise, zero and scale pass back")
 def resize(t: Trace, node: ir.Node) -> None:
     """Interpolation along the scaled axes only; sizes given as numbers follow the other axes."""
     x = node.inputs[0]
@@ -118,7 +122,10 @@ def resize(t: Trace, node: ir.Node) -> None:
     t.put(node.outputs[0], out)
 
 
-@RULES("DepthToSpace", axes="channels: split into c · r · r; space: product with r")
+@RULES(
+    "DepthToSpace",
+    axes="channels, space: product with frozen blocks; batch: pointwise, zero and scale pass back",
+)
 def depth_to_space(t: Trace, node: ir.Node) -> None:
     """[b, c·r·r, h, w] -> [b, c, h·r, w·r]: DCR reads the channels as (r, r, c), CRD as (c, r, r)."""
     x = node.inputs[0]
@@ -136,7 +143,10 @@ def depth_to_space(t: Trace, node: ir.Node) -> None:
     t.put(node.outputs[0], [batch, c, h + rows, w + columns])
 
 
-@RULES("SpaceToDepth", axes="space: split by r; channels: product r · r · c")
+@RULES(
+    "SpaceToDepth",
+    axes="channels, space: product with frozen blocks; batch: pointwise, zero and scale pass back",
+)
 def space_to_depth(t: Trace, node: ir.Node) -> None:
     """[b, c, h·r, w·r] -> [b, r·r·c, h, w]."""
     x = node.inputs[0]

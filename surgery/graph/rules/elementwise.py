@@ -12,7 +12,13 @@ RULES = Table()
 
 
 @RULES(
-    "Relu", "LeakyRelu", "Abs", "Neg", "Identity", "Dropout", axes="all pointwise; zero and scale pass back"
+    "Relu",
+    "LeakyRelu",
+    "Abs",
+    "Neg",
+    "Identity",
+    "Dropout",
+    axes="all axes: pointwise, zero and scale pass back",
 )
 def homogeneous(t: Trace, node: ir.Node) -> None:
     """f(s·x) = s·f(x) for s > 0."""
@@ -43,7 +49,7 @@ def homogeneous(t: Trace, node: ir.Node) -> None:
         "Round",
     ],
     *["Floor", "Ceil", "Sign", "Shrink", "ThresholdedRelu"],
-    axes="all pointwise; zero passes back",
+    axes="all axes: pointwise, zero passes back",
 )
 def through_zero(t: Trace, node: ir.Node) -> None:
     """f(0) = 0."""
@@ -69,7 +75,7 @@ def through_zero(t: Trace, node: ir.Node) -> None:
         "BitwiseNot",
         "Clip",
     ],
-    axes="all pointwise",
+    axes="all axes: pointwise",
 )
 def unary(t: Trace, node: ir.Node) -> None:
     """Any other function of one operand (bounds are scalars)."""
@@ -77,7 +83,7 @@ def unary(t: Trace, node: ir.Node) -> None:
     t.put(node.outputs[0], t.broadcast(node, [_data(node)], passes=0))
 
 
-@RULES("Cast", "CastLike", axes="all pointwise; zero and scale pass back between floating types")
+@RULES("Cast", "CastLike", axes="all axes: pointwise, zero and scale pass back between floating types")
 def cast(t: Trace, node: ir.Node) -> None:
     """A change of type; only between floating types does a scale survive."""
     to = node.attributes.get_int("to", int(ir.DataType.FLOAT))
@@ -85,7 +91,7 @@ def cast(t: Trace, node: ir.Node) -> None:
     t.put(node.outputs[0], t.broadcast(node, [_data(node)], passes=passes))
 
 
-@RULES("Add", "Sub", "Sum", "Mean", axes="all pointwise; zero and scale pass back to all operands")
+@RULES("Add", "Sub", "Sum", "Mean", axes="all axes: pointwise, zero and scale pass back to all operands")
 def additive(t: Trace, node: ir.Node) -> None:
     """x + y; a constant operand beside an activation is a bias."""
     values = [value for value in node.inputs if value is not None]
@@ -94,7 +100,7 @@ def additive(t: Trace, node: ir.Node) -> None:
     t.put(node.outputs[0], out)
 
 
-@RULES("Mul", axes="all pointwise; zero and scale pass back to one operand")
+@RULES("Mul", axes="all axes: pointwise, zero and scale pass back to one operand")
 def multiply(t: Trace, node: ir.Node) -> None:
     """x · y; a constant operand beside an activation is a scale."""
     values = [value for value in node.inputs if value is not None]
@@ -104,7 +110,7 @@ def multiply(t: Trace, node: ir.Node) -> None:
     t.put(node.outputs[0], t.broadcast(node, ordered, mode="any"))
 
 
-@RULES("Div", "PRelu", axes="all pointwise; zero and scale pass back to the first operand")
+@RULES("Div", "PRelu", axes="all axes: pointwise, zero and scale pass back to the first operand")
 def divide(t: Trace, node: ir.Node) -> None:
     """x / y and x·slope for x < 0: homogeneous in x alone."""
     x, y = _two(node)
@@ -143,7 +149,7 @@ def _homogeneous_in(t: Trace, x: ir.Value, whole: list[Axis]) -> list[Axis]:
         "BitShift",
     ],
     *["BitwiseAnd", "BitwiseOr", "BitwiseXor", "Where"],
-    axes="all pointwise",
+    axes="all axes: pointwise",
 )
 def other(t: Trace, node: ir.Node) -> None:
     """Any other function of several operands."""

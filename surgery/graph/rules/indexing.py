@@ -25,7 +25,7 @@ def _together(t: Trace, node: ir.Node, operands: list[tuple[ir.Value, Axis]], pa
     return operands[-1][1]
 
 
-@RULES("GatherElements", axes="indexed axis: frozen; else pointwise, zero and scale pass back")
+@RULES("GatherElements", axes="indexed axis: frozen; other axes: pointwise")
 def gather_elements(t: Trace, node: ir.Node) -> None:
     """out[i, j] = data[index[i, j], j] for axis 0."""
     data, indices = _inputs(node)
@@ -39,13 +39,14 @@ def gather_elements(t: Trace, node: ir.Node) -> None:
     t.put(node.outputs[0], out)
 
 
-@RULES("ScatterElements", "Scatter", axes="indexed axis: frozen; else pointwise")
+@RULES("ScatterElements", "Scatter", axes="indexed axis: frozen; other axes: pointwise")
 def scatter_elements(t: Trace, node: ir.Node) -> None:
     """A copy of the data in which indexed elements are replaced or accumulated."""
     data, indices, updates = _inputs(node)
     rows = t.axes(data)
     at = node.attributes.get_int("axis", 0) % len(rows)
-    t.freeze(node, rows[at], "opaque", "indexed at run time")
+    for axis in (rows[at], t.axes(indices)[at], t.axes(updates)[at]):
+        t.freeze(node, axis, "opaque", "indexed at run time")
     out = []
     for k, axis in enumerate(rows):
         columns = [(indices, t.axes(indices)[k]), (updates, t.axes(updates)[k]), (data, axis)]
@@ -53,7 +54,10 @@ def scatter_elements(t: Trace, node: ir.Node) -> None:
     t.put(node.outputs[0], out)
 
 
-@RULES("GatherND", axes="indexed axes: frozen; axes behind them: pointwise, zero and scale pass back")
+@RULES(
+    "GatherND",
+    axes="indexed axes: frozen; batch: pointwise; axes behind them: pointwise, zero and scale pass back",
+)
 def gather_nd(t: Trace, node: ir.Node) -> None:
     """Slices of the data, named by index tuples in the last axis of the indices."""
     data, indices = _inputs(node)
@@ -72,11 +76,11 @@ def scatter_nd(t: Trace, node: ir.Node) -> None:
     """A copy of the data in which slices, named by index tuples, are replaced or accumulated."""
     data, indices, updates = _inputs(node)
     rows, depth = t.axes(data), t.shape(indices)[-1]
-    for axis in [*rows[:depth], *t.axes(indices)]:
-        t.freeze(node, axis, "opaque", "indexed at run time")
     new = t.axes(updates)
-    behind = len(rows) - depth
-    tails = new[len(new) - behind :] if behind else []
+    listed = len(new) - (len(rows) - depth)
+    for axis in [*rows[:depth], *t.axes(indices), *new[:listed]]:
+        t.freeze(node, axis, "opaque", "indexed at run time")
+    tails = new[listed:]
     rest = [
         _together(t, node, [(updates, other), (data, axis)], passes=0)
         for axis, other in zip(rows[depth:], tails, strict=True)
@@ -84,7 +88,7 @@ def scatter_nd(t: Trace, node: ir.Node) -> None:
     t.put(node.outputs[0], [*rows[:depth], *rest])
 
 
-@RULES("OneHot", axes="classes: fixed; else as in the indices")
+@RULES("OneHot", axes="classes: frozen; other axes: pointwise")
 def one_hot(t: Trace, node: ir.Node) -> None:
     """A new axis with one position per class."""
     indices = _inputs(node)[0]
@@ -94,7 +98,7 @@ def one_hot(t: Trace, node: ir.Node) -> None:
     t.put(node.outputs[0], [*rows[:at], classes, *rows[at:]])
 
 
-@RULES("Trilu", axes="last two axes: order; else pointwise, zero and scale pass back")
+@RULES("Trilu", axes="last two axes: order statistic; other axes: pointwise, zero and scale pass back")
 def trilu(t: Trace, node: ir.Node) -> None:
     """A triangle of the last two axes."""
     x = _inputs(node)[0]

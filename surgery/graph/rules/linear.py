@@ -13,7 +13,7 @@ RULES = Table()
 Row = tuple[ir.Value, list[Axis]]
 
 
-@RULES("Gemm", axes="k: contraction; m, n: pointwise")
+@RULES("Gemm", axes="k: contraction; m, n: pointwise, zero and scale pass back")
 def gemm(t: Trace, node: ir.Node) -> None:
     """Y[m, n] = α Σ_k A[m, k] B[k, n] + β C[m, n]."""
     a, b = node.inputs[0], node.inputs[1]
@@ -38,7 +38,7 @@ def gemm(t: Trace, node: ir.Node) -> None:
     t.put(node.outputs[0], out)
 
 
-@RULES("MatMul", axes="k: contraction; batch, m, n: pointwise")
+@RULES("MatMul", axes="k: contraction; batch, m, n: pointwise, zero and scale pass back")
 def matmul(t: Trace, node: ir.Node) -> None:
     """Y[…, m, n] = Σ_k A[…, m, k] B[…, k, n]."""
     a, b = node.inputs[0], node.inputs[1]
@@ -70,7 +70,11 @@ def _weights(t: Trace, *rows: Row) -> None:
         t.use("weight", value, axes)
 
 
-@RULES("Einsum", axes="repeated and missing in the result: contraction or sum; else pointwise")
+@RULES(
+    "Einsum",
+    axes="missing in the result, of two operands: contraction; missing in it, of one: sum; "
+    "other axes: pointwise, zero and scale pass back to one operand",
+)
 def einsum(t: Trace, node: ir.Node) -> None:
     """Einstein summation over one or two operands (three and more are not described)."""
     equation = node.attributes["equation"].as_string().replace(" ", "")

@@ -20,7 +20,7 @@ def _data(node: ir.Node) -> ir.Value:
     return value
 
 
-@RULES("Reshape", axes="all regrouped as products of the same factors")
+@RULES("Reshape", axes="all axes: product")
 def reshape(t: Trace, node: ir.Node) -> None:
     """The elements in order, read with other boundaries."""
     x, out = _data(node), node.outputs[0]
@@ -29,7 +29,7 @@ def reshape(t: Trace, node: ir.Node) -> None:
     t.literal(node, 1, lambda size: dims(size, axes), shape=True)
 
 
-@RULES("Flatten", axes="two products of the same factors")
+@RULES("Flatten", axes="all axes: product")
 def flatten(t: Trace, node: ir.Node) -> None:
     """[a, b, c, d] -> [a·b, c·d]."""
     data = t.axes(_data(node))
@@ -83,7 +83,7 @@ def _groups(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[slice
         yield slice(start[0], i), slice(start[1], j)
 
 
-@RULES("Transpose", axes="all permuted")
+@RULES("Transpose", axes="all axes: pointwise, zero and scale pass back")
 def transpose(t: Trace, node: ir.Node) -> None:
     """Axes in another order."""
     data = t.axes(_data(node))
@@ -91,7 +91,7 @@ def transpose(t: Trace, node: ir.Node) -> None:
     t.put(node.outputs[0], [data[k] for k in order])
 
 
-@RULES("Squeeze", axes="axes of size 1 removed")
+@RULES("Squeeze", axes="all axes: pointwise, zero and scale pass back")
 def squeeze(t: Trace, node: ir.Node) -> None:
     """Remove axes of size 1."""
     data = t.axes(_data(node))
@@ -101,7 +101,7 @@ def squeeze(t: Trace, node: ir.Node) -> None:
     t.put(node.outputs[0], [axis for k, axis in enumerate(data) if k not in gone])
 
 
-@RULES("Unsqueeze", axes="axes of size 1 inserted")
+@RULES("Unsqueeze", axes="all axes: pointwise, zero and scale pass back")
 def unsqueeze(t: Trace, node: ir.Node) -> None:
     """Insert axes of size 1."""
     data = t.axes(_data(node))
@@ -111,7 +111,7 @@ def unsqueeze(t: Trace, node: ir.Node) -> None:
     t.put(node.outputs[0], [UNIT if k in new else next(rest) for k in range(rank)])
 
 
-@RULES("Concat", axes="joined axis: ordered sum; else pointwise, zero and scale pass back")
+@RULES("Concat", axes="joined axis: ordered sum; other axes: pointwise, zero and scale pass back")
 def concatenate(t: Trace, node: ir.Node) -> None:
     """Operands one after the other along one axis."""
     values = [value for value in node.inputs if value is not None]
@@ -130,7 +130,7 @@ def concatenate(t: Trace, node: ir.Node) -> None:
     t.put(node.outputs[0], out)
 
 
-@RULES("Expand", axes="size 1 repeated; else pointwise, zero and scale pass back")
+@RULES("Expand", axes="axes of size 1: free; other axes: pointwise, zero and scale pass back")
 def expand(t: Trace, node: ir.Node) -> None:
     """Repeat along axes of size 1."""
     x, out = _data(node), node.outputs[0]
@@ -153,7 +153,7 @@ def _made(t: Trace, node: ir.Node, n: int, operand: ir.Value | None, element: in
     return t.new(n)
 
 
-@RULES("ConstantOfShape", axes="all free")
+@RULES("ConstantOfShape", axes="all axes: free")
 def constant_of_shape(t: Trace, node: ir.Node) -> None:
     """One number everywhere."""
     out = node.outputs[0]
@@ -162,7 +162,9 @@ def constant_of_shape(t: Trace, node: ir.Node) -> None:
     t.literal(node, 0, lambda size: dims(size, axes), shape=True)
 
 
-@RULES("Tile", axes="repeated axis: product of the repeats and the axis")
+@RULES(
+    "Tile", axes="repeated axis: product with frozen repeats; other axes: pointwise, zero and scale pass back"
+)
 def tile(t: Trace, node: ir.Node) -> None:
     """The whole value again and again along an axis."""
     data = t.axes(_data(node))

@@ -23,7 +23,7 @@ def _scales(t: Trace, parameters: Sequence[ir.Value]) -> None:
         t.use("scale", value, t.axes(value))
 
 
-@RULES("BatchNormalization", axes="channels: pointwise with scale, bias, mean and variance; else pointwise")
+@RULES("BatchNormalization", axes="all axes: pointwise")
 def batch_normalization(t: Trace, node: ir.Node) -> None:
     """Every channel is normalised by itself, over the other axes (in training) or by stored statistics."""
     x, parameters = _operands(node)
@@ -42,7 +42,7 @@ def _channels(t: Trace, node: ir.Node, x: ir.Value, axis: Axis, parameters: Sequ
     return t.merge(node, wide, passes=0) if wide else UNIT
 
 
-@RULES("InstanceNormalization", axes="channels: pointwise with scale and bias; the axes after them: mean")
+@RULES("InstanceNormalization", axes="batch, channels: pointwise; axes after them: mean")
 def instance_normalization(t: Trace, node: ir.Node) -> None:
     """Every channel is normalised over the axes after it (a group norm written out has units there)."""
     x, parameters = _operands(node)
@@ -53,7 +53,7 @@ def instance_normalization(t: Trace, node: ir.Node) -> None:
     t.put(node.outputs[0], [_opaque_to_demands(t, node, x, data[0]), channels, *inner])
 
 
-@RULES("GroupNormalization", axes="groups: pointwise; channels of a group, space: mean")
+@RULES("GroupNormalization", axes="batch, groups: pointwise; channels of a group, space: mean")
 def group_normalization(t: Trace, node: ir.Node) -> None:
     """Channels in groups, each normalised over its channels and space; whole groups can be added."""
     x, parameters = _operands(node)
@@ -75,7 +75,7 @@ def group_normalization(t: Trace, node: ir.Node) -> None:
     t.put(node.outputs[0], [rest[0], channels, *rest[1:]])
 
 
-@RULES("LayerNormalization", "RMSNormalization", axes="normalised axes: mean; else pointwise")
+@RULES("LayerNormalization", "RMSNormalization", axes="normalised axes: mean; other axes: pointwise")
 def layer_normalization(t: Trace, node: ir.Node) -> None:
     """Normalised over the axes from the named one on, then scaled and shifted unit by unit."""
     x, parameters = _operands(node)
@@ -97,7 +97,7 @@ def layer_normalization(t: Trace, node: ir.Node) -> None:
             raise Opaque("the statistics of a normalisation are used")
 
 
-@RULES("MeanVarianceNormalization", axes="named axes: mean; else pointwise")
+@RULES("MeanVarianceNormalization", axes="named axes: mean; other axes: pointwise")
 def mean_variance_normalization(t: Trace, node: ir.Node) -> None:
     """Normalised over the named axes."""
     x, _ = _operands(node)
@@ -110,7 +110,7 @@ def mean_variance_normalization(t: Trace, node: ir.Node) -> None:
     t.put(node.outputs[0], out)
 
 
-@RULES("LpNormalization", axes="normalised axis: norm; else pointwise")
+@RULES("LpNormalization", axes="normalised axis: norm, zero passes back; other axes: pointwise")
 def lp_normalization(t: Trace, node: ir.Node) -> None:
     """x / |x|: units that are zero change nothing."""
     x, _ = _operands(node)

@@ -17,7 +17,7 @@ _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
     "LSTM",
     "GRU",
     "RNN",
-    axes="input: contraction; hidden: contraction with itself and pointwise; gates: fixed",
+    axes="input, hidden to hidden: contraction; batch, hidden: pointwise; gates, directions, time: frozen",
 )
 def recurrent(t: Trace, node: ir.Node) -> None:
     """h' = f(W x + R h + b): W [D, gates·H, I], R [D, gates·H, H], B [D, 2·gates·H], states [D, B, H]."""

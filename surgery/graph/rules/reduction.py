@@ -20,17 +20,17 @@ _KINDS: dict[str, Kind] = {
 _HOMOGENEOUS = {"ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2"}
 
 
-@RULES("ReduceSum", axes="reduced: sum; else pointwise, zero and scale pass back")
-@RULES("ReduceMean", axes="reduced: mean; else pointwise, zero and scale pass back")
+@RULES("ReduceSum", axes="reduced axes: sum; other axes: pointwise, zero and scale pass back")
+@RULES("ReduceMean", axes="reduced axes: mean; other axes: pointwise, zero and scale pass back")
 @RULES(
     "ReduceL1",
     "ReduceL2",
     "ReduceSumSquare",
-    axes="reduced: norm (zero units change nothing); else pointwise",
+    axes="reduced axes: norm; other axes: pointwise",
 )
 @RULES(
     *["ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSum", "ReduceLogSumExp"],
-    axes="reduced: order statistic; else pointwise",
+    axes="reduced axes: order statistic; other axes: pointwise",
 )
 def reduce(t: Trace, node: ir.Node) -> None:
     """A reduction over named axes (all of them where none are named)."""
@@ -55,7 +55,7 @@ def reduce(t: Trace, node: ir.Node) -> None:
     t.put(node.outputs[0], out)
 
 
-@RULES("Softmax", "LogSoftmax", "Hardmax", axes="normalised axis: order statistic; else pointwise")
+@RULES("Softmax", "LogSoftmax", "Hardmax", axes="normalised axis: order statistic; other axes: pointwise")
 def softmax(t: Trace, node: ir.Node) -> None:
     """Normalised over one axis (before opset 13 over all axes from the named one on)."""
     x = node.inputs[0]
@@ -69,7 +69,7 @@ def softmax(t: Trace, node: ir.Node) -> None:
     t.put(node.outputs[0], t.broadcast(node, [x], passes=0))
 
 
-@RULES("ArgMax", "ArgMin", axes="reduced: order statistic; else pointwise")
+@RULES("ArgMax", "ArgMin", axes="reduced axes: order statistic; other axes: pointwise")
 def arg(t: Trace, node: ir.Node) -> None:
     """The index of an extreme unit."""
     x = node.inputs[0]
@@ -82,7 +82,7 @@ def arg(t: Trace, node: ir.Node) -> None:
     t.put(node.outputs[0], [*rest[:axis], *keep, *rest[axis + 1 :]])
 
 
-@RULES("TopK", axes="sorted axis: order statistic; else pointwise")
+@RULES("TopK", axes="sorted axis: order statistic; other axes: pointwise")
 def top_k(t: Trace, node: ir.Node) -> None:
     """The largest units of one axis."""
     x = node.inputs[0]
@@ -97,7 +97,7 @@ def top_k(t: Trace, node: ir.Node) -> None:
         t.put(value, rest)
 
 
-@RULES("CumSum", axes="summed axis: order statistic; else pointwise, zero and scale pass back")
+@RULES("CumSum", axes="summed axis: order statistic; other axes: pointwise, zero and scale pass back")
 def cumsum(t: Trace, node: ir.Node) -> None:
     """Running sums along one axis."""
     x = node.inputs[0]

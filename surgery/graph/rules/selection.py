@@ -23,7 +23,7 @@ def _data(node: ir.Node) -> ir.Value:
     return value
 
 
-@RULES("Split", axes="split axis: ordered sum; else pointwise")
+@RULES("Split", axes="split axis: ordered sum; other axes: pointwise, zero and scale pass back")
 def split(t: Trace, node: ir.Node) -> None:
     """Consecutive pieces of one axis."""
     x = _data(node)
@@ -38,7 +38,7 @@ def split(t: Trace, node: ir.Node) -> None:
         t.literal(node, where, lambda size: [size(piece) for piece in pieces])
 
 
-@RULES("SplitToSequence", axes="split axis: ordered sum; else pointwise")
+@RULES("SplitToSequence", axes="split axis: ordered sum; other axes: pointwise, zero and scale pass back")
 def split_to_sequence(t: Trace, node: ir.Node) -> None:
     """Like Split, as a sequence of pieces."""
     x, members = _data(node), t.facts.sequences.get(node.outputs[0])
@@ -60,7 +60,7 @@ def split_to_sequence(t: Trace, node: ir.Node) -> None:
     t.literal(node, 1, sizes)
 
 
-@RULES("SequenceAt", axes="all as in the member")
+@RULES("SequenceAt", axes="all axes: pointwise, zero and scale pass back")
 def sequence_at(t: Trace, node: ir.Node) -> None:
     """One member of a sequence."""
     members, place = t.sequence(_data(node)), t.numbers(node, 1)
@@ -77,7 +77,11 @@ def _cut(t: Trace, node: ir.Node, x: ir.Value, at: int, sizes: Sequence[int]) ->
     return t.cut(node, axis, sizes)
 
 
-@RULES("Slice", axes="sliced axis: ordered sum; every s-th unit: product with s; else pointwise")
+@RULES(
+    "Slice",
+    axes="sliced axis: ordered sum; axis with a stride: product with the frozen stride; "
+    "other axes: pointwise, zero and scale pass back",
+)
 def slice_(t: Trace, node: ir.Node) -> None:
     """A range of units, or every s-th one, of some axes."""
     x, out = _data(node), node.outputs[0]
@@ -132,7 +136,11 @@ def _every(t: Trace, node: ir.Node, axis: Axis, n: int, begin: int, step: int, c
     return outer
 
 
-@RULES("Gather", axes="constant indices: ordered sum; run-time indices: frozen; else pointwise")
+@RULES(
+    "Gather",
+    axes="axis with constant indices: ordered sum; axis indexed at run time: frozen; "
+    "other axes: pointwise, zero and scale pass back",
+)
 def gather(t: Trace, node: ir.Node) -> None:
     """Units chosen by indices."""
     x, indices = _data(node), node.inputs[1]
@@ -185,7 +193,11 @@ def _pick(t: Trace, node: ir.Node, x: ir.Value, at: int, written: list[int]) -> 
     return concat([piece for span in spans for piece in span])
 
 
-@RULES("Pad", axes="padded axis: ordered sum with the padding; else pointwise")
+@RULES(
+    "Pad",
+    axes="padded axis: ordered sum with frozen padding; "
+    "other axes: pointwise, zero and scale pass back through zero padding",
+)
 def pad(t: Trace, node: ir.Node) -> None:
     """Constant units before and after; negative amounts crop."""
     x, out = _data(node), node.outputs[0]
