@@ -14,8 +14,9 @@ The slot rule is derived in docs/mathematics.md.
 
 from __future__ import annotations
 
+import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -27,6 +28,9 @@ from surgery.graph.layout import Layout, Sum, Units, units
 from surgery.graph.spaces import Fill
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+BLOCK = 1 << 22
+"""Bytes of a tensor that are worked on at once."""
 
 
 @dataclass(frozen=True)
@@ -207,46 +211,82 @@ def _outer(left: AxisMap, right: AxisMap) -> AxisMap:
 
 
 def edit_weight(
-    old: Array, maps: Sequence[AxisMap | None], fill: Fill, rng: np.random.Generator, noise: float = 0.0
+    old: Array,
+    maps: Sequence[AxisMap | None],
+    fill: Fill,
+    rng: np.random.Generator,
+    noise: float = 0.0,
+    dtype: np.dtype[Any] | None = None,
 ) -> Array:
-    """A tensor after the edit, in its own precision.
+    """A tensor after the edit.
 
     Args:
-      old: the tensor.
+      old: the tensor; it is read in blocks, and beside it only the result is held whole.
       maps: one per axis.
       fill: how entries that make fresh units start.
       rng: draws them, with the standard deviation of the tensor's own entries.
       noise: added to copies, as a fraction of that deviation; anything but 0 changes the function.
+      dtype: precision to compute and return it in; None for its own.
 
     Returns:
       The new tensor. Shares are rounded such that the copies of a column sum to the stored original where the
       precision allows it.
     """
+    if all(axis is None for axis in maps):
+        return np.ascontiguousarray(old, dtype)
+    new = _copied(old, maps, dtype or old.dtype)
+    made, read = _mask(maps, "fresh_out"), _mask(maps, "fresh_in")
+    random = fill == "random" and (made is not None or noise > 0)
+    deviation = _deviation(old) if random else 0.0
+    if noise and fill == "random":
+        new += (noise * deviation * rng.standard_normal(new.shape) * _is_copy(maps)).astype(new.dtype)
+    for rows in _rows(new):
+        block, fresh = new[rows], None if made is None else np.broadcast_to(made, new.shape)[rows]
+        if fresh is not None and fill == "random":
+            block[fresh] = deviation * rng.standard_normal(int(fresh.sum()), dtype=np.float32)
+        elif fresh is not None and fill == "zero":
+            block[fresh] = 0
+        if read is not None:
+            zero = np.broadcast_to(read, new.shape)[rows]
+            block[zero if fresh is None else zero & ~fresh] = 0
+    return new
+
+
+def _rows(array: Array) -> Iterator[slice]:
+    """Slices of the first axis of at most `BLOCK` bytes, or of one row."""
+    step = max(1, BLOCK * len(array) // max(1, array.nbytes))
+    return (slice(start, start + step) for start in range(0, len(array), step))
+
+
+def _copied(old: Array, maps: Sequence[AxisMap | None], dtype: np.dtype[Any]) -> Array:
+    """Copies times shares, block by block along an axis that is not shared out."""
+    shape = [n if axis is None else len(axis.source) for n, axis in zip(old.shape, maps, strict=True)]
+    free = [k for k, axis in enumerate(maps) if axis is None or not axis.shared]
+    if not free:
+        return _taken(old.astype(dtype), maps)
+    along, new = free[0], np.empty(shape, dtype)
+    turned, lead = np.moveaxis(new, along, 0), maps[along]
+    rest = [None if k == along else axis for k, axis in enumerate(maps)]
+    for rows in _rows(turned):
+        chosen = np.arange(shape[along])[rows] if lead is None else lead.source[rows]
+        block = _taken(np.take(old, chosen, axis=along).astype(dtype), rest)
+        turned[rows] = np.moveaxis(block, along, 0)
+    return new
+
+
+def _taken(old: Array, maps: Sequence[AxisMap | None]) -> Array:
     new = old
     for k, axis in enumerate(maps):
         if axis is not None:
             new = _share_out(new, k, axis) if axis.shared else np.take(new, axis.source, axis=k)
-    made, read = _mask(maps, "fresh_out"), _mask(maps, "fresh_in")
-    deviation = (
-        float(np.std(old, dtype=np.float64)) if fill == "random" and (made is not None or noise) else 0.0
-    )
-    if noise and fill == "random":
-        new = new + (noise * deviation * rng.standard_normal(new.shape) * _is_copy(maps)).astype(old.dtype)
-    if made is not None and fill == "random":
-        new = _drawn(new, made, deviation, rng)
-    elif made is not None and fill == "zero":
-        new = np.where(made, np.zeros((), old.dtype), new)
-    if read is not None:
-        new = np.where(read if made is None else read & ~made, np.zeros((), old.dtype), new)
-    return np.ascontiguousarray(new)
-
-
-def _drawn(new: Array, made: Array, deviation: float, rng: np.random.Generator) -> Array:
-    """Normal numbers where the mask says so."""
-    mask = np.broadcast_to(made, new.shape)
-    new = np.array(new)
-    new[mask] = deviation * rng.standard_normal(int(mask.sum()), dtype=np.float32)
     return new
+
+
+def _deviation(array: Array) -> float:
+    """Standard deviation in float64."""
+    mean = sum(float(array[rows].sum(dtype=np.float64)) for rows in _rows(array)) / array.size
+    squares = sum(float(np.square(array[rows].astype(np.float64) - mean).sum()) for rows in _rows(array))
+    return math.sqrt(squares / array.size)
 
 
 def edit_slot(old: Array, maps: Sequence[AxisMap | None], power: int) -> Array:

@@ -101,10 +101,9 @@ class _Edited:
 
     def weight(self, old: ir.TensorProtocol) -> ir.TensorProtocol:
         def compute() -> ir.TensorProtocol:
-            array = self._read(old)
-            rng = tensor_rng(self.plan.seed, self.tensor.name)
-            new = edit_weight(array, self.maps(), self.tensor.fill, rng, self.plan.noise)
-            return ir.Tensor(new, dtype=self._dtype(old), name=old.name)
+            rng, dtype = tensor_rng(self.plan.seed, self.tensor.name), self._dtype(old)
+            new = edit_weight(old.numpy(), self.maps(), self.tensor.fill, rng, self.plan.noise, dtype.numpy())
+            return ir.Tensor(new, dtype=dtype, name=old.name)
 
         return self._lazy(old, compute)
 

@@ -302,13 +302,13 @@ class Facts:
                 return {}
             dtype = self._dtype(value)
             types[value.name or ""] = onnx.helper.make_tensor_type_proto(dtype, shape)
-            array = self._small(value)
+            array = self.small(value)
             if array is not None:
                 data[value.name or ""] = onnx.numpy_helper.from_array(array, value.name)
         proto = ir.serde.serialize_node(node)
         return onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=self._opsets)
 
-    def _small(self, value: ir.Value) -> np.ndarray | None:
+    def small(self, value: ir.Value) -> np.ndarray | None:
         """The numbers of an operand that shape inference may want (scales of a Resize, say)."""
         array, producer = self.known.get(value), value.producer()
         if array is not None:

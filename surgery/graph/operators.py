@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from surgery.graph.rules import RULES
 from surgery.graph.rules.elementwise import _LIMITED
 from surgery.numeric import supported
+from surgery.numeric.kernels import KERNELS
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,9 @@ CLASSES = {
     ),
     "sum": Class("it is summed over: new units are made zero, or shares, where they come from", "any width"),
     "mean": Class("it is averaged over: every unit is copied equally often", "whole multiples, copies"),
-    "norm": Class("sizes are summed over it: units that are zero change nothing", "any width, new units zero"),
+    "norm": Class(
+        "sizes are summed over it: units that are zero change nothing", "any width, new units zero"
+    ),
     "order statistic": Class("its units are compared or normalised with each other", "keeps its size"),
     "product": Class("its factors are regrouped, and grow each by itself", "any width of each factor"),
     "ordered sum": Class("it is cut or joined, and its parts grow each by itself", "any width of each part"),
@@ -103,9 +106,8 @@ class Operator:
 
 
 def operators() -> list[Operator]:
-    """Every operator with a rule, or with a kernel alone, by name."""
-    names = {*RULES, *(name for name in _standard() if supported("", name))}
-    return [_operator(name) for name in sorted(names)]
+    """Every operator with a rule, or with a kernel of ours alone, by name (a Constant is a tensor to the rules)."""
+    return [_operator(name) for name in sorted({*RULES, *KERNELS} - {"Constant"})]
 
 
 def clauses(name: str, axes: str) -> tuple[Clause, ...]:
@@ -118,7 +120,9 @@ def clauses(name: str, axes: str) -> tuple[Clause, ...]:
     for text in axes.split(";"):
         match = _CLAUSE.fullmatch(text.strip())
         if match is None:
-            raise ValueError(f"{name}: '{text.strip()}' is not 'axes: class', a class being {', '.join(CLASSES)}")
+            raise ValueError(
+                f"{name}: '{text.strip()}' is not 'axes: class', a class being {', '.join(CLASSES)}"
+            )
         kind = match["kind"]
         exact = _LIMITED_DOMAIN if name in _LIMITED and kind == "pointwise" else CLASSES[kind].exact
         found.append(Clause(match["which"], kind, match["detail"].removeprefix(",").strip(), exact))
@@ -128,13 +132,6 @@ def clauses(name: str, axes: str) -> tuple[Clause, ...]:
 def _operator(name: str) -> Operator:
     rule = RULES.get(name)
     if rule is None:
-        return Operator(name, "", (), "", evaluated=True)
+        return Operator(name, "", (), "", supported("", name))
     formula = (rule.describe.__doc__ or "").strip().split("\n")[0]
     return Operator(name, rule.axes, clauses(name, rule.axes), formula, supported("", name))
-
-
-def _standard() -> set[str]:
-    """Every operator type of the default domain, in any version."""
-    import onnx.defs
-
-    return {schema.name for schema in onnx.defs.get_all_schemas_with_history() if schema.domain == ""}

@@ -111,8 +111,9 @@ def resize(t: Trace, node: ir.Node) -> None:
     if node.attributes.get_string("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
         raise Opaque("a crop")
     out = []
-    for axis, before, after in zip(data, t.shape(x), shape, strict=True):
-        if before == after:
+    scaled = _scaled(t, node)
+    for k, (axis, before, after) in enumerate(zip(data, t.shape(x), shape, strict=True)):
+        if before == after and k not in scaled:
             out.append(axis)
         else:
             t.freeze(node, axis, "spatial", "resized")
@@ -120,6 +121,18 @@ def resize(t: Trace, node: ir.Node) -> None:
     if len(node.inputs) > 3 and node.inputs[3] is not None and "axes" not in node.attributes:
         t.literal(node, 3, lambda size: dims(size, out), shape=True)
     t.put(node.outputs[0], out)
+
+
+def _scaled(t: Trace, node: ir.Node) -> set[int]:
+    """Axes whose scale is not 1: a scale of 1.1 keeps 4 units, but still interpolates between them."""
+    index = 1 if node.op_type == "Upsample" or t.facts.versions.get("", 11) < 11 else 2
+    operand = node.inputs[index] if index < len(node.inputs) else None
+    scales = None if operand is None else t.facts.small(operand)
+    if scales is None or not scales.size:
+        attribute = node.attributes.get("scales")
+        scales = np.array([] if attribute is None else attribute.as_floats())
+    axes = t.numbers(node, 9, "axes") or list(range(len(scales)))
+    return {k for k, scale in zip(axes, scales.reshape(-1), strict=False) if scale != 1}
 
 
 @RULES(

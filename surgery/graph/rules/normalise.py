@@ -30,6 +30,9 @@ def batch_normalization(t: Trace, node: ir.Node) -> None:
     data = t.axes(x)
     _scales(t, parameters)
     channels = _channels(t, node, x, data[1], parameters)
+    if node.attributes.get_int("training_mode", 0):
+        for axis in (data[0], *data[2:]):
+            t.mix(node, "mean", x, axis)
     rest = [_opaque_to_demands(t, node, x, axis) for axis in (data[0], *data[2:])]
     t.put(node.outputs[0], [rest[0], channels, *rest[1:]])
     for value in node.outputs[1:]:
