@@ -65,7 +65,7 @@ def assign(trace: Trace) -> Roles:
     for site in trace.sites:
         _settle(roles, site, consumed, asked, through)
     produced = _produced(roles, trace, asked, through)
-    for leaf in consumed & produced:
+    for leaf in _in_order(consumed & produced):
         reason = f"'{leaf.tensor}' both makes and consumes these units (tied weights)"
         freeze((leaf,), Freeze("tied", reason))
     for axis, mode, reason in trace.limits:
@@ -210,6 +210,11 @@ def _parameters(roles: Roles, axes: Iterable[Axis]) -> frozenset[Atom]:
     return frozenset(found)
 
 
+def _in_order(atoms: Iterable[Atom]) -> list[Atom]:
+    """By tensor, so that the first reason is the same in every run."""
+    return sorted(atoms, key=lambda atom: atom.tensor or "")
+
+
 def _produced(roles: Roles, trace: Trace, asked: set[Atom], through: set[Atom]) -> set[Atom]:
     """Parameter occurrences that become units of activations.
 
@@ -221,7 +226,7 @@ def _produced(roles: Roles, trace: Trace, asked: set[Atom], through: set[Atom]) 
         produced |= made
         clash = made & asked
         if clash and not any(leaf in through for leaf in leaves(result)):
-            for leaf in clash:
+            for leaf in _in_order(clash):
                 reason = f"'{leaf.tensor}' makes units that are scaled in one place and not in another"
                 roles.no_net2net.setdefault(find(leaf), reason)
     return produced

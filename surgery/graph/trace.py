@@ -175,7 +175,7 @@ class Trace:
     def measured(self, value: ir.Value) -> list[Axis]:
         """The axes whose sizes a folded value was computed from (symbolic ones cannot change, and are left out)."""
         found = []
-        for source, dim in self.facts.taint(value):
+        for source, dim in sorted(self.facts.taint(value), key=lambda at: (at[0].name or "", at[1])):
             if not self.facts.symbolic(source, dim):
                 with suppress(Opaque):
                     found.append(self.axes(source)[dim])
