@@ -66,6 +66,11 @@ class Checkpoint:
             {name: value.const_value for name, value in values if value.const_value is not None}
         )
 
+    @property
+    def trained(self) -> frozenset[str]:
+        """The names of the parameters that the optimizer holds."""
+        return frozenset(self.optimizer.parameters if self.optimizer else ())
+
     def digest(self) -> str:
         """SHA-256 of the graph and its tensors; see `surgery.digests.model_digest`."""
         return model_digest(self.model)

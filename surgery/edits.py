@@ -27,6 +27,9 @@ from surgery.errors import PlanMismatch
 from surgery.graph.layout import Layout, Sum, Units, units
 from surgery.graph.spaces import Fill
 
+MOST_UNITS = 1 << 24
+"""Largest number of units that a plan may give a space."""
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 BLOCK = 1 << 22
@@ -91,15 +94,21 @@ class SpaceEdit:
           PlanMismatch: if the data does not describe an edit.
         """
         try:
-            shares = data["shares"]
+            shares, after = data["shares"], _natural(data["to"])
+            if after > MOST_UNITS:
+                raise ValueError(f"{after} units")
             edit = SpaceEdit(
-                str(data["space"]),
-                int(data["from"]),
-                _numbers(data["source"]),
-                frozenset(_numbers(data["fresh"])),
+                data["space"],
+                _natural(data["from"]),
+                _numbers(data["source"], after),
+                frozenset(_numbers(data["fresh"], after)),
                 None if shares is None else tuple(float(share) for share in shares),
             )
-            if edit.after != int(data["to"]) or (edit.shares is not None and len(edit.shares) != edit.after):
+            if not isinstance(edit.space, str):
+                raise TypeError("the name of a space is text")
+            if edit.shares is not None and not all(map(math.isfinite, edit.shares)):
+                raise ValueError("shares that are no numbers")
+            if edit.after != after or (edit.shares is not None and len(edit.shares) != edit.after):
                 raise ValueError("lengths differ")
             if any(not 0 <= k < edit.before for k in edit.source) or any(k >= edit.after for k in edit.fresh):
                 raise ValueError("unit numbers out of range")
@@ -118,17 +127,23 @@ def _runs(numbers: Sequence[int]) -> list[int | str]:
     return out
 
 
-def _numbers(runs: Sequence[int | str]) -> tuple[int, ...]:
+def _numbers(runs: Sequence[int | str], limit: int) -> tuple[int, ...]:
+    """The inverse of `_runs`; at most `limit` numbers, none of them negative."""
     out: list[int] = []
     for run in runs:
-        if isinstance(run, str):
-            first, last = (int(part) for part in run.split(":"))
-            if not 0 <= first < last <= first + (1 << 31):
-                raise ValueError(f"a run {run}")
-            out.extend(range(first, last))
-        else:
-            out.append(int(run))
+        first, last = (
+            (int(part) for part in run.split(":")) if isinstance(run, str) else (_natural(run), run + 1)
+        )
+        if not 0 <= first < last or last - first > limit - len(out):
+            raise ValueError(f"a run {run} in a space of {limit} units")
+        out.extend(range(first, last))
     return tuple(out)
+
+
+def _natural(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise TypeError(f"{value!r} is not a whole number, 0 or more")
+    return value
 
 
 @dataclass(frozen=True)

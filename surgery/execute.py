@@ -40,7 +40,7 @@ def execute(plan: Plan, checkpoint: Checkpoint, *, double: bool = False) -> Chec
       PlanMismatch: if the plan does not fit.
       Refused: if the optimizer has a slot without a rule.
     """
-    model = prepared(checkpoint.model)
+    model = prepared(checkpoint.model, checkpoint.trained)
     check_fits(plan, checkpoint, model)
     keep = 8 * sum(math.prod(tensor.after(plan.sizes)) for tensor in plan.tensors) <= KEEP_LIMIT
     lookup = {tensor.name: _Edited(plan, tensor, double, keep) for tensor in plan.tensors}
@@ -49,7 +49,12 @@ def execute(plan: Plan, checkpoint: Checkpoint, *, double: bool = False) -> Chec
     nodes = {node.outputs[0].name: node for node in model.graph if node.outputs}
     for operand in plan.operands:
         node = nodes[operand.node]
-        set_operand(model, node, operand.where, operand.value, scalar=operand.scalar, double=double)
+        try:
+            set_operand(model, node, operand.where, operand.value, scalar=operand.scalar, double=double)
+        except (ValueError, IndexError, OverflowError, TypeError) as error:
+            raise PlanMismatch(
+                f"the plan cannot change '{operand.where}' of the node of '{operand.node}': {error}"
+            ) from None
     if not double:
         merge_again(model)
         refresh_shapes(model)

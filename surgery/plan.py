@@ -6,6 +6,7 @@ networks, past opponents.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from surgery.graph.layout import Layout
 from surgery.graph.spaces import Fill
 
 SCHEMA = 1
+_MOST_OPERANDS = 64
 Claim = Literal["identical", "equivalent", "changed"]
 """What a plan promises: the same bits, the same function within rounding, or a measured difference."""
 
@@ -220,17 +222,9 @@ def _parse(data: Mapping[str, Any]) -> Plan:
             TensorEdit(str(t["name"]), tuple(layout.from_json(axis) for axis in t["axes"]), t["fill"])
             for t in data["tensors"]
         ),
-        operands=tuple(
-            OperandEdit(
-                str(o["node"]),
-                o["where"] if isinstance(o["where"], str) else int(o["where"]),
-                tuple(_number(n) for n in o["value"]),
-                bool(o["scalar"]),
-            )
-            for o in data["operands"]
-        ),
-        seed=int(data["seed"]),
-        noise=float(data["noise"]),
+        operands=tuple(_operand(operand) for operand in data["operands"]),
+        seed=_natural(data["seed"]),
+        noise=_finite(data["noise"]),
         frozen=tuple((str(f["space"]), str(f["reason"])) for f in data["frozen"]),
         ports=tuple(
             PortEdit(p["side"], str(p["name"]), tuple(layout.from_json(axis) for axis in p["axes"]))
@@ -240,10 +234,34 @@ def _parse(data: Mapping[str, Any]) -> Plan:
     )
 
 
+def _operand(data: Mapping[str, Any]) -> OperandEdit:
+    where = data["where"] if isinstance(data["where"], str) else _natural(data["where"])
+    value, scalar = tuple(_number(number) for number in data["value"]), data["scalar"]
+    if not value or not isinstance(scalar, bool) or (scalar and len(value) != 1):
+        raise ValueError(f"an operand without numbers, or a scalar of several: {data!r:.80}")
+    if isinstance(where, int) and where > _MOST_OPERANDS:
+        raise ValueError(f"operand {where} of a node")
+    return OperandEdit(str(data["node"]), where, value, scalar)
+
+
 def _number(value: object) -> int | float | None:
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+    if value is None or isinstance(value, float):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63:
         return value
     raise TypeError(f"{value!r} is not a number")
+
+
+def _natural(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise TypeError(f"{value!r} is not a whole number, 0 or more")
+    return value
+
+
+def _finite(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
+        raise TypeError(f"{value!r} is not a finite number, 0 or more")
+    return float(value)
 
 
 def _check(plan: Plan) -> None:

@@ -117,7 +117,7 @@ def test_the_oracle_rejects_a_wrong_edit(
 ):
     from surgery import execute
 
-    def wrong(old, maps, fill, rng, noise=0.0):
+    def wrong(old, maps, *rest):
         if damage == "order":
             maps = [
                 m and type(m)(m.before, m.source[::-1], m.fresh_in, m.fresh_out, m.value, m.grad)
@@ -132,7 +132,7 @@ def test_the_oracle_rejects_a_wrong_edit(
                 m and type(m)(m.before, m.source, m.fresh_in & False, m.fresh_out, m.value, m.grad)
                 for m in maps
             ]
-        return right(old, maps, fill, rng, noise)
+        return right(old, maps, *rest)
 
     right = execute.edit_weight
     monkeypatch.setattr(execute, "edit_weight", wrong)

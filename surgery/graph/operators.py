@@ -39,18 +39,18 @@ CLASSES = {
     "norm": Class(
         "sizes are summed over it: units that are zero change nothing", "any width, new units zero"
     ),
-    "order statistic": Class("its units are compared or normalised with each other", "keeps its size"),
+    "order statistic": Class("its units are compared or normalised with each other", "fixed"),
     "product": Class("its factors are regrouped, and grow each by itself", "any width of each factor"),
     "ordered sum": Class("it is cut or joined, and its parts grow each by itself", "any width of each part"),
     "free": Class("it is made by the operator, and is as wide as its partners are", "any width"),
-    "frozen": Class("it keeps its size", "keeps its size"),
+    "frozen": Class("it keeps its size", "fixed"),
 }
 """Class -> what it means. A width that an axis can take is taken only if all its other places allow it too."""
 
 NO_RULE = "frozen, unless folded"
 """What becomes of an operator without a rule: folded if it computes with shapes and literals only, else refused."""
 
-_LIMITED_DOMAIN = "any width (copies, where an operand may leave the domain)"
+_LIMITED_DOMAIN = "any width (by copies, where it may not be finite)"
 _CLAUSE = re.compile(rf"(?P<which>[^:;]+): (?P<kind>{'|'.join(CLASSES)})\b(?P<detail>[^;]*)")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -12,11 +12,14 @@ from onnx_ir.passes.common import InlinePass
 _APART = re.compile(r"^(?P<name>.+)@use(?P<use>\d+)$")
 
 
-def prepared(model: ir.Model) -> ir.Model:
+def prepared(model: ir.Model, trained: Collection[str] = ()) -> ir.Model:
     """A clone in which model-local functions are inlined, and merged constants are one tensor per use.
 
     Exporters merge equal tensors. Fifteen layers then share one zero bias, which would tie fifteen spaces to one
     another. Only 1-D tensors with one value everywhere are taken apart; other sharing is meant.
+
+    Args:
+      trained: parameters that an optimizer holds; they are left whole, as each has one history.
     """
     clone = model.clone()
     if clone.functions:
@@ -24,7 +27,11 @@ def prepared(model: ir.Model) -> ir.Model:
     order = {node: k for k, node in enumerate(clone.graph)}
     for value in list(clone.graph.initializers.values()):
         uses = sorted(value.uses(), key=lambda use: (order.get(use.node, -1), use.idx))
-        if len({use.node for use in uses}) < 2 or not _constant_vector(value.const_value):
+        if (
+            value.name in trained
+            or len({use.node for use in uses}) < 2
+            or not _constant_vector(value.const_value)
+        ):
             continue
         for k, use in enumerate(uses[1:], start=1):
             apart = ir.Value(

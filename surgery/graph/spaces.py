@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -143,12 +143,13 @@ class Analysis:
         return lambda axis: layout.size(self.layout(axis), sizes)
 
 
-def analyse(model: ir.Model, interface: Interface | None = None) -> Analysis:
+def analyse(model: ir.Model, interface: Interface | None = None, trained: Collection[str] = ()) -> Analysis:
     """Find the spaces of a graph.
 
     Args:
       model: an ONNX graph; only shapes and small constants are read.
       interface: says which inputs and outputs are recurrent state; inferred from their names if it is not given.
+      trained: parameters that an optimizer holds: each is one tensor, even where it is constant.
 
     Returns:
       The analysis. What could not be proved to be free is frozen, with the reason and the node that caused it.
@@ -156,7 +157,7 @@ def analyse(model: ir.Model, interface: Interface | None = None) -> Analysis:
     Raises:
       GraphError: if an input has no shape or an axis of size 0.
     """
-    model = prepared(model)
+    model = prepared(model, trained)
     trace = walk(model, interface or infer(model))
     roles = assign(trace)
     members: dict[Atom, list[tuple[str, int, Atom]]] = {}

@@ -57,7 +57,7 @@ def widen(
       OpenAI. Dota 2 with Large Scale Deep Reinforcement Learning. 2019 (arXiv:1912.06680), appendix B.
     """
     _check(widths, factor, init, shares, noise)
-    analysis = analyse(checkpoint.model, checkpoint.interface)
+    analysis = analyse(checkpoint.model, checkpoint.interface, checkpoint.trained)
     frozen: list[tuple[str, str]] = []
     if widths is not None:
         wanted = {analysis.space(name): int(width) for name, width in widths.items()}

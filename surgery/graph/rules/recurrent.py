@@ -38,6 +38,7 @@ def recurrent(t: Trace, node: ir.Node) -> None:
             t.use("bias", value, t.axes(value))
     states = [state for state in (_optional(node, 5), _optional(node, 6)) if state is not None]
     for state in states:
+        directions.append((state, t.axes(state)[0]))
         t.same(node, columns[0][1], t.axes(state)[2])
         t.same(node, data[1], t.axes(state)[1])
     t.use("weight", w, weights)

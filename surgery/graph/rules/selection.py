@@ -95,13 +95,12 @@ def slice_(t: Trace, node: ir.Node) -> None:
         n, count = t.shape(x)[k], shape[k]
         begin = max(0, min(n, start + n if start < 0 else start))
         whole = data[k]
-        if step == 1 and count < n:
+        if step == 1:
             before, data[k], _ = _cut(t, node, x, k, [begin, count, n - begin - count])
             follow.append(None if is_symbolic(whole) else (whole, before, data[k]))
-            continue
-        if step != 1:
+        else:
             data[k] = _every(t, node, whole, n, begin, step, count)
-        follow.append(None)
+            follow.append(None)
     t.put(out, data)
     attribute = "starts" in node.attributes
     if any(follow):
