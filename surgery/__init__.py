@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from surgery.interface import annotate as annotate
     from surgery.operate import Result as Result
     from surgery.operate import apply as apply
+    from surgery.ops.extend import NewObservation as NewObservation
+    from surgery.ops.extend import extend as extend
     from surgery.ops.widen import widen as widen
     from surgery.plan import Plan as Plan
     from surgery.recipe import recipe as recipe
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Checkpoint": "surgery.checkpoint",
+    "NewObservation": "surgery.ops.extend",
     "Plan": "surgery.plan",
     "Report": "surgery.verify",
     "Result": "surgery.operate",
@@ -45,6 +48,7 @@ _HOMES = {
     "apply": "surgery.operate",
     "attach": "surgery.attach",
     "diff": "surgery.difference",
+    "extend": "surgery.ops.extend",
     "load": "surgery.checkpoint",
     "recipe": "surgery.recipe",
     "save": "surgery.checkpoint",
@@ -54,6 +58,7 @@ _HOMES = {
 
 __all__ = [
     "Checkpoint",
+    "NewObservation",
     "Plan",
     "Report",
     "Result",
@@ -64,6 +69,7 @@ __all__ = [
     "apply",
     "attach",
     "diff",
+    "extend",
     "load",
     "recipe",
     "save",

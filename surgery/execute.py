@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from surgery.graph import layout
 from surgery.graph.facts import Facts
 from surgery.graph.prepare import merge_again, prepared
 from surgery.graph.rewrite import set_operand
+from surgery.interface import Bound, Interface
 from surgery.optimizer import OptimizerState, power
 from surgery.plan import Plan, TensorEdit
 from surgery.tensors import shape_of
@@ -59,7 +60,8 @@ def execute(plan: Plan, checkpoint: Checkpoint, *, double: bool = False) -> Chec
         merge_again(model)
         refresh_shapes(model)
     optimizer = _follow(plan, checkpoint.optimizer, lookup) if checkpoint.optimizer else None
-    return checkpoint.replace(model=model, optimizer=optimizer, path=None)
+    interface = _described(checkpoint.interface, plan)
+    return checkpoint.replace(model=model, optimizer=optimizer, interface=interface, path=None)
 
 
 def check_fits(plan: Plan, checkpoint: Checkpoint, model: ir.Model) -> None:
@@ -152,16 +154,37 @@ def edited_tensors(model: ir.Model, plan: Plan) -> None:
     replace_tensors(model, {tensor.name: _Edited(plan, tensor, double=False) for tensor in plan.tensors})
 
 
+def _described(interface: Interface, plan: Plan) -> Interface:
+    """The interface with the names and ranges of features that were inserted."""
+    edits = {port.name: port for port in plan.ports if port.side == "input"}
+    ports = []
+    for port in interface.inputs:
+        edit = edits.get(port.name)
+        maps = [] if edit is None else [axis for axis in axis_maps(edit.axes, plan.edits) if axis is not None]
+        if edit is None or len(maps) != 1:
+            ports.append(port)
+            continue
+        low, high = (_follow_bound(bound, maps[0]) for bound in (port.low, port.high))
+        ports.append(replace(port, low=low, high=high, labels=edit.labels or None))
+    return Interface(tuple(ports), interface.outputs)
+
+
+def _follow_bound(bound: Bound, axis: AxisMap) -> Bound:
+    """A bound per feature is taken over; a new feature has that of its neighbour."""
+    if isinstance(bound, tuple) and len(bound) == axis.before:
+        return tuple(bound[int(k)] for k in axis.source)
+    return bound
+
+
 def grow_inputs(model: ir.Model, plan: Plan) -> None:
     """Give the graph's recurrent inputs their new shapes, in place; symbolic dimensions stay."""
     ports = {port.name: port for port in plan.ports if port.side == "input"}
     for value in model.graph.inputs:
         port = ports.get(value.name or "")
         if port is not None and value.shape is not None:
-            sizes = [layout.size(axis, plan.sizes) for axis in port.axes]
-            value.shape = ir.Shape(
-                [n if isinstance(d, int) else d for d, n in zip(value.shape, sizes, strict=True)]
-            )
+            sizes = [layout.size(axis, plan.sizes) if axis else None for axis in port.axes]
+            dims = [d if n is None else n for d, n in zip(value.shape, sizes, strict=True)]
+            value.shape = ir.Shape(dims)
 
 
 def refresh_shapes(model: ir.Model) -> None:

@@ -66,16 +66,18 @@ class OperandEdit:
 
 @dataclass(frozen=True, slots=True)
 class PortEdit:
-    """Recurrent state at the interface that grows with its layer.
+    """An input or output that follows: recurrent state grows with its layer, an observation is extended.
 
     Attributes:
       side: "input" or "output". name: of the graph's input or output.
-      axes: the layout of each axis before the edit.
+      axes: the layout of each axis before the edit; empty for an axis that stays as it is.
+      labels: the names of its features afterwards; empty if they have none.
     """
 
     side: Literal["input", "output"]
     name: str
     axes: tuple[Layout, ...]
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ class Plan:
       seed: of every random number.
       noise: added to copies, as a fraction of a tensor's standard deviation.
       frozen: spaces that were asked for in general terms (a factor) but cannot change, each with the reason.
-      ports: recurrent state at the interface that grows.
+      ports: inputs and outputs that follow.
       slots: optimizer slots that will follow, by tensor.
     """
 
@@ -155,8 +157,11 @@ class Plan:
             shown = ", ".join("…" if n is None else str(n) for n in operand.value)
             lines.append(f"  node of '{operand.node}': {where} = [{shown}]")
         for port in self.ports:
-            before, after = (_shape([layout.size(a, s) for a in port.axes]) for s in (None, self.sizes))
-            lines.append(f"  state {port.side} '{port.name}' {before} → {after}")
+            before, after = (
+                "×".join(str(layout.size(axis, sizes)) if axis else "…" for axis in port.axes)
+                for sizes in (None, self.sizes)
+            )
+            lines.append(f"  {port.side} '{port.name}' {before} → {after}")
         lines.extend(f"  frozen: {space}: {reason}" for space, reason in self.frozen)
         return "\n".join(lines)
 
@@ -180,7 +185,12 @@ class Plan:
             ],
             "frozen": [{"space": space, "reason": reason} for space, reason in self.frozen],
             "ports": [
-                {"side": p.side, "name": p.name, "axes": [layout.to_json(axis) for axis in p.axes]}
+                {
+                    "side": p.side,
+                    "name": p.name,
+                    "axes": [layout.to_json(axis) for axis in p.axes],
+                    "labels": list(p.labels),
+                }
                 for p in self.ports
             ],
             "slots": dict(self.slots),
@@ -227,7 +237,12 @@ def _parse(data: Mapping[str, Any]) -> Plan:
         noise=_finite(data["noise"]),
         frozen=tuple((str(f["space"]), str(f["reason"])) for f in data["frozen"]),
         ports=tuple(
-            PortEdit(p["side"], str(p["name"]), tuple(layout.from_json(axis) for axis in p["axes"]))
+            PortEdit(
+                p["side"],
+                str(p["name"]),
+                tuple(layout.from_json(axis) for axis in p["axes"]),
+                tuple(str(label) for label in p["labels"]),
+            )
             for p in data["ports"]
         ),
         slots={str(name): int(count) for name, count in data["slots"].items()},

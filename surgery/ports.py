@@ -1,4 +1,4 @@
-"""Recurrent state at a model's interface grows with its layer; values in flight are carried over by the plan."""
+"""Inputs and outputs that a plan changes: values of the old model carried over to the new one, and back."""
 
 from __future__ import annotations
 
@@ -14,15 +14,22 @@ from surgery.plan import Plan
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
 
-def grow(plan: Plan, arrays: Mapping[str, np.ndarray[Any, np.dtype[Any]]]) -> Arrays:
+def grow(
+    plan: Plan,
+    arrays: Mapping[str, np.ndarray[Any, np.dtype[Any]]],
+    rng: np.random.Generator | None = None,
+) -> Arrays:
     """Values of the old model's inputs as inputs of the new one.
 
     Args:
       plan: what was done to the model.
       arrays: input name -> array in its old shape (hidden states of running rollouts, say); batch sizes are free.
 
+      rng: fill fresh entries with other entries of the same array, drawn at random (to prove that they do not
+        matter); None for zeros.
+
     Returns:
-      The same with every state grown: copies hold what they copy, fresh units start at zero. Inputs that the plan
+      The same with everything grown: copies hold what they copy, fresh units start at zero. Inputs that the plan
       leaves alone are returned as they are.
 
     Raises:
@@ -41,7 +48,9 @@ def grow(plan: Plan, arrays: Mapping[str, np.ndarray[Any, np.dtype[Any]]]) -> Ar
                         f"axis {k} of '{name}' has {grown.shape[k]} units, the plan expects {axis.before}"
                     )
                 fresh = (axis.fresh_in | axis.fresh_out).reshape((-1,) + (1,) * (grown.ndim - k - 1))
-                grown = np.where(fresh, np.zeros((), grown.dtype), np.take(grown, axis.source, axis=k))
+                taken = np.take(grown, axis.source, axis=k)
+                other = np.zeros((), grown.dtype) if rng is None else rng.permuted(taken)
+                grown = np.where(fresh, other, taken)
         out[name] = grown
     return out
 

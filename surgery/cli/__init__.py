@@ -24,6 +24,7 @@ from surgery.errors import SurgeryError, UnknownName
 VERBS = {
     "inspect": "inspect",
     "widen": "widen",
+    "extend": "extend",
     "apply": "apply",
     "verify": "verify",
     "diff": "diff",

@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from surgery.errors import GraphError, SurgeryError
+from surgery.graph.symbols import symbol
 from surgery.numeric import compute
 from surgery.tensors import shape_of
 
@@ -135,7 +136,7 @@ class Facts:
             if isinstance(dim, int):
                 shape.append(dim)
                 continue
-            name = str(dim.value) if dim.value is not None else f"{value.name}[{k}]"
+            name = symbol(value, k)
             if name not in self.symbols:
                 self.symbols[name] = _prime(len(self.symbols))
             shape.append(self.symbols[name])

@@ -24,6 +24,12 @@ from surgery.interface import Interface, infer
 _RENAMED = re.compile(r"onnx::\w+$|val_\d+$|t(_\d+)?$|_?(const|initializer|unsqueeze|transpose)\w*$")
 """Names that exporters make up for tensors which they have transposed or merged."""
 
+_TENSORFLOW = re.compile(r"[^/]+/.+:\d+")
+_OPERATOR = re.compile(
+    r"[A-Z]\w*|resource|convolution|conv_transpose|separable_conv2d|batchnorm|split(_\d+)?|merged_input"
+)
+"""Parts of a variable's path in TensorFlow that are operators, not layers."""
+
 Fill = Literal["random", "zero", "donor"]
 """How entries of new units start: drawn like the tensor's own entries, zero, or as a copy of another unit's."""
 
@@ -131,7 +137,7 @@ class Analysis:
 
     @property
     def ports(self) -> list[tuple[Literal["input", "output"], str, tuple[Layout, ...]]]:
-        """Recurrent state at the interface: (side, name, layout of each axis)."""
+        """Inputs and outputs: (side, name, layout of each axis)."""
         return [(side, name, tuple(self.layout(a) for a in axes)) for side, name, axes in self.trace.ports]
 
     def layout(self, axis: Axis) -> Layout:
@@ -258,7 +264,12 @@ def _scope(node: ir.Node) -> str:
 
 
 def module(tensor: str) -> str:
-    """The module path of a parameter: its name without the last part."""
+    """The module path of a parameter: its name without the last part (TensorFlow: without the operators)."""
+    if _TENSORFLOW.fullmatch(tensor):
+        parts = tensor.rpartition(":")[0].split("/")
+        while len(parts) > 2 and _OPERATOR.fullmatch(parts[-1]):
+            parts.pop()
+        return ".".join(parts)
     path, dot, last = tensor.rpartition(".")
     return path if dot and path and not last.isdigit() else tensor
 

@@ -95,7 +95,7 @@ class Trace:
       uses: ("weight" | "bias" | "scale", axes of a constant operand), what a constant is for.
       limits: (axis, "zero" | "net2net", reason): an initialisation that an axis cannot take.
       opaque: nodes that no rule described, with the reason.
-      ports: (side, name, axes) of recurrent state at the interface.
+      ports: (side, name, axes) of every input and output.
     """
 
     facts: Facts
@@ -169,6 +169,10 @@ class Trace:
         """A size that is used as data would change the function when the axis grows; scalars can be pinned."""
         if value in self.facts.known and self.facts.known[value].dtype.kind == "f":
             return
+        self.freeze_measured(value)
+
+    def freeze_measured(self, value: ir.Value) -> None:
+        """Freeze what a folded value was computed from the size of."""
         for axis in self.measured(value):
             freeze(axis, Freeze("shape", f"its size is used as a number ('{value.name}')"))
 
@@ -404,6 +408,7 @@ def give_up(trace: Trace, node: ir.Node, reason: str) -> None:
     trace.opaque[label(node)] = reason
     why = Freeze("opaque", f"{reason}: node '{label(node)}' ({node.op_type})")
     for value in [v for v in node.inputs if v is not None] + captured(node):
+        trace.freeze_measured(value)
         try:
             for axis in trace.axes(value):
                 freeze(axis, why)

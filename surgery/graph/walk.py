@@ -38,7 +38,7 @@ def walk(model: ir.Model, interface: Interface) -> Trace:
         _describe(trace, node)
     for value in model.graph.outputs:
         _output(trace, value, value.name in states)
-    _freeze_unpaired(trace)
+    _freeze_unpaired(trace, states)
     return trace
 
 
@@ -51,8 +51,7 @@ def _interface(trace: Trace, value: ir.Value, state: bool) -> None:
             axes.append(trace.new(n))
         else:
             axes.append(trace.fixed(n, "input", f"axis {k} of input '{value.name}'"))
-    if state:
-        trace.ports.append(("input", value.name or "", axes))
+    trace.ports.append(("input", value.name or "", axes))
     trace.put(value, axes)
 
 
@@ -61,27 +60,28 @@ def _output(trace: Trace, value: ir.Value, state: bool) -> None:
         axes = trace.axes(value)
     except Opaque:
         return
+    trace.ports.append(("output", value.name or "", axes))
     if state:
-        trace.ports.append(("output", value.name or "", axes))
         return
+    trace.freeze_measured(value)
     for k, axis in enumerate(axes):
         freeze(axis, Freeze("output", f"axis {k} of output '{value.name}'"))
 
 
-def _freeze_unpaired(trace: Trace) -> None:
+def _freeze_unpaired(trace: Trace, states: set[str]) -> None:
     """A state that goes in must come out again: units on one side alone keep their number."""
     sides = {
         side: {
             find(leaf)
-            for own, _, axes in trace.ports
-            if own == side
+            for own, name, axes in trace.ports
+            if own == side and name in states
             for axis in axes
             for leaf in leaves(axis)
         }
         for side in ("input", "output")
     }
     for side, name, axes in trace.ports:
-        for k, axis in enumerate(axes):
+        for k, axis in enumerate(axes if name in states else ()):
             for leaf in leaves(axis):
                 if not all(find(leaf) in classes for classes in sides.values()):
                     freeze((leaf,), Freeze(side, f"axis {k} of {side} '{name}'"))

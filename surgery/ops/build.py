@@ -26,6 +26,7 @@ def build(
     seed: int = 0,
     noise: float = 0.0,
     frozen: Sequence[tuple[str, str]] = (),
+    labels: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Plan:
     """Complete a plan.
 
@@ -35,6 +36,7 @@ def build(
       edits: of the spaces.
       claim: what must hold of the result.
       frozen: (space, reason) to report.
+      labels: names of the features of an input afterwards.
 
     Raises:
       Refused: if a number in the graph cannot follow.
@@ -49,10 +51,19 @@ def build(
     slots = (
         {t.name: sum(t.name in members for members in state.slots.values()) for t in tensors} if state else {}
     )
+
+    def edits_it(axis: layout.Layout) -> bool:
+        return any(part.space in edited for part in layout.units(axis))
+
     ports = tuple(
-        PortEdit(side, name, axes)
+        PortEdit(
+            side,
+            name,
+            tuple(axis if edits_it(axis) else () for axis in axes),
+            (labels or {}).get(name, ()) if side == "input" else (),
+        )
         for side, name, axes in analysis.ports
-        if any(part.space in edited for axis in axes for part in layout.units(axis))
+        if any(map(edits_it, axes))
     )
     plan = Plan(
         operation, dict(arguments), claim, tuple(edits), tensors, (), seed, noise, tuple(frozen), ports,

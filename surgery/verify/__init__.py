@@ -29,7 +29,7 @@ from surgery.verify.report import Check, Report, measured
 from surgery.verify.slots import check_slots
 from surgery.verify.structure import check_structure
 
-ROWS = {"float32": 32, "float64": 16, "slots": 4}
+ROWS = {"outputs": 16, "slots": 4}
 """Numbers of observations that each comparison runs on."""
 
 Recorded = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
@@ -83,9 +83,8 @@ def _judge(
 ) -> Report:
     claim = plan.claim if plan else "equivalent"
     strict = claim != "changed"
-    inputs = probes(before, ROWS["float32"], seed, observations)
-    few = _rows(inputs, ROWS["float64"])
-    grown = (lambda arrays: grow(plan, arrays)) if plan else dict
+    inputs = probes(before, ROWS["outputs"], seed, observations)
+    grown = (lambda arrays: grow(plan, arrays, np.random.default_rng(seed))) if plan else dict
     kept = (lambda arrays: shrink(plan, arrays)) if plan else dict
     structure = check_structure(after.model)
     old, tool = _before(before, inputs)
@@ -95,7 +94,7 @@ def _judge(
         broken = Check("outputs, float32", False, float("inf"), 0.0, f"cannot be evaluated: {error}")
         return Report(claim, (structure, broken), float("inf"), float("inf"), _context(seed, observations))
     absolute, relative, worst = difference(old, new)
-    floor = noise(before.model, few, _rows(old, ROWS["float64"]))
+    floor = noise(before.model, inputs, old)
     limit = max(FLOAT32_LIMIT, 4 * floor) if strict else None
     checks = [
         structure,
@@ -103,7 +102,7 @@ def _judge(
     ]
     # two files have been rounded already: only a plan can be judged before rounding
     double = (FLOAT64_LIMIT if plan else limit) if strict else None
-    checks += compare_double(before.model, exact.model, few, (grown, kept), double)
+    checks += compare_double(before.model, exact.model, inputs, (grown, kept), double)
     checks += policy_checks(before, old, new, KL_LIMIT if strict else None)
     if plan is not None and strict and before.optimizer is not None:
         checks += check_slots(plan, before, exact, _rows(inputs, ROWS["slots"]), seed)

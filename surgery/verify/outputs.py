@@ -134,7 +134,10 @@ def compare_double(
 def noise(before: ir.Model, inputs: Arrays, single: Arrays) -> float:
     """How far a model's own float32 outputs are from its float64 ones, relative; 0 if that cannot be told."""
     double = float64_outputs(before, inputs)
-    return 0.0 if isinstance(double, Unsupported) else difference(double, single)[1]
+    if isinstance(double, Unsupported):
+        return 0.0
+    found = difference(double, single)[1]
+    return found if np.isfinite(found) else 0.0
 
 
 def policy_checks(checkpoint: Checkpoint, before: Arrays, after: Arrays, limit: float | None) -> list[Check]:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, UnknownName
+from surgery.graph.symbols import symbol
 from surgery.interface import Bound, Port
 
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
@@ -72,7 +73,7 @@ def _shape(value: ir.Value, rows: int, sizes: dict[str, int]) -> tuple[int, ...]
         if isinstance(dim, int):
             shape.append(dim)
         else:
-            name = str(dim.value) if dim.value is not None else f"{value.name}[{k}]"
+            name = symbol(value, k)
             first = not sizes and k == 0
             shape.append(sizes.setdefault(name, rows if first or name.startswith(("batch", "N")) else _INNER))
     return tuple(shape)

@@ -91,7 +91,7 @@ def _put_spatial(t: Trace, node: ir.Node, x: ir.Value, channels: Axis, *, shifte
 
 
 @RULES(
-    *["MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"],
+    *["MaxPool", "AveragePool", "LpPool", "GlobalLpPool"],
     axes="batch, channels: pointwise, zero and scale pass back; space: frozen",
 )
 def pool(t: Trace, node: ir.Node) -> None:
@@ -101,6 +101,18 @@ def pool(t: Trace, node: ir.Node) -> None:
     if len(node.outputs) > 1 and node.outputs[1].uses():
         raise Opaque("pooling that returns indices")
     _put_spatial(t, node, x, t.axes(x)[1])
+
+
+@RULES("GlobalAveragePool", axes="batch, channels: pointwise, zero and scale pass back; space: mean")
+@RULES("GlobalMaxPool", axes="batch, channels: pointwise, zero and scale pass back; space: order statistic")
+def global_pool(t: Trace, node: ir.Node) -> None:
+    """A reduction over all axes from the third on, which need not be space: tf2onnx writes ReduceMean so."""
+    x = node.inputs[0]
+    assert x is not None
+    data = t.axes(x)
+    for axis in data[2:]:
+        t.mix(node, "mean" if node.op_type == "GlobalAveragePool" else "order", x, axis)
+    t.put(node.outputs[0], [*data[:2], *([UNIT] * len(data[2:]))])
 
 
 @RULES("Resize", "Upsample", axes="scaled axes: frozen; other axes: pointwise, zero and scale pass back")

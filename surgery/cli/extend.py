@@ -1,0 +1,89 @@
+"""`surgery extend`"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+import surgery
+from surgery.cli import _edits, _files, _options
+from surgery.cli._output import Output
+
+if TYPE_CHECKING:
+    from surgery.ops.extend import NewObservation
+
+_REQUEST = re.compile(r"(?P<input>[^+=]+)\+(?P<count>\d+)(@(?P<at>\d+))?(=(?P<labels>.+))?")
+
+
+def _observations(
+    ctx: click.Context, parameter: click.Parameter, words: tuple[str, ...]
+) -> list[NewObservation]:
+    """`INPUT+K[@AT][=NAME,…] …`"""
+    from surgery.ops.extend import NewObservation
+
+    found = []
+    for word in words:
+        match = _REQUEST.fullmatch(word)
+        if match is None:
+            raise click.BadParameter(
+                f"'{word}' is not INPUT+K, INPUT+K@AT or INPUT+K@AT=NAME,…", ctx, parameter
+            )
+        labels = tuple(match["labels"].split(",")) if match["labels"] else ()
+        at = None if match["at"] is None else int(match["at"])
+        found.append(NewObservation(match["input"], int(match["count"]), at, labels))
+    return found
+
+
+@click.command("extend", short_help="Add observations, exactly.")
+@_options.file_argument("model")
+@click.option(
+    "--observation",
+    "requests",
+    metavar="INPUT+K[@AT]",
+    multiple=True,
+    callback=_observations,
+    help="Insert K features or channels into an input, before feature AT (default: behind the last).",
+)
+@_options.seed
+@_options.observations
+@_options.no_verify
+@_options.dry_run
+@_options.output_file()
+@_options.force
+@_options.reported
+def command(
+    *,
+    model: Path,
+    requests: list[NewObservation],
+    seed: int,
+    observations: Path | None,
+    no_verify: bool,
+    dry_run: bool,
+    target: Path | None,
+    force: bool,
+    output: Output,
+) -> None:
+    """Add observations so that the policy does the same, whatever the new ones hold.
+
+    The weights that read them start at zero, optimizer state included, and learn at once. An input with several
+    axes of features is named with its axis: observation[1]+2.
+
+    \b
+    Example:
+      surgery extend agent.onnx --observation observation+2 -o more.onnx
+      surgery extend agent.onnx --observation observation+1@0 -o more.onnx
+      surgery extend agent.onnx --observation observation+2@4=wind,fuel -o more.onnx
+    """
+    path = None if dry_run else _files.check_target(target, [model], force=force)
+    proof = _edits.Proof(not no_verify, _files.read_observations(observations), seed)
+    with output.step(f"analysing {model}"):
+        checkpoint = surgery.load(model)
+        plan = surgery.extend(checkpoint, requests)
+    if path is None:
+        output.show(_edits.plan_report(plan), plan.describe)
+        return
+    result = _edits.carry_out(plan, checkpoint, path, proof, output, force=force)
+    output.show(_edits.edit_report(result, path), lambda: _edits.edit_text(result, path))

@@ -1,0 +1,126 @@
+"""Observations can be inserted anywhere, and the policy does the same whatever they hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import surgery
+from surgery import NewObservation
+from surgery.errors import ArgumentError, Refused, UnknownName
+from surgery.execute import execute
+from surgery.graph.layout import text
+from surgery.graph.spaces import analyse
+from surgery.numeric import run
+from surgery.optimizer import OptimizerState, ParamGroup
+from surgery.plan import Plan
+from surgery.ports import grow, shrink
+from surgery.verify.outputs import difference
+from tests import zoo
+
+EXPORTS = [
+    pytest.param(name, style, id=f"{name}-{style}")
+    for name, net in zoo.NETS.items()
+    for style in zoo.STYLES
+    if style not in net.impossible
+]
+
+
+def _axes(checkpoint: surgery.Checkpoint) -> list[str]:
+    """Every axis of an input that the analysis could follow into a parameter."""
+    analysis = analyse(checkpoint.model, checkpoint.interface)
+    known = {space.name for space in analysis.spaces if "input" in space.kinds}
+    ports = [axes for side, _, axes in analysis.ports if side == "input"]
+    return [text(axis) for axes in ports for axis in axes if text(axis) in known]
+
+
+def _with_state(checkpoint: surgery.Checkpoint, rng: np.random.Generator) -> surgery.Checkpoint:
+    import onnx_ir as ir
+
+    names = tuple(n for n, t in checkpoint.tensors.items() if t.dtype.is_floating_point() and len(t.shape))
+    slots = {
+        slot: {n: ir.tensor(rng.random(tuple(checkpoint.tensors[n].shape), np.float32)) for n in names}
+        for slot in ("exp_avg", "exp_avg_sq")
+    }
+    groups = (ParamGroup(names, {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0}),)
+    return checkpoint.replace(optimizer=OptimizerState("adam", slots, dict.fromkeys(names, 10.0), groups))
+
+
+@pytest.mark.parametrize(("name", "style"), EXPORTS)
+def test_new_observations_change_nothing_whatever_they_hold(name: str, style: str) -> None:
+    checkpoint, rng = surgery.load(zoo.export(name, style)), np.random.default_rng(0)
+    inputs = zoo.sample(name, 2, rng)
+    before = run(checkpoint.model, inputs)
+    for axis in _axes(checkpoint):
+        for at in (0, 1, None):
+            try:
+                plan = surgery.extend(checkpoint, [NewObservation(axis, 2, at)])
+            except Refused as refusal:
+                assert axis in refusal.message and ":" in refusal.message
+                continue
+            assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+            exact = execute(plan, checkpoint, double=True)
+            for seed in (None, 1, 2):
+                filled = grow(plan, inputs, None if seed is None else np.random.default_rng(seed))
+                after = shrink(plan, run(exact.model, filled))
+                assert difference(before, after)[1] <= 1e-13, (axis, at)
+
+
+@pytest.mark.parametrize("name", ["nature_dqn", "mlp_relu", "sac_actor", "gru_policy", "conv_scalars"])
+def test_a_result_is_proved_with_its_slots_and_can_be_loaded(name: str, tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    checkpoint = _with_state(surgery.load(zoo.export(name, "dynamo")), rng)
+    axis = _axes(checkpoint)[0]
+    result = surgery.apply(surgery.extend(checkpoint, [NewObservation(axis, 3, 1)]), checkpoint)
+    assert result.report is not None and result.report.ok
+    assert result.report.check("optimizer slots") is not None
+    result.save(tmp_path / "more.onnx")
+    again = surgery.load(tmp_path / "more.onnx")
+    assert again.lineage[-1].operation == "extend"
+    for parameter, tensor in again.tensors.items():
+        for slot in again.optimizer.slots.values():
+            if parameter in slot:
+                assert tuple(slot[parameter].shape) == tuple(tensor.shape)
+
+
+def test_new_columns_are_zero_and_stand_where_they_were_asked_for() -> None:
+    checkpoint = surgery.load(zoo.export("mlp_relu", "dynamo"))
+    name = next(n for n in checkpoint.tensors if n.endswith("0.weight"))
+    old = checkpoint.tensors[name].numpy()
+    plan = surgery.extend(checkpoint, [NewObservation("observation", 2, 1)])
+    new = execute(plan, checkpoint).tensors[name].numpy()
+    assert new.shape == (old.shape[0], old.shape[1] + 2)
+    assert not new[:, 1:3].any()
+    np.testing.assert_array_equal(np.delete(new, [1, 2], axis=1), old)
+
+
+def test_names_and_ranges_of_features_follow() -> None:
+    checkpoint = surgery.load(zoo.export("mlp_relu", "dynamo"))
+    port = checkpoint.interface.inputs[0]
+    width = int(checkpoint.model.graph.inputs[0].shape[1])
+    low = tuple(float(-k) for k in range(width))
+    port = dataclasses.replace(port, labels=tuple("abcdefgh"[:width]), low=low, high=1.0)
+    checkpoint = checkpoint.replace(interface=dataclasses.replace(checkpoint.interface, inputs=(port,)))
+    plan = surgery.extend(checkpoint, [NewObservation("observation", 1, 2, ("wind",))])
+    after = execute(plan, checkpoint).interface.inputs[0]
+    assert after.labels == (*port.labels[:2], "wind", *port.labels[2:])
+    assert after.low == (*low[:2], low[1], *low[2:])
+    assert after.high == 1.0
+
+
+@pytest.mark.parametrize(
+    ("request_", "error"),
+    [
+        pytest.param(NewObservation("observatoin", 1), UnknownName, id="unknown input"),
+        pytest.param(NewObservation("observation", 0), ArgumentError, id="none"),
+        pytest.param(NewObservation("observation", 1, 99), ArgumentError, id="no such place"),
+        pytest.param(NewObservation("observation", 2, None, ("a",)), ArgumentError, id="too few names"),
+        pytest.param(NewObservation("observation", 2, None, ("a", "a")), ArgumentError, id="one name twice"),
+    ],
+)
+def test_a_request_that_does_not_fit_is_refused(request_: NewObservation, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        surgery.extend(surgery.load(zoo.export("mlp_relu", "dynamo")), [request_])
