@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from surgery.interface import annotate as annotate
     from surgery.operate import Result as Result
     from surgery.operate import apply as apply
+    from surgery.ops.actions import NewAction as NewAction
     from surgery.ops.extend import NewObservation as NewObservation
     from surgery.ops.extend import extend as extend
     from surgery.ops.widen import widen as widen
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Checkpoint": "surgery.checkpoint",
+    "NewAction": "surgery.ops.actions",
     "NewObservation": "surgery.ops.extend",
     "Plan": "surgery.plan",
     "Report": "surgery.verify",
@@ -58,6 +60,7 @@ _HOMES = {
 
 __all__ = [
     "Checkpoint",
+    "NewAction",
     "NewObservation",
     "Plan",
     "Report",

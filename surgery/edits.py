@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -36,6 +36,19 @@ BLOCK = 1 << 22
 """Bytes of a tensor that are worked on at once."""
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How the rows of new outputs start.
+
+    Attributes:
+      kind: "mean" of the old rows, or "zero".
+      bias: added to the bias of each.
+    """
+
+    kind: Literal["mean", "zero"]
+    bias: float = 0.0
+
+
 @dataclass(frozen=True)
 class SpaceEdit:
     """What happens to the units of one space.
@@ -46,6 +59,7 @@ class SpaceEdit:
       source: for every new unit the old one that it copies (or, if fresh, borrows its scales from).
       fresh: positions of new units that no old unit may depend on.
       shares: for every new unit its part of the outgoing weights; None for equal parts among copies.
+      start: how tensors that make the fresh units start, instead of as is usual for them.
     """
 
     space: str
@@ -53,6 +67,7 @@ class SpaceEdit:
     source: tuple[int, ...]
     fresh: frozenset[int] = frozenset()
     shares: tuple[float, ...] | None = None
+    start: Start | None = None
 
     @property
     def after(self) -> int:
@@ -84,6 +99,7 @@ class SpaceEdit:
             "source": _runs(self.source),
             "fresh": _runs(sorted(self.fresh)),
             "shares": None if self.shares is None else list(self.shares),
+            "start": None if self.start is None else {"kind": self.start.kind, "bias": self.start.bias},
         }
 
     @staticmethod
@@ -103,6 +119,7 @@ class SpaceEdit:
                 _numbers(data["source"], after),
                 frozenset(_numbers(data["fresh"], after)),
                 None if shares is None else tuple(float(share) for share in shares),
+                _start(data["start"]),
             )
             if not isinstance(edit.space, str):
                 raise TypeError("the name of a space is text")
@@ -138,6 +155,15 @@ def _numbers(runs: Sequence[int | str], limit: int) -> tuple[int, ...]:
             raise ValueError(f"a run {run} in a space of {limit} units")
         out.extend(range(first, last))
     return tuple(out)
+
+
+def _start(data: object) -> Start | None:
+    match data:
+        case None:
+            return None
+        case {"kind": "mean" | "zero" as kind, "bias": int() | float() as bias} if math.isfinite(bias):
+            return Start(kind, float(bias))
+    raise ValueError(f"a start {data!r:.60}")
 
 
 def _natural(value: object) -> int:

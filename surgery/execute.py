@@ -17,7 +17,8 @@ from surgery.graph import layout
 from surgery.graph.facts import Facts
 from surgery.graph.prepare import merge_again, prepared
 from surgery.graph.rewrite import set_operand
-from surgery.interface import Bound, Interface
+from surgery.heads import start_rows
+from surgery.interface import Bound, Environment, Interface, Port
 from surgery.optimizer import OptimizerState, power
 from surgery.plan import Plan, TensorEdit
 from surgery.tensors import shape_of
@@ -61,7 +62,12 @@ def execute(plan: Plan, checkpoint: Checkpoint, *, double: bool = False) -> Chec
         refresh_shapes(model)
     optimizer = _follow(plan, checkpoint.optimizer, lookup) if checkpoint.optimizer else None
     interface = _described(checkpoint.interface, plan)
-    return checkpoint.replace(model=model, optimizer=optimizer, interface=interface, path=None)
+    environment = checkpoint.environment
+    if plan.environment:
+        environment = Environment(environment.id, {**environment.settings, **plan.environment})
+    return checkpoint.replace(
+        model=model, optimizer=optimizer, interface=interface, environment=environment, path=None
+    )
 
 
 def check_fits(plan: Plan, checkpoint: Checkpoint, model: ir.Model) -> None:
@@ -110,6 +116,8 @@ class _Edited:
         def compute() -> ir.TensorProtocol:
             rng, dtype = tensor_rng(self.plan.seed, self.tensor.name), self._dtype(old)
             new = edit_weight(old.numpy(), self.maps(), self.tensor.fill, rng, self.plan.noise, dtype.numpy())
+            if any(edit.start is not None for edit in self.plan.spaces):
+                new = start_rows(new, old.numpy(), self.tensor.axes, self.tensor.fill, self.plan.edits)
             return ir.Tensor(new, dtype=dtype, name=old.name)
 
         return self._lazy(old, compute)
@@ -155,18 +163,21 @@ def edited_tensors(model: ir.Model, plan: Plan) -> None:
 
 
 def _described(interface: Interface, plan: Plan) -> Interface:
-    """The interface with the names and ranges of features that were inserted."""
-    edits = {port.name: port for port in plan.ports if port.side == "input"}
-    ports = []
-    for port in interface.inputs:
-        edit = edits.get(port.name)
-        maps = [] if edit is None else [axis for axis in axis_maps(edit.axes, plan.edits) if axis is not None]
-        if edit is None or len(maps) != 1:
-            ports.append(port)
-            continue
-        low, high = (_follow_bound(bound, maps[0]) for bound in (port.low, port.high))
-        ports.append(replace(port, low=low, high=high, labels=edit.labels or None))
-    return Interface(tuple(ports), interface.outputs)
+    """The interface with the names and ranges of features and actions that were inserted."""
+    inputs, outputs = (
+        tuple(_described_port(port, plan, side) for port in ports)
+        for side, ports in (("input", interface.inputs), ("output", interface.outputs))
+    )
+    return Interface(inputs, outputs)
+
+
+def _described_port(port: Port, plan: Plan, side: str) -> Port:
+    edit = next((edit for edit in plan.ports if (edit.side, edit.name) == (side, port.name)), None)
+    maps = [] if edit is None else [axis for axis in axis_maps(edit.axes, plan.edits) if axis is not None]
+    if edit is None or len(maps) != 1:
+        return port
+    low, high = (_follow_bound(bound, maps[0]) for bound in (port.low, port.high))
+    return replace(port, low=low, high=high, labels=edit.labels or None)
 
 
 def _follow_bound(bound: Bound, axis: AxisMap) -> Bound:

@@ -105,6 +105,8 @@ class Plan:
       noise: added to copies, as a fraction of a tensor's standard deviation.
       frozen: spaces that were asked for in general terms (a factor) but cannot change, each with the reason.
       ports: inputs and outputs that follow.
+      inexact_slots: spaces whose new units change the gradient of the old ones (a mean over more of them).
+      environment: settings of the environment's contract that change.
       slots: optimizer slots that will follow, by tensor.
     """
 
@@ -118,6 +120,8 @@ class Plan:
     noise: float = 0.0
     frozen: tuple[tuple[str, str], ...] = ()
     ports: tuple[PortEdit, ...] = ()
+    inexact_slots: tuple[str, ...] = ()
+    environment: Mapping[str, Any] = field(default_factory=dict)
     slots: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -193,6 +197,8 @@ class Plan:
                 }
                 for p in self.ports
             ],
+            "inexact_slots": list(self.inexact_slots),
+            "environment": dict(self.environment),
             "slots": dict(self.slots),
         }
 
@@ -245,6 +251,8 @@ def _parse(data: Mapping[str, Any]) -> Plan:
             )
             for p in data["ports"]
         ),
+        inexact_slots=tuple(str(name) for name in data["inexact_slots"]),
+        environment=dict(data["environment"]),
         slots={str(name): int(count) for name, count in data["slots"].items()},
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import surgery
-from surgery import NewObservation
+from surgery import NewAction, NewObservation
 from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.execute import execute
 from surgery.graph.layout import text
@@ -124,3 +124,91 @@ def test_names_and_ranges_of_features_follow() -> None:
 def test_a_request_that_does_not_fit_is_refused(request_: NewObservation, error: type[Exception]) -> None:
     with pytest.raises(error):
         surgery.extend(surgery.load(zoo.export("mlp_relu", "dynamo")), [request_])
+
+
+def _action_spaces(checkpoint: surgery.Checkpoint) -> list[str]:
+    analysis = analyse(checkpoint.model, checkpoint.interface)
+    return [space.name for space in analysis.spaces if set(space.kinds) == {"output"}]
+
+
+@pytest.mark.parametrize(("name", "style"), EXPORTS)
+def test_new_actions_leave_the_old_ones_alone(name: str, style: str) -> None:
+    checkpoint, rng = surgery.load(zoo.export(name, style)), np.random.default_rng(0)
+    inputs = zoo.sample(name, 2, rng)
+    before = run(checkpoint.model, inputs)
+    for space in _action_spaces(checkpoint):
+        for action in (
+            NewAction(space, 2, "mean"),
+            NewAction(space, 1, "zero"),
+            NewAction(space, 1, "logit", -3.0),
+        ):
+            try:
+                plan = surgery.extend(checkpoint, actions=[action])
+            except Refused as refusal:
+                assert space in refusal.message or "average" in refusal.message or "mean" in refusal.message
+                continue
+            assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+            exact = execute(plan, checkpoint, double=True)
+            after = run(exact.model, grow(plan, inputs))
+            assert difference(before, shrink(plan, after))[1] <= 1e-13, action
+
+
+def test_a_new_action_starts_as_it_was_asked_to() -> None:
+    checkpoint = surgery.load(zoo.export("mlp_relu", "dynamo"))
+    inputs = zoo.sample("mlp_relu", 8, np.random.default_rng(0))
+    (space,) = _action_spaces(checkpoint)
+    output = checkpoint.interface.outputs[0].name
+    old = run(checkpoint.model, inputs)[output]
+    rows = {}
+    for action in (
+        NewAction(space, 2, "mean"),
+        NewAction(space, 2, "zero"),
+        NewAction(space, 2, "logit", -3.0),
+    ):
+        exact = execute(surgery.extend(checkpoint, actions=[action]), checkpoint, double=True)
+        rows[action.start] = run(exact.model, inputs)[output][:, -2:]
+    np.testing.assert_allclose(rows["mean"], old.mean(1, keepdims=True).repeat(2, 1), rtol=1e-12)
+    np.testing.assert_array_equal(rows["zero"], 0)
+    np.testing.assert_allclose(rows["logit"], -3, rtol=1e-12)
+
+
+def test_dueling_keeps_its_mean_and_says_that_gradients_change() -> None:
+    rng = np.random.default_rng(0)
+    checkpoint = _with_state(surgery.load(zoo.export("dueling", "dynamo")), rng)
+    (space,) = [s for s in _action_spaces(checkpoint) if "adv" in s]
+    result = surgery.apply(surgery.extend(checkpoint, actions=[NewAction(space, 1)]), checkpoint)
+    assert result.report is not None and result.report.ok
+    assert result.plan.inexact_slots == (space,)
+    with pytest.raises(Refused, match="averaged"):
+        surgery.extend(checkpoint, actions=[NewAction(space, 1, "zero")])
+
+
+def test_a_forbidden_action_is_masked_in_the_contract_and_never_greedy(tmp_path) -> None:
+    checkpoint = surgery.load(zoo.export("mlp_relu", "dynamo"))
+    (space,) = _action_spaces(checkpoint)
+    output = checkpoint.interface.outputs[0].name
+    result = surgery.apply(
+        surgery.extend(checkpoint, actions=[NewAction(space, 2, labels=("a", "b"))]), checkpoint
+    )
+    mask = result.checkpoint.environment.settings["action_mask"][output]
+    assert list(mask) == [True] * (len(mask) - 2) + [False] * 2
+    assert result.report.check(f"new actions of '{output}', greedy").value == 0
+    assert result.checkpoint.interface.output(output).labels[-2:] == ("a", "b")
+    result.save(tmp_path / "x.onnx")
+    assert surgery.load(tmp_path / "x.onnx").environment == result.checkpoint.environment
+
+
+@pytest.mark.parametrize(
+    ("action", "error"),
+    [
+        pytest.param(NewAction("q", 0), ArgumentError, id="none"),
+        pytest.param(NewAction("nothing", 1), UnknownName, id="unknown output"),
+        pytest.param(NewAction("q", 2, labels=("a",)), ArgumentError, id="too few names"),
+    ],
+)
+def test_an_action_that_does_not_fit_is_refused(action: NewAction, error: type[Exception]) -> None:
+    checkpoint = surgery.load(zoo.export("mlp_relu", "dynamo"))
+    output = checkpoint.interface.outputs[0].name
+    asked = dataclasses.replace(action, output=output) if action.output == "q" else action
+    with pytest.raises(error):
+        surgery.extend(checkpoint, actions=[asked])

@@ -15,12 +15,12 @@ from surgery.json_values import Json
 from surgery.tensors import shape_of
 
 if TYPE_CHECKING:
-    from surgery.graph.spaces import Space
+    from surgery.graph.spaces import Analysis, Space
     from surgery.optimizer import OptimizerState
 
 
-def inspection(checkpoint: surgery.Checkpoint, path: Path) -> dict[str, Json]:
-    """Everything there is to know about a checkpoint without running it."""
+def inspection(checkpoint: surgery.Checkpoint, analysis: Analysis, path: Path) -> dict[str, Json]:
+    """Everything there is to know about a checkpoint, and the analysis of its graph, without running it."""
     model = checkpoint.model
     graph, interface = model.graph, checkpoint.interface
     return {
@@ -33,7 +33,7 @@ def inspection(checkpoint: surgery.Checkpoint, path: Path) -> dict[str, Json]:
         "outputs": [_port(port, graph.outputs) for port in interface.outputs],
         "architecture": None,
         "layers": _layers(graph),
-        "spaces": [_space(space) for space in surgery.analyse(model).spaces],
+        "spaces": [_space(space) for space in analysis.spaces],
         "optimizer": _optimizer(checkpoint.optimizer) if checkpoint.optimizer else None,
         "environment": checkpoint.environment.to_json(),
         "lineage": [step.to_json() for step in checkpoint.lineage],

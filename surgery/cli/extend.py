@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from surgery.cli import _edits, _files, _options
 from surgery.cli._output import Output
 
 if TYPE_CHECKING:
+    from surgery.ops.actions import Kind, NewAction
     from surgery.ops.extend import NewObservation
 
 _REQUEST = re.compile(r"(?P<input>[^+=]+)\+(?P<count>\d+)(@(?P<at>\d+))?(=(?P<labels>.+))?")
@@ -37,7 +39,37 @@ def _observations(
     return found
 
 
-@click.command("extend", short_help="Add observations, exactly.")
+def _actions(
+    ctx: click.Context, parameter: click.Parameter, words: tuple[str, ...]
+) -> list[tuple[str, int, tuple[str, ...]]]:
+    """`OUTPUT+K[=NAME,…] …`"""
+    found = []
+    for word in words:
+        match = _REQUEST.fullmatch(word)
+        if match is None or match["at"] is not None:
+            raise click.BadParameter(f"'{word}' is not OUTPUT+K or OUTPUT+K=NAME,…", ctx, parameter)
+        labels = tuple(match["labels"].split(",")) if match["labels"] else ()
+        found.append((match["input"], int(match["count"]), labels))
+    return found
+
+
+def _start(ctx: click.Context, parameter: click.Parameter, word: str) -> tuple[str, float]:
+    """`never`, `mean`, `zero` or `logit:X`."""
+    kind, colon, number = word.partition(":")
+    try:
+        bias = float(number) if colon else 0.0
+    except ValueError:
+        bias = math.nan
+    if (
+        kind not in ("never", "mean", "zero", "logit")
+        or bool(colon) != (kind == "logit")
+        or not math.isfinite(bias)
+    ):
+        raise click.BadParameter(f"'{word}' is not never, mean, zero or logit:X", ctx, parameter)
+    return kind, bias
+
+
+@click.command("extend", short_help="Add observations and actions, exactly.")
 @_options.file_argument("model")
 @click.option(
     "--observation",
@@ -46,6 +78,23 @@ def _observations(
     multiple=True,
     callback=_observations,
     help="Insert K features or channels into an input, before feature AT (default: behind the last).",
+)
+@click.option(
+    "--action",
+    "actions",
+    metavar="OUTPUT+K",
+    multiple=True,
+    callback=_actions,
+    help="Add K actions behind the old ones of an output.",
+)
+@click.option(
+    "--new-action",
+    "start",
+    metavar="START",
+    default="never",
+    show_default=True,
+    callback=_start,
+    help="How a new action starts: never (mean of the old ones, and forbidden), mean, zero, or logit:X.",
 )
 @_options.seed
 @_options.observations
@@ -58,6 +107,8 @@ def command(
     *,
     model: Path,
     requests: list[NewObservation],
+    actions: list[tuple[str, int, tuple[str, ...]]],
+    start: tuple[Kind, float],
     seed: int,
     observations: Path | None,
     no_verify: bool,
@@ -66,24 +117,33 @@ def command(
     force: bool,
     output: Output,
 ) -> None:
-    """Add observations so that the policy does the same, whatever the new ones hold.
+    """Add observations and actions so that the policy does the same as before.
 
-    The weights that read them start at zero, optimizer state included, and learn at once. An input with several
-    axes of features is named with its axis: observation[1]+2.
+    The weights that read new observations start at zero, optimizer state included, and learn at once. An input
+    with several axes of features is named with its axis: observation[1]+2. Old actions keep their values; the
+    result says how often the policy would take a new one.
 
     \b
     Example:
       surgery extend agent.onnx --observation observation+2 -o more.onnx
       surgery extend agent.onnx --observation observation+1@0 -o more.onnx
       surgery extend agent.onnx --observation observation+2@4=wind,fuel -o more.onnx
+      surgery extend agent.onnx --action q_values+2 -o more.onnx
+      surgery extend agent.onnx --action logits+1=JUMP --new-action logit:-5 -o more.onnx
     """
     path = None if dry_run else _files.check_target(target, [model], force=force)
     proof = _edits.Proof(not no_verify, _files.read_observations(observations), seed)
     with output.step(f"analysing {model}"):
         checkpoint = surgery.load(model)
-        plan = surgery.extend(checkpoint, requests)
+        plan = surgery.extend(checkpoint, requests, _new(actions, start))
     if path is None:
         output.show(_edits.plan_report(plan), plan.describe)
         return
     result = _edits.carry_out(plan, checkpoint, path, proof, output, force=force)
     output.show(_edits.edit_report(result, path), lambda: _edits.edit_text(result, path))
+
+
+def _new(actions: list[tuple[str, int, tuple[str, ...]]], start: tuple[Kind, float]) -> list[NewAction]:
+    from surgery.ops.actions import NewAction
+
+    return [NewAction(name, count, start[0], start[1], labels) for name, count, labels in actions]

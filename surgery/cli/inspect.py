@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import surgery
-from surgery.cli import _options
+from surgery.cli import _files, _options
 from surgery.cli._output import Output, number, plural, section, size, table
+
+if TYPE_CHECKING:
+    from surgery.graph.spaces import Analysis
 
 Report = dict[str, Any]
 
 
 @click.command("inspect", short_help="Show layers, spaces, couplings, and what is frozen.")
 @_options.file_argument("model")
+@click.option(
+    "--graph",
+    "target",
+    metavar="OUT.html",
+    type=_options.FILE,
+    help="Draw the graph with its spaces in colour: one file for the browser that needs nothing else.",
+)
+@_options.force
 @_options.no_optimizer
 @_options.reported
-def command(*, model: Path, no_optimizer: bool, output: Output) -> None:
+def command(*, model: Path, target: Path | None, force: bool, no_optimizer: bool, output: Output) -> None:
     """Show what a model is made of: layers, spaces, what is coupled to what, what is frozen and why.
 
     A space is the set of all axes that have to change together; `surgery widen --width` takes its name.
@@ -28,12 +39,31 @@ def command(*, model: Path, no_optimizer: bool, output: Output) -> None:
     Example:
       surgery inspect agent.onnx
       surgery inspect agent.onnx --json
+      surgery inspect agent.onnx --graph agent.html
     """
     from surgery.cli._inspection import inspection
 
+    if target is not None:
+        _files.check_target(target, [model], force=force)
     with output.step(f"analysing {model}"):
-        report = inspection(surgery.load(model, optimizer=not no_optimizer), model)
+        checkpoint = surgery.load(model, optimizer=not no_optimizer)
+        analysis = surgery.analyse(checkpoint.model, checkpoint.interface)
+        report = inspection(checkpoint, analysis, model)
+    if target is not None:
+        with output.step(f"drawing {target}"):
+            _draw(analysis, model, target, force=force)
+        report["graph"] = str(target)
     output.show(report, lambda: _text(report))
+    if target is not None:
+        output.note(f"wrote {target}")
+
+
+def _draw(analysis: Analysis, model: Path, target: Path, *, force: bool) -> None:
+    from surgery.draw import draw
+    from surgery.files import replacing
+
+    with replacing([target], force=force, sources=[model]) as [part]:
+        part.write_text(draw(analysis, title=model.name), encoding="utf-8")
 
 
 def _text(report: Report) -> str:

@@ -60,15 +60,24 @@ def build(
             side,
             name,
             tuple(axis if edits_it(axis) else () for axis in axes),
-            (labels or {}).get(name, ()) if side == "input" else (),
+            (labels or {}).get(name, ()),
         )
         for side, name, axes in analysis.ports
         if any(map(edits_it, axes))
     )
     plan = Plan(
-        operation, dict(arguments), claim, tuple(edits), tensors, (), seed, noise, tuple(frozen), ports,
-        {name: count for name, count in slots.items() if count},
-    )  # fmt: skip
+        operation=operation,
+        arguments=dict(arguments),
+        claim=claim,
+        spaces=tuple(edits),
+        tensors=tensors,
+        operands=(),
+        seed=seed,
+        noise=noise,
+        frozen=tuple(frozen),
+        ports=ports,
+        slots={name: count for name, count in slots.items() if count},
+    )
     operands: list[OperandEdit] = []
     model = analysis.model.clone()
     edited_tensors(model, plan)

@@ -1,15 +1,18 @@
-"""Extend: new observations at any place of an input, which the policy ignores until it has learned to read them."""
+"""Extend: new observations at any place of an input, and new actions, without changing what the policy does."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from surgery.checkpoint import Checkpoint
 from surgery.edits import MOST_UNITS, SpaceEdit
 from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.graph.layout import Layout, Units, text
 from surgery.graph.spaces import Analysis, Space, analyse
+from surgery.interface import Port
+from surgery.ops.actions import NewAction, action_edit, action_space, alone
 from surgery.ops.build import build
 from surgery.plan import Plan
 
@@ -31,44 +34,85 @@ class NewObservation:
     labels: Sequence[str] = ()
 
 
-def extend(checkpoint: Checkpoint, observations: Sequence[NewObservation]) -> Plan:
-    """Add observations without changing what the policy does, whatever the new ones hold.
+def extend(
+    checkpoint: Checkpoint, observations: Sequence[NewObservation] = (), actions: Sequence[NewAction] = ()
+) -> Plan:
+    """Add observations and actions without changing what the policy does with the old ones.
 
-    The weights that read a new feature start at zero: exact, and they learn at once, as their gradient is not zero.
-    Constants of a normaliser in the graph (mean, variance) start as those of a neighbouring feature.
+    Observations: the weights that read a new feature start at zero: exact whatever it holds, and they learn at once, as
+    their gradient is not zero. Constants of a normaliser in the graph start as those of a neighbouring feature.
+    Actions: the old actions keep their values or logits; what the policy does with a new one depends on its start.
 
     Args:
       checkpoint: any checkpoint; only shapes are read.
       observations: what to insert; at most one entry per axis of an input.
+      actions: what to add; at most one entry per output.
 
     Returns:
-      A plan that claims "equivalent".
+      A plan that claims "equivalent": equal outputs for the old actions.
 
     Raises:
-      UnknownName: an input that is not there.
-      ArgumentError: a count, place or label that does not fit, or an input with several axes of features.
-      Refused: if the features are mixed in a way that new ones would show (a normalisation over the observation).
+      UnknownName: an input or output that is not there.
+      ArgumentError: a count, place or label that does not fit, or a port with several axes of units.
+      Refused: if the units are mixed in a way that new ones would show (a normalisation over the observation).
 
     References:
       OpenAI. Dota 2 with Large Scale Deep Reinforcement Learning. 2019 (arXiv:1912.06680), appendix B.
     """
-    if not observations:
-        raise ArgumentError("nothing to extend", hint="give at least one --observation INPUT+K")
+    if not observations and not actions:
+        raise ArgumentError(
+            "nothing to extend", hint="give at least one --observation INPUT+K or --action OUTPUT+K"
+        )
     analysis = analyse(checkpoint.model, checkpoint.interface, checkpoint.trained)
-    edits: list[SpaceEdit] = []
+    edits: dict[str, SpaceEdit] = {}
     labels: dict[str, tuple[str, ...]] = {}
+    averaged: list[str] = []
     for new in observations:
         name, space = _space(analysis, new.input)
-        if any(edit.space == space.name for edit in edits):
-            raise ArgumentError(f"'{space.name}' is extended twice", hint="give one count for each axis")
-        edits.append(_edit(space, new))
-        found = _labels(checkpoint, name, space, new)
-        if found:
-            labels[name] = found
-    arguments = {"observations": [asdict(new) | {"labels": list(new.labels)} for new in observations]}
-    return build(
-        checkpoint, analysis, "extend", edits, arguments=arguments, claim="equivalent", labels=labels
+        _once(edits, space)
+        edits[space.name] = _edit(space, new)
+        at = space.size if new.at is None else new.at
+        labels[name] = _labels(checkpoint.interface.input(name), space.size, at, new.count, new.labels)
+    for action in actions:
+        name, space = action_space(analysis, action.output)
+        _once(edits, space)
+        edits[space.name] = action_edit(checkpoint, analysis, space, action)
+        averaged += [space.name] if space.whole else []
+        if alone(analysis, name, space):
+            port = checkpoint.interface.output(name)
+            labels[name] = _labels(port, space.size, space.size, action.count, action.labels)
+    arguments = {
+        "observations": [asdict(new) | {"labels": list(new.labels)} for new in observations],
+        "actions": [asdict(new) | {"labels": list(new.labels)} for new in actions],
+    }
+    plan = build(
+        checkpoint,
+        analysis,
+        "extend",
+        list(edits.values()),
+        arguments=arguments,
+        claim="equivalent",
+        labels=labels,
     )
+    return replace(plan, inexact_slots=tuple(averaged), environment=_contract(checkpoint, analysis, actions))
+
+
+def _once(edits: dict[str, SpaceEdit], space: Space) -> None:
+    if space.name in edits:
+        raise ArgumentError(f"'{space.name}' is extended twice", hint="give one count for each axis")
+
+
+def _contract(checkpoint: Checkpoint, analysis: Analysis, actions: Sequence[NewAction]) -> dict[str, Any]:
+    """Settings of the environment that change: which actions may be taken."""
+    known = checkpoint.environment.settings.get("action_mask")
+    mask: dict[str, Any] = dict(known) if isinstance(known, Mapping) else {}
+    for action in actions:
+        if action.start == "never":
+            name, space = action_space(analysis, action.output)
+            before = mask.get(name)
+            allowed = list(before) if isinstance(before, Sequence) else [True] * space.size
+            mask[name] = [*allowed, *[False] * action.count]
+    return {"action_mask": mask} if any(action.start == "never" for action in actions) else {}
 
 
 def _space(analysis: Analysis, wanted: str) -> tuple[str, Space]:
@@ -123,18 +167,13 @@ def _edit(space: Space, new: NewObservation) -> SpaceEdit:
     return SpaceEdit(space.name, space.size, source, frozenset(range(at, at + new.count)))
 
 
-def _labels(checkpoint: Checkpoint, name: str, space: Space, new: NewObservation) -> tuple[str, ...]:
-    """The names of all features afterwards; empty where neither the old nor the new ones have any."""
-    old = checkpoint.interface.input(name).labels
-    if old is None and not new.labels:
+def _labels(port: Port, size: int, at: int, count: int, new: Sequence[str]) -> tuple[str, ...]:
+    """The names of all features or actions afterwards; empty where neither the old nor the new ones have any."""
+    if port.labels is None and not new:
         return ()
-    known = (
-        old if old is not None and len(old) == space.size else tuple(f"{name}.{k}" for k in range(space.size))
-    )
-    at = space.size if new.at is None else new.at
-    added = tuple(new.labels) or tuple(f"{name}.new{k}" for k in range(new.count))
-    if set(known) & set(added) or len(set(added)) < len(added):
-        raise ArgumentError(
-            f"the new names {', '.join(added)} are not new", hint="labels of features are unique"
-        )
-    return (*known[:at], *added, *known[at:])
+    known = port.labels if port.labels is not None and len(port.labels) == size else None
+    old = known or tuple(f"{port.name}.{k}" for k in range(size))
+    added = tuple(new) or tuple(f"{port.name}.new{k}" for k in range(count))
+    if set(old) & set(added) or len(set(added)) < len(added):
+        raise ArgumentError(f"the new names {', '.join(added)} are not new", hint="labels are unique")
+    return (*old[:at], *added, *old[at:])

@@ -21,6 +21,7 @@ from surgery.verify.outputs import (
     difference,
     float32_outputs,
     float32_tool,
+    new_actions,
     noise,
     policy_checks,
 )
@@ -89,10 +90,11 @@ def _judge(
     structure = check_structure(after.model)
     old, tool = _before(before, inputs)
     try:
-        new = kept(float32_outputs(after.model, grown(inputs), tool))
+        found = float32_outputs(after.model, grown(inputs), tool)
     except UnfitGraph as error:
         broken = Check("outputs, float32", False, float("inf"), 0.0, f"cannot be evaluated: {error}")
         return Report(claim, (structure, broken), float("inf"), float("inf"), _context(seed, observations))
+    new = kept(found)
     absolute, relative, worst = difference(old, new)
     floor = noise(before.model, inputs, old)
     limit = max(FLOAT32_LIMIT, 4 * floor) if strict else None
@@ -104,6 +106,7 @@ def _judge(
     double = (FLOAT64_LIMIT if plan else limit) if strict else None
     checks += compare_double(before.model, exact.model, inputs, (grown, kept), double)
     checks += policy_checks(before, old, new, KL_LIMIT if strict else None)
+    checks += new_actions(plan, after, found) if plan else []
     if plan is not None and strict and before.optimizer is not None:
         checks += check_slots(plan, before, exact, _rows(inputs, ROWS["slots"]), seed)
     return Report(claim, tuple(checks), absolute, relative, _context(seed, observations))

@@ -10,7 +10,9 @@ import onnx_ir as ir
 
 from surgery.checkpoint import Checkpoint
 from surgery.errors import SurgeryError
+from surgery.graph.layout import units
 from surgery.numeric import Unsupported, run
+from surgery.plan import Plan
 from surgery.verify.probes import Arrays
 from surgery.verify.report import Check, measured
 
@@ -156,6 +158,26 @@ def policy_checks(checkpoint: Checkpoint, before: Arrays, after: Arrays, limit: 
         if port.kind == "logits":
             divergence = float(_kl(old, new).max())
             checks.append(measured(f"policy KL of '{port.name}'", divergence, limit, "largest, nats"))
+    return checks
+
+
+def new_actions(plan: Plan, after: Checkpoint, outputs: Arrays) -> list[Check]:
+    """What the policy does with actions that a plan has added: how often they are greedy, and how likely."""
+    checks = []
+    starts = {edit.space: edit for edit in plan.spaces if edit.start is not None}
+    for edit in (port for port in plan.ports if port.side == "output"):
+        found = [part.space for part in units(edit.axes[-1]) if part.space in starts] if edit.axes else []
+        kind = after.interface.output(edit.name).kind
+        if not found or len(edit.axes[-1]) != 1 or kind not in ("q_values", "logits"):
+            continue
+        fresh, values = starts[found[0]].is_fresh, _real(outputs[edit.name])
+        greedy = float(fresh[values.argmax(-1)].mean())
+        checks.append(measured(f"new actions of '{edit.name}', greedy", greedy, None, "share of the rows"))
+        if kind == "logits":
+            likely = float(np.exp(_log_softmax(values))[..., fresh].sum(-1).mean())
+            checks.append(
+                measured(f"new actions of '{edit.name}', sampled", likely, None, "mean probability")
+            )
     return checks
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import onnx_ir as ir
@@ -89,18 +90,24 @@ def slice_(t: Trace, node: ir.Node) -> None:
     starts, ends = t.numbers(node, 1, "starts") or [], t.numbers(node, 2, "ends") or []
     named = t.numbers(node, 3, "axes") or list(range(len(starts)))
     steps = t.numbers(node, 4) or [1] * len(starts)
-    follow: list[tuple[Axis, Axis, Axis] | None] = []
+    follow: list[Bounds | None] = []
     for start, axis, step in zip(starts, named, steps, strict=True):
         k = axis % len(data)
         n, count = t.shape(x)[k], shape[k]
         begin = max(0, min(n, start + n if start < 0 else start))
         whole = data[k]
+        bounds: Bounds | None = None
         if step == 1:
             before, data[k], _ = _cut(t, node, x, k, [begin, count, n - begin - count])
-            follow.append(None if is_symbolic(whole) else (whole, before, data[k]))
+            bounds = _between(whole, before, data[k])
+        elif _strides(n, begin, step, count):
+            data[k] = _every(t, node, whole, n // step)
+            bounds = _throughout(whole, begin)
         else:
-            data[k] = _every(t, node, whole, n, begin, step, count)
-            follow.append(None)
+            t.freeze(node, whole, "opaque", "every so many units taken, or in reverse,")
+            why = f"a stride over {n} units at node '{label(node)}' (Slice)"
+            data[k] = t.fixed(count, "opaque", why)
+        follow.append(None if is_symbolic(whole) else bounds)
     t.put(out, data)
     attribute = "starts" in node.attributes
     if any(follow):
@@ -108,31 +115,46 @@ def slice_(t: Trace, node: ir.Node) -> None:
         t.literal(node, "ends" if attribute else 2, lambda size: _edges(size, ends, follow, last=True))
 
 
-def _edges(
-    size: Resize, old: Sequence[int], follow: Sequence[tuple[Axis, Axis, Axis] | None], *, last: bool
-) -> list[Number]:
+@dataclass(frozen=True)
+class Bounds:
+    """Where a slice of an axis begins and ends after an edit."""
+
+    whole: Axis
+    start: Callable[[Resize], int]
+    end: Callable[[Resize], int]
+
+
+def _between(whole: Axis, before: Axis, taken: Axis) -> Bounds:
+    return Bounds(whole, lambda size: size(before), lambda size: size(before) + size(taken))
+
+
+def _throughout(whole: Axis, begin: int) -> Bounds:
+    return Bounds(whole, lambda size: begin, lambda size: size(whole))
+
+
+def _edges(size: Resize, old: Sequence[int], follow: Sequence[Bounds | None], *, last: bool) -> list[Number]:
     """The bounds of a slice after an edit; a bound that still means the same is kept as it was written."""
     out: list[Number] = []
-    for bound, axes in zip(old, follow, strict=True):
-        if axes is None:
+    for bound, axis in zip(old, follow, strict=True):
+        if axis is None:
             out.append(bound)
             continue
-        n = size(axes[0])
-        wanted = size(axes[1]) + (size(axes[2]) if last else 0)
+        n, wanted = size(axis.whole), (axis.end if last else axis.start)(size)
         means = max(0, min(n, bound + n if bound < 0 else bound))
         out.append(bound if means == wanted else wanted)
     return out
 
 
-def _every(t: Trace, node: ir.Node, axis: Axis, n: int, begin: int, step: int, count: int) -> Axis:
+def _strides(n: int, begin: int, step: int, count: int) -> bool:
+    """Whether x[begin::step] takes one of each block of `step` units."""
+    return step > 0 and n % step == 0 and begin < step and count == n // step
+
+
+def _every(t: Trace, node: ir.Node, axis: Axis, outer: int) -> Axis:
     """x[begin::step]: with n = outer · step, one of the step inner units of each outer one."""
-    why = f"a stride over {n} units at node '{label(node)}' (Slice)"
-    if step <= 0 or n % step or begin >= step or count != n // step:
-        t.freeze(node, axis, "opaque", "every so many units taken, or in reverse,")
-        return t.fixed(count, "opaque", why)
-    outer, inner = t.split(node, axis, n // step)
+    blocks, inner = t.split(node, axis, outer)
     t.freeze(node, inner, "literal", "a stride")
-    return outer
+    return blocks
 
 
 @RULES(
@@ -152,7 +174,9 @@ def gather(t: Trace, node: ir.Node) -> None:
         t.freeze(node, data[at], "opaque", "indexed at run time")
         t.use("weight", x, data)
         rows = [t.merge(node, [(x, axis)]) if axis else UNIT for axis in data]
-        t.put(node.outputs[0], [*rows[:at], *t.axes(indices), *rows[at + 1 :]])
+        # a zero index is no zero unit: nothing passes back
+        places = [t.merge(node, [(indices, axis)], passes=0) if axis else UNIT for axis in t.axes(indices)]
+        t.put(node.outputs[0], [*rows[:at], *places, *rows[at + 1 :]])
         return
     picked = _pick(t, node, x, at, chosen)
     t.put(node.outputs[0], [*data[:at], *([picked] if rank else []), *data[at + 1 :]])

@@ -1,0 +1,106 @@
+"""New actions: rows of a head that leave the values of the old actions as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from surgery.checkpoint import Checkpoint
+from surgery.edits import MOST_UNITS, SpaceEdit, Start
+from surgery.errors import ArgumentError, Refused, UnknownName
+from surgery.graph.layout import Units, units
+from surgery.graph.spaces import Analysis, Space
+
+Kind = Literal["never", "mean", "zero", "logit"]
+KINDS: tuple[Kind, ...] = ("never", "mean", "zero", "logit")
+
+
+@dataclass(frozen=True, slots=True)
+class NewAction:
+    """Actions to add behind the old ones of an output.
+
+    Attributes:
+      output: name of the graph's output, or of the space that makes its actions.
+      count: how many.
+      start: how their rows begin. "mean": as the mean of the old actions, so that none is greedy (and a mean over
+        advantages stays what it is); "never": likewise, and the environment's contract forbids them until that is
+        lifted; "zero": value or logit 0; "logit": zero weights and a bias.
+      bias: that bias, for "logit": the logit of the new action whatever is observed.
+      labels: a name for each; empty if they have none.
+    """
+
+    output: str
+    count: int
+    start: Kind = "never"
+    bias: float = 0.0
+    labels: Sequence[str] = ()
+
+
+def action_space(analysis: Analysis, wanted: str) -> tuple[str, Space]:
+    """The output and the space that a request means.
+
+    Raises:
+      UnknownName: no such output or space. Refused: a space that cannot be extended, with the reason.
+      ArgumentError: an output with several axes of units.
+    """
+    ports = {name: axes for side, name, axes in analysis.ports if side == "output"}
+    by_name = {space.name: space for space in analysis.spaces if "output" in space.kinds}
+    for name, axes in ports.items():
+        found = dict.fromkeys(part.space for axis in axes for part in units(axis) if part.space in by_name)
+        if wanted in found:
+            return name, _free(by_name[wanted])
+        if wanted == name and len(found) == 1:
+            return name, _free(by_name[next(iter(found))])
+        if wanted == name and not found:
+            raise Refused(f"no axis of output '{name}' can be followed back to parameters")
+        if wanted == name:
+            raise ArgumentError(
+                f"output '{name}' has several axes of units", hint="name one of them: " + ", ".join(found)
+            )
+    raise UnknownName("output", wanted, [*ports, *by_name])
+
+
+def _free(space: Space) -> Space:
+    if set(space.kinds) - {"output"}:
+        others = [
+            reason for kind, reason in zip(space.kinds, space.reasons, strict=False) if kind != "output"
+        ]
+        raise Refused(f"'{space.name}' cannot be extended exactly: {(others or space.reasons)[0]}")
+    return space
+
+
+def action_edit(checkpoint: Checkpoint, analysis: Analysis, space: Space, new: NewAction) -> SpaceEdit:
+    """The edit of the space, checked.
+
+    Raises:
+      ArgumentError: a count, start or label that does not fit. Refused: a start that would change the old actions.
+    """
+    if not 0 < new.count <= MOST_UNITS:
+        raise ArgumentError(
+            f"'{new.output}' cannot be extended by {new.count}", hint="a whole number, 1 or more"
+        )
+    if new.labels and len(new.labels) != new.count:
+        raise ArgumentError(f"{new.count} new actions of '{new.output}', but {len(new.labels)} names")
+    if new.start not in KINDS:
+        raise ArgumentError(f"unknown start '{new.start}' of an action", hint=", ".join(KINDS))
+    if new.start in ("zero", "logit") and (space.no_zero or space.whole):
+        raise Refused(
+            f"a new action that starts at '{new.start}' would change the old ones: {space.whole or space.no_zero}",
+            hint="start it at the mean: --new-action mean",
+        )
+    makers = [ref.tensor for ref in space.axes if ref.role == "out"]
+    if new.start == "logit" and not any(analysis.fills[tensor] == "zero" for tensor in makers):
+        raise Refused(f"the head of '{space.name}' has no bias that could be set to {new.bias}")
+    start = Start(
+        "mean" if new.start in ("never", "mean") else "zero", new.bias if new.start == "logit" else 0.0
+    )
+    source = (*range(space.size), *[space.size - 1] * new.count)
+    fresh = frozenset(range(space.size, space.size + new.count))
+    return SpaceEdit(space.name, space.size, source, fresh, start=start)
+
+
+def alone(analysis: Analysis, output: str, space: Space) -> bool:
+    """Whether the last axis of an output counts the units of one space and nothing else."""
+    axes = next(axes for side, name, axes in analysis.ports if side == "output" and name == output)
+    return any(len(axis) == 1 and isinstance(axis[0], Units) and axis[0].space == space.name for axis in axes)

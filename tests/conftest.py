@@ -1,0 +1,40 @@
+"""Every test is deterministic, runs on one thread, and sees no setting of the person who started it."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from pathlib import Path
+
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # read when numpy is imported
+
+import numpy as np
+import pytest
+
+TEACHERS = Path(__file__).parent.parent / "examples" / "teachers"
+FOREIGN = ("NO_COLOR", "FORCE_COLOR", "TERM", "COLUMNS", "LINES")
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [*FOREIGN, *(name for name in os.environ if name.startswith("_SURGERY"))]:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    random.seed(0)
+    if torch := sys.modules.get("torch"):  # never imported for a test that does not need it
+        torch.manual_seed(0)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def teachers() -> Path:
+    """The folder of the trained agents that ship with the project."""
+    return TEACHERS

@@ -1,0 +1,439 @@
+"""The command line: help, exit statuses, one clear line for every mistake, and JSON for scripts."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import pty
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import pytest
+
+from surgery.cli import VERBS, cli, main
+from surgery.errors import ArgumentError
+
+PROGRAM = Path(sysconfig.get_path("scripts")) / "surgery"
+
+
+@pytest.fixture(autouse=True)
+def _quiet_log() -> Iterator[None]:
+    """The command line sends the log to a stream that lives as long as its test."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(False)
+
+
+@pytest.fixture
+def model(tmp_path: Path, teachers: Path) -> Path:
+    """A copy of a small trained agent: spaces `network.0` (120 wide) and `network.2` (84 wide)."""
+    path = tmp_path / "agent.onnx"
+    path.write_bytes((teachers / "cartpole-dqn.onnx").read_bytes())
+    return path
+
+
+@pytest.fixture
+def wide(model: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    path = model.with_name("wide.onnx")
+    assert main(["widen", str(model), "--factor", "1.5", "-o", str(path)]) == 0
+    capsys.readouterr()
+    return path
+
+
+def run(*words: object, **options: object) -> subprocess.CompletedProcess[str]:
+    """The installed program, as a shell runs it."""
+    return subprocess.run([PROGRAM, *map(str, words)], capture_output=True, text=True, **options)
+
+
+# --- help ---
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_verb_has_help_an_example_and_the_common_options(verb, capsys):
+    assert main([verb, "-h"]) == 0
+    text = capsys.readouterr().out
+    first = text.split("\n\n")[1].strip()
+    assert first.endswith(".")
+    assert first.split()[0][0].isupper()
+    assert f"  surgery {verb} " in text.partition("Example:")[2]
+    assert all(option in text for option in ("--json", "--quiet", "--verbose", "--debug"))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_has_help(verb):
+    command = cli.get_command(click.Context(cli), verb)
+    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    assert [option.name for option in options if not option.help] == []
+
+
+def test_help_lists_every_verb_and_is_what_surgery_alone_prints(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {verb} " in text for verb in VERBS)
+    assert main([]) == 0
+    assert capsys.readouterr().out == text
+
+
+def test_help_takes_less_than_a_third_of_a_second():
+    def seconds() -> float:
+        start = time.perf_counter()
+        assert run("--help").returncode == 0
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(5)) <= 0.3
+
+
+# --- exit statuses ---
+
+
+def test_done_is_0(model, tmp_path):
+    done = run("widen", model, "--factor", "1.5", "-o", tmp_path / "wide.onnx")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert run("verify", model, tmp_path / "wide.onnx").returncode == 0
+
+
+def test_the_answer_no_is_1(model, tmp_path):
+    noisy = tmp_path / "noisy.onnx"
+    assert (
+        run("widen", model, "--factor", "2", "--init", "net2net", "--noise", "0.5", "-o", noisy).returncode
+        == 0
+    )
+    done = run("verify", model, noisy)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "FAILED" in done.stdout
+
+
+def test_a_wrong_command_is_2():
+    assert run("widen").returncode == 2
+    assert run("frobnicate").returncode == 2
+
+
+def test_a_bug_is_3_with_one_line_and_a_log(model, monkeypatch, capsys, tmp_path):
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("of course")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("surgery.load", broken)
+    assert main(["inspect", str(model)]) == 3
+    error = capsys.readouterr().err
+    assert error.startswith("error: internal error: ZeroDivisionError: of course\n")
+    assert "Traceback" not in error
+    log = Path(error.split()[-1])
+    assert log.parent == tmp_path
+    assert "ZeroDivisionError" in log.read_text()
+    assert main(["inspect", str(model), "--debug"]) == 3
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_130(model, monkeypatch, capsys):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("surgery.load", interrupted)
+    assert main(["inspect", str(model)]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
+def test_a_reader_that_goes_away_is_no_error(model):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([PROGRAM, "inspect", model], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+# --- how a failure looks ---
+
+
+def test_an_error_says_what_where_and_what_next(model, monkeypatch, capsys):
+    def refuse(*_: object, **__: object) -> None:
+        where = {"checkpoint": "runs/best.onnx", "space": "fc = policy.fc.weight[0]"}
+        raise ArgumentError(
+            "cannot widen space 'fc' to 256: it is 512 wide", where=where, hint="surgery narrow"
+        )
+
+    monkeypatch.setattr("surgery.load", refuse)
+    assert main(["inspect", str(model)]) == 2
+    assert capsys.readouterr().err == (
+        "error: cannot widen space 'fc' to 256: it is 512 wide\n"
+        "  checkpoint  runs/best.onnx\n"
+        "  space       fc = policy.fc.weight[0]\n"
+        "hint: surgery narrow\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("env", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
+)
+def test_colour_is_for_terminals_and_can_be_refused(env, coloured):
+    terminal, end = pty.openpty()
+    subprocess.run([PROGRAM, "frobnicate"], stderr=end, env={**os.environ, "TERM": "xterm", **env})
+    text = os.read(terminal, 4096)
+    os.close(end)
+    os.close(terminal)
+    assert b"unknown command" in text
+    assert (b"\x1b[" in text) is coloured
+
+
+# --- wrong input ---
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A command line that cannot be honoured; `{model}`, `{folder}` and `{out}` are filled in."""
+
+    name: str
+    words: str
+    says: str
+    prepare: Callable[[Path], object] = lambda folder: None
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Executed:
+    """Leaves a mark when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, ("executed",)
+
+
+def _truncate(folder: Path) -> None:
+    data = (folder / "agent.onnx").read_bytes()
+    (folder / "bad.onnx").write_bytes(data[: len(data) // 2])
+
+
+WRONG = [
+    Wrong("no target", "widen {model} -o {out}", "nothing to widen to"),
+    Wrong("two targets", "widen {model} --factor 2 --width network.0=200 -o {out}", "different things"),
+    Wrong("architecture", "widen {model} --to nature-x2 -o {out}", "named architectures"),
+    Wrong("no output", "widen {model} --factor 2", "-o"),
+    Wrong("factor 1", "widen {model} --factor 1 -o {out}", "factor"),
+    Wrong("factor 0.5", "widen {model} --factor 0.5 -o {out}", "factor"),
+    Wrong("factor 0", "widen {model} --factor 0 -o {out}", "factor"),
+    Wrong("factor -2", "widen {model} --factor -2 -o {out}", "factor"),
+    Wrong("factor NaN", "widen {model} --factor nan -o {out}", "factor"),
+    Wrong("factor inf", "widen {model} --factor inf -o {out}", "factor"),
+    Wrong("factor word", "widen {model} --factor twice -o {out}", "twice"),
+    Wrong("noise NaN", "widen {model} --factor 2 --noise nan -o {out}", "noise"),
+    Wrong("noise below 0", "widen {model} --factor 2 --noise -1 -o {out}", "noise"),
+    Wrong("unknown space", "widen {model} --width netwrk.0=200 -o {out}", "netwrk.0"),
+    Wrong("width below", "widen {model} --width network.0=64 -o {out}", "120"),
+    Wrong("width unchanged", "widen {model} --width network.0=120 -o {out}", "120"),
+    Wrong("width no number", "widen {model} --width network.0=many -o {out}", "SPACE=N"),
+    Wrong("width no space", "widen {model} --width 200 -o {out}", "SPACE=N"),
+    Wrong("width twice", "widen {model} --width network.0=200 --width network.0=300 -o {out}", "twice"),
+    Wrong("init", "widen {model} --factor 2 --init random -o {out}", "random"),
+    Wrong("folder as model", "widen {folder} --factor 2 -o {out}", "folder"),
+    Wrong("missing model", "widen {folder}/none.onnx --factor 2 -o {out}", "none.onnx"),
+    Wrong("output is input", "widen {model} --factor 2 -o {model}", "input"),
+    Wrong("output is input, forced", "widen {model} --factor 2 --force -o {model}", "input"),
+    Wrong("output is linked", "widen {model} --factor 2 --force -o {folder}/link.onnx", "input",
+          lambda folder: (folder / "link.onnx").hardlink_to(folder / "agent.onnx")),
+    Wrong("output exists", "widen {model} --factor 2 -o {folder}/old.onnx", "--force",
+          lambda folder: (folder / "old.onnx").write_text("old")),
+    Wrong("output is a folder", "widen {model} --factor 2 -o {folder}", "folder"),
+    Wrong("output in no folder", "widen {model} --factor 2 -o {folder}/none/wide.onnx", "none"),
+    Wrong("not ONNX", "inspect {folder}/bad.onnx", "not an ONNX model",
+          lambda folder: (folder / "bad.onnx").write_text("hello\n")),
+    Wrong("empty", "inspect {folder}/bad.onnx", "empty", lambda folder: (folder / "bad.onnx").touch()),
+    Wrong("pickle", "inspect {folder}/bad.onnx", "pickle",
+          lambda folder: (folder / "bad.onnx").write_bytes(pickle.dumps(Executed()))),
+    Wrong("truncated", "inspect {folder}/bad.onnx", "bad.onnx", _truncate),
+    Wrong("observations missing", "verify {model} {model} --observations {folder}/none.npz", "none.npz"),
+    Wrong("observations no npz", "verify {model} {model} --observations {model}", ".npz"),
+    Wrong("plan missing", "apply {folder}/none.json {model} -o {out}", "none.json"),
+    Wrong("plan no JSON", "apply {model} {model} -o {out}", "plan"),
+    Wrong("plan of nothing", "apply {folder}/plan.json {model} -o {out}", "plan",
+          lambda folder: (folder / "plan.json").write_text("{}")),
+    Wrong("many to one", "apply {model} {model} {model} -o {out}", "plan"),
+    Wrong("checkpoint is no checkpoint", "attach {model} {model} -o {out}", "agent.onnx"),
+    Wrong("nothing to declare", "annotate {model} -o {out}", "nothing to declare"),
+    Wrong("declared input", "annotate {model} --input pixels:observation -o {out}", "pixels"),
+    Wrong("declared kind", "annotate {model} --output q_values:quality -o {out}", "quality"),
+    Wrong("declared word", "annotate {model} --input observation:size=3 -o {out}", "size"),
+    Wrong("declared bounds", "annotate {model} --input observation:low=2,high=1 -o {out}", "low"),
+    Wrong("setting", "annotate {model} --env-setting sticky_actions=2 -o {out}", "sticky_actions"),
+    Wrong("unknown list", "list teachers", "teachers"),
+    Wrong("unknown option", "inspect {model} --frobnicate", "--frobnicate"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("json_wanted", [False, True], ids=["text", "json"])
+@pytest.mark.parametrize("case", WRONG, ids=str)
+def test_a_mistake_is_one_clear_line_and_writes_nothing(
+    case, json_wanted, model, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    case.prepare(tmp_path)
+    before = snapshot(tmp_path)
+    words = case.words.format(model=model, folder=tmp_path, out=tmp_path / "out.onnx").split()
+    assert main([*words, *["--json"] * json_wanted]) == 2
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err
+    if json_wanted:
+        assert printed.err == ""
+        message = error_of(printed.out)
+    else:
+        assert printed.out == ""
+        assert sum(line.startswith("error: ") for line in printed.err.splitlines()) == 1
+        assert printed.err.startswith("error: ")
+        message = printed.err
+    assert case.says in message
+    assert snapshot(tmp_path) == before
+
+
+def error_of(text: str) -> str:
+    """Checks the shape of a failure under `--json`; returns its words."""
+    report = json.loads(text)
+    assert report["schema"] == 1
+    error = report["error"]
+    assert set(error) == {"kind", "message", "hint", "where"}
+    assert "\n" not in error["message"]
+    return f"{error['message']} {error['hint']} {error['where']}"
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+
+
+@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_refused(model, tmp_path, capsys):
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o555)
+    assert main(["widen", str(model), "--factor", "2", "-o", str(folder / "wide.onnx")]) == 2
+    assert "read-only" in capsys.readouterr().err
+
+
+def test_a_folder_that_may_not_be_written_to_is_refused_before_any_work(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    assert main(["widen", str(model), "--factor", "2", "-o", str(tmp_path / "wide.onnx")]) == 2
+    assert "read-only" in capsys.readouterr().err
+
+
+# --- what the verbs print ---
+
+
+def test_text_is_plain_where_no_terminal_reads_it(model):
+    done = run("inspect", model, env={**os.environ, "FORCE_COLOR": "1"})
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_widen_says_what_changed(model, tmp_path, capsys):
+    target = tmp_path / "wide.onnx"
+    assert main(["widen", str(model), "--width", "network.0=200", "-o", str(target)]) == 0
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line.startswith("network.0 120→200 · 3 tensors · outputs equal (max |Δ| ")
+    assert line.endswith(f" · wrote {target}")
+
+
+def test_widen_json_has_the_keys_of_an_edit(model, tmp_path, capsys):
+    target = tmp_path / "wide.onnx"
+    assert main(["widen", str(model), "--factor", "1.5", "-o", str(target), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    keys = {"schema", "output", "claim", "exact", "max_abs_error", "max_rel_error", "changes", "frozen"}
+    assert keys <= set(report)
+    assert report["claim"] == "equivalent"
+    assert [(change["space"], change["from"], change["to"]) for change in report["changes"]] == [
+        ("network.0", 120, 180),
+        ("network.2", 84, 126),
+    ]
+
+
+def test_dry_run_writes_nothing_and_its_plan_makes_the_same_model(model, wide, tmp_path, capsys):
+    plan, again = tmp_path / "plan.json", tmp_path / "again.onnx"
+    assert main(["widen", str(model), "--factor", "1.5", "--dry-run", "--json"]) == 0
+    assert not again.exists()
+    plan.write_text(capsys.readouterr().out)
+    assert main(["apply", str(plan), str(model), "-o", str(again)]) == 0
+    capsys.readouterr()
+    assert main(["diff", str(wide), str(again), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["differences"] == []
+
+
+def test_apply_writes_many_models_to_a_folder(model, tmp_path, capsys):
+    other, folder = tmp_path / "target.onnx", tmp_path / "wide"
+    other.write_bytes(model.read_bytes())
+    folder.mkdir()
+    main(["widen", str(model), "--factor", "1.5", "--dry-run", "--json"])
+    plan = capsys.readouterr().out
+    done = run("apply", "-", model, other, "--output-dir", folder, "--json", input=plan)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)["results"]
+    assert [Path(result["output"]).name for result in results] == ["agent.onnx", "target.onnx"]
+    assert (folder / "agent.onnx").read_bytes() == (folder / "target.onnx").read_bytes()
+
+
+def test_verify_tells_equal_from_unequal(model, wide, tmp_path, capsys):
+    assert main(["verify", str(model), str(wide), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ok"] is True
+
+
+def test_inspect_json_has_the_keys_of_the_contract(model, capsys):
+    assert main(["inspect", str(model), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert {"inputs", "outputs", "parameters", "architecture", "optimizer", "spaces"} <= set(report)
+    assert all({"name", "size", "widenable", "reason", "axes"} <= set(space) for space in report["spaces"])
+    assert {space["name"]: space["size"] for space in report["spaces"] if space["widenable"]} == {
+        "network.0": 120,
+        "network.2": 84,
+    }
+
+
+def test_inspect_shows_a_person_everything(model, capsys):
+    assert main(["inspect", str(model)]) == 0
+    text = capsys.readouterr().out
+    words = ("observation", "q_values", "network.0.weight", "Gemm", "120", "frozen")
+    assert all(word in text for word in words)
+
+
+def test_attached_optimizer_state_follows_through_widen(model, teachers, tmp_path, capsys):
+    trained, target = tmp_path / "trained.onnx", tmp_path / "wide.onnx"
+    assert main(["attach", str(model), str(teachers / "cartpole-dqn.pt"), "-o", str(trained)]) == 0
+    assert main(["widen", str(trained), "--factor", "1.5", "-o", str(target)]) == 0
+    assert "slots" in capsys.readouterr().out
+    assert main(["inspect", str(target), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["optimizer"]["kind"] == "adam"
+
+
+def test_annotate_is_what_inspect_then_declares(model, tmp_path, capsys):
+    target = tmp_path / "declared.onnx"
+    words = ["--input", "observation:observation,labels=[x,v,angle,spin]"]
+    words += ["--output", "q_values:labels=[left,right]"]
+    words += ["--env", "CartPole-v1", "--env-setting", "max_episode_steps=500"]
+    assert main(["annotate", str(model), *words, "-o", str(target)]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(target), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["environment"] == {"id": "CartPole-v1", "settings": {"max_episode_steps": 500}}
+    assert report["inputs"][0]["labels"] == ["x", "v", "angle", "spin"]
+    assert report["outputs"][0]["declared"] is True
+
+
+def test_list_adapters_says_which_can_be_used(capsys):
+    assert main(["list", "adapters", "--json"]) == 0
+    adapters = {row["name"]: row["status"] for row in json.loads(capsys.readouterr().out)["adapters"]}
+    assert adapters["pytorch"] == "ready"
+
+
+def test_list_operators_names_those_with_an_axis_rule(capsys):
+    assert main(["list", "operators", "--json"]) == 0
+    names = {row["name"] for row in json.loads(capsys.readouterr().out)["operators"]}
+    assert {"Gemm", "Conv", "Relu", "Reshape", "BatchNormalization"} <= names
+
+
+def test_main_takes_its_words_from_the_shell(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["surgery", "--version"])
+    assert main() == 0
+    assert capsys.readouterr().out.startswith("surgery ")

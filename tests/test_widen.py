@@ -1,0 +1,170 @@
+"""Widening is exact: every network, export style, initialisation and space."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import onnx
+import onnx_ir as ir
+import pytest
+
+import surgery
+from surgery.errors import ArgumentError, Refused, UnknownName
+from surgery.execute import execute
+from surgery.graph import layout
+from surgery.numeric import run
+from surgery.plan import Plan
+from surgery.ports import grow, shrink
+from surgery.verify.outputs import runtime
+from tests import zoo
+from tests.originals import EXPORTS, FLOAT64, Original, original, refusal, relative, single, together
+
+
+@pytest.mark.parametrize(("name", "style"), EXPORTS)
+def test_widening_one_space_changes_no_output(name: str, style: str) -> None:
+    """In float64 by at most 1e-13; stored and run by onnxruntime no more than float32 allows."""
+    before, wrong = original(name, style), list[str]()
+    for label, plan in single(before):
+        # equal copies are rounded together with the others, when all spaces grow
+        after = None if label.endswith("net2net equal") else execute(plan, before.checkpoint)
+        wrong += [f"{label}: {text}" for text in _errors(before, plan, after, batches=1)]
+    assert not wrong
+
+
+@pytest.mark.parametrize(("name", "style"), EXPORTS)
+def test_widening_all_spaces_changes_no_output(name: str, style: str) -> None:
+    """Nor does it fix a symbolic size, damage the model, or touch a tensor that the plan does not name."""
+    before = original(name, style)
+    for label, plan in together(before):
+        after = execute(plan, before.checkpoint)
+        assert not list(_errors(before, plan, after, batches=2)), label
+        onnx.checker.check_model(ir.serde.serialize_model(after.model), full_check=True)
+        ports = {port.name for port in plan.ports}
+        assert _interface(after.model, ports) == _interface(before.checkpoint.model, ports)
+        _check_tensors(before.checkpoint, after, plan)
+
+
+def _errors(
+    before: Original, plan: Plan, after: surgery.Checkpoint | None, *, batches: int
+) -> Iterator[str]:
+    """What is wrong; recurrent state that grew is mapped there and back."""
+    exact = execute(plan, before.checkpoint, double=True)
+    error = relative(before.exact, shrink(plan, run(exact.model, grow(plan, before.batches[0]))))
+    if not error <= FLOAT64:
+        yield f"float64 {error:.2g}"
+    if after is None:
+        return
+    session = runtime(after.model)
+    for inputs, outputs in list(zip(before.batches, before.stored, strict=True))[:batches]:
+        error = relative(outputs, shrink(plan, session(grow(plan, inputs))))
+        if not error <= before.limit:
+            yield f"float32 {error:.2g}"
+
+
+def _check_tensors(before: surgery.Checkpoint, after: surgery.Checkpoint, plan: Plan) -> None:
+    new, edited = after.tensors, {edit.name: edit for edit in plan.tensors}
+    for key, tensor in before.tensors.items():
+        if key in edited:
+            wanted = edited[key].after(plan.sizes)
+            assert tuple(new[key].shape) == new[key].numpy().shape == wanted != tuple(tensor.shape)
+        elif key in new:
+            assert new[key].tobytes() == tensor.tobytes(), key
+        else:
+            assert tensor.dtype == ir.DataType.INT64, f"'{key}' is gone"
+
+
+def _interface(model: ir.Model, grown: set[str]) -> list[tuple[object, ...]]:
+    """Names, types and dimensions; of a port that grew only which dimensions are symbolic."""
+    return [
+        (v.name, v.dtype, *("n" if v.name in grown and isinstance(d, int) else str(d) for d in v.shape or ()))
+        for v in (*model.graph.inputs, *model.graph.outputs)
+    ]
+
+
+@pytest.mark.parametrize(("name", "style"), EXPORTS)
+def test_what_cannot_grow_says_why(name: str, style: str) -> None:
+    before = original(name, style)
+    for space in before.analysis.spaces:
+        for init in ("auto", "zero", "net2net"):
+            reason = refusal(space, init)
+            if reason is None:
+                continue
+            assert len(reason) > 10
+            with pytest.raises(Refused) as caught:
+                surgery.widen(before.checkpoint, widths={space.name: 3 * space.size}, init=init)
+            assert space.name in caught.value.message and reason in caught.value.message
+
+
+def test_what_is_averaged_grows_by_whole_multiples_only() -> None:
+    before = original("rmsnorm", "dynamo")
+    space = next(space for space in before.analysis.spaces if space.whole)
+    with pytest.raises(Refused, match="whole multiples"):
+        surgery.widen(before.checkpoint, widths={space.name: space.size + 1})
+    with pytest.raises(Refused, match="equal shares"):
+        widths = {space.name: 2 * space.size}
+        surgery.widen(before.checkpoint, widths=widths, init="net2net", shares="unequal")
+
+
+@pytest.mark.parametrize(("name", "style"), EXPORTS)
+def test_a_factor_widens_all_that_can_grow_and_lists_the_rest(name: str, style: str) -> None:
+    before = original(name, style)
+    reasons = {s.name: refusal(s, "auto", factor=1.5) for s in before.analysis.spaces}
+    if all(reason is not None for reason in reasons.values()):
+        with pytest.raises(Refused, match="no space of this model can grow"):
+            surgery.widen(before.checkpoint, factor=1.5)
+        return
+    plan = surgery.widen(before.checkpoint, factor=1.5)
+    sizes = {s.name: math.ceil(1.5 * s.size) for s in before.analysis.spaces}
+    assert plan.sizes == {name: sizes[name] for name, reason in reasons.items() if reason is None}
+    hidden = {s.name for s in before.analysis.spaces if s.hidden}
+    frozen = {name: reason for name, reason in reasons.items() if reason is not None and name in hidden}
+    assert dict(plan.frozen).keys() == frozen.keys()
+    assert all(reason in dict(plan.frozen)[name] for name, reason in frozen.items())
+    for edit in plan.spaces:
+        space = before.analysis.space(edit.space)
+        assert bool(edit.fresh) == (space.no_zero is None)
+
+
+# ---- arguments ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "says"),
+    [
+        ({"widths": {"conv": 5}}, ArgumentError, "5 wide already"),
+        ({"widths": {"conv": 4}}, ArgumentError, "it is 5 wide"),
+        ({"widths": {"cnov": 9}}, UnknownName, "unknown space 'cnov'"),
+        ({"widths": {"q": 9}}, Refused, "output 'q'"),
+        ({}, ArgumentError, "nothing to widen to"),
+        ({"widths": {"conv": 9}, "factor": 2}, ArgumentError, "at once"),
+        ({"factor": 1}, ArgumentError, "not a growth"),
+        ({"factor": math.nan}, ArgumentError, "not a growth"),
+        ({"factor": math.inf}, ArgumentError, "not a growth"),
+        ({"factor": 2, "init": "xavier"}, ArgumentError, "unknown initialisation"),
+        ({"factor": 2, "shares": "half"}, ArgumentError, "unknown shares"),
+        ({"factor": 2, "noise": -1.0}, ArgumentError, "noise"),
+        ({"factor": 2, "noise": 0.1}, ArgumentError, "for copies"),
+        ({"factor": 2, "shares": "unequal"}, ArgumentError, "for copies"),
+    ],
+)
+def test_a_wrong_request_is_refused_in_words(
+    how: Mapping[str, object], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        surgery.widen(original("conv_scalars", "dynamo").checkpoint, **how)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", zoo.NETS)
+def test_the_layout_of_every_axis_agrees_with_its_tensor(name: str) -> None:
+    before = original(name, "dynamo")
+    for tensor, axes in before.analysis.tensors.items():
+        if tensor in before.checkpoint.tensors:
+            shape = tuple(before.checkpoint.tensors[tensor].shape)
+            assert tuple(layout.size(axis) for axis in axes) == shape
+
+
+@pytest.mark.parametrize(("name", "style"), EXPORTS)
+def test_every_network_can_grow_somewhere(name: str, style: str) -> None:
+    """The tables above are not empty."""
+    assert list(single(original(name, style)))
