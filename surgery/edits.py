@@ -387,10 +387,10 @@ def _share_out(old: Array, k: int, axis: AxisMap) -> Array:
     new = (np.take(moved, axis.source, axis=0) * _along(axis.value, 0, moved.ndim)).astype(old.dtype)
     copies = np.bincount(axis.source, minlength=axis.before)
     total = np.bincount(axis.source, weights=axis.value, minlength=axis.before)
-    inexact = np.bincount(axis.source, weights=np.frexp(axis.value)[0] != 0.5, minlength=axis.before)
-    split = np.flatnonzero((copies > 1) & (np.abs(total - 1) < 1e-9) & (inexact > 0))
+    split = np.flatnonzero((copies > 1) & (np.abs(total - 1) < 1e-9))
     order, ends = np.argsort(axis.source, kind="stable"), np.cumsum(copies)
-    rest = moved[split].astype(np.promote_types(old.dtype, np.float64))
+    # wider than the tensor, so that what is left is exact until it is stored
+    rest = moved[split].astype(np.longdouble if old.dtype == np.float64 else np.float64)
     for rank in range(int(copies[split].max(initial=1)) - 1):
         more = copies[split] > rank + 1
         rest[more] -= new[order[(ends - copies)[split[more]] + rank]]

@@ -170,7 +170,8 @@ CONVOLUTION = [
     row("y, i = MaxPool<kernel_shape=[2,2]>(x)\nz = Neg(y)", [3], x=activation("N", 3, 6, 8)),
     row("y = AveragePool<kernel_shape=[3], count_include_pad=1, pads=[1,1]>(x)", [2, 3], x=activation(2, 3, 7)),
     row("y = LpPool<kernel_shape=[2,2]>(x)", [2, 3], x=activation(2, 3, 6, 8)),
-    *[row(f"y = Global{kind}Pool(x)", [2, 3], x=activation(2, 3, 6, 8)) for kind in ("Average", "Max", "Lp")],
+    row("y = GlobalAveragePool(x)", [2, 3, 6, 8], x=activation(2, 3, 6, 8), only={"net2net": (6, 8)}),
+    *[row(f"y = Global{kind}Pool(x)", [2, 3], x=activation(2, 3, 6, 8)) for kind in ("Max", "Lp")],
     row('s = Constant<value=float[4] {1, 1, 2, 2}>()\ny = Resize<mode="nearest">(x,, s)', [2, 3],
         x=activation(2, 3, 4, 5)),
     # scaled by 1.1, an axis of 4 keeps its size and still is interpolated

@@ -133,21 +133,22 @@ def _like(atom: Atom, template: Axis, origin_axes: Sequence[Axis]) -> Axis:
 
 def _expand(atom: Atom) -> None:
     """Give an occurrence children of its own once its class has been divided (its origins first)."""
-    if atom._children is not None:
-        return
-    root = find(atom)
-    if root is atom or root._children is None:
-        return
-    pending = [atom]
+    pending = [atom] if _behind(atom) else []
     while pending:
         top = pending[-1]
-        waiting = [] if top._children is not None else [o for o in top.origins if o._children is None]
+        waiting = [origin for origin in top.origins if _behind(origin)] if top._children is None else []
         if waiting:
             pending.extend(waiting)
             continue
         pending.pop()
         if top._children is None:
-            _divide(top, root)
+            _divide(top, find(top))
+
+
+def _behind(atom: Atom) -> bool:
+    """Whether the class of an undivided occurrence has been divided (origins can be of other classes)."""
+    root = find(atom)
+    return atom._children is None and root is not atom and root._children is not None
 
 
 def _divide(atom: Atom, root: Atom) -> None:

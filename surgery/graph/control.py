@@ -68,8 +68,7 @@ class _Scanning:
             return None
         scanned = attributes["num_scan_inputs"].i if "num_scan_inputs" in attributes else 0
         body = attributes["body"].g
-        skipped = 2 if proto.op_type == "Loop" else 0
-        return _Scanning(proto, body, scanned) if len(body.input) == len(proto.input) - skipped + skipped else None
+        return _Scanning(proto, body, scanned) if len(body.input) == len(proto.input) else None
 
     def given(self, types: Types) -> list[onnx.TypeProto]:
         """Types of the body's inputs at the first step."""

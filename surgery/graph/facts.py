@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from surgery.errors import GraphError, SurgeryError
+from surgery.graph.control import control_types
 from surgery.graph.symbols import symbol
 from surgery.numeric import compute
 from surgery.tensors import shape_of
@@ -295,7 +296,8 @@ class Facts:
         version = self.versions.get(node.domain, 1)
         schema = onnx.defs.get_schema(node.op_type, version, node.domain)
         types, data = {}, {}
-        for value in node.inputs:
+        outer = captured(node)
+        for value in [*node.inputs, *outer]:
             if value is None:
                 continue
             shape = self.shapes.get(value)
@@ -306,6 +308,8 @@ class Facts:
             array = self.small(value)
             if array is not None:
                 data[value.name or ""] = onnx.numpy_helper.from_array(array, value.name)
+        if node.op_type in ("If", "Loop", "Scan"):
+            return control_types(node, types, [value.name or "" for value in outer], self._opsets)
         proto = ir.serde.serialize_node(node)
         return onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=self._opsets)
 

@@ -13,6 +13,7 @@ from surgery.errors import SurgeryError
 from surgery.graph.layout import units
 from surgery.numeric import Unsupported, run
 from surgery.plan import Plan
+from surgery.tensors import shape_of
 from surgery.verify.probes import Arrays
 from surgery.verify.report import Check, measured
 
@@ -26,6 +27,9 @@ KL_LIMIT = 1e-8
 """Nats, between the policies that two sets of logits define."""
 
 Carry = Callable[[Arrays], Arrays]
+
+_INSIDE = 1 << 16
+"""Bytes up to which onnxruntime is given a weight within the graph."""
 
 RUNTIME_LIMIT = 1 << 29
 """Bytes of weights above which float32 is evaluated streaming, weight by weight, instead of by onnxruntime."""
@@ -92,21 +96,36 @@ def runtime(model: ir.Model) -> Callable[[Arrays], Arrays]:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(_serialised(model), options, providers=["CPUExecutionProvider"])
+    small, large = _apart(model)
+    # handed over as arrays: within the serialised graph every weight would be held three times more
+    values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in large.items()}
+    options.add_external_initializers(list(values), list(values.values()))
+    session = onnxruntime.InferenceSession(small, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
+
+    def evaluate(inputs: Arrays, alive: Arrays = large) -> Arrays:  # the session may refer to these arrays
+        return dict(zip(names, session.run(names, inputs), strict=True))
+
+    return evaluate
 
 
-def _serialised(model: ir.Model) -> bytes:
-    """The model with all its weights inside."""
-    whole = model.clone()
-    for value in whole.graph.initializers.values():
-        if value.const_value is not None:
-            value.const_value = ir.Tensor(
-                value.const_value.numpy(), dtype=value.const_value.dtype, name=value.name
+def _apart(model: ir.Model) -> tuple[bytes, Arrays]:
+    """The serialised graph, and its large float32 weights by name, to which it only refers."""
+    large: Arrays = {}
+    bare = model.clone()
+    for name, value in bare.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None:
+            continue
+        array, shape = tensor.numpy(), ir.Shape(shape_of(tensor))
+        value.const_value = ir.Tensor(array, dtype=tensor.dtype, name=name)
+        if tensor.dtype == ir.DataType.FLOAT and tensor.nbytes > _INSIDE:
+            large[name] = np.ascontiguousarray(array)
+            value.const_value = ir.ExternalTensor(
+                "weights", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name
             )
-    serialised: bytes = ir.serde.serialize_model(whole).SerializeToString()
-    return serialised
+    serialised: bytes = ir.serde.serialize_model(bare).SerializeToString()
+    return serialised, large
 
 
 def float64_outputs(model: ir.Model, inputs: Arrays) -> Arrays | Unsupported:
