@@ -390,9 +390,9 @@ def _share_out(old: Array, k: int, axis: AxisMap) -> Array:
     split = np.flatnonzero((copies > 1) & (np.abs(total - 1) < 1e-9))
     order, ends = np.argsort(axis.source, kind="stable"), np.cumsum(copies)
     # wider than the tensor, so that what is left is exact until it is stored
-    rest = moved[split].astype(np.longdouble if old.dtype == np.float64 else np.float64)
+    rest: Array = moved[split].astype(np.longdouble if old.dtype == np.float64 else np.float64)
     for rank in range(int(copies[split].max(initial=1)) - 1):
         more = copies[split] > rank + 1
-        rest[more] -= new[order[(ends - copies)[split[more]] + rank]]
+        rest[more] = rest[more] - new[order[(ends - copies)[split[more]] + rank]]
     new[order[ends[split] - 1]] = rest.astype(old.dtype)
     return np.moveaxis(new, 0, k)

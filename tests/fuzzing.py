@@ -1,7 +1,8 @@
 """Random graphs, drawn node by node: every node is evaluated as it is added, so that what does not fit is not added.
 
-A `Sketch` holds a half-drawn graph; `tests/fuzzing_operators.py` and `tests/fuzzing_motifs.py` draw on it, `draw` makes a
-whole case of it. Values stay tame: a node whose result is not finite, or large, is not added.
+A `Sketch` holds a half-drawn graph; the drawings in `tests/fuzzing_operators.py`, `…_layers.py`, `…_movement.py` and
+`…_motifs.py` add to it, `fuzzing_cases.draw` makes a whole case of it. Values stay tame: a node whose result is not
+finite, or large, is not added.
 """
 
 from __future__ import annotations
@@ -28,6 +29,11 @@ BATCH = 3
 """Size of a symbolic batch while a graph is drawn."""
 
 FAILURES = (SurgeryError, ValueError, IndexError, KeyError, TypeError, ArithmeticError, AttributeError)
+
+
+def words(text: str) -> list[str]:
+    """Names, without the quotes."""
+    return text.split()
 
 
 class Unfit(Exception):
@@ -85,7 +91,7 @@ class Sketch:
         """True with this probability."""
         return bool(self.rng.random() < probability)
 
-    def choice(self, options: Sequence[Any]) -> Any:  # noqa: ANN401
+    def choice(self, options: Sequence[Any]) -> Any:
         """One of the options."""
         if not options:
             raise Unfit("nothing to choose from")
@@ -141,7 +147,9 @@ class Sketch:
             self.constant = constant
             raise
 
-    def node(self, kind: str, inputs: Sequence[str | None], outputs: int = 1, **attributes: object) -> list[str]:
+    def node(
+        self, kind: str, inputs: Sequence[str | None], outputs: int = 1, **attributes: object
+    ) -> list[str]:
         """Add a node and evaluate it.
 
         Raises:
@@ -281,7 +289,9 @@ class Sketch:
             helper.make_tensor_value_info(name, types[self.values[name].dtype], [None] * self.rank(name))
             for name in self.outputs
         ]
-        tensors = [numpy_helper.from_array(array, name) for name, array in self.tensors.items() if name in read]
+        tensors = [
+            numpy_helper.from_array(array, name) for name, array in self.tensors.items() if name in read
+        ]
         graph = helper.make_graph(self.nodes, "fuzz", inputs, outputs, tensors)
         version = 8 if self.opset < 19 else 9 if self.opset < 21 else 10
         return helper.make_model(
@@ -301,7 +311,9 @@ class Sketch:
     def run_all(self, feeds: dict[str, Array]) -> None:
         """Evaluate every node; raises one of FAILURES if the graph does not fit these inputs."""
         model, lists = ir.serde.deserialize_model(self.proto()), ("SplitToSequence", "Constant")
-        names = [str(value.name) for node in model.graph if node.op_type not in lists for value in node.outputs]
+        names = [
+            str(value.name) for node in model.graph if node.op_type not in lists for value in node.outputs
+        ]
         run(model, feeds, outputs=names)
 
     def _declared(self, shape: Sequence[int]) -> list[int | str]:
@@ -330,7 +342,8 @@ def finished(s: Sketch, seed: int, number: int) -> Case | None:
     if s.chance(0.7):
         s.prune()
     feeds = {
-        name: np.concatenate([array, array[::-1][:2] * 0.5]).astype(array.dtype) for name, array in s.inputs.items()
+        name: np.concatenate([array, array[::-1][:2] * 0.5]).astype(array.dtype)
+        for name, array in s.inputs.items()
     }
     if s.symbolic:
         try:

@@ -16,14 +16,13 @@ import surgery
 from surgery.edits import axis_maps, unknown_history
 from surgery.errors import Refused
 from surgery.execute import execute
-from surgery.graph.prepare import original_name, prepared
 from surgery.graph.spaces import Analysis, Space
 from surgery.interface import Interface, Port
 from surgery.numeric import run
 from surgery.optimizer import POWERS, OptimizerState, ParamGroup
 from surgery.plan import Plan
 from surgery.ports import grow, shrink
-from surgery.verify.outputs import runtime
+from surgery.verify.outputs import FLOAT64_LIMIT, runtime
 from surgery.verify.slots import adjoint, check_slots
 from tests.fuzzing import Array, Case
 
@@ -54,7 +53,11 @@ class Wrong:
 
 @dataclass
 class Tally:
-    """What a run of the fuzzer saw."""
+    """What a run of the fuzzer saw.
+
+    `unstable` edits were let off because the graph itself amplifies rounding; `loose` ones are right, but further off
+    than the limits of `surgery.verify` allow.
+    """
 
     graphs: int = 0
     drawn: int = 0
@@ -64,6 +67,7 @@ class Tally:
     operators: Counter[str] = field(default_factory=Counter)
     edited: Counter[str] = field(default_factory=Counter)
     unstable: int = 0
+    loose: Counter[str] = field(default_factory=Counter)
     wrong: list[tuple[Case, Wrong]] = field(default_factory=list)
 
 
@@ -73,23 +77,29 @@ def checkpoint_of(case: Case, rng: np.random.Generator) -> surgery.Checkpoint:
     graph = model.graph
     state = any(name.startswith("state_in") for name in case.feeds)
     inputs = tuple(
-        Port(str(v.name), "state" if str(v.name).startswith("state_in") else "observation") for v in graph.inputs
+        Port(str(v.name), "state" if str(v.name).startswith("state_in") else "observation")
+        for v in graph.inputs
     )
     outputs = tuple(
         Port(str(v.name), "state" if state and k == 0 else "other") for k, v in enumerate(graph.outputs)
     )
-    return surgery.Checkpoint(model, Interface(inputs, outputs), optimizer=optimizer_of(model, rng))
+    optimizer = optimizer_of(model, rng) if rng.random() < 0.85 else None
+    return surgery.Checkpoint(model, Interface(inputs, outputs), optimizer=optimizer)
+
+
+def analysis_of(checkpoint: surgery.Checkpoint) -> Analysis:
+    """Its spaces, as the operations see them."""
+    return surgery.analyse(checkpoint.model, checkpoint.interface, checkpoint.trained)
 
 
 def optimizer_of(model: ir.Model, rng: np.random.Generator) -> OptimizerState:
     """State as if every slot of power p held g**p, for one random g; slots of power 0 hold ones."""
     kind = str(rng.choice([*POWERS]))
-    apart = {original_name(name) for name in prepared(model).graph.initializers if original_name(name) != name}
     slots: dict[str, dict[str, ir.TensorProtocol]] = {slot: {} for slot in POWERS[kind]}
     names = []
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
-        if tensor is None or not tensor.dtype.is_floating_point() or "." not in name or name in apart:
+        if tensor is None or not tensor.dtype.is_floating_point() or "." not in name:
             continue
         names.append(name)
         gradient = np.asarray(rng.standard_normal(tuple(tensor.shape)))
@@ -127,7 +137,9 @@ def _widths(analysis: Analysis, chosen: list[Space], rng: np.random.Generator) -
         if space.whole:
             multiple = int(rng.integers(2, 4))
             together = (space.name, *space.alike)
-            widths |= {name: multiple * analysis.by_name[name].size for name in together if name in analysis.by_name}
+            widths |= {
+                name: multiple * analysis.by_name[name].size for name in together if name in analysis.by_name
+            }
         else:
             widths.setdefault(space.name, space.size + int(rng.integers(1, space.size + 3)))
     return widths
@@ -160,7 +172,7 @@ def judge(case: Case, tally: Tally, *, edits: int = 5, single: bool = False) -> 
     tally.operators.update(case.operators)
     checkpoint = checkpoint_of(case, rng)
     try:
-        analysis = surgery.analyse(checkpoint.model, checkpoint.interface)
+        analysis = analysis_of(checkpoint)
     except Exception as error:  # whatever it is, it is a failure
         return _note(case, tally, Wrong(f"analyse: {type(error).__name__}", str(error), {}))
     for space in analysis.spaces:
@@ -180,8 +192,8 @@ def _note(case: Case, tally: Tally, wrong: Wrong) -> Wrong:
 
 
 def attempt(
-    case: Case, checkpoint: surgery.Checkpoint, old: Arrays, request: Request, tally: Tally, *, single: bool = False,
-    kind: str = "",
+    case: Case, checkpoint: surgery.Checkpoint, old: Arrays, request: Request, tally: Tally, *,
+    single: bool = False, kind: str = "",
 ) -> Wrong | None:  # fmt: skip
     """One edit and all that must hold of it."""
     try:
@@ -197,9 +209,13 @@ def attempt(
         exact = execute(plan, checkpoint, double=True)
         found = (
             _outputs(case, checkpoint, exact, plan, old, tally)
-            or _slots(case, checkpoint, exact, plan)
+            or _slots(case, checkpoint, exact, plan, tally)
             or _state(checkpoint, exact, plan)
-            or (_repeatable(checkpoint, plan, request) if tally.edits % 3 == 0 or kind == "determinism" else None)
+            or (
+                _repeatable(checkpoint, plan, request)
+                if tally.edits % 3 == 0 or kind == "determinism"
+                else None
+            )
             or (_single(case, checkpoint, plan, tally) if single else None)
         )
     except Exception as error:
@@ -228,6 +244,7 @@ def _outputs(
 ) -> tuple[str, str] | None:
     new = shrink(plan, run(exact.model, grow(plan, case.feeds)))
     error = gap(old, new)
+    tally.loose["outputs"] += error > FLOAT64_LIMIT
     if error <= LIMIT:
         return None
     if error <= SLACK * jitter(before.model, case.feeds, old, 1e-15):
@@ -256,26 +273,20 @@ def jitter(model: ir.Model, feeds: Arrays, old: Arrays, size: float) -> float:
 
 
 def _slots(
-    case: Case, before: surgery.Checkpoint, exact: surgery.Checkpoint, plan: Plan
+    case: Case, before: surgery.Checkpoint, exact: surgery.Checkpoint, plan: Plan, tally: Tally
 ) -> tuple[str, str] | None:
-    for check in check_slots(plan, before, exact, case.feeds, 0):
+    for check in check_slots(plan, before, exact, case.feeds, 0) if before.optimizer else ():
+        tally.loose["slots"] += not check.ok
         if not check.value <= SLOTS and check.limit is not None:
-            if check.value == np.inf and not sloped(before.model, case):
-                continue
             return "slot rule", f"{check.name}: {check.value:.3g}"
     return None
-
-
-def sloped(model: ir.Model, case: Case) -> bool:
-    """Whether any output moves when all parameters move (the output of a policy may be the index of an action)."""
-    old = run(model, case.feeds)
-    return jitter(model, case.feeds, old, 1e-6) > 0
 
 
 def _state(before: surgery.Checkpoint, exact: surgery.Checkpoint, plan: Plan) -> tuple[str, str] | None:
     """Slots that held powers of one gradient still do, and that gradient was edited as the slot rule's adjoint says."""
     old, new = before.optimizer, exact.optimizer
-    assert old is not None and new is not None
+    if old is None or new is None:
+        return None
     edited = {tensor.name: tensor for tensor in plan.tensors}
     first = next((slot for slot, power in POWERS[old.kind].items() if power == 1), None)
     for slot, power in POWERS[old.kind].items():
@@ -327,7 +338,8 @@ def _single(case: Case, checkpoint: surgery.Checkpoint, plan: Plan, tally: Tally
         return None
     again = execute(plan, checkpoint)
     first, second = (
-        {name: tensor.numpy().tobytes() for name, tensor in execute(plan, checkpoint).tensors.items()} for _ in range(2)
+        {name: tensor.numpy().tobytes() for name, tensor in execute(plan, checkpoint).tensors.items()}
+        for _ in range(2)
     )
     if first != second:
         return "determinism", "the same plan gives other bytes"

@@ -48,7 +48,8 @@ def attention(s: Sketch) -> None:
     if s.chance(0.5):
         fused = linear(s, x, 3 * heads * d)
         if s.chance(0.5):
-            q, k, v = (_heads(s, part, heads, d) for part in s.node("Split", [fused, s.ints(*[heads * d] * 3)], 3, axis=2))
+            parts = s.node("Split", [fused, s.ints(*[heads * d] * 3)], 3, axis=2)
+            q, k, v = (_heads(s, part, heads, d) for part in parts)
         else:
             five = s.transpose(s.reshape(fused, [n, t, 3, heads, d]), [2, 0, 3, 1, 4])
             q, k, v = (s.op("Gather", five, s.index(j), axis=0) for j in range(3))
@@ -130,7 +131,11 @@ def norm_written_out(s: Sketch) -> None:
     centred = s.op("Sub", x, s.reduce("ReduceMean", x, axes)) if s.chance(0.5) else x
     square = s.op("Mul", centred, centred) if s.chance(0.5) else s.op("Pow", centred, s.scalar(2.0))
     deviation = s.op("Sqrt", s.op("Add", s.reduce("ReduceMean", square, axes), s.scalar(0.01)))
-    y = s.op("Div", centred, deviation) if s.chance(0.6) else s.op("Mul", centred, s.op("Reciprocal", deviation))
+    y = (
+        s.op("Div", centred, deviation)
+        if s.chance(0.6)
+        else s.op("Mul", centred, s.op("Reciprocal", deviation))
+    )
     if axes == [-1]:
         y = s.op("Mul", y, weight(s, s.shape(x)[-1], positive=True))
         y = s.op("Add", y, bias(s, s.shape(x)[-1])) if s.chance(0.5) else y
@@ -191,12 +196,16 @@ def recurrent(s: Sketch) -> None:
         if not s.symbolic or s.chance(0.7):
             s.keep(s.transpose(s.pool.pop(), [1, 0, 2]))
     if s.chance(0.6):
-        s.keep(s.op("Squeeze", last, s.ints(0)) if d == 1 else s.reshape(s.transpose(last, [1, 0, 2]), [n, d * hidden]))
+        s.keep(
+            s.op("Squeeze", last, s.ints(0))
+            if d == 1
+            else s.reshape(s.transpose(last, [1, 0, 2]), [n, d * hidden])
+        )
 
 
 def _initial(s: Sketch, d: int, n: int, hidden: int, x: str) -> str:
     if s.chance(0.4):
-        made = linear(s, s.op("ReduceMean", x, axes=[0], keepdims=0) if s.opset < 18 else s.reduce("ReduceMean", x, [0], False), hidden)
+        made = linear(s, s.reduce("ReduceMean", x, [0], False), hidden)
         one = s.op("Unsqueeze", made, s.ints(0))
         return s.op("Concat", one, one, axis=0) if d == 2 else one
     state = bias(s, d, 1, hidden)
@@ -212,12 +221,20 @@ def unrolled_cell(s: Sketch) -> None:
     x = s.pick(2)
     hidden, kind = int(s.choice(s.sizes)), s.choice(["lstm", "rnn"])
     gates, steps = 4 if kind == "lstm" else 1, int(s.rng.integers(1, 4))
-    w, u, b = weight(s, gates * hidden, s.shape(x)[1]), weight(s, gates * hidden, hidden), bias(s, gates * hidden)
+    w, u, b = (
+        weight(s, gates * hidden, s.shape(x)[1]),
+        weight(s, gates * hidden, hidden),
+        bias(s, gates * hidden),
+    )
     stateful = s.chance(0.5) and "state_in" not in s.names
     if stateful:
         h = s.input("state_in", s.batch, hidden)
     else:
-        h = s.op("Tanh", linear(s, x, hidden)) if s.chance(0.5) else s.op("Mul", linear(s, x, hidden), s.scalar(0.0))
+        h = (
+            s.op("Tanh", linear(s, x, hidden))
+            if s.chance(0.5)
+            else s.op("Mul", linear(s, x, hidden), s.scalar(0.0))
+        )
     c = h
     for _ in range(steps):
         z = s.op("Add", s.op("Gemm", x, w, b, transB=1), s.op("Gemm", h, u, transB=1))
@@ -341,9 +358,13 @@ def _head(s: Sketch, x: str) -> str:
     if rank == 4 and roll < 0.25:
         x = s.op("GlobalAveragePool", x)
     elif rank > 2 and roll < 0.4:
-        x = s.reduce(s.choice(["ReduceMean", "ReduceSum", "ReduceMax"]), x, [int(s.rng.integers(1, rank))], False)
+        x = s.reduce(
+            s.choice(["ReduceMean", "ReduceSum", "ReduceMax"]), x, [int(s.rng.integers(1, rank))], False
+        )
     elif roll < 0.5:
-        return s.op("Einsum", x, weight(s, s.shape(x)[1], 3), equation="bc,cd->bd" if rank == 2 else "bc...,cd->bd...")
+        return s.op(
+            "Einsum", x, weight(s, s.shape(x)[1], 3), equation="bc,cd->bd" if rank == 2 else "bc...,cd->bd..."
+        )
     if s.rank(x) > 2 and s.chance(0.75):
         x = s.op("Flatten", x)
     return linear(s, x, int(s.choice([1, 2, 3])))

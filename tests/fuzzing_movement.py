@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.fuzzing import Sketch, Unfit
+from tests.fuzzing import Sketch, Unfit, words
 from tests.fuzzing_operators import draws
 from tests.fuzzing_weights import weight
 
@@ -70,7 +70,7 @@ def concat(s: Sketch) -> None:
     at = int(s.rng.integers(int(s.symbolic and len(shape) > 1), len(shape)))
 
     def fits(a: np.ndarray) -> bool:
-        return a.ndim == len(shape) and all(p == q or k == at for k, (p, q) in enumerate(zip(a.shape, shape, strict=True)))
+        return a.ndim == len(shape) and all(a.shape[k] == n or k == at for k, n in enumerate(shape))
 
     parts = [x, *(s.pick(where=fits) for _ in range(int(s.rng.integers(1, 4))))]
     if s.chance(0.15) and not s.symbolic:
@@ -113,10 +113,8 @@ def split_to_sequence(s: Sketch) -> None:
     at = _axis(s, x)
     n = s.shape(x)[at]
     sizes = pieces(s, n)
-    if len({*sizes[:-1], max(sizes)}) == 1 and s.chance(0.6):
-        operand = s.index(sizes[0])
-    else:
-        operand = s.ints(*sizes)
+    even = len({*sizes[:-1], max(sizes)}) == 1
+    operand = s.index(sizes[0]) if even and s.chance(0.6) else s.ints(*sizes)
     name = s.name("sequence")
     place = s.index(int(s.rng.integers(len(sizes))))
     s.sequence(x, operand, name, at)
@@ -254,7 +252,7 @@ def unusual(s: Sketch) -> None:
     """Operators that may have no rule."""
     x = s.pick(where=lambda a: a.ndim >= 2)
     shape, at = s.shape(x), _axis(s, x)
-    kind = s.choice("GatherElements ScatterElements ScatterND GatherND Trilu OneHot Size Compress".split())
+    kind = s.choice(words("GatherElements ScatterElements ScatterND GatherND Trilu OneHot Size Compress"))
     if kind == "Trilu":
         s.keep(s.op(kind, x))
     elif kind == "Size":

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from tests.fuzzing import Sketch, Unfit
-from tests.fuzzing_weights import bias, fresh, weight
+from tests.fuzzing import Sketch, words
+from tests.fuzzing_weights import bias, weight
 
 
 @dataclass(frozen=True)
@@ -42,11 +41,13 @@ def draws(operators: str, share: float = 1.0) -> Decorated:
 
 # ---- elementwise ------------------------------------------------------------------------------------------------
 
-SMOOTH = "Relu LeakyRelu Tanh Sigmoid Elu Selu Celu Softplus Softsign Erf Gelu Mish HardSwish HardSigmoid".split()
-OTHER = (
+SMOOTH = words(
+    "Relu LeakyRelu Tanh Sigmoid Elu Selu Celu Softplus Softsign Erf Gelu Mish HardSwish HardSigmoid"
+)
+OTHER = words(
     "Abs Neg Identity Dropout Sin Cos Sinh Cosh Tan Atan Asinh Exp Sqrt Round Floor Ceil Sign Shrink ThresholdedRelu "
     "Reciprocal Log Asin Acos Atanh Acosh Clip Cast CastLike Swish"
-).split()
+)
 INSIDE = {"Log": "Sigmoid", "Sqrt": "Sigmoid", "Asin": "Sigmoid", "Acos": "Tanh", "Atanh": "Erf", "Acosh": "Cosh",
           "Reciprocal": "Cosh"}  # fmt: skip
 """What brings values into an operator's domain."""
@@ -82,6 +83,7 @@ def beside(s: Sketch, x: str, positive: bool = False) -> str:
     shape = s.shape(x)
     roll = s.rng.random()
     if roll < 0.45:
+
         def fits(other: np.ndarray) -> bool:  # fmt: skip
             pairs = zip(other.shape[::-1], shape[::-1], strict=False)
             return all(a == b or 1 in (a, b) for a, b in pairs) and other.ndim <= len(shape) + 1
@@ -127,25 +129,30 @@ def uneven(s: Sketch) -> None:
 @draws("Min Max Sum Mean", 2)
 def several(s: Sketch) -> None:
     x = s.pick()
-    s.keep(s.op(s.choice("Min Max Sum Mean".split()), x, *[beside(s, x) for _ in range(s.rng.integers(1, 3))]))
+    s.keep(s.op(s.choice(words("Min Max Sum Mean")), x, *[beside(s, x) for _ in range(s.rng.integers(1, 3))]))
 
 
 @draws("Equal Less LessOrEqual Greater GreaterOrEqual And Or Xor Not IsNaN IsInf Where", 1.5)
 def masks(s: Sketch) -> None:
     x = s.pick()
     if s.chance(0.6) or not s.masks:
-        s.keep(s.op(s.choice("Less LessOrEqual Greater GreaterOrEqual Equal".split()), x, beside(s, x)))
+        s.keep(s.op(s.choice(words("Less LessOrEqual Greater GreaterOrEqual Equal")), x, beside(s, x)))
     mask = s.choice(s.masks)
     if s.chance(0.3):
-        kind = s.choice("And Or Xor Not IsNaN IsInf".split())
-        mask = s.op(kind, x) if kind in ("IsNaN", "IsInf") else s.op(kind, *([mask] * (1 if kind == "Not" else 2)))
+        kind = s.choice(words("And Or Xor Not IsNaN IsInf"))
+        mask = (
+            s.op(kind, x)
+            if kind in ("IsNaN", "IsInf")
+            else s.op(kind, *([mask] * (1 if kind == "Not" else 2)))
+        )
         s.keep(mask)
     shape = s.shape(mask)
     like = s.pick(where=lambda a: a.ndim <= len(shape) and a.shape == shape[len(shape) - a.ndim :])
     if s.chance(0.3):
         s.keep(s.op("Cast", mask, to=1))
     else:
-        s.keep(s.op("Where", mask, like, s.scalar(s.choice([0.0, 0.0, -2.0, 0.5])) if s.chance(0.4) else beside(s, like)))
+        other = s.scalar(s.choice([0.0, 0.0, -2.0, 0.5])) if s.chance(0.4) else beside(s, like)
+        s.keep(s.op("Where", mask, like, other))
 
 
 @draws("BitwiseAnd BitwiseOr BitwiseXor BitwiseNot BitShift", 0.3)
@@ -153,9 +160,13 @@ def bits(s: Sketch) -> None:
     x = s.op("Mul", s.pick(), s.scalar(4.0))
     shift = s.chance(0.3)
     whole = s.op("Cast", s.op("Abs", x) if shift else x, to=13 if shift else 7)
-    kind = "BitShift" if shift else s.choice("BitwiseAnd BitwiseOr BitwiseXor BitwiseNot".split())
+    kind = "BitShift" if shift else s.choice(words("BitwiseAnd BitwiseOr BitwiseXor BitwiseNot"))
     more = {"direction": "LEFT"} if shift else {}
-    operands = [whole] if kind == "BitwiseNot" else [whole, whole if not shift else s.op("Cast", s.scalar(1.0), to=13)]
+    operands = (
+        [whole]
+        if kind == "BitwiseNot"
+        else [whole, whole if not shift else s.op("Cast", s.scalar(1.0), to=13)]
+    )
     s.keep(s.op("Cast", s.op(kind, *operands, **more), to=1))
 
 
@@ -207,11 +218,11 @@ def product_of_activations(s: Sketch) -> None:
     s.keep(s.op("MatMul", x, y))
 
 
-EQUATIONS = (
+EQUATIONS = words(
     "ab,bc->ac ab,cb->ac abc,cd->abd abc,dc->abd abc,cde->abde abc,bcd->abd abc,abd->acd abc,adc->abd abc,abc->ab "
     "ab,ab->a ab,ac->abc ab,b->ab abc->ac abc->cab abcd,cde->abe abcd,ebd->aecb abc,c->ab ...a,ba->...b abc,db->adc "
     "abcd,aecd->abec abcd,abed->abce abcd,de->abce abcde,ed->abcd abc,bd,bce->ade abc,d->abd ab,cb"
-).split()
+)
 
 
 @draws("Einsum", 2.5)
@@ -219,7 +230,8 @@ def einsum(s: Sketch) -> None:
     equation = s.choice(EQUATIONS)
     terms = equation.split("->")[0].split(",")
     x = s.pick(where=lambda a: a.ndim == len(terms[0]) or "..." in terms[0])
-    size = dict(zip(terms[0][::-1] if "..." in terms[0] else terms[0], s.shape(x)[:: -1 if "..." in terms[0] else 1], strict=False))
+    turn = -1 if "..." in terms[0] else 1
+    size = dict(zip(terms[0][::turn], s.shape(x)[::turn], strict=False))
     operands = [x]
     for term in terms[1:]:
         for letter in term:
@@ -231,163 +243,3 @@ def einsum(s: Sketch) -> None:
         else:
             operands.append(weight(s, *shape))
     s.keep(s.op("Einsum", *operands, equation=equation))
-
-
-# ---- convolution ------------------------------------------------------------------------------------------------
-
-
-def _groups(s: Sketch, channels: int) -> int:
-    divisors = [d for d in range(1, channels + 1) if channels % d == 0]
-    return int(s.choice([1, 1, channels, s.choice(divisors)]))
-
-
-@draws("Conv", 5)
-def conv(s: Sketch) -> None:
-    x = s.pick(where=lambda a: 3 <= a.ndim <= 5)
-    _, c, *space = s.shape(x)
-    group = _groups(s, c)
-    out = group * int(s.rng.integers(1, 4)) if group > 1 else s.width()
-    kernel = [int(s.rng.integers(1, min(n, 3) + 1)) for n in space]
-    more: dict[str, object] = {"group": group} if group > 1 or s.chance(0.3) else {}
-    if s.chance(0.5):
-        more["pads"] = [k // 2 for k in kernel] * 2
-    if s.chance(0.3):
-        more["strides"] = [2] * len(space)
-    s.keep(s.op("Conv", x, weight(s, out, c // group, *kernel), *([bias(s, out)] if s.chance(0.6) else []), **more))
-
-
-@draws("ConvTranspose", 1)
-def conv_transpose(s: Sketch) -> None:
-    x = s.pick(where=lambda a: 3 <= a.ndim <= 4)
-    _, c, *space = s.shape(x)
-    group = _groups(s, c)
-    out = int(s.rng.integers(1, 4)) if group > 1 else s.width()
-    kernel = [int(s.rng.integers(1, 4)) for _ in space]
-    more: dict[str, object] = {"strides": [2] * len(space)} if s.chance(0.4) else {}
-    b = [bias(s, out * group)] if s.chance(0.5) else []
-    s.keep(s.op("ConvTranspose", x, weight(s, c, out, *kernel), *b, group=group, **more))
-
-
-@draws("MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool", 2)
-def pool(s: Sketch) -> None:
-    x = s.pick(where=lambda a: 3 <= a.ndim <= 5)
-    kind = s.choice("MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool".split())
-    if kind.startswith("Global"):
-        y = s.op(kind, x)
-        rest = list(range(2, s.rank(y)))
-        s.keep(s.op("Squeeze", y, s.ints(*rest)) if s.chance(0.4) else s.op("Flatten", y) if s.chance(0.4) else y)
-        return
-    kernel = [min(2, n) for n in s.shape(x)[2:]]
-    s.keep(s.op(kind, x, kernel_shape=kernel, strides=kernel if s.chance(0.5) else [1] * len(kernel)))
-
-
-@draws("DepthToSpace SpaceToDepth", 1)
-def pixels(s: Sketch) -> None:
-    x = s.pick(4)
-    if s.chance(0.5) and s.shape(x)[1] % 4 == 0:
-        s.keep(s.op("DepthToSpace", x, blocksize=2, mode=s.choice(["DCR", "CRD"])))
-    else:
-        s.keep(s.op("SpaceToDepth", x, blocksize=2))
-
-
-@draws("Resize", 0.7)
-def resize(s: Sketch) -> None:
-    x = s.pick(where=lambda a: 3 <= a.ndim <= 4)
-    shape = s.shape(x)
-    if s.chance(0.4):
-        sizes = [*shape[:2], *(int(s.choice([n, 2 * n])) for n in shape[2:])]
-        if s.symbolic:
-            raise Unfit("sizes of a symbolic batch")
-        s.keep(s.op("Resize", x, None, None, s.ints(*sizes), mode=s.choice(["nearest", "linear"])))
-        return
-    scales = s.tensor(np.array([1.0, 1.0, *(s.choice([1.0, 2.0]) for _ in shape[2:])], np.float32), "scales")
-    s.keep(s.op("Resize", x, None, scales, mode=s.choice(["nearest", "linear"])))
-
-
-# ---- normalisers ------------------------------------------------------------------------------------------------
-
-
-@draws("BatchNormalization", 1.5)
-def batch_norm(s: Sketch) -> None:
-    x = s.pick(where=lambda a: a.ndim >= 2)
-    c = s.shape(x)[1]
-    b, mean = (bias(s, c) for _ in range(2))
-    scale = weight(s, c, positive=True)
-    s.keep(s.op("BatchNormalization", x, scale, b, mean, fresh(s, [c], s.rng.uniform(0.5, 1.5, c), "var")))
-
-
-@draws("InstanceNormalization GroupNormalization", 1.2)
-def channel_norm(s: Sketch) -> None:
-    x = s.pick(where=lambda a: 3 <= a.ndim <= 4)
-    c = s.shape(x)[1]
-    if s.chance(0.5) or s.opset < 18:
-        s.keep(s.op("InstanceNormalization", x, weight(s, c, positive=True), bias(s, c)))
-        return
-    groups = int(s.choice([d for d in range(1, c + 1) if c % d == 0]))
-    n = groups if s.opset < 21 else c
-    s.keep(s.op("GroupNormalization", x, weight(s, n, positive=True), bias(s, n), num_groups=groups))
-
-
-@draws("LayerNormalization RMSNormalization", 2)
-def layer_norm(s: Sketch) -> None:
-    x = s.pick(where=lambda a: a.ndim >= 2)
-    if s.opset < 17:
-        raise Unfit("no such operator yet")
-    at = int(s.choice([-1, -1, -1, -2])) if s.rank(x) > 2 else -1
-    shape = s.shape(x)[at:]
-    if s.opset >= 23 and s.chance(0.5):
-        s.keep(s.op("RMSNormalization", x, weight(s, *shape, positive=True), axis=at))
-        return
-    b = [bias(s, *shape)] if s.chance(0.6) else []
-    s.keep(s.op("LayerNormalization", x, weight(s, *shape, positive=True), *b, axis=at))
-
-
-@draws("MeanVarianceNormalization LpNormalization", 0.6)
-def plain_norm(s: Sketch) -> None:
-    x = s.pick(where=lambda a: a.ndim >= 2)
-    if s.chance(0.5):
-        axes = sorted({int(k) for k in s.rng.integers(int(s.symbolic), s.rank(x), 2)})
-        s.keep(s.op("MeanVarianceNormalization", x, axes=axes))
-    else:
-        s.keep(s.op("LpNormalization", x, axis=int(s.rng.integers(s.rank(x))), p=int(s.choice([1, 2]))))
-
-
-# ---- reductions -------------------------------------------------------------------------------------------------
-
-REDUCTIONS = "Sum Mean Max Min Prod L1 L2 SumSquare LogSum LogSumExp".split()
-
-
-@draws(" ".join(f"Reduce{kind}" for kind in REDUCTIONS), 3)
-def reduce(s: Sketch) -> None:
-    x = s.pick(where=lambda a: a.ndim >= 1)
-    kind = s.choice([*REDUCTIONS, "Sum", "Mean", "Mean", "Max"])
-    axes = sorted({int(k) for k in s.rng.integers(0, s.rank(x), int(s.rng.integers(1, 3)))} - ({0} if s.chance(0.8) else set()))
-    if kind == "LogSum":
-        x = s.op("Sigmoid", x)
-    signed = [k - s.rank(x) if s.chance(0.3) else k for k in axes]
-    if signed:
-        s.keep(s.reduce(f"Reduce{kind}", x, signed, s.chance(0.6)))
-
-
-@draws("Softmax LogSoftmax Hardmax", 1.5)
-def softmax(s: Sketch) -> None:
-    x = s.pick(where=lambda a: a.ndim >= 2)
-    s.keep(s.op(s.choice("Softmax Softmax LogSoftmax Hardmax".split()), x, axis=int(s.rng.integers(-1, s.rank(x)))))
-
-
-@draws("ArgMax ArgMin TopK CumSum", 0.8)
-def ordered(s: Sketch) -> None:
-    x = s.pick(where=lambda a: a.ndim >= 2)
-    axis, kind = int(s.rng.integers(int(s.symbolic), s.rank(x))), s.choice("ArgMax ArgMin TopK CumSum".split())
-    if kind == "CumSum":
-        s.keep(s.op(kind, x, s.index(axis), exclusive=int(s.chance(0.2))))
-    elif kind == "TopK":
-        found = s.node(kind, [x, s.ints(int(s.rng.integers(1, s.shape(x)[axis] + 1)))], 2, axis=axis)
-        s.keep(found[0])
-    else:
-        s.keep(s.op("Cast", s.op(kind, x, axis=axis, keepdims=int(s.chance(0.5))), to=1))
-
-
-def size(shape: Sequence[int]) -> int:
-    """Number of elements."""
-    return math.prod(shape)

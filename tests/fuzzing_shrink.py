@@ -12,10 +12,9 @@ import onnx
 import onnx_ir as ir
 from onnx import helper, numpy_helper
 
-import surgery
 from surgery.numeric import run
 from tests.fuzzing import FAILURES, Array, Case
-from tests.fuzzing_judge import Tally, Wrong, attempt, checkpoint_of, every_request
+from tests.fuzzing_judge import Tally, Wrong, analysis_of, attempt, checkpoint_of, every_request
 
 Model = onnx.ModelProto
 
@@ -25,7 +24,7 @@ def fails(case: Case, like: Wrong) -> Wrong | None:
     kind = like.kind
     checkpoint, tally = checkpoint_of(case, np.random.default_rng(0)), Tally()
     try:
-        analysis = surgery.analyse(checkpoint.model, checkpoint.interface)
+        analysis = analysis_of(checkpoint)
     except Exception as error:
         found = f"analyse: {type(error).__name__}"
         return Wrong(found, str(error), {}) if found == kind else None
@@ -150,14 +149,18 @@ def _without_output(case: Case, k: int) -> Case | None:
 
 
 def _info(name: str, array: Array) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(_stored(array).dtype), array.shape)
+    return helper.make_tensor_value_info(
+        name, helper.np_dtype_to_tensor_dtype(_stored(array).dtype), array.shape
+    )
 
 
 def _stored(array: Array) -> Array:
     return array.astype(np.float32) if array.dtype == np.float64 else array
 
 
-def _cut(case: Case, name: str, values: dict[str, Array], how: Callable[[Model, str, Array], None]) -> Case | None:
+def _cut(
+    case: Case, name: str, values: dict[str, Array], how: Callable[[Model, str, Array], None]
+) -> Case | None:
     array = _stored(values[name])
     return _changed(case, lambda model: how(model, name, array), **{name: array})
 
@@ -222,7 +225,9 @@ def _narrower(case: Case) -> Iterator[Case | None]:
 
 def _resized(case: Case, size: int, smaller: int) -> Case | None:
     def crop(array: Array) -> Array:
-        return np.ascontiguousarray(array[tuple(slice(smaller) if n == size else slice(None) for n in array.shape)])
+        return np.ascontiguousarray(
+            array[tuple(slice(smaller) if n == size else slice(None) for n in array.shape)]
+        )
 
     feeds = {name: crop(x) for name, x in case.feeds.items()}
 

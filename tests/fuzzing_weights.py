@@ -28,7 +28,9 @@ def bias(s: Sketch, *shape: int) -> str:
     """A parameter, or one number everywhere, perhaps shared by several layers."""
     if s.chance(0.3):
         value = s.choice([0.0, 0.0, 1.0])
-        same = [k for k, x in s.tensors.items() if x.shape == shape and x.dtype.kind == "f" and (x == value).all()]
+        same = [
+            k for k, x in s.tensors.items() if x.shape == shape and x.dtype.kind == "f" and (x == value).all()
+        ]
         return s.choice(same) if same and s.chance(0.7) else fresh(s, shape, np.full(shape, value), "bias")  # type: ignore[no-any-return]
     return fresh(s, shape, 0.3 * s.rng.standard_normal(shape), "bias") if s.chance(0.8) else weight(s, *shape)
 
@@ -67,7 +69,9 @@ def _normed(s: Sketch, shape: tuple[int, ...]) -> str:
     if kind == "LpNormalization":
         return s.op(kind, v, axis=int(s.choice(axes)), p=2)
     if kind == "Pow":
-        norm = s.reduce("ReduceSum", s.op("Mul", v, v) if s.chance(0.5) else s.op("Pow", v, s.scalar(2.0)), axes)
+        norm = s.reduce(
+            "ReduceSum", s.op("Mul", v, v) if s.chance(0.5) else s.op("Pow", v, s.scalar(2.0)), axes
+        )
     else:
         norm = s.reduce(kind, v, axes)
     norm = norm if kind == "ReduceL2" else s.op("Sqrt", norm)
@@ -78,10 +82,14 @@ def _normed(s: Sketch, shape: tuple[int, ...]) -> str:
 def _fused(s: Sketch, shape: tuple[int, ...]) -> str:
     """A part of a larger tensor whose other part another layer may use (it is shared, too)."""
     at = int(s.rng.integers(len(shape)))
-    whole = _floats(
-        s, lambda x: len(x) == len(shape) and x[at] > shape[at]
-        and all(a == b for k, (a, b) in enumerate(zip(x, shape, strict=True)) if k != at)
-    ) if s.chance(0.5) else fresh(s, [n + int(s.choice([n, s.width()])) * (k == at) for k, n in enumerate(shape)])  # fmt: skip
+
+    def fits(other: tuple[int, ...]) -> bool:
+        same = len(other) == len(shape) and all(other[k] == n or k == at for k, n in enumerate(shape))
+        return same and other[at] > shape[at]
+
+    more = int(s.choice([shape[at], s.width()]))
+    larger = [n + more * (k == at) for k, n in enumerate(shape)]
+    whole = _floats(s, fits) if s.chance(0.5) else fresh(s, larger)
     n, rest = shape[at], s.shape(whole)[at] - shape[at]
     way = s.choice(["Split", "Slice", "Gather"])
     if way == "Split":
@@ -107,7 +115,9 @@ def _joined(s: Sketch, shape: tuple[int, ...]) -> str:
     if shape[at] < 2:
         raise Unfit("nothing to join")
     first = int(s.rng.integers(1, shape[at]))
-    parts = [weight(s, *(n if k != at else m for k, n in enumerate(shape))) for m in (first, shape[at] - first)]
+    parts = [
+        weight(s, *(n if k != at else m for k, n in enumerate(shape))) for m in (first, shape[at] - first)
+    ]
     return s.op("Concat", *parts, axis=at)
 
 
@@ -124,7 +134,11 @@ def _scaled(s: Sketch, shape: tuple[int, ...]) -> str:
 
 def _permuted(s: Sketch, shape: tuple[int, ...]) -> str:
     at = int(s.rng.integers(len(shape)))
-    order = np.roll(np.arange(shape[at]), int(s.rng.integers(3))) if s.chance(0.6) else s.rng.permutation(shape[at])
+    order = (
+        np.roll(np.arange(shape[at]), int(s.rng.integers(3)))
+        if s.chance(0.6)
+        else s.rng.permutation(shape[at])
+    )
     return s.op("Gather", fresh(s, shape), s.ints(*order.tolist()), axis=at)
 
 

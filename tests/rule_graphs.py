@@ -18,7 +18,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from surgery.checkpoint import Checkpoint
 from surgery.edits import SpaceEdit
 from surgery.execute import execute
-from surgery.graph.axes import Atom, Axis, factors, find, leaves, summands
+from surgery.graph.atoms import Atom, Axis, factors, find, leaves, summands
 from surgery.graph.roles import Roles, _demand
 from surgery.graph.spaces import Analysis, Space, analyse
 from surgery.interface import infer

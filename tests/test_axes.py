@@ -6,25 +6,21 @@ import math
 
 import pytest
 
-from surgery.graph.axes import (
+from surgery.graph.atoms import (
     UNIT,
     Atom,
     Axis,
     Freeze,
     Mismatch,
     concat,
-    cut,
-    derive,
     factors,
     find,
     freeze,
     leaves,
     size_of,
-    split,
     summands,
-    take,
-    unify,
 )
+from surgery.graph.axes import cut, derive, split, take, unify
 
 
 def axis(*sizes: int) -> Axis:

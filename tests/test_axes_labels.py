@@ -10,23 +10,20 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from surgery.graph.axes import (
+from surgery.graph.atoms import (
     Atom,
     Axis,
     Freeze,
     Mismatch,
     concat,
-    cut,
-    derive,
     factors,
     find,
     freeze,
     leaves,
     size_of,
     summands,
-    take,
-    unify,
 )
+from surgery.graph.axes import cut, derive, take, unify
 
 WHY = Freeze("input", "axis 1 of input 'x'")
 

@@ -116,8 +116,10 @@ def test_every_width_can_grow_or_says_why_not(exporter: str, name: str) -> None:
     reasons = " ".join(str(reason) for reason in frozen(analysis).values())
     for width, phrase in made.frozen.items():
         assert phrase in reasons, width
-    if not made.frozen:
-        assert all("indexed at run time" in str(reason) for reason in frozen(analysis).values())
+    else:
+        assert made.frozen or all(
+            "indexed at run time" in str(reason) for reason in frozen(analysis).values()
+        )
 
 
 @pytest.mark.parametrize(("exporter", "name"), RECORDED)
@@ -217,7 +219,8 @@ def test_other_precisions_are_widened(
     name: str, change: other_sources.Change, limit: float, tmp_path: Path
 ) -> None:
     inputs = zoo.sample(name, 3, np.random.default_rng(0))
-    source = onnx.load(zoo.export(name, "dynamo"))
+    # bfloat16 convolutions exist from opset 22 on
+    source = version_converter.convert_version(onnx.load(zoo.export(name, "dynamo")), 22)
     wanted = runtime(ir.from_proto(source))(inputs)
     checkpoint = written(change(source), tmp_path)
     typed = {
@@ -232,7 +235,7 @@ def test_other_precisions_are_widened(
     assert {name: tensor.dtype for name, tensor in result.checkpoint.tensors.items()} == dtypes
 
 
-@pytest.mark.parametrize("name", ["mlp_relu", "nature_dqn"])
+@pytest.mark.parametrize("name", ["mlp_relu", "impala"])
 def test_bytes_as_observations_are_cast_in_the_graph(name: str, tmp_path: Path) -> None:
     source = other_sources.integer_input(onnx.load(zoo.export(name, "torchscript")))
     checkpoint, rng = written(source, tmp_path), np.random.default_rng(0)

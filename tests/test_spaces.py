@@ -318,9 +318,9 @@ def test_the_work_grows_linearly_with_the_graph(monkeypatch: pytest.MonkeyPatch)
 
 
 def _count(model: ir.Model, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
-    from surgery.graph import axes
+    from surgery.graph import atoms
 
-    calls, atoms, make = [0], [0], axes.Atom.__init__
+    calls, count, make = [0], [0], atoms.Atom.__init__
 
     def counting(rule: rules.Rule) -> rules.Rule:
         def describe(trace, node) -> None:
@@ -330,12 +330,12 @@ def _count(model: ir.Model, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
         return rules.Rule(describe, rule.axes)
 
     def made(self, size: int, *, tensor: str | None = None) -> None:
-        atoms[0] += 1
+        count[0] += 1
         make(self, size, tensor=tensor)
 
     with monkeypatch.context() as patch:
         patch.setattr(walk, "RULES", {name: counting(rule) for name, rule in rules.RULES.items()})
-        patch.setattr(axes.Atom, "__init__", made)
+        patch.setattr(atoms.Atom, "__init__", made)
         analysis = analyse(model)
     assert sizes(analysis)["stem"] == 6
-    return calls[0], atoms[0]
+    return calls[0], count[0]

@@ -9,8 +9,8 @@ from typing import Literal
 import onnx_ir as ir
 
 from surgery.graph import layout
-from surgery.graph.axes import Atom, Axis, factors, leaves, summands
-from surgery.graph.facts import captured
+from surgery.graph.atoms import Atom, Axis, factors, leaves, summands
+from surgery.graph.control import captured
 from surgery.graph.spaces import Analysis, Space, _scope, module
 from surgery.graph.trace import label
 

@@ -4,11 +4,6 @@
     LSTM gates            4 · H                     fused q, k, v    3 · heads · d
     concatenation         a + b + c                 C51 head         actions · 51
 
-An *atom* is one occurrence of a group of units in one axis. Occurrences that must change together belong to one
-class of a union-find; splitting or cutting one of them splits or cuts all. Each occurrence keeps its own identity
-(its own children when it is divided), so that the analysis can say of every *element of a parameter axis* what
-it does: one fused weight may hold the rows of a query and of a key, which are edited differently.
-
 Three primitives carry every operator rule: `split` (product), `cut` (sum) and `unify`; `derive` makes a new axis
 whose occurrences remember the ones that they were computed from.
 """
@@ -16,233 +11,23 @@ whose occurrences remember the ones that they were computed from.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Literal
 
-Axis = tuple["Atom", ...]
-UNIT: Axis = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Product:
-    """An atom that has been read as a product: its factors, outermost first."""
-
-    factors: list[Atom]
-
-
-@dataclass(frozen=True, slots=True)
-class Concatenation:
-    """An atom that has been read as a sum: its segments, in order."""
-
-    segments: list[Axis]
-
-
-class Mismatch(Exception):
-    """Two axes that an operator equates have no common refinement."""
-
-
-@dataclass(frozen=True, slots=True)
-class Freeze:
-    """Why a class of atoms must keep its size.
-
-    Attributes:
-      kind: "input", "output", "symbolic", "spatial", "kernel", "opaque", "mismatch", "mixer", "tied", "literal" …
-      reason: one sentence that names the node or the value which caused it.
-    """
-
-    kind: str
-    reason: str
-
-
-class Atom:
-    """One occurrence of a group of units in an axis.
-
-    Attributes:
-      size: number of units.
-      origins: the occurrences in the operands that these units were computed from.
-      mode: whether scaling these units needs "all" origins scaled (a sum) or "any" one of them (a product).
-      passes: what travels back from these units to their origins: 2 zero and positive scale (homogeneous
-        functions), 1 only zero (f(0) = 0), 0 nothing.
-      barrier: the node that stops it where `passes` < 2.
-    """
-
-    __slots__ = ("_children", "_frozen", "_parent", "barrier", "mode", "origins", "passes", "size", "tensor")
-
-    def __init__(self, size: int, *, tensor: str | None = None) -> None:
-        self.size = size
-        self.tensor = tensor
-        self.origins: tuple[Atom, ...] = ()
-        self.mode: Literal["all", "any"] = "all"
-        self.passes = 2
-        self.barrier: str | None = None
-        self._parent: Atom | None = None
-        self._children: Product | Concatenation | None = None
-        self._frozen: list[Freeze] = []
-
-    def __repr__(self) -> str:
-        return f"Atom({self.size}{', ' + self.tensor if self.tensor else ''})"
-
-    @property
-    def frozen(self) -> list[Freeze]:
-        """The reasons for which the whole class is frozen; empty if it is free."""
-        return find(self)._frozen
-
-    @property
-    def segments(self) -> list[Axis] | None:
-        """The ordered summands of a concatenation, or None for a plain group of units."""
-        _expand(self)
-        return self._children.segments if isinstance(self._children, Concatenation) else None
-
-
-def find(atom: Atom) -> Atom:
-    """The representative of the atom's class."""
-    root = atom
-    while root._parent is not None:
-        root = root._parent
-    while atom._parent is not None and atom._parent is not root:
-        atom._parent, atom = root, atom._parent
-    return root
-
-
-def size_of(axis: Axis) -> int:
-    """Number of elements along an axis."""
-    return math.prod(atom.size for atom in axis)
-
-
-def _inherit(child: Atom, parent: Atom, origins: Iterable[Atom]) -> Atom:
-    child.tensor, child.mode, child.passes, child.barrier = (
-        parent.tensor,
-        parent.mode,
-        parent.passes,
-        parent.barrier,
-    )
-    child.origins = tuple(origins)
-    return child
-
-
-def _like(atom: Atom, template: Axis, origin_axes: Sequence[Axis]) -> Axis:
-    """New occurrences for `atom` in the shape of `template`, each united with its counterpart there."""
-    made = []
-    for k, other in enumerate(template):
-        child = _inherit(Atom(other.size), atom, [axis[k] for axis in origin_axes] or atom.origins)
-        _join(other, child)
-        made.append(child)
-    return tuple(made)
-
-
-def _expand(atom: Atom) -> None:
-    """Give an occurrence children of its own once its class has been divided (its origins first)."""
-    pending = [atom] if _behind(atom) else []
-    while pending:
-        top = pending[-1]
-        waiting = [origin for origin in top.origins if _behind(origin)] if top._children is None else []
-        if waiting:
-            pending.extend(waiting)
-            continue
-        pending.pop()
-        if top._children is None:
-            _divide(top, find(top))
-
-
-def _behind(atom: Atom) -> bool:
-    """Whether the class of an undivided occurrence has been divided (origins can be of other classes)."""
-    root = find(atom)
-    return atom._children is None and root is not atom and root._children is not None
-
-
-def _divide(atom: Atom, root: Atom) -> None:
-    """Mirror the division of the class in one of its occurrences."""
-    aligned = [origin._children for origin in atom.origins if _parallel(origin._children, root._children)]
-    if len(aligned) != len(atom.origins):
-        # operands divided in another way: keep the links, but nothing is passed back through them
-        aligned, atom.origins, atom.passes = [], tuple(leaves(atom.origins)), 0
-        atom.barrier = atom.barrier or "a division its operands do not share"
-    if isinstance(root._children, Product):
-        rows = [tuple(part.factors) for part in aligned if isinstance(part, Product)]
-        atom._children = Product(list(_like(atom, tuple(root._children.factors), rows)))
-    elif isinstance(root._children, Concatenation):
-        sums = [part.segments for part in aligned if isinstance(part, Concatenation)]
-        atom._children = Concatenation(
-            [
-                _like(atom, segment, [part[k] for part in sums])
-                for k, segment in enumerate(root._children.segments)
-            ]
-        )
-
-
-def _parallel(left: Product | Concatenation | None, right: Product | Concatenation | None) -> bool:
-    """Whether two occurrences of one class are divided in the same way at the top level."""
-    if isinstance(left, Product) and isinstance(right, Product):
-        return [atom.size for atom in left.factors] == [atom.size for atom in right.factors]
-    if isinstance(left, Concatenation) and isinstance(right, Concatenation):
-        one, other = ([[a.size for a in segment] for segment in part.segments] for part in (left, right))
-        return one == other
-    return False
-
-
-def factors(axis: Axis) -> list[Atom]:
-    """The axis as a flat list of factors (free atoms and concatenations), units of size 1 left out."""
-    out: list[Atom] = []
-    stack = list(reversed(axis))
-    while stack:
-        atom = stack.pop()
-        if atom.size == 1:
-            continue
-        _expand(atom)
-        if atom._children is None:
-            out.append(atom)
-        elif isinstance(atom._children, Product):
-            stack.extend(reversed(atom._children.factors))
-        else:
-            segments = [segment for segment in atom._children.segments if size_of(segment)]
-            if len(segments) == 1:
-                stack.extend(reversed(segments[0]))
-            else:
-                out.append(atom)
-    return out
-
-
-def summands(atom: Atom) -> list[list[Atom]]:
-    """The factor lists of a concatenation's segments, nested concatenations flattened."""
-    out: list[list[Atom]] = []
-    for segment in atom.segments or []:
-        if size_of(segment) == 0:
-            continue
-        inner = factors(segment)
-        if len(inner) == 1 and inner[0].segments is not None:
-            out.extend(summands(inner[0]))
-        else:
-            out.append(inner)
-    return out
-
-
-def leaves(axis: Axis) -> Iterator[Atom]:
-    """All undivided occurrences of an axis, in order, those inside concatenations included."""
-    for factor in factors(axis):
-        if factor.segments is None:
-            yield factor
-        else:
-            for segment in summands(factor):
-                yield from leaves(tuple(segment))
-
-
-def freeze(axis: Axis, why: Freeze) -> None:
-    """Freeze every class that occurs in the axis."""
-    for leaf in leaves(axis):
-        root = find(leaf)
-        if why not in root._frozen and len(root._frozen) < 8:
-            root._frozen.append(why)
-
-
-def concat(axes: Sequence[Axis]) -> Axis:
-    """The ordered sum of axes."""
-    parts = [axis for axis in axes if size_of(axis)]
-    if len(parts) == 1:
-        return parts[0]
-    atom = Atom(sum(size_of(axis) for axis in parts))
-    atom._children = Concatenation(parts)
-    return (atom,)
+from surgery.graph.atoms import (
+    Atom,
+    Axis,
+    Concatenation,
+    Mismatch,
+    Product,
+    concat,
+    expand,
+    factors,
+    find,
+    freeze,
+    size_of,
+    summands,
+)
 
 
 def _bind(atom: Atom, children: Product | Concatenation) -> None:
@@ -250,13 +35,13 @@ def _bind(atom: Atom, children: Product | Concatenation) -> None:
     root = find(atom)
     # a nameless anchor represents the class from now on: every real occurrence gets children of its own
     anchor = Atom(root.size)
-    anchor._frozen, anchor._children, root._parent = root._frozen, children, anchor
+    anchor.reasons, anchor.children, root.parent = root.reasons, children, anchor
     parts = (
         children.factors if isinstance(children, Product) else [a for axis in children.segments for a in axis]
     )
     for child in parts:
-        child._frozen = list(root._frozen)
-    _expand(atom)
+        child.reasons = list(root.reasons)
+    expand(atom)
 
 
 def split(atom: Atom, outer: int) -> tuple[Axis, Axis]:
@@ -273,10 +58,10 @@ def split(atom: Atom, outer: int) -> tuple[Axis, Axis]:
     inner = atom.size // outer
     if outer == 1 or inner == 1:
         return ((), (atom,)) if outer == 1 else ((atom,), ())
-    _expand(atom)
-    if atom._children is None:
+    expand(atom)
+    if atom.children is None:
         _bind(atom, Product([Atom(outer), Atom(inner)]))
-    if isinstance(atom._children, Product):
+    if isinstance(atom.children, Product):
         head, tail = take(factors((atom,)), outer)
         return tuple(head), tuple(tail)
     return _split_sum(atom, outer, inner)
@@ -296,9 +81,9 @@ def _split_sum(atom: Atom, outer: int, inner: int) -> tuple[Axis, Axis]:
     for other in tails[1:]:
         unify(tails[0], other)
     total = Atom(outer)
-    total._children = Concatenation(heads)
+    total.children = Concatenation(heads)
     common = derive(tails, mode="all")
-    atom._children = Product([total, *common])
+    atom.children = Product([total, *common])
     return (total,), common
 
 
@@ -402,21 +187,21 @@ def _join(x: Atom, y: Atom) -> None:
     rx, ry = find(x), find(y)
     if rx is ry:
         return
-    _expand(x)
-    _expand(y)
-    if x._children is not None and y._children is not None:
+    expand(x)
+    expand(y)
+    if x.children is not None and y.children is not None:
         _join_divided(x, y)
         rx, ry = find(x), find(y)
         if rx is ry:
             return
-    if rx._children is None and ry._children is not None:
+    if rx.children is None and ry.children is not None:
         rx, ry = ry, rx
-    ry._parent = rx
-    inherited = [why for why in ry._frozen if why not in rx._frozen]
-    if inherited and rx._children is not None:
+    ry.parent = rx
+    inherited = [why for why in ry.reasons if why not in rx.reasons]
+    if inherited and rx.children is not None:
         for why in inherited:
             freeze((rx,), why)
-    rx._frozen.extend(inherited)
+    rx.reasons.extend(inherited)
 
 
 def _join_divided(x: Atom, y: Atom) -> None:
@@ -487,7 +272,7 @@ def _derive_sum(atom: Atom, group: Sequence[Atom]) -> None:
     for other, row in zip(group, rows, strict=True):
         same = row is not None and [size_of(part) for part in row] == sizes
         aligned.append(row if same and row is not None else _cut_factor(other, sizes))
-    atom._children = Concatenation(
+    atom.children = Concatenation(
         [
             derive(part, mode=atom.mode, passes=atom.passes, barrier=atom.barrier)
             for part in zip(*aligned, strict=True)

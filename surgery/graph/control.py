@@ -1,4 +1,4 @@
-"""Shapes of what comes out of If, Loop and Scan.
+"""If, Loop and Scan: what their subgraphs read, and the shapes of what comes out.
 
 ONNX lets the state of a loop change its shape from step to step. Here it is shown that it does not: if the body, given
 a state of the initial shape, returns one of the same shape, then by induction every state has it.
@@ -48,6 +48,24 @@ def control_types(
     collected = [_stacked(result, rows) for result in results[scanning.states :]]
     found = [*states, *collected]
     return {name: kind for name, kind in zip(proto.output, found, strict=True) if name and kind is not None}
+
+
+def captured(node: ir.Node) -> list[ir.Value]:
+    """Outer values that a node's subgraphs read (If, Loop, Scan)."""
+    inner: list[ir.Value] = []
+    for attribute in node.attributes.values():
+        graphs = (
+            [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH
+            else list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS
+            else []
+        )  # fmt: skip
+        for graph in graphs:
+            own = {*graph.inputs, *graph.initializers.values()}
+            for inside in graph.all_nodes():
+                own.update(inside.outputs)
+            seen = [v for inside in graph.all_nodes() for v in inside.inputs] + list(graph.outputs)
+            inner.extend(v for v in seen if v is not None and v not in own)
+    return inner
 
 
 class _Scanning:

@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from surgery.errors import GraphError, SurgeryError
-from surgery.graph.control import control_types
+from surgery.graph.control import captured, control_types
 from surgery.graph.symbols import symbol
 from surgery.numeric import compute
 from surgery.tensors import shape_of
@@ -114,7 +114,9 @@ class Facts:
             value in self.constant for value in [*inputs, *captured(node)]
         ):
             self.constant.update(node.outputs)
-        if standard and node.op_type in ("SplitToSequence", "SequenceAt"):
+        if standard and node.op_type == "Identity" and node.inputs[0] in self.sequences:
+            self.sequences[node.outputs[0]] = self.sequences[node.inputs[0]]
+        elif standard and node.op_type in ("SplitToSequence", "SequenceAt"):
             self._sequence(node)
         elif not (standard and self._try_fold(node)):
             self._infer(node)
@@ -220,7 +222,8 @@ class Facts:
         assert first is not None
         if node.op_type == "SequenceAt":
             place, members = self.ints(node.inputs[1]), self.sequences.get(first)
-            self.shapes[node.outputs[0]] = members[place[0]] if members and place else None
+            inside = members and place and -len(members) <= place[0] < len(members)
+            self.shapes[node.outputs[0]] = members[place[0]] if members and place and inside else None
             return
         shape = self.shapes.get(first)
         if shape is None or not node.attributes.get_int("keepdims", 1):
@@ -362,24 +365,6 @@ def constant_tensor(node: ir.Node) -> ir.TensorProtocol:
 
 def _double(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float64) if array.dtype.kind == "f" else array
-
-
-def captured(node: ir.Node) -> list[ir.Value]:
-    """Outer values that a node's subgraphs read (If, Loop, Scan)."""
-    inner: list[ir.Value] = []
-    for attribute in node.attributes.values():
-        graphs = (
-            [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH
-            else list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS
-            else []
-        )  # fmt: skip
-        for graph in graphs:
-            own = {*graph.inputs, *graph.initializers.values()}
-            for inside in graph.all_nodes():
-                own.update(inside.outputs)
-            seen = [v for inside in graph.all_nodes() for v in inside.inputs] + list(graph.outputs)
-            inner.extend(v for v in seen if v is not None and v not in own)
-    return inner
 
 
 def _slice_of(node: ir.Node, rank: int) -> tuple[int, int]:

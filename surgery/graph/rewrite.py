@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from surgery.errors import ProofFailed, Refused
-from surgery.graph.axes import Axis
+from surgery.graph.atoms import Axis
 from surgery.graph.facts import Facts
 from surgery.graph.spaces import Analysis
 from surgery.graph.trace import Computed, Number, Operand, label

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from surgery.graph.axes import Atom, Axis, Freeze, factors, find, freeze, leaves, summands
+from surgery.graph.atoms import Atom, Axis, Freeze, factors, find, freeze, leaves, summands
 from surgery.graph.trace import Site, Trace, label
 
 

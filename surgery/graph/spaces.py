@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from surgery.errors import UnknownName
 from surgery.graph import layout
-from surgery.graph.axes import Atom, Axis, factors, find, leaves, size_of, summands
+from surgery.graph.atoms import Atom, Axis, factors, find, leaves, size_of, summands
 from surgery.graph.layout import Factor, Layout, Role, Sum, Units
 from surgery.graph.prepare import prepared
 from surgery.graph.roles import Roles, assign

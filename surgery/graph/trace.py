@@ -10,20 +10,10 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from surgery.graph.axes import (
-    Atom,
-    Axis,
-    Freeze,
-    Mismatch,
-    cut,
-    derive,
-    factors,
-    freeze,
-    size_of,
-    take,
-    unify,
-)
-from surgery.graph.facts import Facts, captured
+from surgery.graph.atoms import Atom, Axis, Freeze, Mismatch, factors, freeze, size_of
+from surgery.graph.axes import cut, derive, take, unify
+from surgery.graph.control import captured
+from surgery.graph.facts import Facts
 
 Kind = Literal["contract", "sum", "mean", "norm", "order"]
 """How units are mixed."""
@@ -225,6 +215,10 @@ class Trace:
         several = len(_readers(value)) + value.is_graph_output() > 1
         self._of[value] = _guard(value, axes) if several and not self.constant(value) else list(axes)
 
+    def handed_on(self, value: ir.Value, axes: Sequence[Axis]) -> list[Axis]:
+        """Axes of an operand that several results have in common: no scale travels back through one of them."""
+        return list(axes) if self.constant(value) else _guard(value, axes)
+
     def put_sequence(self, value: ir.Value, members: Sequence[Sequence[Axis]]) -> None:
         """Set the axes of every member of a sequence."""
         self._sequences[value] = [list(axes) for axes in members]
@@ -232,6 +226,15 @@ class Trace:
     def sequence(self, value: ir.Value) -> list[list[Axis]] | None:
         """The axes of every member of a sequence, or None."""
         return self._sequences.get(value)
+
+    def touched(self, value: ir.Value) -> list[Axis]:
+        """All axes of a value, or of every member of a sequence; none where they are not known."""
+        if value in self._sequences:
+            return [axis for member in self._sequences[value] for axis in member]
+        try:
+            return list(self.axes(value))
+        except Opaque:
+            return []
 
     def new(self, size: int) -> Axis:
         """A free axis."""
@@ -409,11 +412,8 @@ def give_up(trace: Trace, node: ir.Node, reason: str) -> None:
     why = Freeze("opaque", f"{reason}: node '{label(node)}' ({node.op_type})")
     for value in [v for v in node.inputs if v is not None] + captured(node):
         trace.freeze_measured(value)
-        try:
-            for axis in trace.axes(value):
-                freeze(axis, why)
-        except Opaque:
-            continue
+        for axis in trace.touched(value):
+            freeze(axis, why)
     for value in node.outputs:
         shape = trace.facts.shapes.get(value)
         axes = None if shape is None else [trace.fixed(n, why.kind, why.reason) for n in shape]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from surgery.graph.axes import Freeze, Mismatch, find, freeze, leaves, size_of
+from surgery.graph.atoms import Freeze, Mismatch, find, freeze, leaves, size_of
 from surgery.graph.facts import Facts
 from surgery.graph.rules import RULES
 from surgery.graph.trace import Opaque, Trace, give_up
@@ -56,6 +56,10 @@ def _interface(trace: Trace, value: ir.Value, state: bool) -> None:
 
 
 def _output(trace: Trace, value: ir.Value, state: bool) -> None:
+    if trace.sequence(value) is not None:
+        for axis in trace.touched(value):
+            freeze(axis, Freeze("output", f"a member of output '{value.name}'"))
+        return
     try:
         axes = trace.axes(value)
     except Opaque:

@@ -6,7 +6,7 @@ import math
 
 import onnx_ir as ir
 
-from surgery.graph.axes import UNIT, Axis, size_of
+from surgery.graph.atoms import UNIT, Axis, size_of
 from surgery.graph.rules.table import Table
 from surgery.graph.trace import Number, Opaque, Resize, Trace
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from surgery.graph.axes import UNIT, Axis
+from surgery.graph.atoms import UNIT, Axis
 from surgery.graph.rules.movement import dims
 from surgery.graph.rules.table import Table
 from surgery.graph.trace import Opaque, Trace, label

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from surgery.graph.axes import UNIT, Axis
+from surgery.graph.atoms import UNIT, Axis
 from surgery.graph.rules.table import Table
 from surgery.graph.trace import Trace, label
 
@@ -21,7 +21,11 @@ RULES = Table()
     axes="all axes: pointwise, zero and scale pass back",
 )
 def homogeneous(t: Trace, node: ir.Node) -> None:
-    """f(s·x) = s·f(x) for s > 0."""
+    """f(s·x) = s·f(x) for s > 0; a sequence is passed on as it is."""
+    members = t.sequence(_data(node))
+    if members is not None:
+        t.put_sequence(node.outputs[0], members)
+        return
     for value in node.outputs:
         t.put(value, t.axes(_data(node)))
 

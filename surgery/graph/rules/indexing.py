@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from surgery.graph.axes import UNIT, Axis, size_of
+from surgery.graph.atoms import UNIT, Axis, size_of
 from surgery.graph.rules.table import Table
 from surgery.graph.trace import Trace, label
 

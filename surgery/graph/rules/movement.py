@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
-from surgery.graph.axes import UNIT, Axis, Freeze, Mismatch, concat, factors, freeze, take
+from surgery.graph.atoms import UNIT, Axis, Freeze, Mismatch, concat, factors, freeze
+from surgery.graph.axes import take
 from surgery.graph.rules.table import Table
 from surgery.graph.trace import Computed, Number, Opaque, Resize, Trace, is_symbolic, label
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from surgery.graph.axes import UNIT, Axis
+from surgery.graph.atoms import UNIT, Axis
 from surgery.graph.rules.table import Table
 from surgery.graph.trace import Opaque, Trace
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import onnx_ir as ir
 
-from surgery.graph.axes import UNIT, Axis, concat
+from surgery.graph.atoms import UNIT, Axis, concat
 from surgery.graph.rules.table import Table
 from surgery.graph.trace import Number, Opaque, Resize, Trace, is_symbolic, label
 
@@ -32,6 +32,8 @@ def split(t: Trace, node: ir.Node) -> None:
     at = node.attributes.get_int("axis", 0) % len(data)
     sizes = [t.shape(value)[at] for value in node.outputs]
     pieces = _cut(t, node, x, at, sizes)
+    used = [value for value in node.outputs if value.uses() or value.is_graph_output()]
+    data = t.handed_on(x, data) if len(used) > 1 else data
     for value, piece in zip(node.outputs, pieces, strict=True):
         t.put(value, [*data[:at], piece, *data[at + 1 :]])
     if not is_symbolic(data[at]):
@@ -67,7 +69,8 @@ def sequence_at(t: Trace, node: ir.Node) -> None:
     members, place = t.sequence(_data(node)), t.numbers(node, 1)
     if members is None or not place:
         raise Opaque("a member of a sequence that is only known at run time")
-    t.put(node.outputs[0], members[place[0]])
+    axes, several = members[place[0]], len(_data(node).uses()) > 1
+    t.put(node.outputs[0], t.handed_on(_data(node), axes) if several else axes)
 
 
 def _cut(t: Trace, node: ir.Node, x: ir.Value, at: int, sizes: Sequence[int]) -> list[Axis]:

@@ -1,0 +1,238 @@
+"""Atoms: the occurrences of groups of units that axes are made of, and the classes that they belong to.
+
+An *atom* is one occurrence of a group of units in one axis. Occurrences that must change together belong to one
+class of a union-find; splitting or cutting one of them splits or cuts all. Each occurrence keeps its own identity
+(its own children when it is divided), so that the analysis can say of every *element of a parameter axis* what it
+does: one fused weight may hold the rows of a query and of a key, which are edited differently.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Axis = tuple["Atom", ...]
+UNIT: Axis = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """An atom that has been read as a product: its factors, outermost first."""
+
+    factors: list[Atom]
+
+
+@dataclass(frozen=True, slots=True)
+class Concatenation:
+    """An atom that has been read as a sum: its segments, in order."""
+
+    segments: list[Axis]
+
+
+class Mismatch(Exception):
+    """Two axes that an operator equates have no common refinement."""
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """Why a class of atoms must keep its size.
+
+    Attributes:
+      kind: "input", "output", "symbolic", "spatial", "kernel", "opaque", "mismatch", "mixer", "tied", "literal" …
+      reason: one sentence that names the node or the value which caused it.
+    """
+
+    kind: str
+    reason: str
+
+
+class Atom:
+    """One occurrence of a group of units in an axis.
+
+    Attributes:
+      size: number of units.
+      origins: the occurrences in the operands that these units were computed from.
+      mode: whether scaling these units needs "all" origins scaled (a sum) or "any" one of them (a product).
+      passes: what travels back from these units to their origins: 2 zero and positive scale (homogeneous
+        functions), 1 only zero (f(0) = 0), 0 nothing.
+      barrier: the node that stops it where `passes` < 2.
+    """
+
+    __slots__ = ("barrier", "children", "mode", "origins", "parent", "passes", "reasons", "size", "tensor")
+
+    def __init__(self, size: int, *, tensor: str | None = None) -> None:
+        self.size = size
+        self.tensor = tensor
+        self.origins: tuple[Atom, ...] = ()
+        self.mode: Literal["all", "any"] = "all"
+        self.passes = 2
+        self.barrier: str | None = None
+        self.parent: Atom | None = None
+        self.children: Product | Concatenation | None = None
+        self.reasons: list[Freeze] = []
+
+    def __repr__(self) -> str:
+        return f"Atom({self.size}{', ' + self.tensor if self.tensor else ''})"
+
+    @property
+    def frozen(self) -> list[Freeze]:
+        """The reasons for which the whole class is frozen; empty if it is free."""
+        return find(self).reasons
+
+    @property
+    def segments(self) -> list[Axis] | None:
+        """The ordered summands of a concatenation, or None for a plain group of units."""
+        expand(self)
+        return self.children.segments if isinstance(self.children, Concatenation) else None
+
+
+def find(atom: Atom) -> Atom:
+    """The representative of the atom's class."""
+    root = atom
+    while root.parent is not None:
+        root = root.parent
+    while atom.parent is not None and atom.parent is not root:
+        atom.parent, atom = root, atom.parent
+    return root
+
+
+def size_of(axis: Axis) -> int:
+    """Number of elements along an axis."""
+    return math.prod(atom.size for atom in axis)
+
+
+def _inherit(child: Atom, parent: Atom, origins: Iterable[Atom]) -> Atom:
+    child.tensor, child.mode, child.passes, child.barrier = (
+        parent.tensor,
+        parent.mode,
+        parent.passes,
+        parent.barrier,
+    )
+    child.origins = tuple(origins)
+    return child
+
+
+def _like(atom: Atom, template: Axis, origin_axes: Sequence[Axis]) -> Axis:
+    """New occurrences for `atom` in the shape of `template`, each united with its counterpart there."""
+    made = []
+    for k, other in enumerate(template):
+        child = _inherit(Atom(other.size), atom, [axis[k] for axis in origin_axes] or atom.origins)
+        child.parent = find(other)
+        made.append(child)
+    return tuple(made)
+
+
+def expand(atom: Atom) -> None:
+    """Give an occurrence children of its own once its class has been divided (its origins first)."""
+    pending = [atom] if _behind(atom) else []
+    while pending:
+        top = pending[-1]
+        waiting = [origin for origin in top.origins if _behind(origin)] if top.children is None else []
+        if waiting:
+            pending.extend(waiting)
+            continue
+        pending.pop()
+        if top.children is None:
+            _divide(top, find(top))
+
+
+def _behind(atom: Atom) -> bool:
+    """Whether the class of an undivided occurrence has been divided (origins can be of other classes)."""
+    root = find(atom)
+    return atom.children is None and root is not atom and root.children is not None
+
+
+def _divide(atom: Atom, root: Atom) -> None:
+    """Mirror the division of the class in one of its occurrences."""
+    aligned = [origin.children for origin in atom.origins if _parallel(origin.children, root.children)]
+    if len(aligned) != len(atom.origins):
+        # operands divided in another way: keep the links, but nothing is passed back through them
+        aligned, atom.origins, atom.passes = [], tuple(leaves(atom.origins)), 0
+        atom.barrier = atom.barrier or "a division its operands do not share"
+    if isinstance(root.children, Product):
+        rows = [tuple(part.factors) for part in aligned if isinstance(part, Product)]
+        atom.children = Product(list(_like(atom, tuple(root.children.factors), rows)))
+    elif isinstance(root.children, Concatenation):
+        sums = [part.segments for part in aligned if isinstance(part, Concatenation)]
+        atom.children = Concatenation(
+            [
+                _like(atom, segment, [part[k] for part in sums])
+                for k, segment in enumerate(root.children.segments)
+            ]
+        )
+
+
+def _parallel(left: Product | Concatenation | None, right: Product | Concatenation | None) -> bool:
+    """Whether two occurrences of one class are divided in the same way at the top level."""
+    if isinstance(left, Product) and isinstance(right, Product):
+        return [atom.size for atom in left.factors] == [atom.size for atom in right.factors]
+    if isinstance(left, Concatenation) and isinstance(right, Concatenation):
+        one, other = ([[a.size for a in segment] for segment in part.segments] for part in (left, right))
+        return one == other
+    return False
+
+
+def factors(axis: Axis) -> list[Atom]:
+    """The axis as a flat list of factors (free atoms and concatenations), units of size 1 left out."""
+    out: list[Atom] = []
+    stack = list(reversed(axis))
+    while stack:
+        atom = stack.pop()
+        if atom.size == 1:
+            continue
+        expand(atom)
+        if atom.children is None:
+            out.append(atom)
+        elif isinstance(atom.children, Product):
+            stack.extend(reversed(atom.children.factors))
+        else:
+            segments = [segment for segment in atom.children.segments if size_of(segment)]
+            if len(segments) == 1:
+                stack.extend(reversed(segments[0]))
+            else:
+                out.append(atom)
+    return out
+
+
+def summands(atom: Atom) -> list[list[Atom]]:
+    """The factor lists of a concatenation's segments, nested concatenations flattened."""
+    out: list[list[Atom]] = []
+    for segment in atom.segments or []:
+        if size_of(segment) == 0:
+            continue
+        inner = factors(segment)
+        if len(inner) == 1 and inner[0].segments is not None:
+            out.extend(summands(inner[0]))
+        else:
+            out.append(inner)
+    return out
+
+
+def leaves(axis: Axis) -> Iterator[Atom]:
+    """All undivided occurrences of an axis, in order, those inside concatenations included."""
+    for factor in factors(axis):
+        if factor.segments is None:
+            yield factor
+        else:
+            for segment in summands(factor):
+                yield from leaves(tuple(segment))
+
+
+def freeze(axis: Axis, why: Freeze) -> None:
+    """Freeze every class that occurs in the axis."""
+    for leaf in leaves(axis):
+        root = find(leaf)
+        if why not in root.reasons and len(root.reasons) < 8:
+            root.reasons.append(why)
+
+
+def concat(axes: Sequence[Axis]) -> Axis:
+    """The ordered sum of axes."""
+    parts = [axis for axis in axes if size_of(axis)]
+    if len(parts) == 1:
+        return parts[0]
+    atom = Atom(sum(size_of(axis) for axis in parts))
+    atom.children = Concatenation(parts)
+    return (atom,)
