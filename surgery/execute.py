@@ -199,15 +199,16 @@ def grow_inputs(model: ir.Model, plan: Plan) -> None:
 
 
 def refresh_shapes(model: ir.Model) -> None:
-    """Bring the shapes noted on a graph's values up to date; symbolic dimensions stay as they are."""
+    """Bring the shapes noted on a graph's values up to date; symbolic dimensions stay, unknown shapes are dropped."""
     facts = Facts(model, declared=False)
     for node in model.graph:
         facts.step(node)
         for value in node.outputs:
             found = facts.shapes.get(value)
-            if value.shape is None or found is None:
+            if value.shape is None:
                 continue
-            if len(found) != len(value.shape):
+            if found is None or len(found) != len(value.shape):
+                # an old shape that nothing confirms would be believed by whoever runs the model
                 value.shape = None
                 continue
             value.shape = ir.Shape(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.parser
+import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
@@ -104,7 +105,7 @@ agent (float[N, 4] x) => (float[N, 3] q) {
 SHAPES = {
     "first_weight": (4, 5), "first_bias": (5,), "left_weight": (5, 6), "right_weight": (5, 6), "again_weight": (5, 5),
     "input_weight": (4, 5), "second_weight": (5, 7), "second_bias": (7,), "head_weight": (7, 3),
-    "wide_weight": (15, 7), "other_weight": (5, 7),
+    "wide_weight": (15, 7), "other_weight": (5, 7), "narrow_weight": (5, 3),
 }  # fmt: skip
 
 CASES = {
@@ -167,3 +168,35 @@ def test_a_weight_that_a_subgraph_reads_is_frozen_outside_as_well(tmp_path: Path
     analysis = surgery.analyse(surgery.load(tmp_path / "a.onnx").model)
     assert free(analysis) == []
     assert all("If" in str(why) for why in frozen(analysis).values())
+
+
+SEQUENCES = {
+    "read by another operator": """
+agent (float[N, 4] x) => (float[N, 3] q) {
+    h = MatMul(x, first_weight)
+    size = Constant<value = int64 {1}>()
+    s = SplitToSequence<axis = 1>(h, size)
+    c = ConcatFromSequence<axis = 1>(s)
+    q = MatMul(c, narrow_weight)
+}""",
+    "a result of the graph": """
+agent (float[N, 4] x) => (seq(float[N, 1]) s) {
+    h = MatMul(x, first_weight)
+    size = Constant<value = int64 {1}>()
+    s = SplitToSequence<axis = 1>(h, size)
+}""",
+    "read outside of it": """
+agent (float[N, 4] x) => (float[N, 1] q) {
+    h = MatMul(x, first_weight)
+    size = Constant<value = int64 {1}>()
+    s = SplitToSequence<axis = 1>(h, size)
+    place = Constant<value = int64 {9}>()
+    q = SequenceAt(s, place)
+}""",
+}
+
+
+@pytest.mark.parametrize("case", SEQUENCES)
+def test_what_a_sequence_holds_is_frozen_where_its_reader_is_not_known(case: str) -> None:
+    analysis = surgery.analyse(ir.from_proto(model(SEQUENCES[case], {})))
+    assert free(analysis) == []

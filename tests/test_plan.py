@@ -27,7 +27,16 @@ from surgery.optimizer import OptimizerState, ParamGroup
 from surgery.plan import Plan
 from tests import zoo
 
-NETS = ("nature_nhwc", "densenet", "twin_critics", "entity_attention", "lstm_policy", "rmsnorm", "film", "crelu")
+NETS = (
+    "nature_nhwc",
+    "densenet",
+    "twin_critics",
+    "entity_attention",
+    "lstm_policy",
+    "rmsnorm",
+    "film",
+    "crelu",
+)
 FORMS: tuple[dict[str, Any], ...] = (
     {"factor": 2}, {"factor": 2, "init": "net2net"}, {"factor": 3, "init": "net2net", "seed": 5},
     {"factor": 1.5, "init": "net2net", "shares": "unequal"}, {"factor": 2, "init": "net2net", "noise": 0.01},
@@ -51,7 +60,9 @@ def some_plans() -> Iterator[tuple[str, Plan]]:
 def example() -> Plan:
     """A plan with all there is: copies, unequal shares, operands, a frozen space, optimizer slots."""
     checkpoint = net("conv_scalars")
-    state = {"exp_avg": {"fc.weight": ir.tensor(np.zeros(checkpoint.tensors["fc.weight"].shape), name="fc.weight")}}
+    state = {
+        "exp_avg": {"fc.weight": ir.tensor(np.zeros(checkpoint.tensors["fc.weight"].shape), name="fc.weight")}
+    }
     optimizer = OptimizerState("adam", state, {"fc.weight": 3}, (ParamGroup(("fc.weight",)),))
     checkpoint = checkpoint.replace(optimizer=optimizer)
     plan = surgery.widen(checkpoint, widths={"conv": 7, "fc": 20}, init="net2net", shares="unequal", seed=3)
@@ -366,7 +377,9 @@ def test_a_dry_run_of_a_plan_writes_nothing(tmp_path: Path, capsys: pytest.Captu
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.json"]
 
 
-def test_a_damaged_plan_ends_a_command_with_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_plan_ends_a_command_with_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model, plan = zoo.export("conv_scalars", "dynamo"), tmp_path / "plan.json"
     data = example().to_json()
     del data["spaces"]

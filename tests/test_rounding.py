@@ -19,7 +19,12 @@ from surgery.execute import execute
 from surgery.graph.layout import Sum, Units
 from tests import zoo
 
-PRECISIONS = {"float64": np.float64, "float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+PRECISIONS = {
+    "float64": np.float64,
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+}
 UNITS = 7
 CONSUMER = ((Units("s", UNITS, "in"),),)
 
@@ -96,9 +101,7 @@ def test_rounding_every_copy_by_itself_would_be_worse(name: str) -> None:
     old=arrays(np.float32, UNITS, elements=st.floats(-(2.0**100), 2.0**100, width=32)),
     copies=st.integers(2, 9),
 )
-def test_any_weight_misses_by_at_most_one_ulp_and_two_copies_by_nothing(
-    old: np.ndarray, copies: int
-) -> None:
+def test_any_weight_misses_by_at_most_one_ulp_and_two_copies_by_nothing(old: np.ndarray, copies: int) -> None:
     """Down to the smallest subnormal, whose half is not representable: one copy takes it whole."""
     error = _error(old, _widened(old, _edit(copies)), copies)
     assert (error <= (0 if copies == 2 else _ulp(np.abs(old)))).all()

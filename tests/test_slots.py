@@ -293,7 +293,9 @@ WRONG = [_as_weights, _inverse, _copied]
 
 @pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize("shares", ["equal", "unequal"])
-@pytest.mark.parametrize("name", ["cartpole-dqn", "minatar-breakout-dqn", "conv_scalars", "batchnorm_mlp", "d2rl"])
+@pytest.mark.parametrize(
+    "name", ["cartpole-dqn", "minatar-breakout-dqn", "conv_scalars", "batchnorm_mlp", "d2rl"]
+)
 def test_a_plausible_wrong_rule_fails(name: str, shares: str, wrong: Callable[[AxisMap], AxisMap]) -> None:
     """They leave every output perfect: only the slots are off, by tens of per cent."""
     origin = source(name)
@@ -335,7 +337,9 @@ def test_the_verifier_agrees_on_right_edits(name: str) -> None:
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-@pytest.mark.parametrize("name", ["cartpole-dqn", "minatar-breakout-dqn", "conv_scalars", "batchnorm_mlp", "d2rl"])
+@pytest.mark.parametrize(
+    "name", ["cartpole-dqn", "minatar-breakout-dqn", "conv_scalars", "batchnorm_mlp", "d2rl"]
+)
 def test_the_verifier_agrees_with_torch_on_wrong_edits(
     name: str, wrong: Callable[[AxisMap], AxisMap], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -369,6 +373,10 @@ def test_the_state_of_a_real_run_follows_and_is_proved(name: str, init: str) -> 
     assert after is not None and after.slots.keys() == checkpoint.optimizer.slots.keys()
     for slot, members in checkpoint.optimizer.slots.items():
         for tensor, old in members.items():
-            edited = edit_slot(old.numpy(), maps[tensor], POWERS[after.kind][slot]) if tensor in maps else old.numpy()
+            edited = (
+                edit_slot(old.numpy(), maps[tensor], POWERS[after.kind][slot])
+                if tensor in maps
+                else old.numpy()
+            )
             assert (after.slots[slot][tensor].numpy() == edited).all()
             assert after.slots[slot][tensor].dtype == old.dtype

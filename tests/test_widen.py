@@ -45,9 +45,7 @@ def test_widening_all_spaces_changes_no_output(name: str, style: str) -> None:
         _check_tensors(before.checkpoint, after, plan)
 
 
-def _errors(
-    before: Original, plan: Plan, after: surgery.Checkpoint | None, *, batches: int
-) -> Iterator[str]:
+def _errors(before: Original, plan: Plan, after: surgery.Checkpoint | None, *, batches: int) -> Iterator[str]:
     """What is wrong; recurrent state that grew is mapped there and back."""
     exact = execute(plan, before.checkpoint, double=True)
     error = relative(before.exact, shrink(plan, run(exact.model, grow(plan, before.batches[0]))))

@@ -196,4 +196,3 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
-

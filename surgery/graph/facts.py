@@ -291,9 +291,23 @@ class Facts:
             inferred = {}
         for value in node.outputs:
             proto = inferred.get(value.name or "")
-            self.shapes[value] = _concrete(proto) if proto is not None else self._declared(value)
+            shape = _concrete(proto)
+            if shape is None:
+                shape = self._like_operands(node)
+            self.shapes[value] = self._declared(value) if shape is None else shape
             if proto is not None and proto.HasField("tensor_type"):
                 self.dtypes[value] = proto.tensor_type.elem_type
+
+    def _like_operands(self, node: ir.Node) -> tuple[int, ...] | None:
+        """The shape of an operator that onnx defines as a function, for which it infers nothing node by node."""
+        shapes = [self.shapes.get(value) for value in node.inputs if value is not None]
+        if node.domain not in ("", "ai.onnx") or not shapes or None in shapes:
+            return None
+        if node.op_type in _AS_FIRST:
+            return shapes[0]
+        return (
+            np.broadcast_shapes(*(s for s in shapes if s is not None)) if node.op_type in _BROADCAST else None
+        )
 
     def _infer_types(self, node: ir.Node) -> Mapping[str, onnx.TypeProto]:
         version = self.versions.get(node.domain, 1)
@@ -346,6 +360,30 @@ class Facts:
         return tuple(shape)
 
 
+_AS_FIRST = frozenset(
+    (
+        "MeanVarianceNormalization",
+        "GroupNormalization",
+        "LayerNormalization",
+        "RMSNormalization",
+        *[
+            "HardSwish",
+            "Mish",
+            "Swish",
+            "Celu",
+            "Elu",
+            "Selu",
+            "Gelu",
+            "PRelu",
+            "ThresholdedRelu",
+            "Softplus",
+            "Softsign",
+            "LeakyRelu",
+        ],
+        *["HardSigmoid", "Shrink", "Clip", "Softmax", "LogSoftmax"],
+    )
+)
+_BROADCAST = frozenset(["GreaterOrEqual", "LessOrEqual"])
 _RANDOM = frozenset(
     ["RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"]
 )

@@ -190,6 +190,9 @@ class Trace:
             if value is None or value not in self.facts.known or self.facts.known[value].dtype.kind != "f":
                 continue
             axes = self.measured(value)
+            if self.follows_symbol(value, 0):
+                self.freeze_measured(value)
+                continue
             number = float(self.facts.exact.get(value, self.facts.known[value]).reshape(-1)[0])
             if axes:
                 self.literal(node, k, _pinned(axes, number))

@@ -21,7 +21,7 @@ RULES = Table()
     axes="all axes: pointwise, zero and scale pass back",
 )
 def homogeneous(t: Trace, node: ir.Node) -> None:
-    """f(s·x) = s·f(x) for s > 0; a sequence is passed on as it is."""
+    """f(s·x) = s·f(x) for s > 0."""
     members = t.sequence(_data(node))
     if members is not None:
         t.put_sequence(node.outputs[0], members)
@@ -121,19 +121,32 @@ def divide(t: Trace, node: ir.Node) -> None:
     _say(t, [x, y], "scale")
     _limited_domain(t, node, y)
     whole = t.broadcast(node, [x, y], passes=0)
-    t.put(node.outputs[0], _homogeneous_in(t, x, whole))
+    t.put(node.outputs[0], _homogeneous_in(t, x, y, whole))
 
 
-def _homogeneous_in(t: Trace, x: ir.Value, whole: list[Axis]) -> list[Axis]:
-    """Let the results' units remember x as their only origin where x has the axis."""
-    axes = t.axes(x)
+def _homogeneous_in(t: Trace, x: ir.Value, y: ir.Value, whole: list[Axis]) -> list[Axis]:
+    """Let the results' units remember x as their only origin where x has the axis, unless y is zero where x is."""
+    axes, others = t.axes(x), t.axes(y)
     for k, axis in enumerate(reversed(whole)):
         own = axes[-1 - k] if k < len(axes) else UNIT
-        if own and len(own) == len(axis):
+        other = others[-1 - k] if k < len(others) else UNIT
+        if own and len(own) == len(axis) and not _vanishing(own) & _vanishing(other):
             for atom, origin in zip(axis, own, strict=True):
                 if origin.size == atom.size:
                     atom.origins, atom.passes = (origin,), 2
     return whole
+
+
+def _vanishing(axis: Axis) -> set[Atom]:
+    """Everything that makes units of an axis zero when it is zero itself."""
+    found, stack = set[Atom](), list(leaves(axis))
+    while stack:
+        atom = stack.pop()
+        if atom not in found:
+            found.add(atom)
+            if atom.passes:
+                stack.extend(leaves(atom.origins))
+    return found
 
 
 @RULES(
