@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from surgery.graph.atoms import UNIT, Axis
+from surgery.graph.atoms import UNIT, Atom, Axis, leaves
 from surgery.graph.rules.table import Table
 from surgery.graph.trace import Trace, label
 
