@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
+from surgery.errors import GraphError
 from surgery.graph.atoms import Atom, Axis, Freeze, Mismatch, factors, freeze, size_of
 from surgery.graph.axes import cut, derive, take, unify
 from surgery.graph.control import captured
@@ -327,7 +328,18 @@ class Trace:
     # ---- recording ------------------------------------------------------------------------------------------
 
     def contract(self, node: ir.Node, left: tuple[ir.Value, Axis], right: tuple[ir.Value, Axis]) -> None:
-        """Two operands are multiplied and summed over this axis."""
+        """Two operands are multiplied and summed over this axis.
+
+        Raises:
+          GraphError: if a symbolic axis meets a size, which is then the only one that it can have.
+        """
+        for symbol, other in ((left[1], right[1]), (right[1], left[1])):
+            if is_symbolic(symbol) and not is_symbolic(other) and size_of(symbol) != size_of(other):
+                raise GraphError(
+                    f"{symbol[0].frozen[0].reason}, but node '{label(node)}' ({node.op_type}) needs"
+                    f" {size_of(other)} units there",
+                    hint="export the model with a fixed size for that axis (only the batch, and time, may be symbolic)",
+                )
         if self.same(node, left[1], right[1]):
             constants = self.constant(left[0]), self.constant(right[0])
             self.sites.append(Site("contract", node, (left[1], right[1]), constants))
