@@ -38,7 +38,7 @@ def check_slots(plan: Plan, before: Checkpoint, exact: Checkpoint, inputs: Array
       seed: of the direction.
 
     Returns:
-      One check; its value is relative to the largest derivative.
+      One check; its value is relative to the largest derivative or output, whichever is larger.
     """
     trained = set(before.optimizer.parameters) if before.optimizer else set()
     edited = {tensor.name: axis_maps(tensor.axes, plan.edits) for tensor in plan.tensors}
@@ -56,9 +56,11 @@ def check_slots(plan: Plan, before: Checkpoint, exact: Checkpoint, inputs: Array
             known = np.isfinite(slope)  # elsewhere the old function has a kink or a pole of its own
             error = np.where(known, np.abs(slope - other), 0.0)
             gap = max(gap, float(np.where(np.isnan(error), np.inf, error).max(initial=0.0)))
-            scale = max(scale, float(np.abs(slope[known]).max(initial=0.0)))
-    if not scale and not gap:
-        return [Check("optimizer slots", True, 0.0, LIMIT, "no output has a slope")]
+            # where slopes cancel to nothing, only rounding is left: it is judged by the size of the outputs
+            sizes = np.abs(slope[known]).max(initial=0.0), np.abs(value.real[known]).max(initial=0.0)
+            scale = max(scale, *(float(size) for size in sizes if np.isfinite(size)))
+    if not gap:
+        return [Check("optimizer slots", True, 0.0, LIMIT, "equal, or no output has a slope")]
     relative = gap / scale if scale else float("inf")
     detail = "edited old gradient against the new model's, float64"
     if plan.inexact_slots:
