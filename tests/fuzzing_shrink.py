@@ -82,6 +82,12 @@ def _still(case: Case | None, like: Wrong) -> tuple[Case, Wrong] | None:
 def candidates(case: Case) -> Iterator[Case | None]:
     """Smaller graphs, the boldest first."""
     model = case.model
+    if dead := _dead(model):
+        yield _pruned(case)
+        for k in dead:
+            yield _changed(case, lambda m, k=k: m.graph.node.__delitem__(k))
+    if model.graph.value_info:
+        yield _changed(case, lambda m: m.graph.value_info.__delitem__(slice(None)))
     if len(model.graph.output) > 1:
         for k in range(len(model.graph.output)):
             yield _without_output(case, k)
@@ -119,15 +125,29 @@ def _values(case: Case) -> dict[str, Array]:
 def _changed(case: Case, change: Callable[[Model], object], **feeds: Array) -> Case | None:
     model = Model()
     model.CopyFrom(case.model)
-    del model.graph.value_info[:]
     try:
         change(model)
     except FAILURES:
         return None
-    prune(model)
+    if not _dead(case.model):
+        prune(model)
     names = {value.name for value in model.graph.input}
     kept = {name: x for name, x in {**case.feeds, **feeds}.items() if name in names}
     return Case(model, kept, case.seed, case.number) if names else None
+
+
+def _dead(model: Model) -> list[int]:
+    """Nodes whose results nobody reads; a failure may need them."""
+    read = {name for node in model.graph.node for name in node.input} | {v.name for v in model.graph.output}
+    return [k for k, node in enumerate(model.graph.node) if not read & set(node.output)]
+
+
+def _pruned(case: Case) -> Case:
+    model = Model()
+    model.CopyFrom(case.model)
+    prune(model)
+    names = {value.name for value in model.graph.input}
+    return Case(model, {k: x for k, x in case.feeds.items() if k in names}, case.seed, case.number)
 
 
 def prune(model: Model) -> None:
@@ -140,7 +160,10 @@ def prune(model: Model) -> None:
     kept = list(reversed(nodes))
     tensors = [t for t in model.graph.initializer if t.name in needed]
     inputs = [v for v in model.graph.input if v.name in needed]
-    graph = helper.make_graph(kept, "minimal", inputs, list(model.graph.output), tensors)
+    made = {name for node in kept for name in node.output}
+    notes = [v for v in model.graph.value_info if v.name in made]
+    outputs = list(model.graph.output)
+    graph = helper.make_graph(kept, "minimal", inputs, outputs, tensors, value_info=notes)
     model.graph.CopyFrom(graph)
 
 
@@ -232,6 +255,7 @@ def _resized(case: Case, size: int, smaller: int) -> Case | None:
     feeds = {name: crop(x) for name, x in case.feeds.items()}
 
     def change(model: Model) -> None:
+        del model.graph.value_info[:]
         for tensor in model.graph.initializer:
             tensor.CopyFrom(_smaller(tensor, crop, size, smaller))
         for node in model.graph.node:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import surgery
+from surgery.cli import _files
 from surgery.cli._output import Output, plural, section
 
 if TYPE_CHECKING:
@@ -41,6 +43,28 @@ def carry_out(
     with output.step(f"writing {target}"):
         result.save(target, force=force)
     return result
+
+
+def edit(
+    model: Path,
+    target: Path | None,
+    describe: Callable[[surgery.Checkpoint], surgery.Plan],
+    proof: Proof,
+    output: Output,
+    *,
+    force: bool,
+    dry_run: bool,
+) -> None:
+    """What a verb that edits one model does: plan, then either show the plan or carry it out and say what changed."""
+    path = None if dry_run else _files.check_target(target, [model], force=force)
+    with output.step(f"analysing {model}"):
+        checkpoint = surgery.load(model)
+        plan = describe(checkpoint)
+    if path is None:
+        output.show(plan_report(plan), plan.describe)
+        return
+    result = carry_out(plan, checkpoint, path, proof, output, force=force)
+    output.show(edit_report(result, path), lambda: edit_text(result, path))
 
 
 def plan_report(plan: surgery.Plan) -> dict[str, object]:

@@ -131,16 +131,12 @@ def command(
       surgery extend agent.onnx --action q_values+2 -o more.onnx
       surgery extend agent.onnx --action logits+1=JUMP --new-action logit:-5 -o more.onnx
     """
-    path = None if dry_run else _files.check_target(target, [model], force=force)
     proof = _edits.Proof(not no_verify, _files.read_observations(observations), seed)
-    with output.step(f"analysing {model}"):
-        checkpoint = surgery.load(model)
-        plan = surgery.extend(checkpoint, requests, _new(actions, start))
-    if path is None:
-        output.show(_edits.plan_report(plan), plan.describe)
-        return
-    result = _edits.carry_out(plan, checkpoint, path, proof, output, force=force)
-    output.show(_edits.edit_report(result, path), lambda: _edits.edit_text(result, path))
+
+    def describe(checkpoint: surgery.Checkpoint) -> surgery.Plan:
+        return surgery.extend(checkpoint, requests, _new(actions, start))
+
+    _edits.edit(model, target, describe, proof, output, force=force, dry_run=dry_run)
 
 
 def _new(actions: list[tuple[str, int, tuple[str, ...]]], start: tuple[Kind, float]) -> list[NewAction]:

@@ -91,18 +91,14 @@ def command(
       surgery widen agent.onnx --factor 1.5 --dry-run --json > plan.json
     """
     _check_request(widths, factor, architecture, model)
-    path = None if dry_run else _files.check_target(target, [model], force=force)
     proof = _edits.Proof(not no_verify, _files.read_observations(observations), seed)
-    with output.step(f"analysing {model}"):
-        checkpoint = surgery.load(model)
-        plan = surgery.widen(
+
+    def describe(checkpoint: surgery.Checkpoint) -> surgery.Plan:
+        return surgery.widen(
             checkpoint, widths=widths, factor=factor, init=init, shares=shares, noise=noise, seed=seed
         )
-    if path is None:
-        output.show(_edits.plan_report(plan), plan.describe)
-        return
-    result = _edits.carry_out(plan, checkpoint, path, proof, output, force=force)
-    output.show(_edits.edit_report(result, path), lambda: _edits.edit_text(result, path))
+
+    _edits.edit(model, target, describe, proof, output, force=force, dry_run=dry_run)
 
 
 def _check_request(

@@ -72,8 +72,23 @@ def assign(trace: Trace) -> Roles:
         for leaf in leaves(axis):
             (roles.no_zero if mode == "zero" else roles.no_net2net).setdefault(find(leaf), reason)
     roles.consumers = consumed | asked
+    _common_blocks(trace, roles)
     _freeze_together(trace, roles)
     return roles
+
+
+def _common_blocks(trace: Trace, roles: Roles) -> None:
+    """The block that all segments of a parameter axis (a·r + b·r) have in common does what it does in each of them."""
+    for tensor, axes in trace.tensors.items():
+        for leaf in (leaf for axis in axes for leaf in leaves(axis) if leaf.tensor is None):
+            sources = {atom for atom in _parameters(roles, [(leaf,)]) if not atom.origins}
+            if sources and sources <= roles.consumers:
+                roles.consumers.add(leaf)
+            elif sources & roles.consumers:
+                freeze(
+                    (leaf,),
+                    Freeze("tied", f"'{tensor}' makes these units in one part and consumes them in another"),
+                )
 
 
 def _freeze_together(trace: Trace, roles: Roles) -> None:

@@ -245,9 +245,11 @@ class Trace:
         return () if size == 1 else (Atom(size),)
 
     def fixed(self, size: int, kind: str, reason: str) -> Axis:
-        """An axis that keeps its size."""
+        """An axis that keeps its size; one that comes from a symbolic dimension is symbolic, too."""
         axis = self.new(size)
         freeze(axis, Freeze(kind, reason))
+        if kind != "symbolic" and self.facts.stands_in(size):
+            freeze(axis, Freeze("symbolic", reason))
         return axis
 
     def freeze(self, node: ir.Node, axis: Axis, kind: str, reason: str) -> None:
