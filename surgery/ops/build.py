@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -41,29 +41,11 @@ def build(
     Raises:
       Refused: if a number in the graph cannot follow.
     """
-    edited = {edit.space for edit in edits}
+    edited = frozenset(edit.space for edit in edits)
     tensors = tuple(
         TensorEdit(name, axes, analysis.fills[name])
         for name, axes in analysis.tensors.items()
-        if any(part.space in edited for axis in axes for part in layout.units(axis))
-    )
-    state = checkpoint.optimizer
-    slots = (
-        {t.name: sum(t.name in members for members in state.slots.values()) for t in tensors} if state else {}
-    )
-
-    def edits_it(axis: layout.Layout) -> bool:
-        return any(part.space in edited for part in layout.units(axis))
-
-    ports = tuple(
-        PortEdit(
-            side,
-            name,
-            tuple(axis if edits_it(axis) else () for axis in axes),
-            (labels or {}).get(name, ()),
-        )
-        for side, name, axes in analysis.ports
-        if any(map(edits_it, axes))
+        if any(_changes(axis, edited) for axis in axes)
     )
     plan = Plan(
         operation=operation,
@@ -75,8 +57,8 @@ def build(
         seed=seed,
         noise=noise,
         frozen=tuple(frozen),
-        ports=ports,
-        slots={name: count for name, count in slots.items() if count},
+        ports=_ports(analysis, edited, labels or {}),
+        slots=_slots(checkpoint, tensors),
     )
     operands: list[OperandEdit] = []
     model = analysis.model.clone()
@@ -84,3 +66,27 @@ def build(
     grow_inputs(model, plan)
     regenerate(analysis, model, plan.sizes, lambda *number: operands.append(OperandEdit(*number)))
     return replace(plan, operands=tuple(operands))
+
+
+def _changes(axis: layout.Layout, edited: Collection[str]) -> bool:
+    return any(part.space in edited for part in layout.units(axis))
+
+
+def _ports(
+    analysis: Analysis, edited: Collection[str], labels: Mapping[str, tuple[str, ...]]
+) -> tuple[PortEdit, ...]:
+    """The inputs and outputs in which an edited space occurs."""
+    return tuple(
+        PortEdit(
+            side, name, tuple(axis if _changes(axis, edited) else () for axis in axes), labels.get(name, ())
+        )
+        for side, name, axes in analysis.ports
+        if any(_changes(axis, edited) for axis in axes)
+    )
+
+
+def _slots(checkpoint: Checkpoint, tensors: Sequence[TensorEdit]) -> dict[str, int]:
+    """How many optimizer slots each tensor has, where it has any."""
+    members = checkpoint.optimizer.slots.values() if checkpoint.optimizer else ()
+    counts = {tensor.name: sum(tensor.name in member for member in members) for tensor in tensors}
+    return {name: count for name, count in counts.items() if count}
