@@ -72,7 +72,7 @@ def write_error(error: OSError, path: Path) -> FileError:
         return FileError(
             f"cannot write {path}: the disk is full", hint="free some space, or write to another folder"
         )
-    return FileError(f"cannot write {path}: {_reason(error)}")
+    return FileError(f"cannot write {path}: {_reason(error)}", hint="write to another folder")
 
 
 def read_error(error: OSError, path: Path) -> FileError:
