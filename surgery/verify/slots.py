@@ -54,7 +54,8 @@ def check_slots(plan: Plan, before: Checkpoint, exact: Checkpoint, inputs: Array
         if np.iscomplexobj(value):
             slope, other = value.imag / STEP, np.asarray(new[name]).imag / STEP
             known = np.isfinite(slope)  # elsewhere the old function has a kink or a pole of its own
-            error = np.where(known, np.abs(slope - other), 0.0)
+            with np.errstate(invalid="ignore"):
+                error = np.where(known, np.abs(slope - other), 0.0)
             gap = max(gap, float(np.where(np.isnan(error), np.inf, error).max(initial=0.0)))
             # where slopes cancel to nothing, only rounding is left: it is judged by the size of the outputs
             sizes = np.abs(slope[known]).max(initial=0.0), np.abs(value.real[known]).max(initial=0.0)
