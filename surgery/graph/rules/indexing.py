@@ -16,7 +16,10 @@ def _inputs(node: ir.Node) -> list[ir.Value]:
 
 
 def _together(t: Trace, node: ir.Node, operands: list[tuple[ir.Value, Axis]], passes: int) -> Axis:
-    """Axes that run side by side; one that is shorter than the others only touches their first units."""
+    """Axes that run side by side; one that is shorter than the others only touches their first units.
+
+    Nothing passes back to indices: index 0 is no zero.
+    """
     wide = [(value, axis) for value, axis in operands if axis]
     if len({size_of(axis) for _, axis in operands}) == 1 and wide:
         return t.merge(node, wide, passes=passes)
@@ -35,7 +38,8 @@ def gather_elements(t: Trace, node: ir.Node) -> None:
     t.use("weight", data, rows)
     out = []
     for k, (axis, index) in enumerate(zip(rows, chosen, strict=True)):
-        out.append(index if k == at else _together(t, node, [(data, axis), (indices, index)], passes=0))
+        operands = [(indices, index)] if k == at else [(data, axis), (indices, index)]
+        out.append(_together(t, node, operands, passes=0))
     t.put(node.outputs[0], out)
 
 
@@ -68,7 +72,8 @@ def gather_nd(t: Trace, node: ir.Node) -> None:
     t.use("weight", data, rows)
     shared = [_together(t, node, [(data, rows[k]), (indices, chosen[k])], passes=0) for k in range(batch)]
     rest = [t.merge(node, [(data, axis)]) if axis else UNIT for axis in rows[batch + depth :]]
-    t.put(node.outputs[0], [*shared, *chosen[batch:-1], *rest])
+    listed = [_together(t, node, [(indices, axis)], passes=0) for axis in chosen[batch:-1]]
+    t.put(node.outputs[0], [*shared, *listed, *rest])
 
 
 @RULES("ScatterND", axes="indexed axes: frozen; axes behind them: pointwise")
@@ -95,7 +100,8 @@ def one_hot(t: Trace, node: ir.Node) -> None:
     rows, shape = t.axes(indices), t.shape(node.outputs[0])
     at = node.attributes.get_int("axis", -1) % len(shape)
     classes = t.fixed(shape[at], "literal", f"the classes of node '{label(node)}' (OneHot)")
-    t.put(node.outputs[0], [*rows[:at], classes, *rows[at:]])
+    listed = [_together(t, node, [(indices, axis)], passes=0) for axis in rows]
+    t.put(node.outputs[0], [*listed[:at], classes, *listed[at:]])
 
 
 @RULES("Trilu", axes="last two axes: order statistic; other axes: pointwise, zero and scale pass back")
