@@ -110,12 +110,12 @@ class SpaceEdit:
           PlanMismatch: if the data does not describe an edit.
         """
         try:
-            shares, after = data["shares"], _natural(data["to"])
+            shares, after = data["shares"], natural(data["to"])
             if after > MOST_UNITS:
                 raise ValueError(f"{after} units")
             edit = SpaceEdit(
                 data["space"],
-                _natural(data["from"]),
+                natural(data["from"]),
                 _numbers(data["source"], after),
                 frozenset(_numbers(data["fresh"], after)),
                 None if shares is None else tuple(float(share) for share in shares),
@@ -149,7 +149,7 @@ def _numbers(runs: Sequence[int | str], limit: int) -> tuple[int, ...]:
     out: list[int] = []
     for run in runs:
         first, last = (
-            (int(part) for part in run.split(":")) if isinstance(run, str) else (_natural(run), run + 1)
+            (int(part) for part in run.split(":")) if isinstance(run, str) else (natural(run), run + 1)
         )
         if not 0 <= first < last or last - first > limit - len(out):
             raise ValueError(f"a run {run} in a space of {limit} units")
@@ -166,7 +166,8 @@ def _start(data: object) -> Start | None:
     raise ValueError(f"a start {data!r:.60}")
 
 
-def _natural(value: object) -> int:
+def natural(value: object) -> int:
+    """A whole number of JSON, 0 or more; raises TypeError for anything else."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise TypeError(f"{value!r} is not a whole number, 0 or more")
     return value

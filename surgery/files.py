@@ -48,7 +48,7 @@ def replacing(
     temporary: list[Path] = []
     try:
         for target in targets:
-            _check_target(target, force, sources)
+            check_target(target, force, sources)
         _check_space(targets, needed)
         for target in targets:
             temporary.append(_create_beside(target))
@@ -100,7 +100,8 @@ def check_readable(path: Path) -> None:
         raise read_error(error, path) from error
 
 
-def _check_target(target: Path, force: bool, sources: Iterable[Path]) -> None:
+def check_target(target: Path, force: bool, sources: Iterable[Path]) -> None:
+    """Raise FileError if no file can be put there: a folder, an input, an old file without `force`, no parent folder."""
     folder = target.parent
     if not folder.is_dir():
         reason = "is not a folder" if folder.exists() else "does not exist"

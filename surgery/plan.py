@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from surgery.edits import SpaceEdit
+from surgery.edits import SpaceEdit, natural
 from surgery.errors import PlanMismatch
 from surgery.graph import layout
 from surgery.graph.layout import Layout
@@ -239,7 +239,7 @@ def _parse(data: Mapping[str, Any]) -> Plan:
             for t in data["tensors"]
         ),
         operands=tuple(_operand(operand) for operand in data["operands"]),
-        seed=_natural(data["seed"]),
+        seed=natural(data["seed"]),
         noise=_finite(data["noise"]),
         frozen=tuple((str(f["space"]), str(f["reason"])) for f in data["frozen"]),
         ports=tuple(
@@ -258,7 +258,7 @@ def _parse(data: Mapping[str, Any]) -> Plan:
 
 
 def _operand(data: Mapping[str, Any]) -> OperandEdit:
-    where = data["where"] if isinstance(data["where"], str) else _natural(data["where"])
+    where = data["where"] if isinstance(data["where"], str) else natural(data["where"])
     value, scalar = tuple(_number(number) for number in data["value"]), data["scalar"]
     if not value or not isinstance(scalar, bool) or (scalar and len(value) != 1):
         raise ValueError(f"an operand without numbers, or a scalar of several: {data!r:.80}")
@@ -273,12 +273,6 @@ def _number(value: object) -> int | float | None:
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63:
         return value
     raise TypeError(f"{value!r} is not a number")
-
-
-def _natural(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise TypeError(f"{value!r} is not a whole number, 0 or more")
-    return value
 
 
 def _finite(value: object) -> float:

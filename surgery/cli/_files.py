@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import surgery
+from surgery import files
 from surgery.errors import ArgumentError, FileError, SurgeryError, UnknownFormat
 from surgery.files import check_readable
 from surgery.json_values import loads
@@ -24,21 +25,14 @@ def check_target(target: Path | None, sources: Iterable[Path], *, force: bool) -
     """The path to write, if it can be written.
 
     Raises:
-      ArgumentError: none is given, it is a folder, or it is one of the sources.
-      FileError: it exists and `force` is off, or its folder is missing or read-only.
+      ArgumentError: none is given.
+      FileError: it is a folder, one of the sources, or there already and `force` is off; its folder is missing or
+        read-only.
     """
     if target is None:
         raise ArgumentError("nothing to write to", hint="name a file with -o OUT, or use --dry-run")
-    if target.is_dir():
-        raise ArgumentError(f"cannot write '{target}': it is a folder", hint="name a file in it")
-    if any(target.exists() and source.exists() and target.samefile(source) for source in sources):
-        raise ArgumentError(f"cannot write '{target}': it is the input", hint="name another file with -o")
-    if target.exists() and not force:
-        raise FileError(f"cannot write '{target}': it exists", hint="overwrite it with --force")
-    folder = target.parent
-    if not folder.is_dir():
-        raise FileError(f"cannot write '{target}': there is no folder '{folder}'", hint=f"mkdir -p {folder}")
-    if not os.access(folder, os.W_OK):
+    files.check_target(target, force, sources)
+    if not os.access(target.parent, os.W_OK):
         raise FileError(f"cannot write '{target}': the folder is read-only")
     return target
 

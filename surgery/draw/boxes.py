@@ -11,7 +11,7 @@ import onnx_ir as ir
 from surgery.graph import layout
 from surgery.graph.atoms import Atom, Axis, factors, leaves, summands
 from surgery.graph.control import captured
-from surgery.graph.spaces import Analysis, Space, _scope, module
+from surgery.graph.spaces import Analysis, Space, module, scope
 from surgery.graph.trace import label
 
 LETTER = 6.7  # pixels a letter of an 11 px monospaced font takes, a little more than in any common one
@@ -262,7 +262,7 @@ def _node(chains: _Chains, node: ir.Node) -> Box:
         if axes is not None and (value.uses() or value.is_graph_output()):
             rows.append(chains.row("→", value.name or "", axes))
     # a parameter's path is what the framework calls the layer; exporters' node names are a second best
-    path = next((module(name) for name in read if "." in name), "") or _scope(node) or label(node)
+    path = next((module(name) for name in read if "." in name), "") or scope(node) or label(node)
     reason = trace.opaque.get(label(node))
     hint = [f"node {label(node)} ({operator})", *([f"frozen: {reason}"] if reason else [])]
     hint += [

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 from surgery.graph.rules import RULES
-from surgery.graph.rules.elementwise import _LIMITED
+from surgery.graph.rules.elementwise import LIMITED
 from surgery.numeric import supported
 from surgery.numeric.kernels import KERNELS
 
@@ -124,7 +124,7 @@ def clauses(name: str, axes: str) -> tuple[Clause, ...]:
                 f"{name}: '{text.strip()}' is not 'axes: class', a class being {', '.join(CLASSES)}"
             )
         kind = match["kind"]
-        exact = _LIMITED_DOMAIN if name in _LIMITED and kind == "pointwise" else CLASSES[kind].exact
+        exact = _LIMITED_DOMAIN if name in LIMITED and kind == "pointwise" else CLASSES[kind].exact
         found.append(Clause(match["which"], kind, match["detail"].removeprefix(",").strip(), exact))
     return tuple(found)
 

@@ -244,13 +244,13 @@ def _modules(model: ir.Model, trace: Trace) -> dict[str, str]:
             if value is not None and value.name in trace.tensors:
                 readers.setdefault(value.name, node)
     return {
-        tensor: (_scope(readers[tensor]) if tensor in readers and _RENAMED.match(tensor) else "")
+        tensor: (scope(readers[tensor]) if tensor in readers and _RENAMED.match(tensor) else "")
         or module(tensor)
         for tensor in trace.tensors
     }
 
 
-def _scope(node: ir.Node) -> str:
+def scope(node: ir.Node) -> str:
     """Where a node stands in the source model, as far as the exporter says."""
     scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
     if scopes:

@@ -418,6 +418,13 @@ def _pinned(axes: list[Axis], number: float) -> Callable[[Resize], Sequence[Numb
     return pinned
 
 
+def data_of(node: ir.Node) -> ir.Value:
+    """The first operand, which no operator leaves out."""
+    value = node.inputs[0]
+    assert value is not None
+    return value
+
+
 def label(node: ir.Node) -> str:
     """How a node is called in messages: its name, or its first output."""
     return node.name or (node.outputs[0].name if node.outputs else None) or node.op_type

@@ -21,6 +21,7 @@ from surgery.verify.outputs import (
     difference,
     float32_outputs,
     float32_tool,
+    float64_outputs,
     new_actions,
     noise,
     policy_checks,
@@ -96,7 +97,8 @@ def _judge(
         return Report(claim, (structure, broken), float("inf"), float("inf"), _context(seed, observations))
     new = kept(found)
     absolute, relative, worst = difference(old, new)
-    floor = noise(before.model, inputs, old)
+    exactly = float64_outputs(before.model, inputs)
+    floor = noise(exactly, old)
     limit = max(FLOAT32_LIMIT, 4 * floor) if strict else None
     checks = [
         structure,
@@ -104,7 +106,7 @@ def _judge(
     ]
     # two files have been rounded already: only a plan can be judged before rounding
     double = (FLOAT64_LIMIT if plan else limit) if strict else None
-    checks += compare_double(before.model, exact.model, inputs, (grown, kept), double)
+    checks += compare_double(before.model, exact.model, inputs, (grown, kept), double, exactly)
     checks += policy_checks(before, old, new, KL_LIMIT if strict else None)
     checks += new_actions(plan, after, found) if plan else []
     if plan is not None and strict and before.optimizer is not None:

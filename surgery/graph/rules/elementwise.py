@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from surgery.graph.atoms import UNIT, Atom, Axis, leaves
 from surgery.graph.rules.table import Table
-from surgery.graph.trace import Trace, label
+from surgery.graph.trace import Trace, data_of, label
 
 RULES = Table()
 
@@ -22,12 +22,12 @@ RULES = Table()
 )
 def homogeneous(t: Trace, node: ir.Node) -> None:
     """f(s·x) = s·f(x) for s > 0."""
-    members = t.sequence(_data(node))
+    members = t.sequence(data_of(node))
     if members is not None:
         t.put_sequence(node.outputs[0], members)
         return
     for value in node.outputs:
-        t.put(value, t.axes(_data(node)))
+        t.put(value, t.axes(data_of(node)))
 
 
 @RULES(
@@ -57,8 +57,8 @@ def homogeneous(t: Trace, node: ir.Node) -> None:
 )
 def through_zero(t: Trace, node: ir.Node) -> None:
     """f(0) = 0."""
-    _limited_domain(t, node, _data(node))
-    t.put(node.outputs[0], t.broadcast(node, [_data(node)], passes=1))
+    _limited_domain(t, node, data_of(node))
+    t.put(node.outputs[0], t.broadcast(node, [data_of(node)], passes=1))
 
 
 @RULES(
@@ -83,8 +83,8 @@ def through_zero(t: Trace, node: ir.Node) -> None:
 )
 def unary(t: Trace, node: ir.Node) -> None:
     """Any other function of one operand (bounds are scalars)."""
-    _limited_domain(t, node, _data(node))
-    t.put(node.outputs[0], t.broadcast(node, [_data(node)], passes=0))
+    _limited_domain(t, node, data_of(node))
+    t.put(node.outputs[0], t.broadcast(node, [data_of(node)], passes=0))
 
 
 @RULES("Cast", "CastLike", axes="all axes: pointwise, zero and scale pass back between floating types")
@@ -92,7 +92,7 @@ def cast(t: Trace, node: ir.Node) -> None:
     """A change of type; only between floating types does a scale survive."""
     to = node.attributes.get_int("to", int(ir.DataType.FLOAT))
     passes = 2 if ir.DataType(to).is_floating_point() and node.op_type == "Cast" else 0
-    t.put(node.outputs[0], t.broadcast(node, [_data(node)], passes=passes))
+    t.put(node.outputs[0], t.broadcast(node, [data_of(node)], passes=passes))
 
 
 @RULES("Add", "Sub", "Sum", "Mean", axes="all axes: pointwise, zero and scale pass back to all operands")
@@ -177,12 +177,12 @@ def other(t: Trace, node: ir.Node) -> None:
     t.put(node.outputs[0], t.broadcast(node, values, passes=0))
 
 
-_LIMITED = frozenset(["Log", "Sqrt", "Asin", "Acos", "Acosh", "Atanh", "Reciprocal", "Pow", "Mod", "Div"])
+LIMITED = frozenset(["Log", "Sqrt", "Asin", "Acos", "Acosh", "Atanh", "Reciprocal", "Pow", "Mod", "Div"])
 """Functions that are not finite everywhere: a random unit there can give NaN, which no zero weight removes."""
 
 
 def _limited_domain(t: Trace, node: ir.Node, value: ir.Value) -> None:
-    if node.op_type not in _LIMITED or t.constant(value) or (node.op_type == "Pow" and _whole_power(t, node)):
+    if node.op_type not in LIMITED or t.constant(value) or (node.op_type == "Pow" and _whole_power(t, node)):
         return
     reason = f"random units may not be finite after node '{label(node)}' ({node.op_type})"
     t.limits.extend((axis, "zero", reason) for axis in t.axes(value) if axis)
@@ -210,12 +210,6 @@ def _say(t: Trace, values: list[ir.Value], kind: str) -> None:
         for value in values:
             if t.constant(value):
                 t.use(kind, value, t.axes(value))  # type: ignore[arg-type]
-
-
-def _data(node: ir.Node) -> ir.Value:
-    value = node.inputs[0]
-    assert value is not None
-    return value
 
 
 def _two(node: ir.Node) -> tuple[ir.Value, ir.Value]:

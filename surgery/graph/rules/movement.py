@@ -10,21 +10,15 @@ import onnx_ir as ir
 from surgery.graph.atoms import UNIT, Axis, Freeze, Mismatch, concat, factors, freeze
 from surgery.graph.axes import take
 from surgery.graph.rules.table import Table
-from surgery.graph.trace import Computed, Number, Opaque, Resize, Trace, is_symbolic, label
+from surgery.graph.trace import Computed, Number, Opaque, Resize, Trace, data_of, is_symbolic, label
 
 RULES = Table()
-
-
-def _data(node: ir.Node) -> ir.Value:
-    value = node.inputs[0]
-    assert value is not None
-    return value
 
 
 @RULES("Reshape", axes="all axes: product")
 def reshape(t: Trace, node: ir.Node) -> None:
     """The elements in order, read with other boundaries."""
-    x, out = _data(node), node.outputs[0]
+    x, out = data_of(node), node.outputs[0]
     axes = regroup(t, node, t.axes(x), t.shape(out))
     t.put(out, axes)
     t.literal(node, 1, lambda size: dims(size, axes), shape=True)
@@ -33,7 +27,7 @@ def reshape(t: Trace, node: ir.Node) -> None:
 @RULES("Flatten", axes="all axes: product")
 def flatten(t: Trace, node: ir.Node) -> None:
     """[a, b, c, d] -> [a·b, c·d]."""
-    data = t.axes(_data(node))
+    data = t.axes(data_of(node))
     at = node.attributes.get_int("axis", 1)
     at = at + len(data) if at < 0 else at
     t.put(node.outputs[0], [tuple(a for axis in part for a in axis) for part in (data[:at], data[at:])])
@@ -87,7 +81,7 @@ def _groups(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[slice
 @RULES("Transpose", axes="all axes: pointwise, zero and scale pass back")
 def transpose(t: Trace, node: ir.Node) -> None:
     """Axes in another order."""
-    data = t.axes(_data(node))
+    data = t.axes(data_of(node))
     order = t.numbers(node, 9, "perm") or list(range(len(data)))[::-1]
     t.put(node.outputs[0], [data[k] for k in order])
 
@@ -95,9 +89,9 @@ def transpose(t: Trace, node: ir.Node) -> None:
 @RULES("Squeeze", axes="all axes: pointwise, zero and scale pass back")
 def squeeze(t: Trace, node: ir.Node) -> None:
     """Remove axes of size 1."""
-    data = t.axes(_data(node))
+    data = t.axes(data_of(node))
     named = t.numbers(node, 1, "axes")
-    shape = t.shape(_data(node))
+    shape = t.shape(data_of(node))
     gone = {k % len(data) for k in named} if named is not None else {k for k, n in enumerate(shape) if n == 1}
     t.put(node.outputs[0], [axis for k, axis in enumerate(data) if k not in gone])
 
@@ -105,7 +99,7 @@ def squeeze(t: Trace, node: ir.Node) -> None:
 @RULES("Unsqueeze", axes="all axes: pointwise, zero and scale pass back")
 def unsqueeze(t: Trace, node: ir.Node) -> None:
     """Insert axes of size 1."""
-    data = t.axes(_data(node))
+    data = t.axes(data_of(node))
     named = t.numbers(node, 1, "axes") or []
     rank = len(data) + len(named)
     new, rest = {k % rank for k in named}, iter(data)
@@ -134,7 +128,7 @@ def concatenate(t: Trace, node: ir.Node) -> None:
 @RULES("Expand", axes="axes of size 1: free; other axes: pointwise, zero and scale pass back")
 def expand(t: Trace, node: ir.Node) -> None:
     """Repeat along axes of size 1."""
-    x, out = _data(node), node.outputs[0]
+    x, out = data_of(node), node.outputs[0]
     data, shape = t.axes(x), t.shape(out)
     row = [UNIT] * (len(shape) - len(data)) + data
     operand = node.inputs[1]
@@ -168,7 +162,7 @@ def constant_of_shape(t: Trace, node: ir.Node) -> None:
 )
 def tile(t: Trace, node: ir.Node) -> None:
     """The whole value again and again along an axis."""
-    data = t.axes(_data(node))
+    data = t.axes(data_of(node))
     repeats = t.numbers(node, 1) or []
     why = f"the repeats of node '{label(node)}' (Tile)"
     t.put(node.outputs[0], [t.fixed(n, "literal", why) + axis for n, axis in zip(repeats, data, strict=True)])

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from surgery.graph.atoms import UNIT, Axis, concat
 from surgery.graph.rules.table import Table
-from surgery.graph.trace import Number, Opaque, Resize, Trace, is_symbolic, label
+from surgery.graph.trace import Number, Opaque, Resize, Trace, data_of, is_symbolic, label
 
 RULES = Table()
 
@@ -18,16 +18,10 @@ RUN_LIMIT = 4096
 """Most runs of consecutive indices that a Gather is followed through."""
 
 
-def _data(node: ir.Node) -> ir.Value:
-    value = node.inputs[0]
-    assert value is not None
-    return value
-
-
 @RULES("Split", axes="split axis: ordered sum; other axes: pointwise, zero and scale pass back")
 def split(t: Trace, node: ir.Node) -> None:
     """Consecutive pieces of one axis."""
-    x = _data(node)
+    x = data_of(node)
     data = t.axes(x)
     at = node.attributes.get_int("axis", 0) % len(data)
     sizes = [t.shape(value)[at] for value in node.outputs]
@@ -44,7 +38,7 @@ def split(t: Trace, node: ir.Node) -> None:
 @RULES("SplitToSequence", axes="split axis: ordered sum; other axes: pointwise, zero and scale pass back")
 def split_to_sequence(t: Trace, node: ir.Node) -> None:
     """Like Split, as a sequence of pieces."""
-    x, members = _data(node), t.facts.sequences.get(node.outputs[0])
+    x, members = data_of(node), t.facts.sequences.get(node.outputs[0])
     if members is None:
         raise Opaque("a sequence whose length is only known at run time")
     data = t.axes(x)
@@ -66,11 +60,11 @@ def split_to_sequence(t: Trace, node: ir.Node) -> None:
 @RULES("SequenceAt", axes="all axes: pointwise, zero and scale pass back")
 def sequence_at(t: Trace, node: ir.Node) -> None:
     """One member of a sequence."""
-    members, place = t.sequence(_data(node)), t.numbers(node, 1)
+    members, place = t.sequence(data_of(node)), t.numbers(node, 1)
     if members is None or not place:
         raise Opaque("a member of a sequence that is only known at run time")
-    axes, several = members[place[0]], len(_data(node).uses()) > 1
-    t.put(node.outputs[0], t.handed_on(_data(node), axes) if several else axes)
+    axes, several = members[place[0]], len(data_of(node).uses()) > 1
+    t.put(node.outputs[0], t.handed_on(data_of(node), axes) if several else axes)
 
 
 def _cut(t: Trace, node: ir.Node, x: ir.Value, at: int, sizes: Sequence[int]) -> list[Axis]:
@@ -88,7 +82,7 @@ def _cut(t: Trace, node: ir.Node, x: ir.Value, at: int, sizes: Sequence[int]) ->
 )
 def slice_(t: Trace, node: ir.Node) -> None:
     """A range of units, or every s-th one, of some axes."""
-    x, out = _data(node), node.outputs[0]
+    x, out = data_of(node), node.outputs[0]
     data, shape = t.axes(x), t.shape(out)
     starts, ends = t.numbers(node, 1, "starts") or [], t.numbers(node, 2, "ends") or []
     named = t.numbers(node, 3, "axes") or list(range(len(starts)))
@@ -167,7 +161,7 @@ def _every(t: Trace, node: ir.Node, axis: Axis, outer: int) -> Axis:
 )
 def gather(t: Trace, node: ir.Node) -> None:
     """Units chosen by indices."""
-    x, indices = _data(node), node.inputs[1]
+    x, indices = data_of(node), node.inputs[1]
     assert indices is not None
     data = t.axes(x)
     at = node.attributes.get_int("axis", 0) % len(data)
@@ -226,7 +220,7 @@ def _pick(t: Trace, node: ir.Node, x: ir.Value, at: int, written: list[int]) -> 
 )
 def pad(t: Trace, node: ir.Node) -> None:
     """Constant units before and after; negative amounts crop."""
-    x, out = _data(node), node.outputs[0]
+    x, out = data_of(node), node.outputs[0]
     data = t.axes(x)
     pads = t.numbers(node, 1, "pads") or []
     named = t.numbers(node, 3) or list(range(len(data)))
