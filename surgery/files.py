@@ -101,7 +101,7 @@ def check_readable(path: Path) -> None:
 
 
 def check_target(target: Path, force: bool, sources: Iterable[Path]) -> None:
-    """Raise FileError if no file can be put there: a folder, an input, an old file without `force`, no parent folder."""
+    """Raise FileError if no file can be put there: a folder, an input, an old file without `force`, no parent."""
     folder = target.parent
     if not folder.is_dir():
         reason = "is not a folder" if folder.exists() else "does not exist"
