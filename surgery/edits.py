@@ -181,6 +181,7 @@ class AxisMap:
       before: old size.
       source: old index of each new element.
       fresh_in, fresh_out: elements that consume, or make, fresh units.
+      started: elements of `fresh_out` that start at a mean or at zero, so that something may read their units at once.
       value: factor of the weights. grad: factor of their gradients.
     """
 
@@ -188,6 +189,7 @@ class AxisMap:
     source: Array
     fresh_in: Array
     fresh_out: Array
+    started: Array
     value: Array
     grad: Array
 
@@ -212,7 +214,7 @@ def axis_maps(layouts: Sequence[Layout], edits: Mapping[str, SpaceEdit]) -> list
 
 def _still(size: int) -> AxisMap:
     no, one = np.zeros(size, bool), np.ones(size)
-    return AxisMap(size, np.arange(size), no, no, one, one)
+    return AxisMap(size, np.arange(size), no, no, no, one, one)
 
 
 def _factor_map(factor: int | Units | Sum, edits: Mapping[str, SpaceEdit]) -> AxisMap:
@@ -224,9 +226,11 @@ def _factor_map(factor: int | Units | Sum, edits: Mapping[str, SpaceEdit]) -> Ax
     if edit is None:
         return _still(factor.size)
     no, one = np.zeros(edit.after, bool), np.ones(edit.after)
+    source, fresh = np.array(edit.source), edit.is_fresh
     if factor.role == "in":
-        return AxisMap(edit.before, np.array(edit.source), edit.is_fresh, no, edit.share, one)
-    return AxisMap(edit.before, np.array(edit.source), no, edit.is_fresh, one, edit.share)
+        return AxisMap(edit.before, source, fresh, no, no, edit.share, one)
+    started = fresh if factor.role in ("mean", "zero") else no
+    return AxisMap(edit.before, source, no, fresh, started, one, edit.share)
 
 
 def _joined(parts: Sequence[AxisMap]) -> AxisMap:
@@ -236,7 +240,7 @@ def _joined(parts: Sequence[AxisMap]) -> AxisMap:
         np.concatenate([part.source + offset for part, offset in zip(parts, offsets, strict=False)]),
         *(
             np.concatenate([getattr(part, name) for part in parts])
-            for name in ("fresh_in", "fresh_out", "value", "grad")
+            for name in ("fresh_in", "fresh_out", "started", "value", "grad")
         ),
     )
 
@@ -247,6 +251,7 @@ def _outer(left: AxisMap, right: AxisMap) -> AxisMap:
         np.add.outer(left.source * right.before, right.source).reshape(-1),
         np.logical_or.outer(left.fresh_in, right.fresh_in).reshape(-1),
         np.logical_or.outer(left.fresh_out, right.fresh_out).reshape(-1),
+        np.logical_or.outer(left.started, right.started).reshape(-1),
         np.multiply.outer(left.value, right.value).reshape(-1),
         np.multiply.outer(left.grad, right.grad).reshape(-1),
     )
@@ -345,11 +350,12 @@ def edit_slot(old: Array, maps: Sequence[AxisMap | None], power: int) -> Array:
 
 
 def unknown_history(maps: Sequence[AxisMap | None]) -> Array | bool:
-    """Mask of entries whose true gradient history no state records: old units that read fresh ones."""
-    made, read = _mask(maps, "fresh_out"), _mask(maps, "fresh_in")
-    if read is None:
-        return False
-    return read if made is None else read & ~made
+    """Mask of entries whose gradients no state records: they read fresh units, or make such as are read at once."""
+    made, read, started = (_mask(maps, name) for name in ("fresh_out", "fresh_in", "started"))
+    if read is not None and made is not None:
+        read = read & ~made
+    masks = [mask for mask in (read, started) if mask is not None]
+    return reduce(np.logical_or, masks) if masks else False
 
 
 def tensor_rng(seed: int, name: str) -> np.random.Generator:

@@ -116,15 +116,15 @@ class _Edited:
         def compute() -> ir.TensorProtocol:
             rng, dtype = tensor_rng(self.plan.seed, self.tensor.name), self._dtype(old)
             new = edit_weight(old.numpy(), self.maps(), self.tensor.fill, rng, self.plan.noise, dtype.numpy())
-            if any(edit.start is not None for edit in self.plan.spaces):
-                new = start_rows(new, old.numpy(), self.tensor.axes, self.tensor.fill, self.plan.edits)
-            return ir.Tensor(new, dtype=dtype, name=old.name)
+            new = start_rows(new, self.tensor.axes, self.tensor.fill, self.plan.edits)
+            return ir.Tensor(_scaled(new, self.tensor.scale), dtype=dtype, name=old.name)
 
         return self._lazy(old, compute)
 
     def slot(self, old: ir.TensorProtocol, gradient_power: int) -> ir.TensorProtocol:
         def compute() -> ir.TensorProtocol:
             new = edit_slot(self._read(old), self.maps(), gradient_power)
+            new = _scaled(new, self.tensor.scale**-gradient_power)
             return ir.Tensor(new, dtype=self._dtype(old), name=old.name)
 
         return self._lazy(old, compute)
@@ -142,6 +142,10 @@ class _Edited:
             compute, dtype=self._dtype(old), shape=shape, name=old.name, cache=self.keep,
             metadata_props=dict(getattr(old, "metadata_props", {})),
         )  # fmt: skip
+
+
+def _scaled(array: np.ndarray[Any, np.dtype[Any]], factor: float) -> np.ndarray[Any, np.dtype[Any]]:
+    return array if factor == 1 else (array.astype(np.float64) * factor).astype(array.dtype)
 
 
 def replace_tensors(model: ir.Model, lookup: Mapping[str, _Edited]) -> None:

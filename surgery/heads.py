@@ -1,4 +1,4 @@
-"""How the rows of new outputs start: as the mean of the old ones, at zero, with a bias."""
+"""How the rows of new outputs, and of units under a normaliser, start: as the mean of the old ones, or at zero."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ import numpy as np
 
 from surgery.edits import SpaceEdit
 from surgery.graph.layout import Layout, Sum, Units
+from surgery.graph.layout import size as layout_size
 from surgery.graph.spaces import Fill
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def start_rows(
-    new: Array, old: Array, layouts: Sequence[Layout], fill: Fill, edits: Mapping[str, SpaceEdit]
-) -> Array:
-    """Set the entries that make fresh units of spaces with a start of their own.
+def start_rows(new: Array, layouts: Sequence[Layout], fill: Fill, edits: Mapping[str, SpaceEdit]) -> Array:
+    """Set the entries that make fresh units with a start of their own: the edit's, or that of their role.
 
     Args:
-      new: the edited tensor, changed in place. old: the tensor before.
+      new: the edited tensor, changed in place.
       layouts: of each axis, before the edit.
       fill: what the tensor is for; biases ("zero") also get the start's bias.
       edits: of the spaces.
@@ -29,62 +28,59 @@ def start_rows(
       `new`.
     """
     for k, layout in enumerate(layouts):
-        for edit in edits.values():
-            if edit.start is None or edit.space not in _makers(layout):
-                continue
-            places, rest, old_rest = _places(layout, edit)
-            rows, before = np.moveaxis(new, k, 0), np.moveaxis(old, k, 0)
-            if edit.start.kind == "mean":
-                total = np.zeros((int(old_rest.max()) + 1, *before.shape[1:]))
-                np.add.at(total, old_rest, before)
-                count = np.bincount(old_rest).reshape((-1,) + (1,) * (before.ndim - 1))
-                if rows.shape[1:] != before.shape[1:]:
-                    raise ValueError("a tensor of which two axes change cannot start at a mean")
-                rows[places] = (total / count)[rest[places]].astype(new.dtype)
-            else:
-                rows[places] = 0
-            if fill == "zero" and edit.start.bias:
+        for space, kind in _starts(layout, edits).items():
+            edit = edits[space]
+            rest, fresh = _labels(layout, edit, edits)
+            rows, places = np.moveaxis(new, k, 0), np.flatnonzero(fresh)
+            rows[places] = _means(rows, rest, fresh)[rest[places]].astype(new.dtype) if kind == "mean" else 0
+            if fill == "zero" and edit.start is not None and edit.start.bias:
                 rows[places] += np.asarray(edit.start.bias, new.dtype)
     return new
 
 
-def _makers(layout: Layout) -> set[str]:
-    """The spaces that an axis makes units of."""
-    found: set[str] = set()
+def _means(rows: Array, rest: Array, fresh: Array) -> Array:
+    """The mean over the old units, for every index that the axis has beside them."""
+    total = np.zeros((int(rest.max()) + 1, *rows.shape[1:]))
+    np.add.at(total, rest[~fresh], rows[~fresh])
+    return total / np.bincount(rest[~fresh]).reshape((-1,) + (1,) * (rows.ndim - 1))
+
+
+def _starts(layout: Layout, edits: Mapping[str, SpaceEdit]) -> dict[str, str]:
+    """The spaces that an axis makes fresh units of, and how they start there."""
+    found: dict[str, str] = {}
     for factor in layout:
-        if isinstance(factor, Units) and factor.role == "out":
-            found.add(factor.space)
-        elif isinstance(factor, Sum):
-            found.update(*map(_makers, factor.parts))
+        if isinstance(factor, Sum):
+            for part in factor.parts:
+                found |= _starts(part, edits)
+        elif isinstance(factor, Units) and factor.space in edits:
+            start = edits[factor.space].start
+            if factor.role in ("mean", "zero"):
+                found[factor.space] = factor.role
+            elif factor.role == "out" and start is not None:
+                found[factor.space] = start.kind
     return found
 
 
-def _places(layout: Layout, edit: SpaceEdit) -> tuple[Array, Array, Array]:
-    """New elements of fresh units (their positions), and every element's index with the space left out, new and old."""
-    new, old = _labels(layout, edit, after=True), _labels(layout, edit, after=False)
-    return np.flatnonzero(new[1]), new[0], old[0]
-
-
-def _labels(layout: Layout, edit: SpaceEdit, *, after: bool) -> tuple[Array, Array]:
-    """Per element of an axis: its index with the space left out, and whether it is of a fresh unit."""
-    labels, fresh, count = np.zeros(1, np.int64), np.zeros(1, bool), 1
+def _labels(layout: Layout, edit: SpaceEdit, edits: Mapping[str, SpaceEdit]) -> tuple[Array, Array]:
+    """Per element of the new axis: its index with the space left out, and whether it is of a fresh unit."""
+    labels, fresh = np.zeros(1, np.int64), np.zeros(1, bool)
     for factor in layout:
-        own, mask, size = _factor(factor, edit, after=after)
+        own, mask, size = _factor(factor, edit, edits)
         labels = np.add.outer(labels * size, own).reshape(-1)
         fresh = np.logical_or.outer(fresh, mask).reshape(-1)
-        count *= size
     return labels, fresh
 
 
-def _factor(factor: int | Units | Sum, edit: SpaceEdit, *, after: bool) -> tuple[Array, Array, int]:
+def _factor(
+    factor: int | Units | Sum, edit: SpaceEdit, edits: Mapping[str, SpaceEdit]
+) -> tuple[Array, Array, int]:
     if isinstance(factor, Sum):
-        parts = [_labels(part, edit, after=after) for part in factor.parts]
+        parts = [_labels(part, edit, edits) for part in factor.parts]
         sizes = [int(labels.max()) + 1 for labels, _ in parts]
         offsets = np.cumsum([0, *sizes[:-1]])
         labels = np.concatenate([own + offset for (own, _), offset in zip(parts, offsets, strict=True)])
         return labels, np.concatenate([mask for _, mask in parts]), sum(sizes)
     if isinstance(factor, Units) and factor.space == edit.space:
-        size = edit.after if after else edit.before
-        return np.zeros(size, np.int64), edit.is_fresh if after else np.zeros(size, bool), 1
-    size = factor if isinstance(factor, int) else factor.size
+        return np.zeros(edit.after, np.int64), edit.is_fresh, 1
+    size = layout_size((factor,), {name: other.after for name, other in edits.items()})
     return np.arange(size), np.zeros(size, bool), size

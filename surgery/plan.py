@@ -7,7 +7,7 @@ networks, past opponents.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -31,11 +31,17 @@ class TensorEdit:
       name: the tensor.
       axes: the layout of each axis before the edit.
       fill: how entries that make fresh units start.
+      scale: factor of all entries (γ of a normaliser whose statistic changes); gradients are divided by it.
     """
 
     name: str
     axes: tuple[Layout, ...]
     fill: Fill
+    scale: float = 1.0
+
+    def starts_at_mean(self, spaces: Collection[str]) -> bool:
+        """Whether new units of some spaces start at the mean of the old: the two then share a gradient."""
+        return any(u.role == "mean" and u.space in spaces for axis in self.axes for u in layout.units(axis))
 
     @property
     def before(self) -> tuple[int, ...]:
@@ -155,7 +161,8 @@ class Plan:
         for tensor in self.tensors:
             before, after = _shape(tensor.before), _shape(tensor.after(self.sizes))
             slots = f", {self.slots[tensor.name]} slots" if self.slots.get(tensor.name) else ""
-            lines.append(f"  {tensor.name} {before} → {after}{slots}")
+            scaled = f" · {tensor.scale:.6g}" if tensor.scale != 1 else ""
+            lines.append(f"  {tensor.name} {before} → {after}{scaled}{slots}")
         for operand in self.operands:
             where = operand.where if isinstance(operand.where, str) else f"operand {operand.where}"
             shown = ", ".join("…" if n is None else str(n) for n in operand.value)
@@ -180,7 +187,12 @@ class Plan:
             "noise": self.noise,
             "spaces": [edit.to_json() for edit in self.spaces],
             "tensors": [
-                {"name": t.name, "axes": [layout.to_json(axis) for axis in t.axes], "fill": t.fill}
+                {
+                    "name": t.name,
+                    "axes": [layout.to_json(axis) for axis in t.axes],
+                    "fill": t.fill,
+                    **({"scale": t.scale} if t.scale != 1 else {}),
+                }
                 for t in self.tensors
             ],
             "operands": [
@@ -235,7 +247,12 @@ def _parse(data: Mapping[str, Any]) -> Plan:
         claim=claim,
         spaces=tuple(SpaceEdit.from_json(edit) for edit in data["spaces"]),
         tensors=tuple(
-            TensorEdit(str(t["name"]), tuple(layout.from_json(axis) for axis in t["axes"]), t["fill"])
+            TensorEdit(
+                str(t["name"]),
+                tuple(layout.from_json(axis) for axis in t["axes"]),
+                t["fill"],
+                _finite(t.get("scale", 1.0)),
+            )
             for t in data["tensors"]
         ),
         operands=tuple(_operand(operand) for operand in data["operands"]),

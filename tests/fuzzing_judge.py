@@ -124,17 +124,17 @@ def requests(analysis: Analysis, rng: np.random.Generator, count: int) -> Iterat
         chosen = [able[j] for j in rng.permutation(len(able))[: 1 + int(rng.exponential(0.8))]]
         if rng.random() < 0.1:
             chosen.append(hidden[int(rng.integers(len(hidden)))])
-        yield {"widths": _widths(analysis, chosen, rng), **more}
+        yield {"widths": _widths(analysis, chosen, init, rng), **more}
 
 
 def _takes(space: Space, init: str) -> bool:
-    return {"auto": None, "zero": space.no_zero, "net2net": space.no_net2net}[init] is None
+    return init == "auto" or init in space.inits
 
 
-def _widths(analysis: Analysis, chosen: list[Space], rng: np.random.Generator) -> dict[str, int]:
+def _widths(analysis: Analysis, chosen: list[Space], init: str, rng: np.random.Generator) -> dict[str, int]:
     widths: dict[str, int] = {}
     for space in chosen:
-        if space.whole:
+        if space.whole and (space.padding is None or init == "net2net"):
             multiple = int(rng.integers(2, 4))
             together = (space.name, *space.alike)
             widths |= {
@@ -152,7 +152,8 @@ def every_request(analysis: Analysis) -> Iterator[dict[str, Any]]:
     for init, shares in forms:
         for space in analysis.spaces:
             if space.hidden and space.widenable and _takes(space, init):
-                yield {"widths": _widths(analysis, [space], rng), "init": init, "shares": shares, "seed": 0}
+                widths = _widths(analysis, [space], init, rng)
+                yield {"widths": widths, "init": init, "shares": shares, "seed": 0}
     for init, shares in forms:
         for factor in (1.5, 2.0):
             yield {"factor": factor, "init": init, "shares": shares, "seed": 0}
@@ -337,7 +338,7 @@ def _state(before: surgery.Checkpoint, exact: surgery.Checkpoint, plan: Plan) ->
                 return "slots", f"{slot} of '{name}' has been scaled"
             if slot == first:
                 direction = np.random.default_rng(0).standard_normal(array.shape)
-                back = adjoint(np.where(unknown_history(maps), 0.0, direction), maps)
+                back = adjoint(np.where(unknown_history(maps), 0.0, direction), maps) / edited[name].scale
                 forth = float((array * direction).sum())
                 wanted = float((back * old.slots[slot][name].numpy()).sum())
                 if not abs(forth - wanted) <= 1e-10 * (1 + abs(wanted)):

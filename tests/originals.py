@@ -68,9 +68,14 @@ def relative(old: Arrays, new: Arrays) -> float:
     return float(np.max(errors))
 
 
-def grown(analysis: Analysis, space: Space) -> dict[str, int]:
+def padded(space: Space, init: Init) -> bool:
+    """Whether this form of growth adds units that vanish under a normaliser."""
+    return space.padding is not None and init != "net2net"
+
+
+def grown(analysis: Analysis, space: Space, init: Init) -> dict[str, int]:
     """New widths of one space, and of those that must grow with it."""
-    if space.whole is None:
+    if space.whole is None or padded(space, init):
         return {space.name: math.ceil(ODD * space.size)}
     return {name: 3 * analysis.space(name).size for name in (space.name, *space.alike)}
 
@@ -79,6 +84,8 @@ def refusal(space: Space, init: Init, shares: str = "equal", factor: float = 2) 
     """What the analysis says against this form of growth."""
     if not space.widenable:
         return space.reason or ""
+    if padded(space, init):
+        return None
     if space.whole and (shares != "equal" or factor != int(factor)):
         return space.whole
     return {"auto": None, "zero": space.no_zero, "net2net": space.no_net2net}[init]
@@ -89,14 +96,14 @@ def single(before: Original) -> Iterator[tuple[str, Plan]]:
     for init, shares in FORMS:
         for space in before.analysis.spaces:
             if refusal(space, init, shares) is None:
-                widths = grown(before.analysis, space)
+                widths = grown(before.analysis, space, init)
                 yield f"{space.name} {init} {shares}", _plan(before, init, shares, widths=widths)
 
 
 def together(before: Original) -> Iterator[tuple[str, Plan]]:
     """All that can grow, by 1.5 and by 2; "auto" only where it mixes the initialisations."""
     spaces = before.analysis.spaces
-    mixed = len({space.no_zero is None for space in spaces if space.widenable}) == 2
+    mixed = len({space.no_zero is None or padded(space, "zero") for space in spaces if space.widenable}) == 2
     for init, shares in ((("auto", "equal"),) if mixed else ()) + FORMS:
         for factor in (1.5, 2):
             if any(refusal(space, init, shares, factor) is None for space in spaces):

@@ -19,7 +19,8 @@ from surgery.checkpoint import Checkpoint
 from surgery.edits import SpaceEdit
 from surgery.execute import execute
 from surgery.graph.atoms import Atom, Axis, factors, find, leaves, summands
-from surgery.graph.roles import Roles, _demand
+from surgery.graph.padding import averaged
+from surgery.graph.roles import Demand, scaled, travel
 from surgery.graph.spaces import Analysis, Space, analyse
 from surgery.interface import infer
 from surgery.numeric import run
@@ -317,7 +318,7 @@ def check_demands(
     for name in results:
         for k, axis in enumerate(analysis.trace.axes(values[name])):
             for leaf in dict.fromkeys(leaf for leaf in leaves(axis) if not leaf.frozen):
-                demand = _demand(Roles(), leaf)
+                demand = travel({}, leaf, scaled)
                 claimed[name, k] = min(demand.level, claimed.get((name, k), 2))
                 # a tensor with several readers also changes what is not asked: that is for `assign` to see
                 tensors = [model.graph.initializers[str(leaf.tensor)] for leaf in demand.reached]
@@ -337,6 +338,60 @@ def check_demands(
                     err_msg=f"level {demand.level} of axis {k} of {name}",
                 )  # fmt: skip
     return claimed
+
+
+def check_means(analysis: Analysis, results: Sequence[str], rng: np.random.Generator) -> int:
+    """Put the mean of all units into the first one wherever that is said to make it the mean in the result; look there.
+
+    Returns:
+      How many axes were looked at.
+    """
+    model, given, looked = analysis.model, feeds(analysis.model, rng), 0
+    before = run(model, given, outputs=results)
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    for name in results:
+        for k, axis in enumerate(analysis.trace.axes(values[name])):
+            leaf = factors(axis)[0] if axis else None
+            if leaf is None or leaf.frozen or leaf.segments is not None or leaf.size != before[name].shape[k]:
+                continue
+            contracted = {
+                find(at) for site in analysis.trace.sites for mixed in site.axes for at in leaves(mixed)
+            }
+            if find(leaf) in contracted:
+                continue
+            demand = travel({}, leaf, averaged)
+            parameters = _averaged(analysis, demand) if demand.level else None
+            if parameters is None:
+                continue
+            after = run(model, given, outputs=[name], parameters=parameters)[name]
+            np.testing.assert_allclose(
+                np.take(after, 0, k),
+                before[name].mean(k),
+                rtol=1e-6,
+                atol=1e-9,
+                err_msg=f"axis {k} of {name}",
+            )
+            looked += 1
+    return looked
+
+
+def _averaged(analysis: Analysis, demand: Demand) -> dict[str, np.ndarray] | None:
+    """The parameters with their first units at the mean; None if units are a part of an axis or read several times."""
+    out: dict[str, np.ndarray] = {}
+    for tensor in {str(leaf.tensor) for leaf in demand.reached}:
+        value = analysis.model.graph.initializers[tensor]
+        if value.const_value is None or len(value.uses()) > 1:
+            return None
+        array = value.const_value.numpy().astype(np.float64)
+        for k, axis in enumerate(analysis.trace.tensors[tensor]):
+            parts = [leaf for leaf in leaves(axis) if leaf in demand.reached]
+            if parts and (len(parts) > 1 or parts[0].size != array.shape[k]):
+                return None
+            if parts:
+                moved = np.moveaxis(array, k, 0)
+                moved[0] = moved.mean(0)
+        out[tensor] = array
+    return out
 
 
 def _scaled(analysis: Analysis, reached: frozenset[Atom], factor: np.ndarray) -> dict[str, np.ndarray]:

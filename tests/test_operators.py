@@ -39,7 +39,8 @@ def test_other_words_are_refused(axes):
 EXACT = {
     "Relu": "any width",
     "Conv": "input channels of a group, batch, groups, output channels: any width; space, kernel: fixed",
-    "LayerNormalization": "normalised axes: whole multiples, copies; other axes: any width",
+    "LayerNormalization": "normalised axes: any width after linear layers, else whole multiples; "
+    "other axes: any width",
     "Softmax": "normalised axis: fixed; other axes: any width",
     "ReduceL2": "reduced axes: any width, new units zero; other axes: any width",
     "Log": "any width (by copies, where it may not be finite)",

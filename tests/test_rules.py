@@ -16,6 +16,7 @@ from tests.rule_graphs import (
     activation,
     check_demands,
     check_growth,
+    check_means,
     check_row,
     edits_of,
     feeds,
@@ -53,6 +54,7 @@ def test_a_demand_on_units_does_to_the_result_what_the_rule_says(
 ):
     analysis = analyse(model_of(case, opset, rng))
     check_demands(analysis, case.results, rng)
+    check_means(analysis, case.results, rng)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +66,31 @@ def test_demands_travel_back_as_far_as_they_can(level: int, call: str, rng: np.r
     case = row(f"y = {call}", [], **used)
     claimed = check_demands(analyse(model_of(case, 20, rng)), ["y"], rng)
     assert claimed.get(("y", 0), 0) == level
+
+
+MEANS = {
+    True: ["Add(x,z)", "Sub(x,z)", "Neg(x)", "MatMul(x,w)", "Mul(x,s)"],
+    False: ["Relu(x)", "Abs(x)", "Max(x,z)", "Tanh(x)", "Mul(x,z)"],
+}
+"""Whether a unit at the mean of others gives the mean of the results."""
+
+
+@pytest.mark.parametrize(
+    ("linear", "call"), [(linear, call) for linear, calls in MEANS.items() for call in calls]
+)
+def test_the_mean_of_units_goes_through_linear_functions_only(
+    linear: bool, call: str, rng: np.random.Generator
+):
+    operands = {
+        "x": weight(3, 5),
+        "z": activation(3, 5),
+        "v": activation(5),
+        "w": activation(5, 4),
+        "s": weight(1),
+    }
+    used = {name: operand for name, operand in operands.items() if name in call.partition("(")[2]}
+    case = row(f"y = {call}", [], **used)
+    assert (check_means(analyse(model_of(case, 20, rng)), ["y"], rng) > 0) == linear
 
 
 def test_every_rule_has_a_row():

@@ -69,7 +69,7 @@ def _check_tensors(before: surgery.Checkpoint, after: surgery.Checkpoint, plan: 
         elif key in new:
             assert new[key].tobytes() == tensor.tobytes(), key
         else:
-            assert tensor.dtype == ir.DataType.INT64, f"'{key}' is gone"
+            assert tensor.dtype == ir.DataType.INT64 or tensor.size == 1, f"'{key}' is gone"
 
 
 def _interface(model: ir.Model, grown: set[str]) -> list[tuple[object, ...]]:
@@ -95,7 +95,7 @@ def test_what_cannot_grow_says_why(name: str, style: str) -> None:
 
 
 def test_what_is_averaged_grows_by_whole_multiples_only() -> None:
-    before = original("rmsnorm", "dynamo")
+    before = original("spatial_attention", "dynamo")
     space = next(space for space in before.analysis.spaces if space.whole)
     with pytest.raises(Refused, match="whole multiples"):
         surgery.widen(before.checkpoint, widths={space.name: space.size + 1})
@@ -121,7 +121,7 @@ def test_a_factor_widens_all_that_can_grow_and_lists_the_rest(name: str, style: 
     assert all(reason in dict(plan.frozen)[name] for name, reason in frozen.items())
     for edit in plan.spaces:
         space = before.analysis.space(edit.space)
-        assert bool(edit.fresh) == (space.no_zero is None)
+        assert bool(edit.fresh) == (space.no_zero is None or edit.after % edit.before != 0)
 
 
 # ---- arguments ------------------------------------------------------------------------------------------------

@@ -102,9 +102,7 @@ def _space(space: Space) -> dict[str, Json]:
         "reason": space.reason,
         "hidden": space.hidden,
         "kinds": list(space.kinds),
-        "inits": [
-            name for name, why in (("zero", space.no_zero), ("net2net", space.no_net2net)) if why is None
-        ],
+        "inits": list(space.inits),
         "axes": [
             {"tensor": axis.tensor, "axis": axis.axis, "role": axis.role, "layout": axis.layout}
             for axis in space.axes

@@ -233,8 +233,10 @@ def verdict(space: Space) -> str:
     """In a few words whether a space can grow, and how; or why not."""
     if not space.widenable:
         return f"frozen: {space.reason}"
-    words = [f"whole multiples only: {space.whole}"] if space.whole else ["any width"]
-    if space.no_zero is not None and not space.whole:
+    words = [f"whole multiples only: {space.whole}"] if space.whole and not space.padding else ["any width"]
+    if space.padding is not None:
+        words.append("fresh units vanish under the normaliser")
+    elif space.no_zero is not None and not space.whole:
         words.append(f"by copies: {space.no_zero}")
     if space.no_net2net is not None:
         words.append(f"no copies: {space.no_net2net}")

@@ -58,9 +58,12 @@ class Atom:
       passes: what travels back from these units to their origins: 2 zero and positive scale (homogeneous
         functions), 1 only zero (f(0) = 0), 0 nothing.
       barrier: the node that stops it where `passes` < 2.
+      linear: whether a unit at the mean of its origins' units is the mean of these units, too.
     """
 
-    __slots__ = ("barrier", "children", "mode", "origins", "parent", "passes", "reasons", "size", "tensor")
+    __slots__ = (
+        "barrier", "children", "linear", "mode", "origins", "parent", "passes", "reasons", "size", "tensor",
+    )  # fmt: skip
 
     def __init__(self, size: int, *, tensor: str | None = None) -> None:
         self.size = size
@@ -69,6 +72,7 @@ class Atom:
         self.mode: Literal["all", "any"] = "all"
         self.passes = 2
         self.barrier: str | None = None
+        self.linear = True
         self.parent: Atom | None = None
         self.children: Product | Concatenation | None = None
         self.reasons: list[Freeze] = []
@@ -104,11 +108,12 @@ def size_of(axis: Axis) -> int:
 
 
 def _inherit(child: Atom, parent: Atom, origins: Iterable[Atom]) -> Atom:
-    child.tensor, child.mode, child.passes, child.barrier = (
+    child.tensor, child.mode, child.passes, child.barrier, child.linear = (
         parent.tensor,
         parent.mode,
         parent.passes,
         parent.barrier,
+        parent.linear,
     )
     child.origins = tuple(origins)
     return child
@@ -149,7 +154,7 @@ def _divide(atom: Atom, root: Atom) -> None:
     aligned = [origin.children for origin in atom.origins if _parallel(origin.children, root.children)]
     if len(aligned) != len(atom.origins):
         # operands divided in another way: keep the links, but nothing is passed back through them
-        aligned, atom.origins, atom.passes = [], tuple(leaves(atom.origins)), 0
+        aligned, atom.origins, atom.passes, atom.linear = [], tuple(leaves(atom.origins)), 0, False
         atom.barrier = atom.barrier or "a division its operands do not share"
     if isinstance(root.children, Product):
         rows = [tuple(part.factors) for part in aligned if isinstance(part, Product)]

@@ -225,9 +225,17 @@ def _bounds(parts: Sequence[Axis]) -> list[int]:
 
 
 def derive(
-    axes: Sequence[Axis], *, mode: Literal["all", "any"] = "all", passes: int = 2, barrier: str | None = None
+    axes: Sequence[Axis],
+    *,
+    mode: Literal["all", "any"] = "all",
+    passes: int = 2,
+    barrier: str | None = None,
+    linear: bool | None = None,
 ) -> Axis:
-    """A new axis in the class of the given ones (which are already unified), computed from all of them."""
+    """A new axis in the class of the given ones (which are already unified), computed from all of them.
+
+    `linear` says whether the result is linear in all operands together (as a rule if it is homogeneous).
+    """
     lists = [factors(axis) for axis in axes]
     if any(len(parts) != len(lists[0]) for parts in lists):
         lists = _align(lists)
@@ -240,6 +248,7 @@ def derive(
             passes,
             barrier,
         )
+        atom.linear = (passes == 2 if linear is None else linear) and (mode == "all" or len(group) == 1)
         if group[0].segments is not None:
             _derive_sum(atom, group)
         _join(group[0], atom)
@@ -274,7 +283,7 @@ def _derive_sum(atom: Atom, group: Sequence[Atom]) -> None:
         aligned.append(row if same and row is not None else _cut_factor(other, sizes))
     atom.children = Concatenation(
         [
-            derive(part, mode=atom.mode, passes=atom.passes, barrier=atom.barrier)
+            derive(part, mode=atom.mode, passes=atom.passes, barrier=atom.barrier, linear=atom.linear)
             for part in zip(*aligned, strict=True)
         ]
     )

@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from surgery.errors import PlanMismatch
 
-Role = Literal["out", "in"]
-"""Whether elements make the units of a space ("out") or consume them ("in")."""
+Role = Literal["out", "in", "mean", "zero"]
+"""Whether elements make the units of a space ("out") or consume them ("in"). Those that make units which a
+normaliser averages start new units at the "mean" of the old ones, or at "zero"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,9 @@ def _factor(item: object) -> Factor:
             pass
         case int() if item > 0:
             return item
-        case {"space": str(space), "size": int(count), "role": "out" | "in" as role} if count > 0:
+        case {"space": str(space), "size": int(count), "role": "out" | "in" | "mean" | "zero" as role} if (
+            count > 0
+        ):
             return Units(space, count, role)
         case {"sum": list(parts)} if parts:
             return Sum(tuple(from_json(part) for part in parts))

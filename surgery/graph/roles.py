@@ -8,7 +8,7 @@ them. Where no operand can answer, the axis is frozen.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from surgery.graph.atoms import Atom, Axis, Freeze, factors, find, freeze, leaves, summands
@@ -39,7 +39,7 @@ class Roles:
     Attributes:
       consumers: parameter occurrences whose new elements are zero, or shared out among replicas.
       no_zero, no_net2net: class -> why it cannot take this initialisation.
-      whole: class -> why it grows by whole multiples only.
+      whole: class -> why copies of it come in whole multiples only.
       alike: classes that must grow by the same multiple.
       purpose: tensor -> the uses it has: "weight", "bias", "scale".
     """
@@ -73,7 +73,7 @@ def assign(trace: Trace) -> Roles:
             (roles.no_zero if mode == "zero" else roles.no_net2net).setdefault(find(leaf), reason)
     roles.consumers = consumed | asked
     _common_blocks(trace, roles)
-    _freeze_together(trace, roles)
+    _freezetogether(trace, roles)
     return roles
 
 
@@ -91,7 +91,7 @@ def _common_blocks(trace: Trace, roles: Roles) -> None:
                 )
 
 
-def _freeze_together(trace: Trace, roles: Roles) -> None:
+def _freezetogether(trace: Trace, roles: Roles) -> None:
     """What is averaged together with units that cannot grow cannot grow either."""
     growable = {find(leaf) for axes in trace.tensors.values() for axis in axes for leaf in leaves(axis)}
     again = True
@@ -165,11 +165,11 @@ def _by_class(axis: Axis) -> dict[Atom, list[Atom]]:
 
 
 def _ask(roles: Roles, atoms: Iterable[Atom]) -> Demand:
-    return _together([_demand(roles, atom) for atom in atoms])
+    return together([travel(roles._memo, atom, scaled) for atom in atoms])
 
 
-def _together(demands: list[Demand]) -> Demand:
-    """All of them at once."""
+def together(demands: list[Demand]) -> Demand:
+    """The answer to all of these demands at once."""
     weakest = min(demands, key=lambda demand: demand.level)
     return Demand(
         weakest.level,
@@ -179,9 +179,12 @@ def _together(demands: list[Demand]) -> Demand:
     )
 
 
-def _demand(roles: Roles, atom: Atom) -> Demand:
-    """Post-order over the origins, without recursion: residual streams are long."""
-    memo, stack = roles._memo, [atom]
+def travel(memo: dict[Atom, Demand], atom: Atom, answer: Callable[[Atom, list[Demand]], Demand]) -> Demand:
+    """The answer to a demand on an occurrence, from the answers of its origins.
+
+    In post-order, without recursion: residual streams are long.
+    """
+    stack = [atom]
     while stack:
         top = stack[-1]
         if top in memo:
@@ -193,16 +196,17 @@ def _demand(roles: Roles, atom: Atom) -> Demand:
             stack.extend(waiting)
             continue
         stack.pop()
-        memo[top] = _answer(top, [memo[origin] for origin in origins])
+        memo[top] = answer(top, [memo[origin] for origin in origins])
     return memo[atom]
 
 
-def _answer(atom: Atom, behind: list[Demand]) -> Demand:
+def scaled(atom: Atom, behind: list[Demand]) -> Demand:
+    """What happens to units that shall be scaled or made zero."""
     if not behind:
         if atom.tensor is None:
             return Demand(0, barrier="they do not come from parameters")
         return Demand(2, frozenset([atom]))
-    found = _together(behind) if atom.mode == "all" else max(behind, key=lambda demand: demand.level)
+    found = together(behind) if atom.mode == "all" else max(behind, key=lambda demand: demand.level)
     level, barrier = found.level, found.barrier
     if atom.passes < level:
         level, barrier = atom.passes, atom.barrier

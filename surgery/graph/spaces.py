@@ -15,6 +15,7 @@ from surgery.errors import UnknownName
 from surgery.graph import layout
 from surgery.graph.atoms import Atom, Axis, factors, find, leaves, size_of, summands
 from surgery.graph.layout import Factor, Layout, Role, Sum, Units
+from surgery.graph.padding import Padding, paddings
 from surgery.graph.prepare import prepared
 from surgery.graph.roles import Roles, assign
 from surgery.graph.trace import Operand, Trace
@@ -59,8 +60,9 @@ class Space:
       kinds: why the space is frozen, by kind ("input", "output", "spatial", "mixer", "opaque" …); empty if free.
       reasons: the same in words, each naming its node.
       no_zero, no_net2net: why an initialisation is not exact here; None if it is.
-      whole: why the space grows by whole multiples only; None if it can have any size.
+      whole: why copies come in whole multiples only; None if there can be any number of them.
       alike: the spaces that must then grow by the same multiple.
+      padding: "layer" or "rms" if fresh units can be made to vanish under that normaliser, whatever their number.
     """
 
     name: str
@@ -72,12 +74,23 @@ class Space:
     no_net2net: str | None = None
     whole: str | None = None
     alike: tuple[str, ...] = ()
+    padding: Literal["layer", "rms"] | None = None
     aliases: tuple[str, ...] = ()
 
     @property
     def widenable(self) -> bool:
         """Whether the number of units can grow exactly."""
-        return not self.reasons and (self.no_zero is None or self.no_net2net is None)
+        return not self.reasons and (
+            self.no_zero is None or self.no_net2net is None or self.padding is not None
+        )
+
+    @property
+    def inits(self) -> tuple[str, ...]:
+        """The initialisations under which it can grow: "zero", "net2net"."""
+        if self.reasons:
+            return ()
+        fresh = ("zero",) if self.no_zero is None or self.padding is not None else ()
+        return (*fresh, "net2net") if self.no_net2net is None else fresh
 
     @property
     def reason(self) -> str | None:
@@ -110,6 +123,8 @@ class Analysis:
     tensors: Mapping[str, tuple[Layout, ...]]
     fills: Mapping[str, Fill]
     _names: Mapping[Atom, str] = field(repr=False)
+    _roles: Roles = field(repr=False)
+    _paddings: Mapping[str, Padding] = field(repr=False)
 
     @cached_property
     def by_name(self) -> dict[str, Space]:
@@ -134,6 +149,22 @@ class Analysis:
         if len(ending) == 1:
             return next(iter(ending.values()))
         raise UnknownName("space", name, [space.name for space in self.spaces if space.hidden])
+
+    def padding(self, space: str) -> Padding:
+        """How fresh units of a space vanish under its normalisers; for spaces that have a `padding`."""
+        return self._paddings[space]
+
+    def padded(self, spaces: Collection[str]) -> Mapping[str, tuple[Layout, ...]]:
+        """Like `tensors`, with the roles that elements have when some spaces grow by padding."""
+        special: dict[Atom, Role] = {}
+        for space in spaces:
+            special.update(self._paddings[space].roles)
+        if not special:
+            return self.tensors
+        return {
+            tensor: tuple(_layout(axis, self._names, self._roles.consumers, special) for axis in axes)
+            for tensor, axes in self.trace.tensors.items()
+        }
 
     @property
     def ports(self) -> list[tuple[Literal["input", "output"], str, tuple[Layout, ...]]]:
@@ -177,8 +208,10 @@ def analyse(model: ir.Model, interface: Interface | None = None, trained: Collec
         tensor: tuple(_layout(axis, names, roles.consumers) for axis in axes)
         for tensor, axes in trace.tensors.items()
     }
-    spaces = tuple(_space(root, names, members[root], roles, layouts) for root in members)
-    return Analysis(model, trace, spaces, layouts, _fills(trace, roles), names)
+    padded = paddings(trace, roles)
+    spaces = tuple(_space(root, names, members[root], roles, layouts, padded.get(root)) for root in members)
+    by_space = {names[root]: padding for root, padding in padded.items() if root in names}
+    return Analysis(model, trace, spaces, layouts, _fills(trace, roles), names, roles, by_space)
 
 
 def _space(
@@ -187,6 +220,7 @@ def _space(
     members: list[tuple[str, int, Atom]],
     roles: Roles,
     layouts: Mapping[str, tuple[Layout, ...]],
+    padding: Padding | None,
 ) -> Space:
     refs = dict.fromkeys(
         AxisRef(tensor, k, "in" if leaf in roles.consumers else "out", layout.text(layouts[tensor][k]))
@@ -204,6 +238,7 @@ def _space(
         alike=tuple(
             sorted({names[r] for group in roles.alike if root in group for r in group if r in names})
         ),
+        padding=None if padding is None else padding.kind,
     )
 
 
@@ -274,18 +309,22 @@ def module(tensor: str) -> str:
     return path if dot and path and not last.isdigit() else tensor
 
 
-def _layout(axis: Axis, names: Mapping[Atom, str], consumers: frozenset[Atom] | set[Atom]) -> Layout:
+def _layout(
+    axis: Axis,
+    names: Mapping[Atom, str],
+    consumers: frozenset[Atom] | set[Atom],
+    special: Mapping[Atom, Role] | None = None,
+) -> Layout:
     out: list[Factor] = []
     for atom in factors(axis):
         if atom.segments is not None:
-            parts = tuple(_layout(tuple(part), names, consumers) for part in summands(atom))
+            parts = tuple(_layout(tuple(part), names, consumers, special) for part in summands(atom))
             whole = all(len(part) == 0 or all(isinstance(f, int) for f in part) for part in parts)
             out.append(size_of((atom,)) if whole else Sum(parts))
             continue
         name = names.get(find(atom))
-        out.append(
-            atom.size if name is None else Units(name, atom.size, "in" if atom in consumers else "out")
-        )
+        role: Role = (special or {}).get(atom, "in" if atom in consumers else "out")
+        out.append(atom.size if name is None else Units(name, atom.size, role))
     return layout.simplified(out)
 
 

@@ -274,6 +274,7 @@ class Trace:
         *,
         mode: Literal["all", "any"] = "all",
         passes: int = 2,
+        linear: bool | None = None,
     ) -> Axis:
         """The axis of a result computed from these operands' axes, unit by unit."""
         axes = [axis for _, axis in operands]
@@ -281,7 +282,7 @@ class Trace:
         if not self.same(node, *axes):
             return self.fixed(size_of(axes[0]), "mismatch", f"operands differ at node '{label(node)}'")
         try:
-            result = derive(axes, mode=mode, passes=passes, barrier=barrier)
+            result = derive(axes, mode=mode, passes=passes, barrier=barrier, linear=linear)
         except Mismatch as mismatch:
             for axis in axes:
                 freeze(axis, Freeze("mismatch", f"{mismatch} at node '{label(node)}' ({node.op_type})"))
@@ -297,6 +298,7 @@ class Trace:
         *,
         mode: Literal["all", "any"] = "all",
         passes: int = 2,
+        linear: bool | None = None,
     ) -> list[Axis]:
         """The axes of an elementwise result, operands aligned at the right; size 1 imposes nothing."""
         rows = [(value, self.axes(value)) for value in values]
@@ -304,7 +306,7 @@ class Trace:
         out: list[Axis] = []
         for k in range(-rank, 0):
             column = [(v, axes[k]) for v, axes in rows if len(axes) >= -k and axes[k]]
-            out.append(self.merge(node, column, mode=mode, passes=passes) if column else ())
+            out.append(self.merge(node, column, mode=mode, passes=passes, linear=linear) if column else ())
         return out
 
     def cut(self, node: ir.Node, axis: Axis, sizes: Sequence[int]) -> list[Axis]:
@@ -402,7 +404,7 @@ def _readers(value: ir.Value) -> list[ir.Node]:
 def _guard(value: ir.Value, axes: Sequence[Axis]) -> list[Axis]:
     """Occurrences through which no scale travels back, because others read the value too."""
     barrier = f"'{value.name}' is read by several nodes"
-    return [derive([axis], passes=1, barrier=barrier) if axis else () for axis in axes]
+    return [derive([axis], passes=1, barrier=barrier, linear=True) if axis else () for axis in axes]
 
 
 def is_symbolic(axis: Axis) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,6 +28,7 @@ def build(
     noise: float = 0.0,
     frozen: Sequence[tuple[str, str]] = (),
     labels: Mapping[str, tuple[str, ...]] | None = None,
+    padded: Collection[str] = (),
 ) -> Plan:
     """Complete a plan.
 
@@ -37,14 +39,16 @@ def build(
       claim: what must hold of the result.
       frozen: (space, reason) to report.
       labels: names of the features of an input afterwards.
+      padded: the edited spaces whose fresh units vanish under their normalisers.
 
     Raises:
       Refused: if a number in the graph cannot follow.
     """
     edited = frozenset(edit.space for edit in edits)
+    scales, epsilons = _rescaled(analysis, {edit.space: edit for edit in edits}, padded)
     tensors = tuple(
-        TensorEdit(name, axes, analysis.fills[name])
-        for name, axes in analysis.tensors.items()
+        TensorEdit(name, axes, analysis.fills[name], scales.get(name, 1.0))
+        for name, axes in analysis.padded(padded).items()
         if any(_changes(axis, edited) for axis in axes)
     )
     plan = Plan(
@@ -60,12 +64,27 @@ def build(
         ports=_ports(analysis, edited, labels or {}),
         slots=_slots(checkpoint, tensors),
     )
-    operands: list[OperandEdit] = []
+    operands = epsilons
     model = analysis.model.clone()
     edited_tensors(model, plan)
     grow_inputs(model, plan)
     regenerate(analysis, model, plan.sizes, lambda *number: operands.append(OperandEdit(*number)))
     return replace(plan, operands=tuple(operands))
+
+
+def _rescaled(
+    analysis: Analysis, edits: Mapping[str, SpaceEdit], padded: Collection[str]
+) -> tuple[dict[str, float], list[OperandEdit]]:
+    """The factors √(D/D') of every γ, and the new ε, of the normalisers over padded spaces."""
+    scales: dict[str, float] = {}
+    epsilons: list[OperandEdit] = []
+    for space in padded:
+        padding, ratio = analysis.padding(space), edits[space].before / edits[space].after
+        scales |= dict.fromkeys(padding.scales, math.sqrt(ratio))
+        for node, where, epsilon, scalar in padding.epsilons:
+            plain = scalar and not isinstance(where, str)
+            epsilons.append(OperandEdit(node.outputs[0].name or "", where, (epsilon * ratio,), plain))
+    return scales, epsilons
 
 
 def _changes(axis: layout.Layout, edited: Collection[str]) -> bool:

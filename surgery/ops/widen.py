@@ -63,11 +63,12 @@ def widen(
         wanted = {analysis.space(name): int(width) for name, width in widths.items()}
         for space, width in wanted.items():
             _check_width(space, width, init)
-            _check_multiple(space, width, wanted, shares)
+            _check_multiple(space, width, wanted, init, shares)
     else:
         assert factor is not None
         wanted, frozen = _by_factor(analysis, factor, init, shares)
-    edits = [_edit(space, width, _choose(space, init), shares, seed) for space, width in wanted.items()]
+    chosen = {space: _choose(space, width, init) for space, width in wanted.items()}
+    edits = [_edit(space, width, chosen[space], shares, seed) for space, width in wanted.items()]
     arguments = {
         "widths": {space.name: width for space, width in wanted.items()},
         "init": init, "shares": shares, "noise": noise,
@@ -75,6 +76,7 @@ def widen(
     return build(
         checkpoint, analysis, "widen", edits, arguments=arguments, claim="changed" if noise else "equivalent",
         seed=seed, noise=noise, frozen=frozen,
+        padded=[space.name for space in wanted if chosen[space] == "zero" and space.no_zero is not None],
     )  # fmt: skip
 
 
@@ -116,9 +118,9 @@ def _check_width(space: Space, width: int, init: Init) -> None:
         raise Refused(f"space '{space.name}' cannot grow exactly: {reason}", where=where)
 
 
-def _check_multiple(space: Space, width: int, wanted: Mapping[Space, int], shares: str) -> None:
+def _check_multiple(space: Space, width: int, wanted: Mapping[Space, int], init: Init, shares: str) -> None:
     """Averaged units keep their mean only if all are copied equally often."""
-    reason = _uneven(space, width / space.size, shares)
+    reason = _uneven(space, width / space.size, init, shares)
     if reason:
         raise Refused(f"space '{space.name}' cannot grow to {width} exactly: {reason}",
                       hint=f"widths that can: {2 * space.size}, {3 * space.size}, …")  # fmt: skip
@@ -129,8 +131,8 @@ def _check_multiple(space: Space, width: int, wanted: Mapping[Space, int], share
                           hint=" ".join(f"--width {s}=…" for s in space.alike))  # fmt: skip
 
 
-def _uneven(space: Space, ratio: float, shares: str) -> str | None:
-    if space.whole is None:
+def _uneven(space: Space, ratio: float, init: Init, shares: str) -> str | None:
+    if space.whole is None or (space.padding is not None and init != "net2net"):
         return None
     if ratio != int(ratio):
         return f"{space.whole}; it grows by whole multiples"
@@ -142,14 +144,16 @@ def _refusal(space: Space, init: Init) -> str | None:
     if not space.widenable:
         return space.reason
     if init == "zero":
-        return space.no_zero
+        return None if space.padding is not None else space.no_zero
     return space.no_net2net if init == "net2net" else None
 
 
-def _choose(space: Space, init: Init) -> Literal["zero", "net2net"]:
+def _choose(space: Space, width: int, init: Init) -> Literal["zero", "net2net"]:
+    """Fresh units where nothing averages them; under a normaliser copies where they come out even."""
     if init != "auto":
         return init
-    return "zero" if space.no_zero is None else "net2net"
+    even = space.no_net2net is None and (space.whole is None or width % space.size == 0)
+    return "zero" if space.no_zero is None or not even else "net2net"
 
 
 def _by_factor(
@@ -162,7 +166,7 @@ def _by_factor(
     wanted: dict[Space, int] = {}
     frozen: list[tuple[str, str]] = []
     for space in analysis.spaces:
-        reason = _refusal(space, init) or _uneven(space, factor, shares)
+        reason = _refusal(space, init) or _uneven(space, factor, init, shares)
         if reason:
             if space.hidden:
                 frozen.append((space.name, reason))

@@ -8,7 +8,7 @@ needed. Directions avoid the entries whose history no state records.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,8 @@ LIMIT = 1e-12
 def check_slots(plan: Plan, before: Checkpoint, exact: Checkpoint, inputs: Arrays, seed: int) -> list[Check]:
     """Compare the derivatives of two models along one random direction.
 
+    What starts at the mean of old units shares their gradient with them from then on: no direction moves it.
+
     Args:
       plan: from `before` to `exact`.
       exact: the edited checkpoint in float64, before rounding.
@@ -41,7 +43,11 @@ def check_slots(plan: Plan, before: Checkpoint, exact: Checkpoint, inputs: Array
       One check; its value is relative to the largest derivative or output, whichever is larger.
     """
     trained = set(before.optimizer.parameters) if before.optimizer else set()
-    edited = {tensor.name: axis_maps(tensor.axes, plan.edits) for tensor in plan.tensors}
+    edited = {tensor.name: (axis_maps(tensor.axes, plan.edits), tensor.scale) for tensor in plan.tensors}
+    shared = sorted(
+        tensor.name for tensor in plan.tensors if tensor.name in trained and tensor.starts_at_mean(plan.edits)
+    )
+    trained.difference_update(shared)
     try:
         moved = _moved(exact.model, trained, edited, seed, back=False)
         grown = grow(plan, inputs, np.random.default_rng(seed))
@@ -67,11 +73,18 @@ def check_slots(plan: Plan, before: Checkpoint, exact: Checkpoint, inputs: Array
     if plan.inexact_slots:
         names = ", ".join(f"'{name}'" for name in plan.inexact_slots)
         return [measured("optimizer slots", relative, None, f"{detail}; gradients of {names} change")]
+    if shared:
+        detail += f"; those of {', '.join(shared)} are shared with new units"
     return [measured("optimizer slots", relative, LIMIT, detail)]
 
 
 def _moved(
-    model: ir.Model, trained: set[str], edited: dict[str, list[AxisMap | None]], seed: int, *, back: bool
+    model: ir.Model,
+    trained: set[str],
+    edited: Mapping[str, tuple[Sequence[AxisMap | None], float]],
+    seed: int,
+    *,
+    back: bool,
 ) -> ir.Model:
     """The model with i·h·direction added to its trained parameters, computed as they are read."""
     moved = model.clone()
@@ -84,8 +97,14 @@ def _moved(
 
 
 def _lazy(
-    tensor: ir.TensorProtocol, name: str, maps: Sequence[AxisMap | None] | None, seed: int, back: bool
+    tensor: ir.TensorProtocol,
+    name: str,
+    edit: tuple[Sequence[AxisMap | None], float] | None,
+    seed: int,
+    back: bool,
 ) -> ir.LazyTensor:
+    maps, scale = edit or (None, 1.0)
+
     def compute() -> ir.TensorProtocol:
         weight = tensor.numpy().astype(np.float64)
         shape = weight.shape
@@ -96,7 +115,7 @@ def _lazy(
         direction = tensor_rng(seed, f"direction {name}").standard_normal(shape)
         if maps is not None:
             direction = np.where(unknown_history(maps), 0.0, direction)
-            direction = adjoint(direction, maps) if back else direction
+            direction = adjoint(direction, maps) / scale if back else direction
         return ir.Tensor(weight + 1j * STEP * direction, name=name)
 
     return ir.LazyTensor(compute, dtype=ir.DataType.COMPLEX128, shape=ir.Shape(shape_of(tensor)), name=name)

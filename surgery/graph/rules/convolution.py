@@ -32,7 +32,7 @@ def conv(t: Trace, node: ir.Node) -> None:
         t.same(node, outer, heads)
         t.literal(node, "group", lambda size: [size(outer)])
     _kernel(t, node, weight[2:])
-    _finish(t, node, x, (w, weight[0]), b)
+    _finish(t, node, x, (w, weight[0]), b, grouped=bool(outer))
     t.use("weight", w, weight)
 
 
@@ -55,7 +55,7 @@ def conv_transpose(t: Trace, node: ir.Node) -> None:
         t.literal(node, "group", lambda size: [size(outer)])
         out = heads + weight[1]
     _kernel(t, node, weight[2:])
-    _finish(t, node, x, (w, out), b)
+    _finish(t, node, x, (w, out), b, grouped=bool(outer))
     t.use("weight", w, weight)
 
 
@@ -70,23 +70,34 @@ def _kernel(t: Trace, node: ir.Node, axes: Sequence[Axis]) -> None:
         t.freeze(node, axis, "kernel", "used as a kernel")
 
 
-def _finish(t: Trace, node: ir.Node, x: ir.Value, weight: tuple[ir.Value, Axis], b: ir.Value | None) -> None:
+def _finish(
+    t: Trace,
+    node: ir.Node,
+    x: ir.Value,
+    weight: tuple[ir.Value, Axis],
+    b: ir.Value | None,
+    *,
+    grouped: bool,
+) -> None:
+    """The output channels are linear in weight and bias, unless each group of them reads other units."""
     channel = [weight]
     if b is not None:
         channel.append((b, t.axes(b)[0]))
         t.use("bias", b, t.axes(b))
     wide = [(value, axis) for value, axis in channel if axis]
-    _put_spatial(t, node, x, t.merge(node, wide) if wide else UNIT, shifted=b is not None)
+    batch = t.axes(x)[0]
+    if b is not None and batch:  # nothing passes back through a bias
+        batch = t.merge(node, [(x, batch)], passes=0)
+    _put_spatial(t, node, x, batch, t.merge(node, wide, linear=not grouped) if wide else UNIT)
 
 
-def _put_spatial(t: Trace, node: ir.Node, x: ir.Value, channels: Axis, *, shifted: bool = False) -> None:
-    """Batch as it was (nothing passes back through a bias), the given channels, new spatial axes."""
+def _put_spatial(t: Trace, node: ir.Node, x: ir.Value, batch: Axis, channels: Axis) -> None:
+    """The given batch and channels, new spatial axes."""
     data, shape = t.axes(x), t.shape(node.outputs[0])
     for axis in data[2:]:
         t.freeze(node, axis, "spatial", "slid over")
     why = f"a spatial axis of node '{label(node)}' ({node.op_type})"
     spatial = [t.fixed(n, "spatial", why) for n in shape[2:]]
-    batch = t.merge(node, [(x, data[0])], passes=0) if shifted and data[0] else data[0]
     t.put(node.outputs[0], [batch, channels, *spatial])
 
 
@@ -100,7 +111,12 @@ def pool(t: Trace, node: ir.Node) -> None:
     assert x is not None
     if len(node.outputs) > 1 and node.outputs[1].uses():
         raise Opaque("pooling that returns indices")
-    _put_spatial(t, node, x, t.axes(x)[1])
+    data = t.axes(x)
+    linear = node.op_type == "AveragePool"
+    batch, channels = (
+        axis if linear or not axis else t.merge(node, [(x, axis)], linear=False) for axis in data[:2]
+    )
+    _put_spatial(t, node, x, batch, channels)
 
 
 @RULES("GlobalAveragePool", axes="batch, channels: pointwise, zero and scale pass back; space: mean")
@@ -112,7 +128,9 @@ def global_pool(t: Trace, node: ir.Node) -> None:
     data = t.axes(x)
     for axis in data[2:]:
         t.mix(node, "mean" if node.op_type == "GlobalAveragePool" else "order", x, axis)
-    t.put(node.outputs[0], [*data[:2], *([UNIT] * len(data[2:]))])
+    linear = node.op_type == "GlobalAveragePool"
+    kept = [axis if linear or not axis else t.merge(node, [(x, axis)], linear=False) for axis in data[:2]]
+    t.put(node.outputs[0], [*kept, *([UNIT] * len(data[2:]))])
 
 
 @RULES("Resize", "Upsample", axes="scaled axes: frozen; other axes: pointwise, zero and scale pass back")

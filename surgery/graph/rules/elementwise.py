@@ -22,6 +22,9 @@ RULES = Table()
 )
 def homogeneous(t: Trace, node: ir.Node) -> None:
     """f(s·x) = s·f(x) for s > 0."""
+    if node.op_type in ("Relu", "LeakyRelu", "Abs"):
+        t.put(node.outputs[0], t.broadcast(node, [data_of(node)], linear=False))
+        return
     members = t.sequence(data_of(node))
     if members is not None:
         t.put_sequence(node.outputs[0], members)

@@ -1,4 +1,4 @@
-"""Normalisers: what is averaged grows by whole multiples, so that every mean stays what it was."""
+"""Normalisers: what is averaged grows by whole multiples, or by units that vanish (see `graph.padding`)."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def group_normalization(t: Trace, node: ir.Node) -> None:
     t.put(node.outputs[0], [rest[0], channels, *rest[1:]])
 
 
-@RULES("LayerNormalization", "RMSNormalization", axes="normalised axes: mean; other axes: pointwise")
+@RULES("LayerNormalization", "RMSNormalization", axes="normalised axes: normalised; other axes: pointwise")
 def layer_normalization(t: Trace, node: ir.Node) -> None:
     """Normalised over the axes from the named one on, then scaled and shifted unit by unit."""
     x, parameters = _operands(node)

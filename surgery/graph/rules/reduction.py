@@ -17,7 +17,7 @@ _KINDS: dict[str, Kind] = {
     "ReduceL2": "norm",
     "ReduceSumSquare": "norm",
 }
-_HOMOGENEOUS = {"ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2"}
+_HOMOGENEOUS = {"ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2"}
 
 
 @RULES("ReduceSum", axes="reduced axes: sum; other axes: pointwise, zero and scale pass back")
@@ -48,8 +48,10 @@ def reduce(t: Trace, node: ir.Node) -> None:
         if k in over:
             t.mix(node, _KINDS.get(node.op_type, "order"), x, axis)
             out += [UNIT] if keep else []
-        elif node.op_type in _HOMOGENEOUS or not axis:
+        elif node.op_type in ("ReduceSum", "ReduceMean") or not axis:
             out.append(axis)
+        elif node.op_type in _HOMOGENEOUS:
+            out.append(t.merge(node, [(x, axis)], linear=False))
         else:
             out.append(t.merge(node, [(x, axis)], passes=0))
     t.put(node.outputs[0], out)
