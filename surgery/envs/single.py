@@ -1,0 +1,137 @@
+"""Any gymnasium id with discrete actions, one environment after the other in this process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from surgery.envs.contract import chosen, missing, number, preprocessing, stated
+from surgery.envs.step import Array, Ledger, Step, seeds
+from surgery.errors import ArgumentError, MissingDependency, UnknownName
+from surgery.interface import Environment
+
+if TYPE_CHECKING:
+    import gymnasium
+
+
+class SingleEnvs:
+    """`Envs` of one gymnasium id; see `surgery.envs.make`.
+
+    Observations that are no arrays (discrete, tuples, dictionaries) are flattened, discrete ones to one-hot vectors.
+    Images are given channels first if the contract's preprocessing states a `layout`, else as they are.
+    """
+
+    def __init__(self, contract: Environment, num_envs: int, *, seed: int) -> None:
+        self._envs = [_wrapped(contract) for _ in range(num_envs)]
+        self._seeds: list[int | None] = [int(one) for one in seeds(seed, num_envs)]
+        space: Any = self._envs[0].observation_space
+        self._actions = chosen(contract, _discrete(contract, self._envs[0].action_space))
+        self._ledger = Ledger(num_envs)
+        self._observations = np.empty((num_envs, *space.shape), space.dtype)
+        self.num_envs = num_envs
+        self.observation_shape: tuple[int, ...] = space.shape
+        self.observation_dtype: np.dtype[Any] = space.dtype
+        self.actions = len(self._actions)
+        self.action_meanings: tuple[str, ...] | None = None
+        self.stacked = contract.settings.get("frame_stack", 1) != 1
+        self.contract = stated(contract, self._actions)
+
+    def reset(self) -> Array:
+        for k in range(self.num_envs):
+            self._reset(k)
+        self._ledger.clear()
+        return self._observations.copy()
+
+    def step(self, actions: Array) -> Step:
+        reward = np.zeros(self.num_envs, np.float32)
+        terminated, truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
+        for k, (env, action) in enumerate(zip(self._envs, actions.tolist(), strict=True)):
+            self._observations[k], gained, terminated[k], truncated[k], _ = env.step(self._actions[action])
+            reward[k] = float(gained)
+        over = terminated | truncated
+        successor = self._observations.copy()
+        for ended in np.flatnonzero(over):
+            self._reset(int(ended))
+        finished = self._ledger.add(reward, over)
+        return Step(
+            observation=self._observations.copy() if over.any() else successor,
+            next_observation=successor,
+            reward=reward,
+            terminated=terminated,
+            truncated=truncated,
+            valid=np.ones(self.num_envs, bool),
+            finished=finished,
+        )
+
+    def close(self) -> None:
+        for env in self._envs:
+            env.close()
+
+    def _reset(self, k: int) -> None:
+        # A seed is given once: again, it would repeat the same episode.
+        self._observations[k], _ = self._envs[k].reset(seed=self._seeds[k])
+        self._seeds[k] = None
+
+
+def _wrapped(contract: Environment) -> gymnasium.Env[Any, Any]:
+    """One environment, wrapped as the contract says."""
+    try:
+        from gymnasium import spaces, wrappers
+    except ImportError as error:
+        raise missing("gymnasium", "rl") from error
+    env = _registered(contract)
+    if not isinstance(env.observation_space, spaces.Box):
+        env = wrappers.FlattenObservation(env)
+    settings = contract.settings
+    if "layout" in preprocessing(contract):
+        env = _channels_first(env)
+    if settings.get("sticky_actions", 0):
+        env = wrappers.StickyAction(env, repeat_action_probability=number(contract, "sticky_actions"))
+    if settings.get("frame_stack", 1) != 1:
+        padding = "zero" if preprocessing(contract).get("padding") == "zero" else "reset"
+        env = wrappers.FrameStackObservation(env, int(number(contract, "frame_stack")), padding_type=padding)
+    return env
+
+
+def _registered(contract: Environment) -> gymnasium.Env[Any, Any]:
+    import gymnasium
+
+    limit = int(number(contract, "max_episode_steps")) if "max_episode_steps" in contract.settings else None
+    try:
+        return gymnasium.make(str(contract.id), max_episode_steps=limit, disable_env_checker=True)
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise MissingDependency(
+            f"{contract.id} needs a package that is not installed", hint=str(error)
+        ) from error
+    except gymnasium.error.UnregisteredEnv as error:
+        raise UnknownName("environment", str(contract.id), gymnasium.registry) from error
+    except gymnasium.error.Error as error:
+        raise ArgumentError(f"gymnasium cannot make {contract.id}: {error}") from error
+
+
+def _channels_first(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    from gymnasium import spaces, wrappers
+
+    space = env.observation_space
+    if not isinstance(space, spaces.Box) or len(space.shape) != 3:
+        raise ArgumentError(f"observations of shape {space.shape} have no layout", hint="remove 'layout'")
+    low, high = (np.moveaxis(bound, -1, 0) for bound in (space.low, space.high))
+    moved = spaces.Box(low, high, dtype=space.dtype.type)
+    return wrappers.TransformObservation(env, lambda image: np.moveaxis(image, -1, 0), moved)
+
+
+def _discrete(contract: Environment, space: gymnasium.Space[Any]) -> tuple[int, ...]:
+    """The environment's own numbers of its actions.
+
+    Raises:
+      ArgumentError: the actions are not numbered.
+    """
+    from gymnasium.spaces import Discrete
+
+    if not isinstance(space, Discrete):
+        raise ArgumentError(
+            f"the actions of {contract.id} are {space}, this version plays with discrete ones only",
+            hint="choose an environment with a Discrete action space",
+        )
+    return tuple(range(int(space.start), int(space.start + space.n)))

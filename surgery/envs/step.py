@@ -1,0 +1,103 @@
+"""What all environments look like from outside, and the counting of returns that they share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from surgery.interface import Environment
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one action did in each of n environments.
+
+    Attributes:
+      observation: (n, *observation) to act on next: the first one of the new episode where one has ended.
+      next_observation: (n, *observation) what the action led to, also at the end of an episode.
+      reward: (n,) float32, as the environment gives it: not clipped, also in training.
+      terminated: (n,) bool: nothing follows, so that nothing is bootstrapped. In training this includes the loss of
+        a life where the contract says so; the episode itself goes on then.
+      truncated: (n,) bool: the episode was cut off by a limit of time.
+      valid: (n,) bool: false where nothing was acted on; no such row may be learned from.
+      finished: (environment, return, length in agent steps) of every episode that ended with this step.
+    """
+
+    observation: Array
+    next_observation: Array
+    reward: Array
+    terminated: Array
+    truncated: Array
+    valid: Array
+    finished: tuple[tuple[int, float, int], ...]
+
+
+class Envs(Protocol):
+    """n environments that are stepped together and reset themselves.
+
+    Attributes:
+      num_envs: n.
+      observation_shape: of one observation.
+      observation_dtype: uint8 for Atari, bool for MinAtar, the space's own elsewhere.
+      actions: number of actions; they are numbered as the policy's outputs are.
+      action_meanings: a name per action, where the environment has names.
+      stacked: whether axis 0 of an observation is a stack of frames, the newest last.
+      contract: what these environments follow, with every setting and the action set stated.
+    """
+
+    @property
+    def num_envs(self) -> int: ...
+    @property
+    def observation_shape(self) -> tuple[int, ...]: ...
+    @property
+    def observation_dtype(self) -> np.dtype[Any]: ...
+    @property
+    def actions(self) -> int: ...
+    @property
+    def action_meanings(self) -> tuple[str, ...] | None: ...
+    @property
+    def stacked(self) -> bool: ...
+    @property
+    def contract(self) -> Environment: ...
+
+    def reset(self) -> Array:
+        """Start new episodes everywhere; (n, *observation)."""
+
+    def step(self, actions: Array) -> Step:
+        """Act in every environment; actions (n,), integers."""
+
+    def close(self) -> None: ...
+
+
+class Ledger:
+    """True returns and lengths of the running episodes."""
+
+    def __init__(self, num_envs: int) -> None:
+        self._returns = np.zeros(num_envs, np.float64)
+        self._lengths = np.zeros(num_envs, np.int64)
+
+    def clear(self) -> None:
+        self._returns[:] = 0
+        self._lengths[:] = 0
+
+    def add(self, reward: Array, over: Array) -> tuple[tuple[int, float, int], ...]:
+        """Count one step; the episodes that are over with it, as in `Step.finished`."""
+        self._returns += reward
+        self._lengths += 1
+        ended = np.flatnonzero(over)
+        finished = tuple((int(k), float(self._returns[k]), int(self._lengths[k])) for k in ended)
+        self._returns[ended] = 0
+        self._lengths[ended] = 0
+        return finished
+
+
+def seeds(seed: int, count: int) -> Array:
+    """One seed per environment, (count,) int32, at least 0.
+
+    Runs with neighbouring seeds share no environment, as they would if seeds were counted up.
+    """
+    return (np.random.SeedSequence(seed).generate_state(count) & 0x7FFFFFFF).astype(np.int32)
