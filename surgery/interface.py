@@ -14,7 +14,9 @@ from surgery.errors import ArgumentError, CorruptFile, UnknownName
 from surgery.json_values import Fields, Json, freeze, freeze_mapping, thaw
 
 INPUT_KINDS = ("observation", "state", "mask", "other")
-OUTPUT_KINDS = ("q_values", "logits", "value", "mean", "log_std", "state", "action", "other")
+OUTPUT_KINDS = (
+    "q_values", "atom_logits", "quantiles", "logits", "value", "mean", "log_std", "state", "action", "other",
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from surgery.checkpoint import Checkpoint

@@ -15,6 +15,8 @@ import surgery
 
 ROOT = Path(__file__).parent.parent
 CORE = sorted((ROOT / "surgery").rglob("*.py"))
+TRAINING = ("torch", "policy", "replay", "distill")
+"""Packages of `surgery` that compute with torch; nothing beneath them may import it."""
 SOURCES = [
     *CORE,
     *(path for folder in ("adapters", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")),
@@ -47,7 +49,9 @@ def test_help_loads_only_click(words):
 
 def test_importing_every_module_of_the_core_loads_no_framework():
     names = [
-        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in CORE
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in CORE
+        if path.relative_to(ROOT).parts[1] not in TRAINING
     ]
     statement = "\n".join(f"import {name}" for name in names)
     assert not packages_after(statement) & {"torch", "tensorflow", "jax", "gymnasium", "surgery_adapters"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,22 +92,35 @@ def float32_outputs(model: ir.Model, inputs: Arrays, tool: str) -> Arrays:
 
 def runtime(model: ir.Model) -> Callable[[Arrays], Arrays]:
     """A model in onnxruntime, optimisations off."""
+    opened, large = session(model)
+    names = [output.name for output in opened.get_outputs()]
+
+    def evaluate(inputs: Arrays, alive: Arrays = large) -> Arrays:
+        return dict(zip(names, opened.run(names, inputs), strict=True))
+
+    return evaluate
+
+
+def session(
+    model: ir.Model,
+    *,
+    providers: Sequence[str] = ("CPUExecutionProvider",),
+    optimise: bool = False,
+    threads: int = 0,
+) -> tuple[Any, Arrays]:
+    """An onnxruntime session, and arrays that it may refer to as long as it lives."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads
     small, large = _apart(model)
     # handed over as arrays: within the serialised graph every weight would be held three times more
     values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in large.items()}
     options.add_external_initializers(list(values), list(values.values()))
-    session = onnxruntime.InferenceSession(small, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-
-    def evaluate(inputs: Arrays, alive: Arrays = large) -> Arrays:  # the session may refer to these arrays
-        return dict(zip(names, session.run(names, inputs), strict=True))
-
-    return evaluate
+    return onnxruntime.InferenceSession(small, options, providers=list(providers)), large
 
 
 def _apart(model: ir.Model) -> tuple[bytes, Arrays]:

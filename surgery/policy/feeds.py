@@ -1,0 +1,215 @@
+"""What goes into a model: observations as it wants them, and the recurrent state that it carries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from surgery.checkpoint import Checkpoint
+from surgery.errors import ArgumentError
+from surgery.graph.symbols import symbol
+
+_TORCH: Mapping[ir.DataType, torch.dtype] = {
+    ir.DataType.FLOAT: torch.float32,
+    ir.DataType.DOUBLE: torch.float64,
+    ir.DataType.FLOAT16: torch.float16,
+    ir.DataType.BFLOAT16: torch.bfloat16,
+    ir.DataType.UINT8: torch.uint8,
+    ir.DataType.INT8: torch.int8,
+    ir.DataType.INT32: torch.int32,
+    ir.DataType.INT64: torch.int64,
+    ir.DataType.BOOL: torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class StatePort:
+    """An input that carries what an output gave in the step before.
+
+    Attributes:
+      shape: of the input; the batch is None.
+      batch: which axis the batch is.
+    """
+
+    input: str
+    output: str
+    shape: tuple[int | None, ...]
+    batch: int
+    dtype: torch.dtype
+
+    def zeros(self, count: int, device: torch.device) -> torch.Tensor:
+        sizes = [count if size is None else size for size in self.shape]
+        return torch.zeros(sizes, dtype=self.dtype, device=device)
+
+    def cleared(self, state: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """The state with some rows of the batch at zero; rows (n,) bool."""
+        along = [1] * state.ndim
+        along[self.batch] = -1
+        return torch.where(rows.reshape(along), torch.zeros_like(state), state)
+
+
+@dataclass(frozen=True)
+class ObservationPort:
+    """The input that observations go to.
+
+    Attributes:
+      shape: as the graph has it, the batch included; None where a size is free.
+      high: the largest value that the model expects, if it was declared.
+      scale: what observations are multiplied by, as the contract says; None: nothing is said.
+      last: whether the channels, or the stacked frames, come last.
+      time: which of the first two axes counts steps of time, if there is one more than observations have.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: torch.dtype
+    high: float | None
+    scale: float | None
+    last: bool
+    time: int
+
+    def feed(
+        self, observation: np.ndarray[Any, np.dtype[Any]] | torch.Tensor, device: torch.device
+    ) -> torch.Tensor:
+        """Observations (n, …) as the environment gives them, as the graph takes them.
+
+        A step of time that the graph has beside the batch is one step long.
+
+        Raises:
+          ArgumentError: observations of another shape.
+        """
+        x = torch.as_tensor(observation).to(device, non_blocking=True)
+        scale = self.scale
+        if scale is None and x.dtype == torch.uint8 and self.high == 1:
+            scale = 1 / 255
+        if self.last and x.ndim > 2:
+            x = x.movedim(1, -1)
+        if scale is not None:
+            x = x.to(torch.float32) * scale
+        self.check(tuple(x.shape[1:]))
+        if len(self.shape) == x.ndim + 1:
+            x = x.unsqueeze(self.time)
+        return x.to(self.dtype).contiguous()
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Refuse an observation (without batch) that the input does not take."""
+        wanted = self.shape[2:] if len(self.shape) == len(shape) + 2 else self.shape[1:]
+        if len(wanted) != len(shape) or any(w not in (None, s) for w, s in zip(wanted, shape, strict=True)):
+            raise ArgumentError(f"input '{self.name}' takes observations {_text(wanted)}, got {_text(shape)}")
+
+    def batch(self, ndim: int) -> int | None:
+        """The batch that the graph insists on; ndim: of an observation, without batch."""
+        return self.shape[1 - self.time] if len(self.shape) == ndim + 2 else self.shape[0]
+
+
+def observation_port(checkpoint: Checkpoint) -> ObservationPort:
+    """Raises: ArgumentError: none or several inputs are observations, or another input must be fed."""
+    ports = checkpoint.interface.inputs
+    found = [port for port in ports if port.kind == "observation"]
+    others = [port.name for port in ports if port.kind == "other"]
+    if len(found) != 1 or others:
+        listed = ", ".join(f"{port.name} ({port.kind})" for port in ports)
+        raise ArgumentError(
+            f"a policy has one observation, and beside it states and masks only; the inputs are: {listed}",
+            hint="surgery annotate MODEL --input NAME:observation -o OUT",
+        )
+    port, value = found[0], _value(checkpoint, found[0].name)
+    frames = checkpoint.environment.settings.get("preprocessing", {})
+    assert isinstance(frames, Mapping)
+    scale, layout = frames.get("scale"), frames.get("layout", "CHW")
+    if scale is not None and not isinstance(scale, int | float):
+        raise ArgumentError(f"the preprocessing's scale is a number, got {scale!r}")
+    if layout not in ("CHW", "HWC"):
+        raise ArgumentError(f"the preprocessing's layout is CHW or HWC, got {layout!r}")
+    high = port.high if port.declared and isinstance(port.high, float) else None
+    return ObservationPort(
+        port.name,
+        _shape(value),
+        _dtype(value),
+        high,
+        None if scale is None else float(scale),
+        layout == "HWC",
+        _time(value),
+    )
+
+
+def mask_inputs(checkpoint: Checkpoint) -> dict[str, tuple[torch.dtype, int]]:
+    """Inputs that say which actions are legal: their type and width."""
+    found = {}
+    for port in checkpoint.interface.inputs:
+        if port.kind == "mask":
+            value = _value(checkpoint, port.name)
+            width = _shape(value)[-1] if _shape(value) else None
+            if width is None:
+                raise ArgumentError(f"input '{port.name}' is a mask, but nothing says of how many actions")
+            found[port.name] = (_dtype(value), width)
+    return found
+
+
+def state_ports(checkpoint: Checkpoint) -> tuple[StatePort, ...]:
+    """The recurrent state: inputs and outputs of that kind, paired in order.
+
+    Raises:
+      ArgumentError: they do not pair, or nothing says which axis is the batch.
+    """
+    inputs = [port.name for port in checkpoint.interface.inputs if port.kind == "state"]
+    outputs = [port.name for port in checkpoint.interface.outputs if port.kind == "state"]
+    if len(inputs) != len(outputs):
+        raise ArgumentError(
+            f"{len(inputs)} states go in ({', '.join(inputs)}), {len(outputs)} come out ({', '.join(outputs)})",
+            hint="surgery annotate MODEL --input NAME:state --output NAME:state -o OUT",
+        )
+    return tuple(_state(checkpoint, name, output) for name, output in zip(inputs, outputs, strict=True))
+
+
+def _state(checkpoint: Checkpoint, name: str, output: str) -> StatePort:
+    value, batches = _value(checkpoint, name), _batches(checkpoint)
+    assert value.shape is not None
+    shape = _shape(value)
+    free = [k for k, size in enumerate(shape) if size is None]
+    same = [k for k in free if symbol(value, k) in batches]
+    found = same or free
+    if len(found) > 1 or (not found and len(shape) not in (2, 3)):
+        raise ArgumentError(f"nothing says which axis of the state '{name}' {_text(shape)} is the batch")
+    batch = found[0] if found else len(shape) - 2  # (batch, units), or (layers, batch, units) as in torch
+    sizes = tuple(None if k == batch else 1 if size is None else size for k, size in enumerate(shape))
+    return StatePort(name, output, sizes, batch, _dtype(value))
+
+
+def _batches(checkpoint: Checkpoint) -> set[str]:
+    """The names of the free sizes of the observation."""
+    port = next(port for port in checkpoint.interface.inputs if port.kind == "observation")
+    value = _value(checkpoint, port.name)
+    return {symbol(value, k) for k, size in enumerate(_shape(value)) if size is None}
+
+
+def _time(value: ir.Value) -> int:
+    """Axis 1 if it is 1 long or named after time, else axis 0."""
+    shape = _shape(value)
+    return int(len(shape) > 1 and (shape[1] == 1 or symbol(value, 1).lower().startswith(("time", "seq"))))
+
+
+def _value(checkpoint: Checkpoint, name: str) -> ir.Value:
+    return next(value for value in checkpoint.model.graph.inputs if value.name == name)
+
+
+def _shape(value: ir.Value) -> tuple[int | None, ...]:
+    if value.shape is None:
+        raise ArgumentError(f"input '{value.name}' has no shape")
+    return tuple(size if isinstance(size, int) else None for size in value.shape)
+
+
+def _dtype(value: ir.Value) -> torch.dtype:
+    dtype = value.dtype or ir.DataType.FLOAT
+    if dtype not in _TORCH:
+        raise ArgumentError(f"input '{value.name}' is of type {dtype.name}, which no observation has")
+    return _TORCH[dtype]
+
+
+def _text(shape: tuple[int | None, ...]) -> str:
+    return f"({', '.join('any' if size is None else str(size) for size in shape)})"

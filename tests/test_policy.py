@@ -1,0 +1,361 @@
+"""A network as a policy: every kind of output, every way of feeding it, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import surgery
+from surgery.builder import GraphBuilder
+from surgery.checkpoint import Checkpoint
+from surgery.errors import ArgumentError, Refused, UnknownName
+from surgery.interface import Environment, Port, PortPatch, infer
+from surgery.verify.probes import probes
+
+torch = pytest.importorskip("torch")
+from surgery.policy import load  # noqa: E402  after torch is known to be there
+
+TEACHERS = Path(__file__).parent.parent / "examples" / "teachers"
+RNG = np.random.default_rng(0)
+
+
+def weights(*shape):
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def linear(output, shape, kind, *, actions=3, environment=None, inputs=(4,), dtype="float32", **port):
+    """A dense layer from the observation to one output of that shape."""
+    graph = GraphBuilder("linear")
+    x = graph.input("observation", inputs, dtype)
+    y = graph.op("Flatten", graph.op("Cast", x, to=1), axis=1)
+    y = graph.linear(
+        y, "head", weights(int(np.prod(shape)), int(np.prod(inputs))), weights(int(np.prod(shape)))
+    )
+    y = graph.op("Reshape", y, graph.constant([-1, *shape])) if len(shape) > 1 else y
+    graph.output(y, output, shape)
+    return checkpoint(graph.model(), environment, **{output: PortPatch(kind, **port)})
+
+
+def checkpoint(model, environment=None, **outputs):
+    made = Checkpoint(model, infer(model), environment or Environment())
+    return surgery.annotate(made, outputs=outputs, environment=made.environment)
+
+
+def reference(made: Checkpoint, observation, output):
+    """The output as onnxruntime computes it from the saved file's bytes."""
+    import onnx_ir as ir
+
+    session = onnxruntime.InferenceSession(ir.serde.serialize_model(made.model).SerializeToString())
+    return session.run([output], {"observation": observation})[0]
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+SCORES = {
+    "q_values": (linear("q", (3,), "q_values"), 0.1, lambda y: y),
+    "logits": (linear("pi", (3,), "logits"), 1.0, lambda y: y),
+    "atom_logits": (
+        linear("atoms", (3, 51), "atom_logits", low=-10.0, high=10.0),
+        0.1,
+        lambda y: softmax(y) @ np.linspace(-10, 10, 51),
+    ),
+    "quantiles": (linear("taus", (3, 20), "quantiles"), 0.1, lambda y: y.mean(-1)),
+}
+
+
+@pytest.mark.parametrize("kind", SCORES)
+@pytest.mark.parametrize("backend", ["auto", "onnxruntime"])
+def test_scores_are_what_the_kind_of_output_means(kind, backend):
+    made, temperature, meaning = SCORES[kind]
+    policy = load(made, backend=backend)
+    observation = weights(7, 4)
+    output = made.interface.outputs[0].name
+    wanted = meaning(reference(made, observation, output))
+    assert policy.kind == kind
+    assert policy.temperature == temperature
+    assert np.allclose(policy.scores(observation).numpy(), wanted, rtol=1e-5, atol=1e-5)
+    greedy = policy.act(observation, generator=np.random.default_rng(0))
+    assert np.array_equal(greedy, wanted.argmax(-1))
+
+
+def test_an_output_that_only_names_an_action_is_one_hot():
+    graph = GraphBuilder("greedy")
+    x = graph.input("observation", (4,))
+    y = graph.op("ArgMax", graph.linear(x, "head", weights(3, 4), weights(3)), axis=1, keepdims=0)
+    graph.output(y, "action", (), "int64")
+    made = checkpoint(graph.model(), action=PortPatch("action", labels=["a", "b", "c"]))
+    policy = load(made)
+    observation = weights(9, 4)
+    wanted = reference(made, observation, "action")
+    scores = policy.scores(observation)
+    assert scores.shape == (9, 3)
+    assert np.array_equal(scores.argmax(-1).numpy(), wanted)
+    assert scores.sum() == 9
+    assert np.array_equal(policy.act(observation, generator=np.random.default_rng(0)), wanted)
+
+
+@pytest.mark.parametrize("name", ["breakout-ppo", "minatar-breakout-dqn", "cartpole-dqn"])
+def test_a_real_teacher_is_asked_as_it_was_trained(name):
+    made = surgery.load(TEACHERS / f"{name}.onnx")
+    policy = load(made)
+    observation = probes(made, 5, seed=0)["observation"]
+    assert policy.kind in ("logits", "q_values")
+    assert np.allclose(
+        policy.scores(observation).numpy(), reference(made, observation, policy.head.output), atol=1e-5
+    )
+    assert policy.actions == {"breakout-ppo": 4, "minatar-breakout-dqn": 3, "cartpole-dqn": 2}[name]
+
+
+def test_an_actor_is_asked_before_its_critic():
+    graph = GraphBuilder("both")
+    x = graph.input("observation", (4,))
+    graph.output(graph.linear(x, "critic", weights(3, 4), weights(3)), "q_values", (3,))
+    graph.output(graph.linear(x, "actor", weights(3, 4), weights(3)), "logits", (3,))
+    made = checkpoint(graph.model())
+    assert load(made).kind == "logits"
+    assert load(made, output="q_values").kind == "q_values"
+
+
+def test_sampling_follows_the_softmax_and_epsilon_its_share():
+    made = linear("pi", (3,), "logits")
+    policy = load(made)
+    observation = np.repeat(weights(1, 4), 20_000, axis=0)
+    p = softmax(policy.scores(observation[:1]).numpy()[0])
+    rng = np.random.default_rng(0)
+    share = np.bincount(policy.act(observation, mode="sample", generator=rng), minlength=3) / 20_000
+    assert np.allclose(share, p, atol=4 * np.sqrt(0.25 / 20_000))
+    actions = policy.act(observation, mode="epsilon", epsilon=0.3, generator=rng)
+    assert (actions != p.argmax()).mean() == pytest.approx(0.2, abs=0.015)  # two thirds of 0.3
+    sharp = load(made, temperature=1e-3).act(observation, mode="sample", generator=rng)
+    assert (sharp == p.argmax()).all()
+
+
+def test_actions_are_repeated_by_the_seed():
+    policy = load(linear("pi", (3,), "logits"))
+    observation = weights(50, 4)
+    first, again, other = (
+        policy.act(observation, mode="sample", generator=np.random.default_rng(seed)) for seed in (0, 0, 1)
+    )
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("mode", ["greedy", "sample", "epsilon"])
+@pytest.mark.parametrize("mask", [(True, False, True), (False, False, True)])
+def test_no_forbidden_action_is_ever_taken(mode, mask):
+    contract = Environment(None, {"action_mask": {"q": mask}})
+    policy = load(linear("q", (3,), "q_values", environment=contract))
+    observation = weights(2000, 4)
+    assert torch.isneginf(policy.scores(observation)[:, [k for k, one in enumerate(mask) if not one]]).all()
+    actions = policy.act(observation, mode=mode, epsilon=0.9, generator=np.random.default_rng(0))
+    assert set(np.unique(actions)) == set(np.flatnonzero(mask))
+
+
+def test_an_extended_teacher_never_takes_its_new_action():
+    teacher = surgery.load(TEACHERS / "minatar-breakout-dqn.onnx")
+    plan = surgery.extend(teacher, actions=[surgery.NewAction("q_values", 2)])
+    wide = surgery.apply(plan, teacher).checkpoint
+    observation = probes(teacher, 200, seed=0)["observation"]
+    rng = np.random.default_rng(0)
+    policy = load(wide)
+    assert policy.actions == 5
+    for mode in ("greedy", "sample", "epsilon"):
+        assert policy.act(observation, mode=mode, epsilon=1.0, generator=rng).max() < 3
+    assert torch.allclose(policy.scores(observation)[:, :3], load(teacher).scores(observation), atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["auto", "onnxruntime"])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_recurrent_state_is_carried_and_forgotten_per_environment(cell, backend):
+    made, step = recurrent(cell)
+    policy = load(made, backend=backend)
+    assert policy.recurrent
+    observations = weights(6, 3, 4)  # steps, environments, features
+    states = [np.zeros((1, 3, 5), np.float32) for _ in range(2 if cell == "LSTM" else 1)]
+    for t, observation in enumerate(observations):
+        if t == 3:
+            ended = np.array([False, True, False])
+            policy.reset(ended)
+            for state in states:
+                state[:, ended] = 0
+        wanted, *states = step(observation, *states)
+        assert np.allclose(policy.scores(observation).numpy(), wanted, atol=1e-5)
+        states = [state.copy() for state in states]
+    policy.reset()
+    first, *_ = step(observations[0], *[np.zeros_like(state) for state in states])
+    assert np.allclose(policy.scores(observations[0]).numpy(), first, atol=1e-5)
+
+
+def recurrent(cell):
+    """A recurrent policy with its state as input and output, and a function that runs one step of it."""
+    import onnx_ir as ir
+
+    gates = {"LSTM": 4, "GRU": 3}[cell]
+    graph = GraphBuilder(cell)
+    x = graph.input("observation", (4,))
+    names = ["hidden", "cell"][: 2 if cell == "LSTM" else 1]
+    states = []
+    for name in names:
+        value = graph.input(name, (5,))
+        value.shape = ir.Shape([1, "batch", 5])
+        states.append(value)
+    w, r = graph.parameter("w", weights(1, gates * 5, 4)), graph.parameter("r", weights(1, gates * 5, 5))
+    b = graph.parameter("b", weights(1, 2 * gates * 5))
+    steps = graph.op("Unsqueeze", x, graph.constant([0]))
+    out, *after = graph.ops(cell, steps, w, r, b, None, *states, outputs=1 + len(names), hidden_size=5)
+    y = graph.op("Reshape", out, graph.constant([-1, 5]))
+    graph.output(graph.linear(y, "head", weights(3, 5), weights(3)), "q_values", (3,))
+    for name, value in zip(names, after, strict=True):
+        graph.output(value, f"new_{name}", (5,))
+        graph._graph.outputs[-1].shape = ir.Shape([1, "batch", 5])
+    model = graph.model()
+    made = checkpoint(model, **{f"new_{name}": PortPatch("state") for name in names})
+    made = surgery.annotate(made, inputs={name: PortPatch("state") for name in names})
+    session = onnxruntime.InferenceSession(ir.serde.serialize_model(model).SerializeToString())
+
+    def step(observation, *carried):
+        return session.run(None, {"observation": observation, **dict(zip(names, carried, strict=True))})
+
+    return made, step
+
+
+def test_a_recurrent_policy_refuses_another_number_of_environments():
+    policy = load(recurrent("GRU")[0])
+    policy.scores(weights(3, 4))
+    with pytest.raises(ArgumentError, match="recurrent state is of 3"):
+        policy.scores(weights(2, 4))
+
+
+def test_channels_last_and_scaled_frames_are_made_as_the_contract_says():
+    frames = RNG.integers(0, 256, (3, 2, 5, 6), dtype=np.uint8)
+    contract = Environment(None, {"preprocessing": {"layout": "HWC", "scale": 1 / 255}})
+    made = linear("q", (3,), "q_values", inputs=(5, 6, 2), environment=contract)
+    wanted = reference(made, (frames.transpose(0, 2, 3, 1) / 255).astype(np.float32), "q")
+    assert np.allclose(load(made).scores(frames).numpy(), wanted, atol=1e-5)
+
+
+def test_bytes_for_an_input_that_is_declared_to_end_at_1_are_scaled():
+    frames = RNG.integers(0, 256, (3, 4), dtype=np.uint8)
+    plain = linear("q", (3,), "q_values")
+    unit = surgery.annotate(plain, inputs={"observation": PortPatch(low=0.0, high=1.0)})
+    assert np.allclose(
+        load(unit).scores(frames), reference(plain, (frames / 255).astype(np.float32), "q"), atol=1e-5
+    )
+    assert np.allclose(
+        load(plain).scores(frames), reference(plain, frames.astype(np.float32), "q"), rtol=1e-5
+    )
+
+
+def test_bytes_stay_bytes_for_a_graph_that_takes_them():
+    made = linear("q", (3,), "q_values", dtype="uint8")
+    frames = RNG.integers(0, 256, (3, 4), dtype=np.uint8)
+    assert np.allclose(load(made).scores(frames), reference(made, frames, "q"), rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_graph_with_a_fixed_batch_is_asked_as_often_as_it_takes(count):
+    import onnx_ir as ir
+
+    made = linear("q", (3,), "q_values")
+    wanted = reference(made, observation := weights(count, 4), "q")
+    for value in (*made.model.graph.inputs, *made.model.graph.outputs):
+        value.shape = ir.Shape([2, *list(value.shape)[1:]])
+    assert np.allclose(load(made).scores(observation), wanted, atol=1e-5)
+
+
+def test_a_tensor_is_taken_as_an_array_is():
+    policy = load(linear("q", (3,), "q_values"))
+    observation = weights(4, 4)
+    assert torch.equal(policy.scores(observation), policy.scores(torch.from_numpy(observation)))
+    assert not policy.scores(observation).requires_grad
+    assert not policy.scores(observation).is_inference()  # a loss may save it
+
+
+def test_a_model_that_torch_cannot_run_is_run_by_onnxruntime(monkeypatch):
+    from surgery.errors import GraphError
+    from surgery.policy import backends
+
+    def refuse(*_):
+        raise GraphError("no conversion for this operator")
+
+    monkeypatch.setattr(backends, "as_module", refuse)
+    made, observation = linear("q", (3,), "q_values"), weights(5, 4)
+    policy = load(made)
+    assert policy.backend == "onnxruntime"
+    assert np.allclose(policy.scores(observation), reference(made, observation, "q"), rtol=1e-5)
+    with pytest.raises(GraphError):
+        load(made, backend="torch")
+
+
+def test_a_module_that_computes_something_else_is_not_used(monkeypatch):
+    from surgery.policy import backends
+
+    made = linear("q", (3,), "q_values")
+    right = backends.in_runtime(made, torch.device("cpu"))
+    wrong = {"q": -1.01}
+    monkeypatch.setattr(backends, "as_module", lambda *_: lambda feeds: {"q": right(feeds)["q"] * wrong["q"]})
+    assert load(made).backend == "onnxruntime"
+    wrong["q"] = 1.00001
+    assert load(made).backend == "torch"
+
+
+def two_heads():
+    graph = GraphBuilder("two")
+    x = graph.input("observation", (4,))
+    graph.output(graph.linear(x, "a", weights(3, 4), weights(3)), "q1", (3,))
+    graph.output(graph.linear(x, "b", weights(3, 4), weights(3)), "q2", (3,))
+    return checkpoint(graph.model(), q1=PortPatch("q_values"), q2=PortPatch("q_values"))
+
+
+REFUSED = {
+    "continuous": (lambda: linear("mu", (2,), "mean"), Refused, "continuous"),
+    "nothing": (lambda: linear("y", (3,), "other"), ArgumentError, "surgery annotate"),
+    "value only": (lambda: linear("v", (1,), "value"), ArgumentError, "no output can be a policy"),
+    "two critics": (two_heads, ArgumentError, "q1, q2"),
+    "one action": (lambda: linear("q", (1,), "q_values"), ArgumentError, "1 action"),
+    "no support": (lambda: linear("z", (3, 51), "atom_logits"), ArgumentError, "low=-10,high=10"),
+    "flat atoms": (lambda: linear("z", (153,), "atom_logits", low=-1.0, high=1.0), ArgumentError, "atoms)"),
+    "mask": (
+        lambda: linear("q", (3,), "q_values", environment=Environment(None, {"action_mask": {"q": [True]}})),
+        ArgumentError,
+        "does not fit its 3 actions",
+    ),
+    "real action": (lambda: linear("a", (1,), "action"), Refused, "continuous"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_a_policy_says_why(case):
+    make, error, says = REFUSED[case]
+    with pytest.raises(error) as caught:
+        load(make())
+    assert says in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_an_unknown_output_and_a_wrong_shape_are_refused():
+    made = linear("q", (3,), "q_values")
+    with pytest.raises(UnknownName):
+        load(made, output="p")
+    with pytest.raises(ArgumentError, match=r"takes observations \(4\), got \(5\)"):
+        load(made).scores(weights(2, 5))
+    with pytest.raises(ArgumentError, match="temperature"):
+        load(made, temperature=0.0)
+    with pytest.raises(ArgumentError, match="device"):
+        load(made, device="abacus")
+
+
+def test_an_input_that_nothing_feeds_is_refused():
+    graph = GraphBuilder("goal")
+    x, goal = graph.input("observation", (4,)), graph.input("goal", (4,))
+    graph.output(graph.linear(graph.op("Add", x, goal), "h", weights(3, 4), weights(3)), "q_values", (3,))
+    made = checkpoint(graph.model())
+    assert [port.kind for port in made.interface.inputs] == ["observation", "other"]
+    assert Port("goal", "other") in made.interface.inputs
+    with pytest.raises(ArgumentError, match="goal"):
+        load(made)
