@@ -194,6 +194,20 @@ def _flag(value: Json) -> bool:
     return isinstance(value, bool)
 
 
+def _scores(value: Json) -> bool:
+    """What `surgery.evaluate` records: enough to be compared with."""
+    return isinstance(value, list | tuple) and all(
+        isinstance(one, Mapping)
+        and isinstance(one.get("mode"), str)
+        and _number(one.get("mean"))
+        and _number(one.get("std"))
+        and _positive(one.get("episodes"))
+        and isinstance(one.get("settings", {}), Mapping)
+        and isinstance(one.get("model", ""), str)
+        for one in value
+    )
+
+
 _SETTINGS: Mapping[str, tuple[str, Callable[[Json], bool]]] = {
     "sticky_actions": ("a probability", _probability),
     "frame_skip": ("a positive integer", _positive),
@@ -207,6 +221,7 @@ _SETTINGS: Mapping[str, tuple[str, Callable[[Json], bool]]] = {
     "max_pool": ("true or false", _flag),
     "fire_reset": ("true or false", _flag),
     "reward_clip": ("true, false or a number", lambda v: isinstance(v, bool) or _number(v)),
+    "scores": ("a list of scores: mode, mean, std, episodes", _scores),
 }
 
 
@@ -219,7 +234,7 @@ class Environment:
       settings: any JSON. Those with a fixed meaning are checked: `preprocessing` (object), `action_set` (the
         environment's action behind each output), `sticky_actions` (probability), `frame_skip`,
         `frame_stack`, `noop_max`, `max_episode_steps`, `full_action_space`, `terminal_on_life_loss`,
-        `max_pool`, `fire_reset`, `reward_clip`.
+        `max_pool`, `fire_reset`, `reward_clip`, `scores` (what the policy reached; see `surgery.evaluate`).
 
     Raises:
       ArgumentError: a setting with a fixed meaning has a value that it cannot have.

@@ -30,6 +30,7 @@ VERBS = {
     "diff": "diff",
     "attach": "attach",
     "annotate": "annotate",
+    "evaluate": "evaluate",
     "list": "listing",  # a submodule called list would hide the built-in here
 }
 """Verb -> its module, in the order of the help."""

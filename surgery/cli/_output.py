@@ -65,6 +65,17 @@ class Output:
         with Console(stderr=True).status(label):
             yield
 
+    @contextmanager
+    def counting(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Show on a terminal's stderr how many of a number are done."""
+        if self.quiet or self.as_json or not sys.stderr.isatty():
+            yield lambda _: None
+            return
+        from rich.console import Console
+
+        with Console(stderr=True).status(f"{label}: 0 of {total:,}") as status:
+            yield lambda done: status.update(f"{label}: {done:,} of {total:,}")
+
 
 def to_json(report: Mapping[str, object]) -> str:
     """A report as JSON text with its schema number; numbers that JSON cannot hold become null."""

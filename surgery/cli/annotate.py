@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 import surgery
-from surgery.cli import _files, _options
+from surgery.cli import _environment, _files, _options
 from surgery.cli._output import Output
 from surgery.errors import ArgumentError
 
@@ -79,7 +78,7 @@ def command(
         inputs=_ports(inputs, "--input"),
         outputs=_ports(outputs, "--output"),
         environment=environment,
-        settings=_settings(settings),
+        settings=_environment.settings(settings),
     )
     surgery.save(annotated, path, force=force)
     output.show(
@@ -145,19 +144,3 @@ def _bound(text: str | None) -> float | tuple[float, ...] | None:
 
 def _items(text: str) -> list[str]:
     return [item.strip() for item in text.removeprefix("[").removesuffix("]").split(",")]
-
-
-def _settings(words: tuple[str, ...]) -> dict[str, Json]:
-    """`KEY=VALUE …` as a mapping; a value is JSON, or else plain text."""
-    settings: dict[str, Json] = {}
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not (key and equals) or key in settings:
-            raise ArgumentError(
-                f"--env-setting '{word}' is {'given twice' if key in settings else 'not KEY=JSON'}"
-            )
-        try:
-            settings[key] = json.loads(text)
-        except json.JSONDecodeError:
-            settings[key] = text
-    return settings

@@ -8,8 +8,8 @@ What an episode is like (sticky actions, action set, frames, no-ops, life loss) 
 nowhere else; `complete` fills in what a contract leaves open.
 """
 
-from surgery.envs.contract import complete
+from surgery.envs.contract import adjusted, complete
 from surgery.envs.make import make
 from surgery.envs.step import Envs, Step
 
-__all__ = ["Envs", "Step", "complete", "make"]
+__all__ = ["Envs", "Step", "adjusted", "complete", "make"]

@@ -82,6 +82,29 @@ def complete(environment: Environment) -> Environment:
     return done
 
 
+def adjusted(environment: Environment, name: str | None, settings: Mapping[str, Json]) -> Environment:
+    """A contract for another environment, or with other settings.
+
+    Args:
+      environment: what is known. For another id of the same kind (another Atari game) its settings hold on; for one of
+        another kind only `action_mask` does, which is about the model.
+      name: the other id; None: the same.
+      settings: what is to be otherwise.
+
+    Raises:
+      As `game`.
+    """
+    known = dict(environment.settings)
+    if name is not None and name != environment.id:
+        other = environment.id is None or game(Environment(name)).family != game(environment).family
+        known = {
+            key: value
+            for key, value in known.items()
+            if key == "action_mask" or not (other or key == "scores")
+        }
+    return Environment(name or environment.id, {**known, **settings})
+
+
 def preprocessing(environment: Environment) -> Mapping[str, Json]:
     return cast("Mapping[str, Json]", environment.settings.get("preprocessing", {}))
 

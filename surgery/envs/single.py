@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from surgery.envs.contract import chosen, missing, number, preprocessing, stated
+from surgery.envs.contract import MAX_STEPS, chosen, missing, number, preprocessing, stated
 from surgery.envs.step import Array, Ledger, Step, seeds
 from surgery.errors import ArgumentError, MissingDependency, UnknownName
 from surgery.interface import Environment
@@ -35,7 +35,7 @@ class SingleEnvs:
         self.actions = len(self._actions)
         self.action_meanings: tuple[str, ...] | None = None
         self.stacked = contract.settings.get("frame_stack", 1) != 1
-        self.contract = stated(contract, self._actions)
+        self.contract = stated(_limited(contract, self._envs[0]), self._actions)
 
     def reset(self) -> Array:
         for k in range(self.num_envs):
@@ -97,8 +97,14 @@ def _wrapped(contract: Environment) -> gymnasium.Env[Any, Any]:
 def _registered(contract: Environment) -> gymnasium.Env[Any, Any]:
     import gymnasium
 
-    limit = int(number(contract, "max_episode_steps")) if "max_episode_steps" in contract.settings else None
+    given = contract.settings.get("max_episode_steps")
     try:
+        spec = gymnasium.spec(str(contract.id))
+        limit = (
+            spec.max_episode_steps or MAX_STEPS
+            if given is None
+            else int(number(contract, "max_episode_steps"))
+        )
         return gymnasium.make(str(contract.id), max_episode_steps=limit, disable_env_checker=True)
     except gymnasium.error.DependencyNotInstalled as error:
         raise MissingDependency(
@@ -108,6 +114,12 @@ def _registered(contract: Environment) -> gymnasium.Env[Any, Any]:
         raise UnknownName("environment", str(contract.id), gymnasium.registry) from error
     except gymnasium.error.Error as error:
         raise ArgumentError(f"gymnasium cannot make {contract.id}: {error}") from error
+
+
+def _limited(contract: Environment, env: gymnasium.Env[Any, Any]) -> Environment:
+    """The contract with the limit of time that its environment has."""
+    limit = None if env.spec is None else env.spec.max_episode_steps
+    return Environment(contract.id, {**contract.settings, "max_episode_steps": limit or MAX_STEPS})
 
 
 def _channels_first(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:

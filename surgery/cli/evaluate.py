@@ -1,0 +1,161 @@
+"""`surgery evaluate`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+import surgery
+from surgery.cli import _environment, _files, _options
+from surgery.cli._output import Output, section
+from surgery.errors import ArgumentError, SurgeryError
+
+if TYPE_CHECKING:
+    from surgery.evaluate import Evaluation, Score
+
+
+@click.command("evaluate", short_help="Play a model in its environment and compare its score.")
+@_options.file_argument("model")
+@_environment.options
+@click.option(
+    "--episodes", metavar="N", type=click.IntRange(min=1), default=30, show_default=True, help="How many."
+)
+@click.option("--mode", metavar="MODE", help="greedy, sample or epsilon:0.05; else as it was recorded.")
+@_options.seed
+@click.option("--device", metavar="DEVICE", default="cpu", help="cpu, cuda, cuda:N or auto.")
+@click.option(
+    "--teacher", metavar="FILE|RETURN", help="Normalise by a teacher too: its recorded score, or a number."
+)
+@click.option("--random", "measure", is_flag=True, help="Measure random play, even where it is known.")
+@click.option("--record", is_flag=True, help="Write the score into the model's contract.")
+@_options.output_file()
+@_options.force
+@_options.reported
+def command(
+    *,
+    model: Path,
+    environment: str | None,
+    settings: tuple[str, ...],
+    episodes: int,
+    mode: str | None,
+    seed: int,
+    device: str,
+    teacher: str | None,
+    measure: bool,
+    record: bool,
+    target: Path | None,
+    force: bool,
+    output: Output,
+) -> int:
+    """Play a model in the environment of its contract, and compare its true returns with what is recorded.
+
+    Exit status 1 if the mean is below the recorded one by more than the episodes explain; the likely causes are named.
+    --record writes the score into MODEL, or into OUT.
+
+    \b
+    Example:
+      surgery evaluate examples/teachers/minatar-breakout-dqn.onnx
+      surgery evaluate agent.onnx --env ALE/Breakout-v5 --episodes 100 --mode epsilon:0.05
+      surgery evaluate agent.onnx --env-setting sticky_actions=0.25 --record -o agent-scored.onnx
+    """
+    from surgery import evaluate
+
+    if target is not None and not record:
+        raise ArgumentError("-o is where --record writes to", hint=f"add --record, or leave out -o {target}")
+    path = None
+    if record:
+        path = _files.check_target(target, [model], force=force) if target else model
+    checkpoint = surgery.load(model)
+    contract = _environment.contract(checkpoint.environment, environment, settings)
+    try:
+        with output.counting("episodes", episodes) as progress:
+            done = evaluate.evaluate(
+                checkpoint,
+                episodes=episodes,
+                environment=contract,
+                mode=mode,
+                seed=seed,
+                teacher=_teacher(teacher),
+                measure_random=measure,
+                device=device,
+                progress=progress,
+            )
+    except SurgeryError as error:
+        raise error.within(model=model) from None
+    written = None
+    if path is not None and done.confirmed is not False:
+        surgery.save(evaluate.record(checkpoint, done), path, force=force or target is None)
+        written = str(path)
+    output.show({**done.to_json(), "output": written}, lambda: _text(done, written))
+    return 1 if done.confirmed is False else 0
+
+
+def _teacher(given: str | None) -> float | None:
+    """A number, or the first score that a model file records."""
+    if given is None:
+        return None
+    try:
+        return float(given)
+    except ValueError:
+        pass
+    from surgery.evaluate import recorded_scores
+
+    scores = recorded_scores(surgery.load(Path(given)).environment)
+    played = [score for score in scores if score.mode != "random"]
+    if not played:
+        raise ArgumentError(
+            f"{given} has no recorded score", hint=f"surgery evaluate {given} --record, or give a number"
+        )
+    return played[0].mean
+
+
+def _text(done: Evaluation, written: str | None) -> str:
+    from surgery.evaluate.scores import interval
+
+    played, bounds = done.episodes, interval(done.score)
+    spread = f"{played.returns.min():g} … {played.returns.max():g}"
+    sure = "" if bounds is None else f"95% interval of the mean {bounds[0]:.3g} … {bounds[1]:.3g}; "
+    rows = [
+        ("return", f"{_score(done.score)} ({sure}episodes {spread})"),
+        ("recorded", _recorded(done)),
+        *([("random", f"{done.random.mean:.3g} ({done.random.source})")] if done.random else []),
+        *([("human", _share(done.human, done.normalised(done.human)))] if done.human is not None else []),
+        *(
+            [("teacher", _share(done.teacher, done.normalised(done.teacher)))]
+            if done.teacher is not None
+            else []
+        ),
+    ]
+    head = [
+        str(done.environment.id),
+        done.mode,
+        f"{done.score.episodes} episodes",
+        f"{played.steps:,} steps in {done.seconds:.1f} s",
+        *([f"{played.truncated} cut off"] if played.truncated else []),
+        *([f"wrote {written}"] if written else []),
+    ]
+    lines = [" · ".join(head), *(f"  {label:<9} {text}" for label, text in rows)]
+    if done.causes:
+        lines.append(section("likely causes", "\n".join(done.causes)))
+    return "\n".join([*lines, *(f"note: {note}" for note in done.notes)])
+
+
+def _score(score: Score) -> str:
+    return f"{score.mean:.3g} ± {score.std:.2g}"
+
+
+def _recorded(done: Evaluation) -> str:
+    if done.known is None:
+        return "nothing for this action selection and environment; --record writes it"
+    verdict = "confirmed" if done.confirmed else "NOT reached"
+    return f"{_score(done.known)} ({done.known.episodes} episodes): {verdict}"
+
+
+def _share(mean: float, share: float | None) -> str:
+    return (
+        f"{mean:.3g}"
+        if share is None
+        else f"{mean:.3g}: this is {share:.3g}, where random play is 0 and that is 1"
+    )

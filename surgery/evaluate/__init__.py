@@ -1,0 +1,21 @@
+"""How good a policy is: true returns of whole episodes, against what was recorded, random play, people, its teacher.
+
+evaluation = evaluate(checkpoint, episodes=30)
+print(evaluation.mean, evaluation.confirmed)
+"""
+
+from surgery.evaluate.episodes import Episodes, play
+from surgery.evaluate.evaluation import Evaluation, evaluate, record
+from surgery.evaluate.scores import Score, below, recorded, recorded_scores
+
+__all__ = [
+    "Episodes",
+    "Evaluation",
+    "Score",
+    "below",
+    "evaluate",
+    "play",
+    "record",
+    "recorded",
+    "recorded_scores",
+]

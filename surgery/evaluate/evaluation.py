@@ -1,0 +1,312 @@
+"""Evaluating a checkpoint: in its own environment, against what was recorded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from surgery.checkpoint import Checkpoint
+from surgery.envs import complete, make
+from surgery.envs.contract import game
+from surgery.envs.step import Envs
+from surgery.errors import ArgumentError
+from surgery.evaluate.baselines import RANDOM_AND_HUMAN, SOURCE, normalised
+from surgery.evaluate.causes import NOT_PLAYED, changed, likely_causes
+from surgery.evaluate.episodes import Episodes, play
+from surgery.evaluate.scores import Score, below, interval, recorded, recorded_scores
+from surgery.interface import Environment
+from surgery.json_values import Json, thaw
+
+if TYPE_CHECKING:
+    from surgery.policy import Policy
+
+MOST_AT_ONCE = 16
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+MEASURED = "measured"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What random play reaches.
+
+    Attributes:
+      mean: return.
+      source: `measured`, `recorded` in the contract, or where it is published.
+      score: what was measured, if it was.
+    """
+
+    mean: float
+    source: str
+    score: Score | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured.
+
+    Attributes:
+      environment: the contract that was played, with every setting stated.
+      mode: how actions were chosen: `greedy`, `sample` or `epsilon:0.05`.
+      seed: of environments and actions.
+      episodes: returns and lengths.
+      score: the same in short.
+      seconds: that it took.
+      random: what random play reaches; None: not known.
+      human: mean return of a person; None: not known.
+      teacher: mean return of the teacher; None: not given.
+      known: the score recorded for this action selection; None: there is none.
+      causes: why it may be below that; empty if it is not.
+      notes: what else one should know about these numbers.
+    """
+
+    environment: Environment
+    mode: str
+    seed: int
+    episodes: Episodes
+    score: Score
+    seconds: float
+    random: Baseline | None
+    human: float | None
+    teacher: float | None
+    known: Score | None
+    causes: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def mean(self) -> float:
+        return self.score.mean
+
+    @property
+    def confirmed(self) -> bool | None:
+        """Whether the recorded score was reached; None: there is none."""
+        return None if self.known is None else not below(self.score, self.known)
+
+    def normalised(self, one: float | None) -> float | None:
+        """The mean where random play is 0 and another score is 1; None where either is not known."""
+        return None if self.random is None or one is None else normalised(self.mean, self.random.mean, one)
+
+    def to_json(self) -> dict[str, Json]:
+        bounds = interval(self.score)
+        skip = self.environment.settings.get("frame_skip", 1)
+        return {
+            "environment": self.environment.to_json(),
+            "mode": self.mode,
+            "seed": self.seed,
+            "mean_return": self.mean,
+            "std": self.score.std,
+            "interval": None if bounds is None else list(bounds),
+            "episodes": self.score.episodes,
+            "returns": self.episodes.returns.tolist(),
+            "lengths": self.episodes.lengths.tolist(),
+            "truncated": self.episodes.truncated,
+            "steps": self.episodes.steps,
+            "frames": self.episodes.steps * cast(int, skip),
+            "seconds": self.seconds,
+            "random": None
+            if self.random is None
+            else {"mean": self.random.mean, "source": self.random.source},
+            "human": self.human,
+            "human_normalised": self.normalised(self.human),
+            "teacher": self.teacher,
+            "teacher_normalised": self.normalised(self.teacher),
+            "recorded": None if self.known is None else self.known.to_json(),
+            "confirmed": self.confirmed,
+            "causes": list(self.causes),
+            "notes": list(self.notes),
+        }
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    *,
+    episodes: int = 30,
+    environment: Environment | None = None,
+    mode: str | None = None,
+    seed: int = 0,
+    teacher: float | None = None,
+    measure_random: bool = False,
+    num_envs: int | None = None,
+    device: str = "cpu",
+    progress: Callable[[int], None] = lambda _: None,
+) -> Evaluation:
+    """Play a checkpoint, and compare its true returns with what is known.
+
+    Args:
+      checkpoint: whose contract says how it is played.
+      episodes: how many, each to its end.
+      environment: a contract to play instead of the checkpoint's own.
+      mode: `greedy`, `sample` or `epsilon:E`; None: as the first recorded score, else greedy for values and sampled for
+        logits.
+      seed: of environments and actions.
+      teacher: a mean return to normalise by, beside that of people.
+      measure_random: play at random for as many episodes, also where the literature has a number.
+      num_envs: environments at once; None: as many as episodes, up to 16.
+      device: what the network runs on.
+      progress: told how many episodes are done.
+
+    Raises:
+      ArgumentError, UnknownName, Refused, MissingDependency: as `surgery.policy.load` and `surgery.envs.make`; an
+        environment that the network does not fit, with the command that makes it fit.
+    """
+    from surgery.policy import load
+
+    if episodes < 1:
+        raise ArgumentError(f"at least one episode is needed, got {episodes}")
+    own = checkpoint.environment
+    contract = own if environment is None else environment
+    policy = load(checkpoint, device=device, environment=contract)
+    chosen = _mode(checkpoint, policy) if mode is None else mode
+    choose, epsilon = _parsed(chosen)
+    envs = make(contract, num_envs or min(episodes, MOST_AT_ONCE), seed=seed, training=False)
+    try:
+        fits(checkpoint, policy, envs)
+        generator = np.random.default_rng(seed)
+
+        def act(observation: Array) -> Array:
+            return policy.act(observation, mode=choose, epsilon=epsilon, generator=generator)
+
+        start = time.perf_counter()
+        played = play(envs, act, episodes, ended=policy.reset, progress=progress)
+        seconds = time.perf_counter() - start
+    finally:
+        envs.close()
+    differ = changed(own, envs.contract)
+    known = recorded(checkpoint, chosen, differ)
+    score = Score.of(played.returns.tolist(), chosen, differ, checkpoint.digest())
+    fails = known is not None and below(score, known)
+    done = Evaluation(
+        environment=_without_scores(envs.contract),
+        mode=chosen,
+        seed=seed,
+        episodes=played,
+        score=score,
+        seconds=seconds,
+        random=None,
+        human=_human(envs.contract),
+        teacher=teacher,
+        known=known,
+        causes=likely_causes(checkpoint, envs.contract, known, played, chosen) if known and fails else (),
+        notes=_notes(envs.contract, choose),
+    )
+    return replace(done, random=_random(checkpoint, envs.contract, differ, done, measure_random))
+
+
+def record(checkpoint: Checkpoint, evaluation: Evaluation) -> Checkpoint:
+    """The checkpoint with a measured score in its contract, in place of an older one of the same kind.
+
+    A contract that names no environment takes over the one that was played, with all settings; one that names it is
+    left as it is.
+    """
+    own = checkpoint.environment
+    if own.id is None:
+        mask = {name: own.settings[name] for name in NOT_PLAYED if name in own.settings}
+        own = Environment(evaluation.environment.id, {**evaluation.environment.settings, **mask})
+    fresh = [evaluation.score]
+    if evaluation.random is not None and evaluation.random.score is not None:
+        fresh.append(evaluation.random.score)
+    listed = list(recorded_scores(own))
+    for new in fresh:
+        place = next((k for k, one in enumerate(listed) if one.same_kind(new)), len(listed))
+        listed[place : place + 1] = [new]  # the order stays: the first one says how the model is played
+    scores = [score.to_json() for score in listed]
+    return checkpoint.replace(environment=Environment(own.id, {**own.settings, "scores": scores}))
+
+
+def fits(checkpoint: Checkpoint, policy: Policy, envs: Envs) -> None:
+    """Refuse an environment that the network does not fit, naming the command that makes it fit.
+
+    Actions beyond those of the environment are allowed as long as the contract forbids them.
+
+    Raises:
+      ArgumentError.
+    """
+    where = {"model": checkpoint.path or "in memory", "environment": envs.contract.id}
+    model = checkpoint.path or "MODEL"
+    adapt = f"surgery adapt {model} --env {envs.contract.id} -o OUT"
+    try:
+        policy.check(envs.observation_shape)
+    except ArgumentError as error:
+        raise ArgumentError(f"{envs.contract.id}: {error.message}", where=where, hint=adapt) from error
+    surplus = policy.actions - envs.actions
+    names = "" if envs.action_meanings is None else f" ({', '.join(envs.action_meanings)})"
+    if surplus < 0:
+        raise ArgumentError(
+            f"output '{policy.head.output}' has {policy.actions} actions, the environment {envs.actions}{names}",
+            where=where,
+            hint=f"surgery extend {model} --action {policy.head.output}+{-surplus} -o OUT, or {adapt}",
+        )
+    allowed = policy.head.allowed or (True,) * policy.actions
+    if surplus and any(allowed[envs.actions :]):
+        raise ArgumentError(
+            f"output '{policy.head.output}' has {policy.actions} actions, the environment only {envs.actions}{names}",
+            where=where,
+            hint=f"say which they are: surgery annotate {model} --env-setting 'action_set=[…]' -o OUT, or {adapt}",
+        )
+
+
+def _mode(checkpoint: Checkpoint, policy: Policy) -> str:
+    modes = [one.mode for one in recorded_scores(checkpoint.environment) if not one.settings]
+    played = [mode for mode in modes if mode != "random"]
+    return played[0] if played else "sample" if policy.kind == "logits" else "greedy"
+
+
+def _parsed(mode: str) -> tuple[Any, float]:
+    """The mode, and ε."""
+    name, _, amount = mode.partition(":")
+    if name in ("greedy", "sample") and not amount:
+        return name, 0.0
+    try:
+        epsilon = float(amount)
+    except ValueError:
+        epsilon = -1.0
+    if name != "epsilon" or not 0 <= epsilon <= 1:
+        raise ArgumentError(
+            f"'{mode}' is no way to choose actions", hint="greedy, sample, or epsilon:E with 0 ≤ E ≤ 1"
+        )
+    return name, epsilon
+
+
+def _human(contract: Environment) -> float | None:
+    found = game(contract)
+    pair = RANDOM_AND_HUMAN.get(found.name) if found.family == "atari" else None
+    return None if pair is None else pair[1]
+
+
+def _random(
+    checkpoint: Checkpoint, contract: Environment, differ: Mapping[str, Json], done: Evaluation, measure: bool
+) -> Baseline | None:
+    """Random play: as recorded, as published, or measured now, in this order."""
+    known = recorded(checkpoint, "random", differ)
+    found = game(contract)
+    if not measure and known is not None:
+        return Baseline(known.mean, "recorded")
+    if not measure and found.family == "atari":
+        pair = RANDOM_AND_HUMAN.get(found.name)
+        return None if pair is None else Baseline(pair[0], SOURCE)
+    envs = make(contract, min(done.score.episodes, MOST_AT_ONCE), seed=done.seed + 1, training=False)
+    generator = np.random.default_rng(done.seed + 1)
+    try:
+        played = play(envs, lambda x: generator.integers(0, envs.actions, len(x)), done.score.episodes)
+    finally:
+        envs.close()
+    score = Score.of(played.returns.tolist(), "random", differ, None)
+    return Baseline(score.mean, MEASURED, score)
+
+
+def _notes(contract: Environment, mode: str) -> tuple[str, ...]:
+    settings = complete(contract).settings
+    still = game(contract).family == "atari" and not settings["sticky_actions"] and not settings["noop_max"]
+    if still and mode == "greedy":
+        return ("nothing is random here, neither the game nor the policy: all episodes are the same one",)
+    return ()
+
+
+def _without_scores(contract: Environment) -> Environment:
+    settings = {name: thaw(value) for name, value in contract.settings.items() if name != "scores"}
+    return Environment(contract.id, settings)

@@ -1,0 +1,320 @@
+"""Evaluation: no bias by length, true returns, and records that are confirmed or not, with reasons."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import surgery
+from surgery.cli import main
+from surgery.envs import adjusted, make
+from surgery.errors import ArgumentError
+from surgery.evaluate import Score, below, evaluate, play, record, recorded, recorded_scores
+from surgery.evaluate.baselines import RANDOM_AND_HUMAN, normalised
+from surgery.evaluate.scores import LEVEL, _student, interval
+from surgery.interface import Environment
+
+gymnasium = pytest.importorskip("gymnasium")
+pytest.importorskip("torch")
+
+TEACHERS = Path(__file__).parent.parent / "examples" / "teachers"
+CARTPOLE, MINATAR, BREAKOUT = (
+    str(TEACHERS / f"{name}.onnx") for name in ("cartpole-dqn", "minatar-breakout-dqn", "breakout-ppo")
+)
+
+
+class Coin(gymnasium.Env):
+    """Half of the episodes last one step and give 0, the others last 60 and give 1."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (4,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.left = 60 if self.np_random.random() < 0.5 else 1
+        self.reward = float(self.left > 1)
+        return np.zeros(4, np.float32), {}
+
+    def step(self, action):
+        self.left -= 1
+        return np.zeros(4, np.float32), self.reward * (self.left == 0), self.left == 0, False, {}
+
+
+gymnasium.register("Coin-v0", Coin)
+
+
+def zeros(observation):
+    return np.zeros(len(observation), np.int64)
+
+
+def test_short_episodes_are_not_preferred():
+    played = play(make(Environment("Coin-v0"), 64, seed=0, training=False), zeros, 128)
+    assert played.returns.mean() == pytest.approx(0.5, abs=4 * 0.5 / np.sqrt(128))
+    assert {*played.lengths} == {1, 60}
+    assert np.array_equal(played.returns, played.lengths == 60)
+    first_to_end = list(_first(make(Environment("Coin-v0"), 64, seed=0, training=False), 32))
+    assert np.mean(first_to_end) < 0.1  # what counting the first to end would have reported
+
+
+def _first(envs, count):
+    envs.reset()
+    while count > 0:
+        for _, total, _ in envs.step(np.zeros(64, np.int64)).finished[:count]:
+            count -= 1
+            yield total
+
+
+@pytest.mark.parametrize(("episodes", "num_envs"), [(1, 1), (5, 3), (3, 5), (16, 4)])
+def test_exactly_as_many_episodes_are_played_as_asked_for(episodes, num_envs):
+    envs = make(Environment("CartPole-v1"), num_envs, seed=0, training=False)
+    counted, starts = [], []
+    played = play(
+        envs, zeros, episodes, ended=lambda over: starts.append(over.copy()), progress=counted.append
+    )
+    assert len(played.returns) == len(played.lengths) == episodes
+    assert counted[-1] == episodes
+    assert all(over.any() and over.shape == (num_envs,) for over in starts)
+    assert np.array_equal(played.returns, played.lengths)  # CartPole gives 1 a step
+    assert played.truncated == 0
+
+
+def test_an_evaluation_is_repeated_by_its_seed():
+    teacher = surgery.load(MINATAR)
+    first, again, other = (
+        evaluate(teacher, episodes=6, mode="sample", seed=seed).episodes.returns for seed in (0, 0, 1)
+    )
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("path", "mode", "episodes"),
+    [
+        (CARTPOLE, None, 10),
+        (CARTPOLE, "epsilon:0.05", 10),
+        (MINATAR, None, 60),
+        (MINATAR, "epsilon:0.05", 60),
+    ],
+)
+def test_a_teacher_confirms_its_recorded_score(path, mode, episodes):
+    done = evaluate(surgery.load(path), episodes=episodes, mode=mode, seed=3)
+    assert done.mode == (mode or "greedy")
+    assert done.known is not None
+    assert done.confirmed is True
+    assert done.causes == ()
+    assert done.random is not None
+    assert done.random.source == "recorded"
+    assert done.normalised(done.known.mean) == pytest.approx(1, abs=0.35)
+
+
+def test_the_atari_teacher_plays_far_above_people_at_random_and_is_not_below_its_record():
+    done = evaluate(surgery.load(BREAKOUT), episodes=2, seed=1)
+    assert (done.mode, done.known.mean, done.confirmed) == ("sample", 35.0, True)
+    assert (done.random.mean, done.human) == (1.7, 30.5)
+    assert done.mean > 10
+    assert done.normalised(done.human) == pytest.approx((done.mean - 1.7) / 28.8)
+
+
+WRONG = {
+    "actions swapped": ({"action_set": [0, 3, 1]}, "action set"),
+    "observations scaled": ({"preprocessing": {"layout": "CHW", "scale": 0.02}}, "preprocessing"),
+    "sticky": ({"sticky_actions": 0.8}, "sticky"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_contract_is_noticed_and_named(case, tmp_path, capsys):
+    settings, named = WRONG[case]
+    wrong = tmp_path / "wrong.onnx"
+    surgery.save(surgery.annotate(surgery.load(MINATAR), settings=settings), wrong)
+    assert main(["evaluate", str(wrong), "--episodes", "20", "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["confirmed"] is False
+    assert report["recorded"]["mean"] == pytest.approx(7.93, abs=0.01)
+    assert report["mean_return"] < 5
+    assert any(named in cause for cause in report["causes"])
+
+
+def test_an_edited_model_that_plays_worse_is_said_to_be_edited():
+    import onnx_ir as ir
+
+    teacher = surgery.load(CARTPOLE)
+    weight = teacher.model.graph.initializers["network.4.weight"]
+    weight.const_value = ir.Tensor(-weight.const_value.numpy(), name="network.4.weight")
+    done = evaluate(teacher, episodes=5)
+    assert done.confirmed is False
+    assert "edited since" in done.causes[0]
+
+
+def test_what_a_contract_leaves_open_is_named_with_what_was_assumed():
+    teacher = surgery.load(MINATAR)
+    bare = Environment(
+        teacher.environment.id, {"scores": [{"mode": "greedy", "mean": 90, "std": 1, "episodes": 9}]}
+    )
+    done = evaluate(teacher.replace(environment=bare), episodes=4)
+    assert done.confirmed is False
+    assert any("leaves open" in cause and "sticky_actions=0.1" in cause for cause in done.causes)
+
+
+def test_other_settings_are_compared_with_a_record_of_their_own():
+    teacher = surgery.load(MINATAR)
+    played = adjusted(teacher.environment, None, {"sticky_actions": 0.8})
+    done = evaluate(teacher, episodes=6, environment=played)
+    assert done.known is None
+    assert done.score.settings == {"sticky_actions": 0.8}
+    again = evaluate(record(teacher, done), episodes=6, environment=played)
+    assert again.known is not None
+    assert again.confirmed
+    breakout = surgery.load(BREAKOUT)
+    assert recorded(breakout, "sample", {"sticky_actions": 0.25}).mean == pytest.approx(20.85)
+    assert recorded(breakout, "greedy") is None
+
+
+def test_recording_replaces_a_score_of_the_same_kind_and_keeps_the_rest(tmp_path):
+    teacher = surgery.load(CARTPOLE)
+    done = evaluate(teacher, episodes=4, measure_random=True, mode="epsilon:0.05")
+    surgery.save(record(teacher, done), tmp_path / "scored.onnx")
+    after = surgery.load(tmp_path / "scored.onnx")
+    scores = {score.mode: score for score in recorded_scores(after.environment)}
+    assert set(scores) == {"greedy", "epsilon:0.05", "random"}
+    assert scores["epsilon:0.05"].episodes == scores["random"].episodes == 4
+    assert scores["greedy"].episodes == 30
+    assert after.digest() == teacher.digest() == scores["epsilon:0.05"].model
+
+
+def test_a_contract_without_environment_takes_over_what_was_played():
+    bare = surgery.load(CARTPOLE).replace(environment=Environment())
+    done = evaluate(bare, episodes=2, environment=Environment("CartPole-v1"))
+    after = record(bare, done).environment
+    assert after.id == "CartPole-v1"
+    assert after.settings["max_episode_steps"] == 500
+    assert [score.settings for score in recorded_scores(after)] == [{}, {}]
+
+
+def test_welchs_test_is_wrong_as_rarely_as_it_says_and_sees_what_it_should():
+    rng = np.random.default_rng(0)
+
+    def alarms(mean, trials=4000):
+        known, now = rng.normal(35, 9, (trials, 20)), rng.normal(mean, 7, (trials, 30))
+        return np.mean(
+            [
+                below(Score.of(a, "greedy", {}, None), Score.of(b, "greedy", {}, None))
+                for a, b in zip(now, known, strict=True)
+            ]
+        )
+
+    assert alarms(35) == pytest.approx(LEVEL, abs=4 * np.sqrt(LEVEL / 4000))
+    assert alarms(21) > 0.99
+
+
+@pytest.mark.parametrize(
+    ("now", "known", "verdict"),
+    [
+        ([500.0] * 10, [500.0] * 30, False),
+        ([499.0] * 10, [500.0] * 30, True),
+        ([500.0] * 9 + [490.0], [500.0] * 30, False),  # one episode of ten proves nothing
+        ([9.0], [500.0] * 30, True),
+    ],
+)
+def test_scores_without_spread_are_compared_too(now, known, verdict):
+    assert below(Score.of(now, "greedy", {}, None), Score.of(known, "greedy", {}, None)) is verdict
+
+
+def test_the_points_of_students_t_are_those_of_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    for tail in (0.01, 0.025):
+        for freedom in (4, 7.5, 20, 60, 1000):
+            assert _student(tail, freedom) == pytest.approx(stats.t.isf(tail, freedom), rel=5e-3)
+    low, high = interval(Score("greedy", 10.0, 2.0, 25, {}))
+    half = stats.t.isf(0.025, 24) * 2.0 / np.sqrt(24)
+    assert (low, high) == (pytest.approx(10 - half, abs=1e-3), pytest.approx(10 + half, abs=1e-3))
+
+
+def test_normalised_scores():
+    assert len(RANDOM_AND_HUMAN) == 57
+    assert normalised(30.5, *RANDOM_AND_HUMAN["breakout"]) == 1
+    assert normalised(-20.7, *RANDOM_AND_HUMAN["pong"]) == 0
+    assert normalised(5.0, 1.0, 1.0) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "says"),
+    [
+        ([MINATAR, "--env", "ALE/Breakout-v5"], 2, f"surgery adapt {MINATAR} --env ALE/Breakout-v5"),
+        ([CARTPOLE, "--env", "CartPol-v1"], 2, "CartPole-v1"),
+        ([CARTPOLE, "--env", "Pendulum-v1"], 2, "discrete"),
+        ([CARTPOLE, "--env", "nosuchmodule:Thing-v0"], 2, "cannot import nosuchmodule"),
+        ([CARTPOLE, "--env", "Acrobot-v1"], 2, "takes observations (4), got (6)"),
+        ([MINATAR, "--env-setting", "action_set=[0,1,3,4]"], 2, "surgery extend"),
+        ([MINATAR, "--env-setting", "action_set=[0,1]"], 2, "action_set"),
+        ([CARTPOLE, "--mode", "epsilon:2"], 2, "epsilon:E"),
+        ([CARTPOLE, "--mode", "best"], 2, "no way to choose"),
+        ([CARTPOLE, "--env-setting", "frame_skip=4"], 2, "frame_skip"),
+        ([CARTPOLE, "-o", "x.onnx"], 2, "--record"),
+        (["missing.onnx"], 2, "does not exist"),
+    ],
+)
+def test_what_cannot_be_played_says_what_to_do(words, status, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", *words]) == status
+    error = capsys.readouterr().err
+    assert says in error
+    assert "Traceback" not in error
+
+
+def test_the_verb_plays_records_and_normalises(tmp_path, capsys):
+    scored = tmp_path / "scored.onnx"
+    words = ["evaluate", MINATAR, "--episodes", "8", "--teacher", MINATAR, "--record", "-o", str(scored)]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert "MinAtar/Breakout-v1 · greedy · 8 episodes" in text
+    assert "confirmed" in text
+    assert f"wrote {scored}" in text
+    assert "teacher" in text
+    assert recorded_scores(surgery.load(scored).environment)[0].episodes == 8
+    assert main(words) == 2  # nothing is overwritten
+    assert main(["evaluate", str(scored), "--episodes", "4", "--seed", "1", "--record", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["output"] == str(scored)
+    assert set(report) >= {
+        "mean_return",
+        "std",
+        "episodes",
+        "returns",
+        "interval",
+        "frames",
+        "random",
+        "recorded",
+    }
+    assert len(report["returns"]) == report["episodes"] == 4
+    assert recorded(surgery.load(scored), "greedy").episodes == 4
+
+
+def test_a_score_that_is_not_reached_is_not_recorded(tmp_path):
+    wrong = tmp_path / "wrong.onnx"
+    surgery.save(surgery.annotate(surgery.load(CARTPOLE), settings={"action_set": [1, 0]}), wrong)
+    before = wrong.read_bytes()
+    assert main(["evaluate", str(wrong), "--episodes", "4", "--record", "-q"]) == 1
+    assert wrong.read_bytes() == before
+
+
+def test_actions_that_the_contract_forbids_need_no_counterpart():
+    teacher = surgery.load(CARTPOLE)
+    plan = surgery.extend(teacher, actions=[surgery.NewAction("q_values", 2)])
+    wide = surgery.apply(plan, teacher).checkpoint
+    done = evaluate(wide, episodes=4)
+    assert done.confirmed
+    with pytest.raises(ArgumentError, match="has 4 actions, the environment only 2"):
+        free = Environment("CartPole-v1")
+        evaluate(wide, episodes=4, environment=free)
+
+
+@pytest.mark.parametrize(
+    "scores", [[{"mode": "greedy"}], "7.9", [{"mode": 1, "mean": 0, "std": 0, "episodes": 1}]]
+)
+def test_scores_that_are_none_are_refused_where_they_are_declared(scores):
+    with pytest.raises(ArgumentError, match="scores"):
+        Environment("CartPole-v1", {"scores": scores})
