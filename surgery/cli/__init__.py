@@ -25,6 +25,7 @@ VERBS = {
     "inspect": "inspect",
     "widen": "widen",
     "extend": "extend",
+    "new": "new",
     "apply": "apply",
     "verify": "verify",
     "diff": "diff",

@@ -15,27 +15,52 @@ Row = dict[str, Json]
 
 
 @click.command("list", short_help="List what this installation knows.")
-@click.argument("what", type=click.Choice(["operators", "adapters"]))
+@click.argument("what", type=click.Choice(["architectures", "operators", "adapters"]))
 @_options.reported
 def command(*, what: str, output: Output) -> None:
-    """List what this installation knows: operators, what happens to each axis, or adapters to frameworks.
+    """List what this installation knows: architectures, operators and what happens to each axis, or adapters.
 
+    Of each architecture: its layers and, with a Q head for the observation shown, its size. Names take modifiers.
     Of each operator: what its axis rule says, how wide its axes can become exactly, and whether the float64 proof
     can evaluate it. What has no rule, and is not shape arithmetic, freezes the axes that it touches.
 
     \b
     Example:
-      surgery list adapters
+      surgery list architectures
       surgery list operators --json
     """
-    rows = {"adapters": _adapters, "operators": _operators}[what]()
-    output.show({what: rows}, lambda: _text(rows))
+    rows = {"architectures": _architectures, "adapters": _adapters, "operators": _operators}[what]()
+    notes = _modifiers() if what == "architectures" else []
+    extra = {"modifiers": notes} if notes else {}
+    output.show({what: rows, **extra}, lambda: "\n\n".join(_text(part) for part in (rows, notes) if part))
 
 
 def _text(rows: list[Row]) -> str:
     """One column per key, those that only scripts want left out."""
     shown = [{key: cell for key, cell in row.items() if not isinstance(cell, list)} for row in rows]
     return table(list(shown[0]), [list(row.values()) for row in shown]) if shown else "none"
+
+
+def _architectures() -> list[Row]:
+    from surgery.architectures import examples
+
+    return [
+        {
+            "name": example.name,
+            "layers": example.layers,
+            "observation": "×".join(map(str, example.observation)),
+            "actions": example.actions,
+            "parameters": example.parameters,
+            "about": example.about,
+        }
+        for example in examples()
+    ]
+
+
+def _modifiers() -> list[Row]:
+    from surgery.architectures.names import MODIFIERS
+
+    return [{"modifier": name, "about": about} for name, about in MODIFIERS.items()]
 
 
 def _adapters() -> list[Row]:

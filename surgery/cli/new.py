@@ -1,0 +1,96 @@
+"""`surgery new`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+import surgery
+from surgery.cli import _files, _options
+from surgery.cli._output import Output, plural, table
+from surgery.errors import ArgumentError
+from surgery.json_values import Json
+
+
+def _shape(ctx: click.Context, parameter: click.Parameter, word: str | None) -> tuple[int, ...] | None:
+    """`4x84x84` as a tuple."""
+    if word is None:
+        return None
+    sizes = word.replace("×", "x").split("x")
+    if not all(size.isdecimal() and int(size) for size in sizes):
+        raise click.BadParameter(f"'{word}' is no shape such as 4x84x84 or 8", ctx, parameter)
+    return tuple(int(size) for size in sizes)
+
+
+@click.command("new", short_help="Make an untrained network of a named architecture.")
+@click.argument("architecture", metavar="ARCH")
+@click.option("--like", "teacher", metavar="TEACHER", type=_options.FILE,
+              help="For the same observations, actions and environment, with the same head.")  # fmt: skip
+@click.option("--observation", metavar="SHAPE", callback=_shape, help="Instead: such as 4x84x84.")
+@click.option("--actions", metavar="N", type=click.IntRange(min=1), help="Instead: how many.")
+@click.option("--head", metavar="HEAD", help="q, dueling, c51, qr, actor-critic or gaussian.")
+@_options.seed
+@_options.output_file(required=True)
+@_options.force
+@_options.reported
+def command(
+    *,
+    architecture: str,
+    teacher: Path | None,
+    observation: tuple[int, ...] | None,
+    actions: int | None,
+    head: str | None,
+    seed: int,
+    target: Path,
+    force: bool,
+    output: Output,
+) -> None:
+    """Make an untrained network: the student that a teacher is distilled into.
+
+    ARCH is a name with modifiers (`surgery list architectures`), or FILE.toml:NAME.
+
+    \b
+    Example:
+      surgery new impala --like teacher.onnx -o student.onnx
+      surgery new mlp-256-256-tanh --observation 8 --actions 4 --head actor-critic -o student.onnx
+    """
+    from surgery import architectures
+
+    path = _files.check_target(target, [teacher] if teacher else [], force=force)
+    if teacher is not None:
+        if observation or actions:
+            raise ArgumentError("observations and actions are those of the teacher", hint="leave --like out")
+        like = surgery.load(teacher, optimizer=False)
+        made = architectures.new_like(architecture, like, head=head, seed=seed)
+    elif observation is None or actions is None:
+        raise ArgumentError(
+            "which observations and actions?", hint="--like TEACHER, or --observation and --actions"
+        )
+    else:
+        made = architectures.new(
+            architecture, observation=observation, actions=actions, head=head or "q", seed=seed
+        )
+    surgery.save(made, path, force=force)
+    layers = _layers(made)
+    report: dict[str, object] = {
+        "output": str(path),
+        "architecture": architecture,
+        "parameters": sum(tensor.size for tensor in made.tensors.values()),
+        "layers": layers,
+    }
+    output.show(report, lambda: _text(report, layers))
+
+
+def _layers(checkpoint: surgery.Checkpoint) -> list[dict[str, Json]]:
+    return [
+        {"tensor": name, "shape": [int(size) for size in tensor.shape.numpy()]}
+        for name, tensor in checkpoint.tensors.items()
+    ]
+
+
+def _text(report: dict[str, object], layers: list[dict[str, Json]]) -> str:
+    rows = [(row["tensor"], "×".join(map(str, row["shape"]))) for row in layers]  # type: ignore[arg-type]
+    count = report["parameters"]
+    assert isinstance(count, int)
+    return f"{table(('tensor', 'shape'), rows)}\n{plural(count, 'parameter')} · wrote {report['output']}"
