@@ -8,7 +8,7 @@ dimensions that it was read from. Nothing here touches a large tensor.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -61,8 +61,9 @@ class Facts:
       constant: the values that depend on no graph input.
     """
 
-    def __init__(self, model: ir.Model, *, declared: bool = True) -> None:
+    def __init__(self, model: ir.Model, *, declared: bool = True, primes: Sequence[int] = PRIMES) -> None:
         self.model = model
+        self._primes = primes
         self._trusts_declared = declared
         self.versions: Mapping[str, int] = model.opset_imports
         self._opsets = [
@@ -141,7 +142,7 @@ class Facts:
                 continue
             name = symbol(value, k)
             if name not in self.symbols:
-                self.symbols[name] = _prime(len(self.symbols))
+                self.symbols[name] = _prime(self._primes, len(self.symbols))
             shape.append(self.symbols[name])
             self._symbolic.add((value, k))
         if 0 in shape:
@@ -418,5 +419,5 @@ def _concrete(proto: onnx.TypeProto | None) -> tuple[int, ...] | None:
     return tuple(int(d.dim_value) for d in dims) if all(d.HasField("dim_value") for d in dims) else None
 
 
-def _prime(k: int) -> int:
-    return PRIMES[k] if k < len(PRIMES) else 1 + 2 * PRIMES[-1] * (k + 1)
+def _prime(primes: Sequence[int], k: int) -> int:
+    return primes[k] if k < len(primes) else 1 + 2 * primes[-1] * (k + 1)

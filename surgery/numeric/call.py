@@ -26,8 +26,37 @@ def is_floating(dtype: np.dtype[Any]) -> bool:
     return dtype.kind == "f" or dtype.name == "bfloat16"
 
 
+class Attributes:
+    """Reads the attributes of a node, references to those of an enclosing function resolved."""
+
+    attributes: Mapping[str, ir.Attr]
+
+    def attribute(self, name: str, default: Any = None) -> Any:  # noqa: ANN401
+        """The value of an attribute, whatever its type."""
+        found = self.attributes.get(name)
+        return default if found is None else found.value
+
+    def integer(self, name: str, default: int = 0) -> int:
+        """An integer attribute."""
+        return int(self.attribute(name, default))
+
+    def number(self, name: str, default: float) -> float:
+        """A float attribute; the standard's defaults are float32 numbers, as stated ones are once they are stored."""
+        stated = self.attribute(name, None)
+        return float(np.float32(default)) if stated is None else float(stated)
+
+    def text(self, name: str, default: str) -> str:
+        """A string attribute."""
+        found = self.attribute(name, default)
+        return found.decode() if isinstance(found, bytes) else str(found)
+
+    def integers(self, name: str, default: Sequence[int] = ()) -> list[int]:
+        """A list of integers."""
+        return [int(number) for number in self.attribute(name, default)]
+
+
 @dataclass(frozen=True)
-class Call:
+class Call(Attributes):
     """A node with its operands.
 
     Attributes:
@@ -80,29 +109,6 @@ class Call:
     def refuse(self, reason: str) -> Unsupported:
         """The error to raise for a variant that has no kernel."""
         return Unsupported(f"cannot evaluate {self.node.op_type}: {reason}", where=self.where)
-
-    def attribute(self, name: str, default: Any = None) -> Any:  # noqa: ANN401
-        """The value of an attribute, whatever its type."""
-        found = self.attributes.get(name)
-        return default if found is None else found.value
-
-    def integer(self, name: str, default: int = 0) -> int:
-        """An integer attribute."""
-        return int(self.attribute(name, default))
-
-    def number(self, name: str, default: float) -> float:
-        """A float attribute; the standard's defaults are float32 numbers, as stated ones are once they are stored."""
-        stated = self.attribute(name, None)
-        return float(np.float32(default)) if stated is None else float(stated)
-
-    def text(self, name: str, default: str) -> str:
-        """A string attribute."""
-        found = self.attribute(name, default)
-        return found.decode() if isinstance(found, bytes) else str(found)
-
-    def integers(self, name: str, default: Sequence[int] = ()) -> list[int]:
-        """A list of integers."""
-        return [int(number) for number in self.attribute(name, default)]
 
     def setting(self, name: str, index: int) -> list[int] | None:
         """Integers that one opset states as the attribute `name` and a later one as operand `index`."""
