@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from surgery.operate import Result as Result
     from surgery.operate import apply as apply
     from surgery.ops.actions import NewAction as NewAction
+    from surgery.ops.deepen import deepen as deepen
     from surgery.ops.extend import NewObservation as NewObservation
     from surgery.ops.extend import extend as extend
+    from surgery.ops.kernel import grow_kernel as grow_kernel
     from surgery.ops.widen import widen as widen
     from surgery.plan import Plan as Plan
     from surgery.recipe import recipe as recipe
@@ -49,8 +51,10 @@ _HOMES = {
     "annotate": "surgery.interface",
     "apply": "surgery.operate",
     "attach": "surgery.attach",
+    "deepen": "surgery.ops.deepen",
     "diff": "surgery.difference",
     "extend": "surgery.ops.extend",
+    "grow_kernel": "surgery.ops.kernel",
     "load": "surgery.checkpoint",
     "recipe": "surgery.recipe",
     "save": "surgery.checkpoint",
@@ -71,8 +75,10 @@ __all__ = [
     "annotate",
     "apply",
     "attach",
+    "deepen",
     "diff",
     "extend",
+    "grow_kernel",
     "load",
     "recipe",
     "save",

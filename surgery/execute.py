@@ -18,6 +18,7 @@ from surgery.graph.facts import Facts
 from surgery.graph.prepare import merge_again, prepared
 from surgery.graph.rewrite import set_operand
 from surgery.heads import start_rows
+from surgery.insert import insert, join_optimizer, with_states
 from surgery.interface import Bound, Environment, Interface, Port
 from surgery.optimizer import OptimizerState, power
 from surgery.plan import Plan, TensorEdit
@@ -57,11 +58,14 @@ def execute(plan: Plan, checkpoint: Checkpoint, *, double: bool = False) -> Chec
             raise PlanMismatch(
                 f"the plan cannot change '{operand.where}' of the node of '{operand.node}': {error}"
             ) from None
+    insert(model, plan.insertions, seed=plan.seed, double=double)
     if not double:
         merge_again(model)
         refresh_shapes(model)
     optimizer = _follow(plan, checkpoint.optimizer, lookup) if checkpoint.optimizer else None
-    interface = _described(checkpoint.interface, plan)
+    if optimizer is not None and plan.insertions:
+        optimizer = join_optimizer(optimizer, plan.insertions)
+    interface = with_states(_described(checkpoint.interface, plan), plan.insertions)
     environment = checkpoint.environment
     if plan.environment:
         environment = Environment(environment.id, {**environment.settings, **plan.environment})

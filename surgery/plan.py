@@ -16,6 +16,8 @@ from surgery.errors import PlanMismatch
 from surgery.graph import layout
 from surgery.graph.layout import Layout
 from surgery.graph.spaces import Fill
+from surgery.insertion import Insertion, chained
+from surgery.insertion import from_json as insertion_from_json
 
 SCHEMA = 1
 _MOST_OPERANDS = 64
@@ -114,6 +116,7 @@ class Plan:
       inexact_slots: spaces whose new units change the gradient of the old ones (a mean over more of them).
       environment: settings of the environment's contract that change.
       slots: optimizer slots that will follow, by tensor.
+      insertions: new layers, put in after everything else, in order.
     """
 
     operation: str
@@ -129,6 +132,7 @@ class Plan:
     inexact_slots: tuple[str, ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
     slots: Mapping[str, int] = field(default_factory=dict)
+    insertions: tuple[Insertion, ...] = ()
 
     @property
     def edits(self) -> dict[str, SpaceEdit]:
@@ -142,14 +146,17 @@ class Plan:
 
     @property
     def changes(self) -> tuple[Change, ...]:
-        """A line per space; a tensor counts for the first edited space that occurs in it."""
+        """A line per space and new layer; a tensor counts for the first edited space that occurs in it."""
         counted: dict[str, list[str]] = {edit.space: [] for edit in self.spaces}
         for tensor in self.tensors:
             first = next(u.space for axis in tensor.axes for u in layout.units(axis) if u.space in counted)
             counted[first].append(tensor.name)
+        edited = zip(self.spaces, counted.values(), strict=True)
+        lines = [(e.space, e.before, e.after, names) for e, names in edited]
+        lines += [(new.name, 0, new.units, [t.name for t in new.tensors]) for new in self.insertions]
         return tuple(
-            Change(e.space, e.before, e.after, len(names), sum(self.slots.get(name, 0) for name in names))
-            for e, names in zip(self.spaces, counted.values(), strict=True)
+            Change(space, before, after, len(names), sum(self.slots.get(name, 0) for name in names))
+            for space, before, after, names in lines
         )
 
     def describe(self) -> str:
@@ -173,6 +180,7 @@ class Plan:
                 for sizes in (None, self.sizes)
             )
             lines.append(f"  {port.side} '{port.name}' {before} → {after}")
+        lines.extend(f"  new layer {new.describe()}" for new in self.insertions)
         lines.extend(f"  frozen: {space}: {reason}" for space, reason in self.frozen)
         return "\n".join(lines)
 
@@ -212,6 +220,7 @@ class Plan:
             "inexact_slots": list(self.inexact_slots),
             "environment": dict(self.environment),
             "slots": dict(self.slots),
+            "insertions": [new.to_json() for new in self.insertions],
         }
 
     @staticmethod
@@ -271,6 +280,7 @@ def _parse(data: Mapping[str, Any]) -> Plan:
         inexact_slots=tuple(str(name) for name in data["inexact_slots"]),
         environment=dict(data["environment"]),
         slots={str(name): int(count) for name, count in data["slots"].items()},
+        insertions=tuple(insertion_from_json(new) for new in data.get("insertions", ())),
     )
 
 
@@ -302,6 +312,7 @@ def _check(plan: Plan) -> None:
     edits = plan.edits
     if len(edits) != len(plan.spaces):
         raise PlanMismatch("a plan that edits one space twice")
+    chained(plan.insertions)
     for tensor in plan.tensors:
         found = [u for axis in tensor.axes for u in layout.units(axis) if u.space in edits]
         if not found:

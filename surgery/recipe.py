@@ -114,6 +114,11 @@ def _no_rule(plan: Plan, state: OptimizerState) -> str | None:
         return "the momentum buffer holds whole steps, which no setting scales"
     if plan.noise:
         return "the copies are noisy"
+    if plan.insertions:
+        return (
+            f"the new layer '{plan.insertions[0].name}' learns from the first step "
+            "(with a learning rate of 0 for it, everything else goes on as before)"
+        )
     return next((why for edit in plan.spaces if (why := _uneven(edit)) is not None), None)
 
 

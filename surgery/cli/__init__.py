@@ -24,6 +24,8 @@ from surgery.errors import SurgeryError, UnknownName
 VERBS = {
     "inspect": "inspect",
     "widen": "widen",
+    "deepen": "deepen",
+    "kernel": "kernel",
     "extend": "extend",
     "new": "new",
     "apply": "apply",

@@ -43,6 +43,8 @@ def set_operand(
     if isinstance(where, str):
         old = node.attributes.get(where)
         node.attributes[where] = _attribute(where, old, value)
+        if where == "pads":
+            node.attributes.pop("auto_pad", None)  # the two exclude each other
         return
     while len(node.inputs) <= where:
         node.resize_inputs(where + 1)

@@ -203,7 +203,7 @@ def analyse(model: ir.Model, interface: Interface | None = None, trained: Collec
             for leaf in leaves(axis):
                 if not any(why.kind in _FIXED for why in leaf.frozen):
                     members.setdefault(find(leaf), []).append((tensor, k, leaf))
-    names = _names(members, roles, _modules(model, trace))
+    names = _names(members, roles, modules(model, trace))
     layouts = {
         tensor: tuple(_layout(axis, names, roles.consumers) for axis in axes)
         for tensor, axes in trace.tensors.items()
@@ -271,7 +271,7 @@ def _base(root: Atom, places: list[tuple[str, int, Atom]], roles: Roles, modules
     return modules[tensor]
 
 
-def _modules(model: ir.Model, trace: Trace) -> dict[str, str]:
+def modules(model: ir.Model, trace: Trace) -> dict[str, str]:
     """The module path of every tensor: from its name, or, where an exporter has renamed it, from its first reader."""
     readers: dict[str, ir.Node] = {}
     for node in model.graph:

@@ -10,7 +10,7 @@ import numpy as np
 
 from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, GraphError
-from surgery.plan import Plan
+from surgery.plan import Claim, Plan
 from surgery.ports import grow, shrink
 from surgery.verify.outputs import (
     FLOAT32_LIMIT,
@@ -83,7 +83,7 @@ def _judge(
     observations: Recorded | None,
     seed: int,
 ) -> Report:
-    claim = plan.claim if plan else "equivalent"
+    claim: Claim = plan.claim if plan else "equivalent"
     strict = claim != "changed"
     inputs = probes(before, ROWS["outputs"], seed, observations)
     grown = (lambda arrays: grow(plan, arrays, np.random.default_rng(seed))) if plan else dict
@@ -99,7 +99,7 @@ def _judge(
     absolute, relative, worst = difference(old, new)
     exactly = float64_outputs(before.model, inputs)
     floor = noise(exactly, old)
-    limit = max(FLOAT32_LIMIT, 4 * floor) if strict else None
+    limit = _limit(claim, floor)
     checks = [
         structure,
         measured("outputs, float32", relative, limit, f"{tool}; own rounding {floor:.1e}{_worst(worst)}"),
@@ -112,6 +112,11 @@ def _judge(
     if plan is not None and strict and before.optimizer is not None:
         checks += check_slots(plan, before, exact, _rows(inputs, ROWS["slots"]), seed)
     return Report(claim, tuple(checks), absolute, relative, _context(seed, observations))
+
+
+def _limit(claim: Claim, floor: float) -> float | None:
+    """How far the float32 outputs may lie apart: not a bit, or as far as rounding takes them."""
+    return {"identical": 0.0, "equivalent": max(FLOAT32_LIMIT, 4 * floor), "changed": None}[claim]
 
 
 def _before(before: Checkpoint, inputs: Arrays) -> tuple[Arrays, str]:

@@ -1,0 +1,89 @@
+"""`surgery deepen`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+import surgery
+from surgery.cli import _edits, _files, _options
+from surgery.cli._output import Output
+
+Kind = Literal["auto", "identity", "residual", "rezero", "batchnorm"]
+
+
+@click.command("deepen", short_help="Insert layers, exactly.")
+@_options.file_argument("model")
+@click.option(
+    "--after", metavar="LAYER", required=True, help="Insert behind this layer, or this value of the graph."
+)
+@click.option(
+    "--count",
+    metavar="N",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Insert N layers, one behind another.",
+)
+@click.option(
+    "--kind",
+    type=click.Choice(["auto", "identity", "residual", "rezero", "batchnorm"]),
+    default="auto",
+    show_default=True,
+    help="A layer that starts as the identity, or a branch that starts at zero; auto takes what is exact.",
+)
+@click.option("--width", metavar="N", type=int, help="Units inside a branch; as many as outside by default.")
+@click.option("--kernel", metavar="N", type=int, help="Size of new convolutions; 3 by default.")
+@click.option("--name", metavar="PATH", multiple=True, help="Name of the new layer; once for each.")
+@_options.seed
+@_options.observations
+@_options.no_verify
+@_options.dry_run
+@_options.output_file()
+@_options.force
+@_options.reported
+def command(
+    *,
+    model: Path,
+    after: str,
+    count: int,
+    kind: Kind,
+    width: int | None,
+    kernel: int | None,
+    name: tuple[str, ...],
+    seed: int,
+    observations: Path | None,
+    no_verify: bool,
+    dry_run: bool,
+    target: Path | None,
+    force: bool,
+    output: Output,
+) -> None:
+    """Insert layers so that the outputs stay the same, bit by bit; they learn from the first step.
+
+    LAYER is the path of a module (as `surgery inspect` shows it), the ending of one, or a parameter. The new layer goes
+    behind its activation, or into the residual stream behind its block. The result is proved before it is written.
+
+    \b
+    Example:
+      surgery deepen agent.onnx --after network.7 -o deeper.onnx
+      surgery deepen agent.onnx --after stacks.2.3 --count 2 -o deeper.onnx
+      surgery deepen agent.onnx --after actor.2 --kind residual --width 256 -o deeper.onnx
+    """
+    proof = _edits.Proof(not no_verify, _files.read_observations(observations), seed)
+
+    def describe(checkpoint: surgery.Checkpoint) -> surgery.Plan:
+        return surgery.deepen(
+            checkpoint,
+            after,
+            count=count,
+            kind=kind,
+            width=width,
+            kernel=kernel,
+            name=name or None,
+            seed=seed,
+        )
+
+    _edits.edit(model, target, describe, proof, output, force=force, dry_run=dry_run)

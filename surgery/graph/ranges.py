@@ -1,0 +1,125 @@
+"""Bounds of values that follow from the graph alone, and on which of them an activation is the identity."""
+
+from __future__ import annotations
+
+import math
+
+import onnx_ir as ir
+
+from surgery.graph.facts import Facts
+
+Range = tuple[float, float]
+EVERYTHING: Range = (-math.inf, math.inf)
+_NONNEGATIVE: Range = (0.0, math.inf)
+_FIXED: dict[str, Range] = {
+    "Relu": _NONNEGATIVE,
+    "Abs": _NONNEGATIVE,
+    "Exp": _NONNEGATIVE,
+    "Softplus": _NONNEGATIVE,
+    "Sigmoid": (0.0, 1.0),
+    "HardSigmoid": (0.0, 1.0),
+    "Softmax": (0.0, 1.0),
+    "Tanh": (-1.0, 1.0),
+    "Softsign": (-1.0, 1.0),
+    "Sin": (-1.0, 1.0),
+    "Cos": (-1.0, 1.0),
+    "Elu": (-1.0, math.inf),
+}
+_MOVES = frozenset(
+    [
+        *[
+            "Identity",
+            "Dropout",
+            "Cast",
+            "Transpose",
+            "Squeeze",
+            "Unsqueeze",
+            "Reshape",
+            "Flatten",
+            "Slice",
+            "Split",
+        ],
+        *[
+            "Gather",
+            "Expand",
+            "MaxPool",
+            "GlobalMaxPool",
+            "ReduceMax",
+            "DepthToSpace",
+            "SpaceToDepth",
+            "Tile",
+        ],
+    ]
+)
+"""Operators whose results are among the elements of their first operand."""
+
+_DEPTH = 40
+
+
+def bounds(value: ir.Value, facts: Facts, depth: int = _DEPTH) -> Range:
+    """Numbers between which all elements of a value lie, whatever the inputs of the graph are."""
+    node = value.producer()
+    if value in facts.known and facts.known[value].size:
+        return float(facts.known[value].min()), float(facts.known[value].max())
+    if node is None or not depth:
+        return EVERYTHING
+    kind, inputs = node.op_type, [v for v in node.inputs if v is not None]
+    if kind == "Elu" and node.attributes.get_float("alpha", 1.0) > 1:
+        return -node.attributes.get_float("alpha", 1.0), math.inf
+    if kind in _FIXED:
+        return _FIXED[kind]
+    if kind == "Clip":
+        low, high = limits(node, facts)
+        inner = bounds(inputs[0], facts, depth - 1)
+        return min(max(low, inner[0]), high), min(max(low, inner[1]), high)
+    if kind in _MOVES and inputs:
+        return bounds(inputs[0], facts, depth - 1)
+    if kind in ("Max", "Min", "Concat", "Add") and inputs:
+        return _joined(kind, *zip(*(bounds(v, facts, depth - 1) for v in inputs), strict=True))
+    return EVERYTHING
+
+
+def _joined(kind: str, lows: tuple[float, ...], highs: tuple[float, ...]) -> Range:
+    match kind:
+        case "Max":
+            return max(lows), max(highs)
+        case "Min":
+            return min(lows), min(highs)
+        case "Concat":
+            return min(lows), max(highs)
+    return sum(lows), sum(highs)
+
+
+def limits(node: ir.Node, facts: Facts) -> Range:
+    """The limits of a Clip."""
+    ends = []
+    for k, name, default in ((1, "min", -math.inf), (2, "max", math.inf)):
+        operand = node.inputs[k] if k < len(node.inputs) else None
+        if name in node.attributes:
+            ends.append(node.attributes.get_float(name, default))
+        elif operand is None:
+            ends.append(default)
+        elif operand in facts.known and facts.known[operand].size == 1:
+            ends.append(float(facts.known[operand].reshape(-1)[0]))
+        else:
+            ends.append(math.nan)
+    return ends[0], ends[1]
+
+
+def keeps(node: ir.Node, within: Range, facts: Facts) -> bool:
+    """Whether an activation returns every number of a range as it is: φ(x) = x for all x in it."""
+    low, high = within
+    match node.op_type:
+        case "Relu" | "LeakyRelu" | "PRelu" | "Elu" | "Celu" | "Abs":
+            return low >= 0
+        case "Clip":
+            least, most = limits(node, facts)
+            return low >= least and high <= most
+        case "Max" | "Min":
+            others = [v for v in node.inputs if v is not None and v in facts.constant]
+            ends = [bounds(v, facts) for v in others]
+            above = all(low >= end[1] for end in ends)
+            return above if node.op_type == "Max" else all(high <= end[0] for end in ends)
+        case "Identity":
+            return True
+    return False

@@ -1,0 +1,250 @@
+"""Deepen: new layers that change nothing at first, and learn from the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import onnx_ir as ir
+
+from surgery.checkpoint import Checkpoint
+from surgery.errors import ArgumentError, Refused
+from surgery.graph.layers import Spot, is_activation, spots
+from surgery.graph.ranges import bounds, keeps
+from surgery.graph.spaces import Analysis, analyse
+from surgery.insert import slot_counts
+from surgery.insertion import Insertion
+from surgery.ops import blocks, naming
+from surgery.plan import Plan
+
+Kind = Literal["auto", "identity", "residual", "rezero", "batchnorm"]
+KINDS: tuple[Kind, ...] = ("auto", "identity", "residual", "rezero", "batchnorm")
+_BRANCHES: Mapping[str, blocks.Branch] = {
+    "identity": blocks.identity,
+    "residual": blocks.residual,
+    "rezero": blocks.rezero,
+    "batchnorm": blocks.batchnorm,
+}
+_PORTABLE = frozenset(
+    ["Relu", "Tanh", "Sigmoid", "Elu", "LeakyRelu", "Selu", "Celu", "Gelu", "Softplus", "Mish", "HardSwish"]
+)
+"""Activations without operands, which can stand anywhere."""
+
+MOST_LAYERS = 1000
+MOST_KERNEL = 63
+
+
+def deepen(
+    checkpoint: Checkpoint,
+    after: str,
+    *,
+    count: int = 1,
+    kind: Kind = "auto",
+    width: int | None = None,
+    kernel: int | None = None,
+    name: str | Sequence[str] | None = None,
+    parts: tuple[str, str] | None = None,
+    seed: int = 0,
+) -> Plan:
+    """Insert layers without changing the function.
+
+    Args:
+      checkpoint: any checkpoint; only shapes are read.
+      after: the layer to put them behind: a module path or the ending of one, a parameter, a space, a module of several
+        layers, or the name of a value of the graph. Behind a layer means behind its bias, normaliser, pooling,
+        residual sum and activation. A layer that is used several times gets the new one behind every use.
+      count: how many, one behind the other.
+      kind: "identity": a layer that starts as the identity, with the activation before it, which must return its own
+        results as they are (a Relu does, a Tanh does not); "residual": a branch whose last layer starts at zero, in
+        the form of IMPALA's blocks; "rezero": a branch times a scalar that starts at zero; "batchnorm": a branch with
+        batch normalisations, the last of which starts with scale zero; "auto": residual behind a residual sum and
+        wherever an identity is not exact, else identity.
+      width: units inside a branch; as many as outside by default.
+      kernel: size of new convolutions; by default 3, or 1 behind a convolution of size 1.
+      name: module path of the new layer, or one for each; in the style of the model by default.
+      parts: names of the two layers of a branch within it.
+      seed: of the random weights of a branch.
+
+    Returns:
+      A plan that claims "identical": the new layers compute with ones and zeros only until they have learned.
+
+    Raises:
+      UnknownName: no such layer; lists the nearest. ArgumentError: a count, kind, width or name that does not fit.
+      Refused: a place where no layer can go, or an identity behind an activation that changes its own results.
+
+    References:
+      Chen, Goodfellow, Shlens. Net2Net. ICLR 2016 (arXiv:1511.05641). Zhang, Dauphin, Ma. Fixup initialization.
+      ICLR 2019 (arXiv:1901.09321). Bachlechner et al. ReZero is all you need. UAI 2021 (arXiv:2003.04887). Espeholt et
+      al. IMPALA. ICML 2018 (arXiv:1802.01561).
+    """
+    _check(count, kind, width, kernel, name)
+    analysis = analyse(checkpoint.model, checkpoint.interface, checkpoint.trained)
+    module, places = spots(analysis, after)
+    chosen = _settle(analysis, places, kind, module)
+    places = [_before_activation(analysis, spot) if chosen != "identity" else spot for spot in places]
+    _check_normalised(chosen, places[0])
+    form = _form(places[0], width, kernel, parts, chosen)
+    insertions = _insertions(analysis, checkpoint, places, chosen, form, count, name)
+    return Plan(
+        operation="deepen",
+        arguments={
+            "after": after, "count": count, "kind": kind, "width": width, "kernel": kernel,
+            "names": [new.name for new in insertions],
+        },
+        claim="identical",
+        spaces=(),
+        tensors=(),
+        operands=(),
+        seed=seed,
+        slots=slot_counts(checkpoint.optimizer, insertions),
+        insertions=tuple(insertions),
+    )  # fmt: skip
+
+
+def _check(
+    count: int, kind: str, width: int | None, kernel: int | None, name: str | Sequence[str] | None
+) -> None:
+    if kind not in KINDS:
+        raise ArgumentError(f"unknown kind '{kind}' of a layer", hint=", ".join(KINDS))
+    if not 0 < count <= MOST_LAYERS:
+        raise ArgumentError(
+            f"cannot insert {count} layers", hint=f"a whole number from 1 to {MOST_LAYERS}: --count N"
+        )
+    if width is not None and not 0 < width <= 1 << 24:
+        raise ArgumentError(f"a branch of {width} units", hint="a whole number, 1 or more")
+    if kernel is not None and not (0 < kernel <= MOST_KERNEL and kernel % 2):
+        raise ArgumentError(
+            f"a convolution of size {kernel} has no middle, or is too large",
+            hint=f"an odd size up to {MOST_KERNEL}",
+        )
+    names = [name] if isinstance(name, str) else list(name or [])
+    if names and len(names) != count:
+        raise ArgumentError(f"{count} new layers, but {len(names)} names")
+    if any(not part for text in names for part in text.split(".")):
+        raise ArgumentError(
+            f"'{next(n for n in names if not all(n.split('.')))}' is not the path of a module"
+        )
+
+
+def _check_normalised(kind: str, spot: Spot) -> None:
+    if kind == "batchnorm" and not spot.spatial and (spot.rank, spot.axis) != (2, 1):
+        raise Refused(
+            f"'{spot.value.name}' has {spot.rank} axes: batch normalisation is for images and plain vectors",
+            hint="another branch that starts at zero: --kind residual",
+        )
+
+
+def _settle(analysis: Analysis, places: Sequence[Spot], kind: Kind, module: str) -> str:
+    """The kind that is meant by "auto", and whether an identity is exact."""
+    if kind not in ("auto", "identity"):
+        return kind
+    for spot in places:
+        reason = _no_identity(analysis, spot, module)
+        if kind == "auto" and (reason or spot.summed):
+            return "residual"
+        if reason:
+            raise Refused(
+                f"no identity layer behind '{module}': {reason}",
+                where={"value": spot.value.name},
+                hint="a branch that starts at zero is exact here: --kind residual",
+            )
+    return "identity"
+
+
+def _no_identity(analysis: Analysis, spot: Spot, module: str) -> str | None:
+    """Why an identity layer would change the function, or would be a layer without an activation."""
+    node, facts = spot.activation, analysis.trace.facts
+    if node is None:
+        return "no activation follows it that the new layer could have"
+    if not keeps(node, bounds(spot.value, facts), facts):
+        return f"its activation {node.op_type} does not return its own results as they are"
+    return None
+
+
+def _before_activation(analysis: Analysis, spot: Spot) -> Spot:
+    """Where a branch goes: into the residual stream, before the activation that reads it."""
+    node = spot.activation
+    if not spot.summed or node is None:
+        return spot
+    value = next(v for v in node.inputs if v is not None and v not in analysis.trace.facts.constant)
+    return replace(spot, value=value, activation=None)
+
+
+def _form(
+    spot: Spot, width: int | None, kernel: int | None, parts: tuple[str, str] | None, kind: str
+) -> blocks.Shape:
+    own = spot.layer.node.attributes.get("kernel_shape")
+    flat = own is not None and set(own.as_ints()) == {1}
+    stem = "conv" if spot.spatial else "fc"
+    return blocks.Shape(width or spot.units, kernel or (1 if flat else 3), parts or (f"{stem}1", f"{stem}2"))
+
+
+def _insertions(
+    analysis: Analysis,
+    checkpoint: Checkpoint,
+    places: Sequence[Spot],
+    kind: str,
+    form: blocks.Shape,
+    count: int,
+    name: str | Sequence[str] | None,
+) -> list[Insertion]:
+    used, out = naming.taken(analysis), list[Insertion]()
+    given = [name] if isinstance(name, str) else list(name or [])
+    opens = places[0].activation is None
+    own = places[0].activation
+    activation = own if kind == "identity" or _portable(analysis, own) else _nearest(analysis, places[0])
+    dtype = _dtype(analysis, places[0])
+    values = [str(spot.value.name) for spot in places]
+    like = places[0].layer.weight
+    for k in range(count):
+        layer = places[0].layer
+        names = naming.given(given[k]) if given else naming.follow(
+            analysis, layer, used, block=places[0].summed and kind != "identity"
+        )  # fmt: skip
+        sketches = [blocks.Sketch(names, spot, at, activation, dtype, like) for at, spot in enumerate(places)]
+        new = blocks.inserted(kind, _BRANCHES[kind], sketches, values, form, opens=opens)
+        _check_free(new, used)
+        used |= {names.module, *(tensor.name for tensor in new.tensors)}
+        values = [
+            str(spot.value.name) if spot.value.is_graph_output() else place.result
+            for spot, place in zip(places, new.places, strict=True)
+        ]
+        out.append(new)
+    return out
+
+
+def _check_free(new: Insertion, used: set[str]) -> None:
+    clash = sorted({tensor.name for tensor in new.tensors} & used)
+    if clash:
+        raise ArgumentError(
+            f"the model has a '{clash[0]}' already", hint="give the new layer another name, or none"
+        )
+
+
+def _portable(analysis: Analysis, node: ir.Node | None) -> bool:
+    """Whether an activation can stand behind any number of units: nothing in it is counted per unit."""
+    if node is None:
+        return False
+    known = analysis.trace.facts.known
+    limits = [v for v in node.inputs if v is not None and v in analysis.trace.facts.constant]
+    scalars = all(v in known and known[v].size == 1 for v in limits)
+    return node.op_type in _PORTABLE or (node.op_type in ("Clip", "Max", "Min") and scalars)
+
+
+def _nearest(analysis: Analysis, spot: Spot) -> ir.Node | None:
+    """The activation that the model has nearest behind a value, else before it; None if it has none."""
+    constant = analysis.trace.facts.constant
+    order = {node: k for k, node in enumerate(analysis.model.graph)}
+    producer = spot.value.producer()
+    here = order[producer] if producer is not None else 0
+    nodes = [node for node in order if node.op_type in _PORTABLE and is_activation(node, constant)]
+    behind = [node for node in nodes if order[node] > here]
+    before = [node for node in nodes if order[node] <= here]
+    return behind[0] if behind else before[-1] if before else None
+
+
+def _dtype(analysis: Analysis, spot: Spot) -> str:
+    tensor: Any = analysis.model.graph.initializers.get(spot.layer.weight)
+    held = None if tensor is None else tensor.const_value
+    return "float32" if held is None else str(held.dtype.numpy())

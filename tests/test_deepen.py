@@ -1,0 +1,368 @@
+"""New layers change no bit: every network, export style, kind of layer and place."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import surgery
+from surgery.errors import ArgumentError, ClaimFailed, PlanMismatch, ProofFailed, Refused, UnknownName
+from surgery.execute import execute
+from surgery.graph.layers import layers
+from surgery.insertion import Insertion
+from surgery.numeric import run
+from surgery.ops.deepen import KINDS
+from surgery.optimizer import OptimizerState, ParamGroup
+from surgery.plan import Plan
+from surgery.verify.outputs import difference, runtime
+from surgery.verify.probes import probes
+from surgery.verify.structure import check_structure
+from tests import zoo
+from tests.originals import EXPORTS, Original, original
+
+FIXTURES = sorted((Path(__file__).parent / "fixtures").glob("*/*.onnx"))
+STEP = 1e-30
+
+
+def modules(before: Original) -> list[str]:
+    return list(dict.fromkeys(layer.module for layer in layers(before.analysis)))
+
+
+def kinds(style: str) -> itertools.cycle[str]:
+    """Kinds in turn, from another one on in every style."""
+    start = zoo.STYLES.index(style)
+    return itertools.cycle(KINDS[start:] + KINDS[:start])
+
+
+@pytest.mark.parametrize(("name", "style"), EXPORTS)
+def test_new_layers_change_no_bit(name: str, style: str) -> None:
+    """In float64 and as stored; all layers of one style, one layer of the others."""
+    before, done = original(name, style), 0
+    for module, kind in zip(modules(before), kinds(style), strict=False):
+        try:
+            plan = surgery.deepen(before.checkpoint, module, count=2, kind=kind)  # type: ignore[arg-type]
+        except Refused as refusal:
+            if "in two ways" in refusal.message:  # a tied weight: no layer fits behind both uses
+                continue
+            plan = surgery.deepen(before.checkpoint, module, count=2)
+        assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+        _check_bits(before, plan)
+        done += 1
+        if style != "dynamo":
+            break
+    assert done
+
+
+def _check_bits(before: Original, plan: Plan) -> None:
+    exact = run(execute(plan, before.checkpoint, double=True).model, before.batches[0])
+    assert difference(before.exact, exact)[0] == 0
+    after = execute(plan, before.checkpoint)
+    session = runtime(after.model)
+    for inputs, outputs in zip(before.batches, before.stored, strict=True):
+        assert difference(outputs, session(dict(inputs)))[0] == 0
+    assert check_structure(after.model).ok
+    for key, tensor in before.checkpoint.tensors.items():
+        assert after.tensors[key].tobytes() == tensor.tobytes()
+
+
+@pytest.mark.parametrize("path", FIXTURES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_models_of_other_frameworks_take_new_layers(path: Path) -> None:
+    checkpoint = surgery.load(path)
+    inputs = probes(checkpoint, 3, 0)
+    stored = runtime(checkpoint.model)(inputs)
+    inserted = 0
+    for module in dict.fromkeys(layer.module for layer in layers(surgery.analyse(checkpoint.model))):
+        try:
+            plan = surgery.deepen(checkpoint, module)
+        except Refused as refusal:
+            assert "Loop" in refusal.message or "is not known" in refusal.message
+            continue
+        after = execute(plan, checkpoint)
+        assert difference(stored, runtime(after.model)(inputs))[0] == 0
+        inserted += 1
+    assert inserted or path.stem == "gru"  # all of it lies in a loop, or behind one
+
+
+@pytest.mark.parametrize(
+    ("name", "after", "kind"),
+    [
+        ("mlp_relu", "0", "identity"),
+        ("nature_nhwc", "conv2", "identity"),
+        ("impala", "stacks.1.3", "residual"),
+        ("gru_policy", "encoder", "residual"),
+        ("transformer_prenorm", "layer.linear1", "rezero"),
+        ("batchnorm_resnet", "conv1", "batchnorm"),
+        ("lstm_policy", "lstm", "residual"),
+    ],
+)
+def test_a_new_layer_can_be_widened(name: str, after: str, kind: str) -> None:
+    before = original(name, "dynamo")
+    plan = surgery.deepen(before.checkpoint, after, kind=kind)  # type: ignore[arg-type]
+    deeper = execute(plan, before.checkpoint)
+    analysis = surgery.analyse(deeper.model, deeper.interface)
+    own = [s for s in analysis.spaces if s.name.startswith(plan.insertions[0].name) and s.widenable]
+    assert own
+    wide = surgery.apply(surgery.widen(deeper, widths={own[0].name: own[0].size + 3}), deeper)
+    assert wide.report is not None and wide.report.ok
+
+
+# ---- optimizer ------------------------------------------------------------------------------------------------
+
+
+def with_adam(checkpoint: surgery.Checkpoint) -> surgery.Checkpoint:
+    """Adam state as of step 10, weights and biases in groups of their own."""
+    rng = np.random.default_rng(0)
+    names = [n for n, t in checkpoint.tensors.items() if t.dtype.is_floating_point() and len(t.shape)]
+    slots = {
+        slot: {n: ir.tensor(rng.random(tuple(checkpoint.tensors[n].shape), np.float32)) for n in names}
+        for slot in ("exp_avg", "exp_avg_sq")
+    }
+    groups = tuple(
+        ParamGroup(tuple(n for n in names if (len(checkpoint.tensors[n].shape) > 1) == wide), {"lr": lr})
+        for wide, lr in ((True, 1e-3), (False, 1e-4))
+    )
+    return checkpoint.replace(optimizer=OptimizerState("adam", slots, dict.fromkeys(names, 10.0), groups))
+
+
+@pytest.mark.parametrize(
+    ("name", "after", "kind"),
+    [("mlp_relu", "0", "identity"), ("impala", "stacks.0.2", "residual"), ("mlp_tanh", "2", "rezero")],
+)
+def test_new_parameters_start_fresh_and_old_slots_are_proved(
+    name: str, after: str, kind: str, tmp_path
+) -> None:
+    before = with_adam(original(name, "dynamo").checkpoint)
+    result = surgery.apply(surgery.deepen(before, after, kind=kind), before)  # type: ignore[arg-type]
+    assert result.report is not None and result.report.ok
+    slots_check = result.report.check("optimizer slots")
+    assert slots_check is not None and slots_check.limit is not None
+    result.save(tmp_path / "deeper.onnx")
+    state = surgery.load(tmp_path / "deeper.onnx").optimizer
+    assert state is not None and before.optimizer is not None
+    (new,) = result.plan.insertions
+    assert new.trained
+    for tensor in new.trained:
+        assert state.steps[tensor] == 0
+        assert state.group(tensor).hyper["lr"] == 1e-3
+        for slot in state.slots.values():
+            assert not slot[tensor].numpy().any()
+    for slot, held in before.optimizer.slots.items():
+        for tensor, value in held.items():
+            assert state.slots[slot][tensor].tobytes() == value.tobytes()
+    assert sum(change.slots for change in result.plan.changes) == 2 * len(new.trained)
+    told = surgery.recipe(result.plan, state)
+    assert new.name in told.describe()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "auto"])
+def test_every_kind_learns_from_the_first_step(kind: str) -> None:
+    """Some new parameter has a slope at once, and none of the old ones loses its own."""
+    checkpoint = original("mlp_relu", "dynamo").checkpoint
+    inputs = probes(checkpoint, 8, 0)
+    deeper = execute(surgery.deepen(checkpoint, "0", kind=kind), checkpoint)  # type: ignore[arg-type]
+    moving = {
+        name: np.abs(_slope(deeper, name, inputs)).max()
+        for name, tensor in deeper.tensors.items()
+        if tensor.dtype.is_floating_point()
+    }
+    assert all(moving[name] > 0 for name in checkpoint.tensors if name in moving)
+    assert any(moving[name] > 0 for name in moving if name not in checkpoint.tensors)
+
+
+def _slope(checkpoint: surgery.Checkpoint, name: str, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    weight = checkpoint.tensors[name].numpy().astype(np.float64)
+    direction = np.random.default_rng(0).standard_normal(weight.shape)
+    moved = {name: weight + 1j * STEP * direction}
+    outputs = run(checkpoint.model, inputs, dtype=np.complex128, parameters=moved)
+    return np.concatenate([value.imag.reshape(-1) / STEP for value in outputs.values()])
+
+
+# ---- names, places, copies ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "after", "wanted"),
+    [
+        ("mlp_relu", "0", ["5.weight", "5.bias"]),
+        ("nature_dqn", "conv3", ["conv4.weight", "conv4.bias"]),
+        ("nature_dqn", "fc", ["fc2.weight", "fc2.bias"]),
+        (
+            "impala",
+            "stacks.1.3",
+            [f"stacks.1.4.conv{k}.{kind}" for k in (1, 2) for kind in ("weight", "bias")],
+        ),
+        ("impala", "stacks.1.3.conv1", ["stacks.1.3.conv3.weight", "stacks.1.3.conv3.bias"]),
+    ],
+)
+def test_names_follow_those_of_the_model(name: str, after: str, wanted: list[str]) -> None:
+    plan = surgery.deepen(original(name, "dynamo").checkpoint, after)
+    assert [tensor.name for tensor in plan.insertions[0].tensors] == wanted
+
+
+def test_names_follow_those_of_other_frameworks() -> None:
+    checkpoint = surgery.load(next(path for path in FIXTURES if path.parts[-2:] == ("tf2onnx", "mlp.onnx")))
+    plan = surgery.deepen(checkpoint, "functional_1.fc1_1")
+    assert plan.insertions[0].tensors[0].name == "functional_1/fc1_2/Cast/ReadVariableOp:0"
+
+
+def test_names_can_be_given() -> None:
+    checkpoint = original("mlp_relu", "dynamo").checkpoint
+    plan = surgery.deepen(checkpoint, "0", count=2, name=["a.x", "a.y"])
+    assert [new.name for new in plan.insertions] == ["a.x", "a.y"]
+    assert set(execute(plan, checkpoint).tensors) >= {"a.x.weight", "a.y.bias"}
+
+
+def test_a_layer_that_is_used_twice_is_followed_twice_by_one_new_layer() -> None:
+    checkpoint = original("shared_encoder", "dynamo").checkpoint
+    (new,) = surgery.deepen(checkpoint, "encoder.2").insertions
+    assert len(new.places) == 2 and len(new.tensors) == 2
+
+
+def test_a_residual_block_stands_in_the_stream_and_not_behind_its_activation() -> None:
+    checkpoint = original("impala", "dynamo").checkpoint
+    last, first = (surgery.deepen(checkpoint, f"stacks.{k}.3").insertions[0].places[0] for k in (2, 0))
+    assert last.value == "add_180" and first.value == "add_56"
+    assert [node.operator for node in last.nodes] == ["Relu", "Conv", "Relu", "Conv", "Add"]
+
+
+def test_one_plan_deepens_every_network_of_the_same_graph() -> None:
+    online = original("nature_dqn", "dynamo").checkpoint
+    target = surgery.load(zoo.export("nature_dqn", "dynamo", seed=1))
+    plan = Plan.from_json(json.loads(json.dumps(surgery.deepen(online, "fc", kind="residual").to_json())))
+    first, second = (surgery.apply(plan, network).checkpoint for network in (online, target))
+    for tensor in plan.insertions[0].tensors:
+        assert first.tensors[tensor.name].tobytes() == second.tensors[tensor.name].tobytes()
+
+
+def test_a_plan_of_before_there_were_new_layers_is_still_read() -> None:
+    data = surgery.widen(original("mlp_relu", "dynamo").checkpoint, factor=2).to_json()
+    del data["insertions"]
+    assert Plan.from_json(data).insertions == ()
+
+
+# ---- what must fail -------------------------------------------------------------------------------------------
+
+
+def _with(plan: Plan, **changes: object) -> Plan:
+    (new,) = plan.insertions
+    return dataclasses.replace(plan, insertions=(dataclasses.replace(new, **changes),))
+
+
+def test_an_identity_behind_a_tanh_is_caught() -> None:
+    checkpoint = original("mlp_tanh", "dynamo").checkpoint
+    plan = surgery.deepen(checkpoint, "0")
+    dense = original("mlp_relu", "dynamo").checkpoint
+    (new,) = surgery.deepen(dense, "0", kind="identity").insertions
+    (place,) = new.places
+    nodes = tuple(
+        dataclasses.replace(
+            node,
+            operator="Tanh" if node.operator == "Relu" else node.operator,
+            inputs=("tanh", *node.inputs[1:]) if node.inputs[0] == "relu" else node.inputs,
+        )
+        for node in place.nodes
+    )
+    wrong = dataclasses.replace(new, places=(dataclasses.replace(place, value="tanh", nodes=nodes),))
+    with pytest.raises((ClaimFailed, ProofFailed)):
+        surgery.apply(dataclasses.replace(plan, insertions=(wrong,)), checkpoint)
+
+
+@pytest.mark.parametrize("kind", ["residual", "rezero", "batchnorm"])
+def test_a_branch_that_does_not_start_at_zero_is_caught(kind: str) -> None:
+    checkpoint = original("mlp_relu", "dynamo").checkpoint
+    plan = surgery.deepen(checkpoint, "0", kind=kind)  # type: ignore[arg-type]
+    tensors = tuple(
+        dataclasses.replace(t, start="one") if t.start == "zero" else t for t in plan.insertions[0].tensors
+    )
+    with pytest.raises((ClaimFailed, ProofFailed)):
+        surgery.apply(_with(plan, tensors=tensors), checkpoint)
+
+
+def test_a_plan_cannot_be_applied_twice() -> None:
+    checkpoint = original("mlp_relu", "dynamo").checkpoint
+    plan = surgery.deepen(checkpoint, "0")
+    with pytest.raises(PlanMismatch, match="already"):
+        execute(plan, execute(plan, checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "says"),
+    [
+        ({"after": "0", "count": 0}, ArgumentError, "cannot insert 0 layers"),
+        ({"after": "0", "count": -1}, ArgumentError, "cannot insert -1 layers"),
+        ({"after": "0", "kind": "deep"}, ArgumentError, "unknown kind 'deep'"),
+        ({"after": "0", "width": 0}, ArgumentError, "a branch of 0 units"),
+        ({"after": "0", "kernel": 2}, ArgumentError, "no middle"),
+        ({"after": "0", "name": ["a"], "count": 2}, ArgumentError, "2 new layers, but 1 names"),
+        ({"after": "0", "name": "a..b"}, ArgumentError, "not the path of a module"),
+        ({"after": "0", "name": "2"}, ArgumentError, "has a '2.bias' already"),
+        ({"after": "nothing"}, UnknownName, "unknown layer 'nothing'"),
+        ({"after": ""}, UnknownName, "unknown layer ''"),
+    ],
+)
+def test_a_wrong_request_is_refused_in_words(
+    how: Mapping[str, object], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        surgery.deepen(original("mlp_relu", "dynamo").checkpoint, **how)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "after", "kind", "says"),
+    [
+        ("mlp_tanh", "0", "identity", "Tanh does not return its own results"),
+        ("mlp_leaky_relu", "0", "identity", "LeakyRelu does not return its own results"),
+        ("mlp_relu", "4", "identity", "no activation follows"),
+        ("mixture_of_experts", "softmax", "auto", "Softmax"),
+        ("gru_policy", "encoder", "batchnorm", "batch normalisation is for images"),
+        ("tied_embedding", "embedding", "auto", "used in two ways"),
+    ],
+)
+def test_what_is_not_exact_is_refused_by_name(name: str, after: str, kind: str, says: str) -> None:
+    with pytest.raises(Refused, match=says):
+        surgery.deepen(original(name, "dynamo").checkpoint, after, kind=kind)  # type: ignore[arg-type]
+
+
+def test_a_layer_within_a_loop_is_refused_by_name() -> None:
+    path = next(path for path in FIXTURES if path.stem == "scan")
+    checkpoint = surgery.load(path)
+    inside = [
+        layer.module for layer in layers(surgery.analyse(checkpoint.model)) if layer.node.op_type == "Loop"
+    ]
+    with pytest.raises(Refused, match="Loop"):
+        surgery.deepen(checkpoint, inside[0])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda new: new.update(places=3),
+        lambda new: new["places"][0].update(result="elsewhere"),
+        lambda new: new["places"][0]["nodes"][0].update(operator="rm -rf"),
+        lambda new: new["places"][0]["nodes"][0].update(outputs=[]),
+        lambda new: new["tensors"][0].update(shape=[1 << 40, 1 << 40]),
+        lambda new: new["tensors"][0].update(start="random"),
+        lambda new: new["tensors"][0].update(shape=[3, 4]),
+        lambda new: new["tensors"][0].update(deviation=float("nan")),
+        lambda new: new["tensors"][0].update(dtype="object"),
+    ],
+)
+def test_a_damaged_plan_is_refused(damage) -> None:
+    data = json.loads(json.dumps(surgery.deepen(original("mlp_relu", "dynamo").checkpoint, "0").to_json()))
+    damage(data["insertions"][0])
+    with pytest.raises(PlanMismatch):
+        Plan.from_json(data)
+
+
+def test_an_insertion_describes_itself() -> None:
+    plan = surgery.deepen(original("mlp_relu", "dynamo").checkpoint, "0")
+    (new,) = plan.insertions
+    assert isinstance(new, Insertion)
+    assert new.describe() in plan.describe() and "behind 'relu'" in new.describe()
