@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from surgery.ops.extend import NewObservation as NewObservation
     from surgery.ops.extend import extend as extend
     from surgery.ops.kernel import grow_kernel as grow_kernel
+    from surgery.ops.swap_optimizer import swap_optimizer as swap_optimizer
     from surgery.ops.widen import widen as widen
     from surgery.plan import Plan as Plan
     from surgery.recipe import recipe as recipe
@@ -58,6 +59,7 @@ _HOMES = {
     "load": "surgery.checkpoint",
     "recipe": "surgery.recipe",
     "save": "surgery.checkpoint",
+    "swap_optimizer": "surgery.ops.swap_optimizer",
     "verify": "surgery.verify",
     "widen": "surgery.ops.widen",
 }
@@ -82,6 +84,7 @@ __all__ = [
     "load",
     "recipe",
     "save",
+    "swap_optimizer",
     "verify",
     "widen",
 ]

@@ -133,7 +133,13 @@ def _settings(checkpoint: Checkpoint) -> dict[str, str]:
     groups = {
         f"group {k}": f"{len(g.parameters)} parameters, {dict(g.hyper)}" for k, g in enumerate(state.groups)
     }
-    return {"kind": state.kind, **groups}
+    counts = sorted(set(state.steps.values()))
+    steps = (
+        {"steps": " to ".join(f"{count:,.0f}" for count in dict.fromkeys((counts[0], counts[-1])))}
+        if counts
+        else {}
+    )
+    return {"kind": state.kind, **groups, **steps}
 
 
 def _environment(checkpoint: Checkpoint) -> dict[str, str]:

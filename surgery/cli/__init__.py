@@ -28,6 +28,7 @@ VERBS = {
     "kernel": "kernel",
     "extend": "extend",
     "new": "new",
+    "optimizer": "optimizer",
     "apply": "apply",
     "verify": "verify",
     "diff": "diff",

@@ -1,0 +1,135 @@
+"""`surgery optimizer`"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+import surgery
+from surgery.cli import _files, _options
+from surgery.cli._output import Output, section, table
+
+if TYPE_CHECKING:
+    from surgery.json_values import Json
+    from surgery.ops.swap_optimizer import Match, Swap
+
+
+def _settings(ctx: click.Context, parameter: click.Parameter, words: tuple[str, ...]) -> dict[str, Json]:
+    """`NAME=VALUE …`; a value is a number, true, false, or numbers with commas between them."""
+    found: dict[str, Json] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        try:
+            value = json.loads(f"[{text}]" if "," in text else text)
+        except ValueError:
+            value = None
+        if not equals or not name or value is None or isinstance(value, str | dict):
+            raise click.BadParameter(f"'{word}' is not NAME=VALUE", ctx, parameter)
+        found[name] = value
+    return found
+
+
+@click.command("optimizer", short_help="Swap the optimizer, and carry its state over.")
+@_options.file_argument("model")
+@click.option("--to", metavar="KIND", required=True, help="The new optimizer: adam, adamw, rmsprop or sgd.")
+@click.option(
+    "--set",
+    "options",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=_settings,
+    help="A setting of the new optimizer, under PyTorch's name.",
+)
+@click.option(
+    "--was",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=_settings,
+    help="What the file does not tell of the old one: eps_inside_root, buffer_holds_lr, starts_at_one.",
+)
+@click.option(
+    "--match",
+    type=click.Choice(["tensor", "all", "none"]),
+    help="Choose the learning rate per tensor (default), one for all, or leave it (default if lr is set).",
+)
+@click.option(
+    "--gradients",
+    metavar="FILE.npz",
+    type=_options.FILE,
+    help="Real gradients to measure on, by parameter, one per batch; else drawn from the state.",
+)
+@_options.seed
+@_options.dry_run
+@_options.output_file()
+@_options.force
+@_options.reported
+def command(
+    *,
+    model: Path,
+    to: str,
+    options: dict[str, Json],
+    was: dict[str, Json],
+    match: Match | None,
+    gradients: Path | None,
+    seed: int,
+    dry_run: bool,
+    target: Path | None,
+    force: bool,
+    output: Output,
+) -> None:
+    """Swap the optimizer of a checkpoint; its weights stay, bit by bit.
+
+    The new state is written from the statistics that the old one collected, and the learning rate of each tensor is
+    chosen such that a gradient moves it as far as before: its reach, through this and all later updates. The table
+    has lengths (new over old) and angles, of the reach and of the first update.
+
+    \b
+    Example:
+      surgery optimizer agent.onnx --to adam -o adam.onnx
+      surgery optimizer agent.onnx --to adam --set lr=6.25e-5 --set eps=1.5e-4 -o adam.onnx
+      surgery optimizer agent.onnx --to adamw --set betas=0.9,0.99 --match all -o adamw.onnx
+      surgery optimizer agent.onnx --to adam --was eps_inside_root=true --was starts_at_one=true -o adam.onnx
+    """
+    path = None if dry_run else _files.check_target(target, [model], force=force)
+    real = _files.read_observations(gradients)
+    with output.step(f"reading {model}"):
+        checkpoint = surgery.load(model)
+        swap = surgery.swap_optimizer(
+            checkpoint, to, match=match, was=was, gradients=real, seed=seed, **options
+        )
+    if path is not None:
+        with output.step(f"writing {path}"):
+            swap.save(path, force=force)
+    output.show(_report(swap, path), lambda: _text(swap, path))
+
+
+def _report(swap: Swap, path: Path | None) -> dict[str, object]:
+    state = swap.checkpoint.optimizer
+    groups = [
+        {"parameters": list(group.parameters), "hyper": dict(group.hyper)}
+        for group in (state.groups if state else ())
+    ]
+    return {
+        "output": None if path is None else str(path),
+        "claim": "identical",
+        **swap.report.to_json(),
+        "groups": groups,
+    }
+
+
+def _text(swap: Swap, path: Path | None) -> str:
+    report = swap.report
+    line = f"{report.summary()}{f' · wrote {path}' if path else ''}"
+    measured = "real gradients" if report.measured == "gradients" else "gradients drawn from the state"
+    shown = [(row.name, row.lr, row.gain, row.direction, row.step, row.cosine) for row in report.tensors]
+    rows = [[name, *("–" if x is None else f"{x:.3g}" for x in numbers)] for name, *numbers in shown]
+    headings = ("tensor", "lr", "reach", "cosine", "first step", "cosine")
+    notes = {
+        f"new against old, on {measured}": table(headings, rows),
+        "carried": "\n".join(report.carried),
+        "not carried": "\n".join(report.lost),
+    }
+    return "\n".join([line, *(section(title, body) for title, body in notes.items() if body)])
