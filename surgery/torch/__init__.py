@@ -12,14 +12,24 @@ from surgery.errors import MissingDependency
 
 if TYPE_CHECKING:
     from surgery.torch.module import to_module as to_module
+    from surgery.torch.settle import settle as settle
+    from surgery.torch.settle_moments import warm_moments as warm_moments
     from surgery.torch.swap import swap_optimizer as swap_optimizer
+    from surgery.torch.trajectory import Trajectory as Trajectory
+    from surgery.torch.trajectory import follow as follow
+    from surgery.torch.trajectory_break import break_symmetry as break_symmetry
 
 _HOMES = {
+    "Trajectory": "surgery.torch.trajectory",
+    "break_symmetry": "surgery.torch.trajectory_break",
+    "follow": "surgery.torch.trajectory",
+    "settle": "surgery.torch.settle",
     "swap_optimizer": "surgery.torch.swap",
     "to_module": "surgery.torch.module",
+    "warm_moments": "surgery.torch.settle_moments",
 }
 
-__all__ = ["swap_optimizer", "to_module"]
+__all__ = ["Trajectory", "break_symmetry", "follow", "settle", "swap_optimizer", "to_module", "warm_moments"]
 
 
 def __getattr__(name: str) -> object:
