@@ -1,0 +1,390 @@
+"""A replay that keeps every frame once: one ring of rows per environment, stacks and n-step returns made on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from surgery.errors import ArgumentError
+from surgery.replay.frames import Array, DeviceFrames, Frames, HostFrames
+from surgery.replay.sum_tree import SumTree
+
+if TYPE_CHECKING:
+    import torch
+
+EMPTY, TRANSITION, CONTEXT, CLOSING = range(4)
+"""What a row is: nothing yet; an observation and what was done on it; an older frame of an episode's first stack; the
+last observation of an episode that was cut off, from which a value is still taken."""
+_TRIES = 1000
+_EXPONENT = 0.5
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The shape of experience.
+
+    Attributes:
+      envs: number of environments, each a stream of its own.
+      frame: shape of what is new in an observation: without the stack axis when there is one.
+      dtype: element type of the observations.
+      stack: frames in an observation, newest last on its first axis; 1 if observations are not stacked.
+    """
+
+    envs: int
+    frame: tuple[int, ...]
+    dtype: str
+    stack: int = 1
+
+    @staticmethod
+    def of(observation: Sequence[int], dtype: np.dtype[Any], *, envs: int, stacked: bool) -> Layout:
+        """The layout of observations of a shape, whose first axis is a frame stack if `stacked`."""
+        shape = tuple(observation)
+        if stacked and shape[0] > 1:
+            return Layout(envs, shape[1:], dtype.name, shape[0])
+        return Layout(envs, shape, dtype.name)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Transitions drawn from a replay; B of them, arrays on the host or tensors where the frames lie.
+
+    Attributes:
+      rows: (B,) the rows drawn, for `Replay.set_priorities`.
+      observation: (B, *observation).
+      action: (B,) int64.
+      returns: (B,) float32, the sum of γ^j r_j over the next n steps, or up to the episode's end.
+      discount: (B,) float32, γ^m for the m steps summed; 0 where the episode terminated among them.
+      next_observation: (B, *observation) m steps on; what it holds under discount 0 is arbitrary.
+      weight: (B,) float32, importance weights, largest 1; all ones without priorities.
+    """
+
+    rows: Array
+    observation: Array | torch.Tensor
+    action: Array
+    returns: Array
+    discount: Array
+    next_observation: Array | torch.Tensor
+    weight: Array
+
+
+class Replay:
+    """A ring of rows per environment, and a way to draw n-step transitions from them.
+
+    An episode's first stack is kept frame by frame, so that any padding is given back as it was. A loss of life that
+    terminates a transition does not break the stack: whether an observation continues the one before is compared,
+    not assumed.
+
+    Args:
+      layout: the shape of experience.
+      capacity: rows in all; each environment has an equal share.
+      n_step: steps that a return sums.
+      gamma: discount per step.
+      clip: rewards are cut to ±clip when drawn, and kept whole; None leaves them.
+      prioritised: draw in proportion to priority (`set_priorities`); else uniformly.
+      device: where the frames lie: `cpu` is the host's memory.
+
+    Raises:
+      ArgumentError: a share is too small for one stack and n steps.
+      MemoryError: the frames cannot be reserved; ask `check_memory` first.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        capacity: int,
+        *,
+        n_step: int = 1,
+        gamma: float = 0.99,
+        clip: float | None = None,
+        prioritised: bool = False,
+        device: str = "cpu",
+    ) -> None:
+        self.layout, self.n_step, self.gamma, self.clip = layout, n_step, gamma, clip
+        self.length = capacity // layout.envs
+        if self.length < 2 * (layout.stack + n_step):
+            raise ArgumentError(
+                f"a replay of {capacity:,} rows leaves {self.length} for each of {layout.envs} environments: "
+                f"at least {2 * (layout.stack + n_step)} are needed"
+            )
+        rows = self.length * layout.envs
+        kind = np.dtype(layout.dtype)
+        self._frames: Frames = (
+            HostFrames(rows, layout.frame, kind)
+            if device == "cpu"
+            else DeviceFrames(rows, layout.frame, kind, device)
+        )
+        self._kind = np.zeros(rows, np.uint8)
+        self._action = np.zeros(rows, np.int64)
+        self._reward = np.zeros(rows, np.float32)
+        self._terminated = np.zeros(rows, np.bool_)
+        self._cut = np.zeros(rows, np.bool_)
+        self.written = np.zeros(layout.envs, np.int64)
+        self._expected: Array | None = None
+        self._open = np.zeros(layout.envs, np.bool_)
+        self._tree = SumTree(rows) if prioritised else None
+        self._highest = 1.0
+        self._transitions = 0
+
+    def __len__(self) -> int:
+        """Transitions held."""
+        return self._transitions
+
+    @property
+    def prioritised(self) -> bool:
+        """Whether draws follow priorities."""
+        return self._tree is not None
+
+    def add(
+        self,
+        observation: Array,
+        action: Array,
+        reward: Array,
+        terminated: Array,
+        truncated: Array,
+        next_observation: Array,
+        valid: Array | None = None,
+    ) -> None:
+        """Append what one step of every environment gave.
+
+        Args:
+          observation: (envs, *observation) that was acted on.
+          action: (envs,) whole numbers.
+          reward: (envs,) as the environment gave it.
+          terminated: (envs,) no value is taken from beyond.
+          truncated: (envs,) the episode was cut off; values are taken from `next_observation`.
+          next_observation: (envs, *observation) the true successor, never one of the next episode.
+          valid: (envs,) false where no transition happened; all true if None.
+        """
+        used = np.arange(self.layout.envs) if valid is None else np.flatnonzero(valid)
+        current, after = self._frames_of(observation), self._frames_of(next_observation)
+        fresh = used[~self._continues(used, current)]
+        self._close(fresh[self._open[fresh]])
+        for age in range(self.layout.stack - 1):
+            self._append(fresh, current[fresh, age], CONTEXT)
+        self._append(
+            used, current[used, -1], TRANSITION, np.asarray(action)[used], np.asarray(reward)[used],
+            np.asarray(terminated)[used],
+        )  # fmt: skip
+        if self._expected is None:
+            self._expected = np.zeros_like(after)
+        self._expected[used] = after[used]
+        self._open[used] = ~np.asarray(terminated, np.bool_)[used]
+        self._close(used[(np.asarray(truncated)[used] != 0) & self._open[used]])
+
+    def cut(self) -> None:
+        """Cut off every open episode: what is added next is of another one (an environment was made anew)."""
+        self._close(np.flatnonzero(self._open))
+        self._expected = None
+
+    def _frames_of(self, observation: Array) -> Array:
+        """Observations with their frames on axis 1: (envs, stack, *frame)."""
+        return np.asarray(observation).reshape(-1, self.layout.stack, *self.layout.frame)
+
+    def _continues(self, used: Array, current: Array) -> Array:
+        """Whether each observation is the one that the last step of its stream led to."""
+        if self._expected is None:
+            return np.zeros(len(used), np.bool_)
+        same = current[used] == self._expected[used]
+        found: Array = same.all(axis=tuple(range(1, same.ndim)))
+        return found
+
+    def _close(self, streams: Array) -> None:
+        if len(streams) and self._expected is not None:
+            self._append(streams, self._expected[streams, -1], CLOSING)
+            self._open[streams] = False
+
+    def _append(
+        self,
+        streams: Array,
+        frames: Array,
+        kind: int,
+        action: Array | int = 0,
+        reward: Array | float = 0.0,
+        terminated: Array | bool = False,
+    ) -> None:
+        """One row for each of some streams."""
+        if not len(streams):
+            return
+        rows = self._row(streams, self.written[streams])
+        if kind == CLOSING:
+            self._cut[self._row(streams, self.written[streams] - 1)] = True
+        self._transitions -= int((self._kind[rows] == TRANSITION).sum())
+        self._transitions += len(rows) if kind == TRANSITION else 0
+        self._frames.write(rows, frames)
+        self._kind[rows], self._action[rows], self._reward[rows] = kind, action, reward
+        self._terminated[rows], self._cut[rows] = terminated, False
+        self.written[streams] += 1
+        if self._tree is not None:
+            self._tree.set(rows, np.full(len(rows), self._highest if kind == TRANSITION else 0.0))
+
+    def _row(self, streams: Array, count: Array) -> Array:
+        """The row of the `count`-th entry of each stream."""
+        rows: Array = streams * self.length + count % self.length
+        return rows
+
+    def sample(self, size: int, generator: np.random.Generator) -> Batch:
+        """Draw transitions whose stack and whose n steps are whole, with replacement.
+
+        Raises:
+          ArgumentError: there are none, or next to none.
+        """
+        rows = self._draw(size, generator)
+        streams, position = np.divmod(rows, self.length)
+        returns, discount, steps = self._look_ahead(streams, position)
+        back = np.arange(1 - self.layout.stack, 1)
+        here = streams[:, None] * self.length + (position[:, None] + back) % self.length
+        there = streams[:, None] * self.length + ((position + steps)[:, None] + back) % self.length
+        both = self._frames.gather(np.concatenate([here, there]).ravel())
+        shape = self.layout.frame if self.layout.stack == 1 else (self.layout.stack, *self.layout.frame)
+        both = both.reshape(2 * size, *shape)
+        return Batch(
+            rows, both[:size], self._action[rows], returns, discount, both[size:], self._weight(rows)
+        )
+
+    def _draw(self, size: int, generator: np.random.Generator) -> Array:
+        rows = np.zeros(size, np.int64)
+        missing = np.ones(size, np.bool_)
+        for _ in range(_TRIES):
+            count = int(missing.sum())
+            drawn = self._tree.draw(count, generator) if self._tree else self._uniform(count, generator)
+            rows[missing] = drawn
+            missing[missing] = ~self._whole(drawn)
+            if not missing.any():
+                return rows
+        raise ArgumentError(
+            f"a replay of {len(self):,} transitions holds next to none with {self.n_step} steps after it",
+            hint="collect more before learning",
+        )
+
+    def _uniform(self, count: int, generator: np.random.Generator) -> Array:
+        """Rows in use, each as likely as the other."""
+        held = np.minimum(self.written, self.length)
+        ends = np.cumsum(held)
+        if not ends[-1]:
+            return np.zeros(count, np.int64)
+        number = generator.integers(ends[-1], size=count)
+        stream = np.searchsorted(ends, number, side="right")
+        rows: Array = stream * self.length + number - (ends - held)[stream]
+        return rows
+
+    def _whole(self, rows: Array) -> Array:
+        """Whether a transition's stack has not been overwritten, and its n steps or its end are known."""
+        streams, position = np.divmod(rows, self.length)
+        held = np.minimum(self.written, self.length)[streams]
+        behind = (self.written[streams] - 1 - position) % self.length
+        path = self._path(streams, position)
+        steps, ended = self._steps(path)
+        final = path[np.arange(len(rows)), steps - 1]
+        needed = np.where(ended & self._terminated[final], steps - 1, steps)
+        whole: Array = (
+            (self._kind[rows] == TRANSITION) & (behind + self.layout.stack - 1 < held) & (behind >= needed)
+        )
+        return whole
+
+    def _path(self, streams: Array, position: Array) -> Array:
+        """The rows of the next n steps, (B, n)."""
+        path: Array = (
+            streams[:, None] * self.length + (position[:, None] + np.arange(self.n_step)) % self.length
+        )
+        return path
+
+    def _steps(self, path: Array) -> tuple[Array, Array]:
+        """How many of the steps are taken, 1 … n, and whether the last of them ends the episode."""
+        ends = self._terminated[path] | self._cut[path]
+        ended = np.asarray(ends.any(axis=1))
+        return np.where(ended, ends.argmax(axis=1) + 1, self.n_step), ended
+
+    def _look_ahead(self, streams: Array, position: Array) -> tuple[Array, Array, Array]:
+        """n-step returns, discounts of what follows, and steps taken."""
+        path = self._path(streams, position)
+        steps, _ = self._steps(path)
+        reward = (
+            self._reward[path] if self.clip is None else np.clip(self._reward[path], -self.clip, self.clip)
+        )
+        ages = np.arange(self.n_step)
+        returns = (reward * self.gamma**ages * (ages < steps[:, None])).sum(axis=1)
+        final = path[np.arange(len(path)), steps - 1]
+        discount = self.gamma**steps * ~self._terminated[final]
+        return returns.astype(np.float32), discount.astype(np.float32), steps
+
+    def _weight(self, rows: Array) -> Array:
+        """Dopamine's weights: 1 / √p, the largest being 1 (an importance exponent of one half)."""
+        if self._tree is None:
+            return np.ones(len(rows), np.float32)
+        weight: Array = self._tree.priorities[rows] ** -_EXPONENT
+        return np.asarray(weight / weight.max(), np.float32)
+
+    def set_priorities(self, rows: Array, loss: Array) -> None:
+        """Make the rows of a batch as likely as the root of their loss (Dopamine's exponent of one half).
+
+        Args:
+          rows: (B,) of the batch.
+          loss: (B,) the temporal-difference loss of each, at least 0.
+        """
+        if self._tree is not None:
+            priority = np.sqrt(np.asarray(loss, np.float64) + 1e-10)
+            self._highest = max(self._highest, float(priority.max()))
+            self._tree.set(rows, priority)
+
+    @property
+    def priorities(self) -> Array | None:
+        """The priority of every row, float32; None without priorities."""
+        return None if self._tree is None else self._tree.priorities.astype(np.float32)
+
+    def restore_priorities(self, priority: Array) -> None:
+        """Take over what `priorities` gave, once the rows are back."""
+        if self._tree is not None:
+            rows = np.flatnonzero((self._kind == TRANSITION) & (priority > 0))
+            self._tree.set(rows, priority[rows].astype(np.float64))
+            self._highest = max(1.0, float(priority.max(initial=0.0)))
+
+    def pending(self) -> dict[str, Array]:
+        """The observations that open episodes have led to, and which episodes are open, for `segments`."""
+        expected = np.zeros(0) if self._expected is None else self._expected
+        return {"expected": expected, "open": self._open}
+
+    def resume(self, expected: Array, still_open: Array) -> None:
+        """Take over what `pending` gave."""
+        self._expected = expected if expected.size else None
+        self._open = still_open.astype(np.bool_)
+
+    def export(self, streams: Array, counts: Array) -> dict[str, Array]:
+        """The rows that some entries of some streams lie in: frames and columns, for `segments`."""
+        rows = self._row(streams, counts)
+        return {
+            "frames": self._frames.read(rows),
+            "kind": self._kind[rows],
+            "action": self._action[rows],
+            "reward": self._reward[rows],
+            "terminated": self._terminated[rows],
+        }
+
+    def append_rows(self, stream: int, columns: dict[str, Array]) -> None:
+        """Append rows that `export` gave to one stream, as they were; the stream is left as if it had been cut."""
+        count = len(columns["kind"])
+        for start in range(0, count, self.length):
+            part = {name: column[start : start + self.length] for name, column in columns.items()}
+            self._append_part(stream, part)
+
+    def _append_part(self, stream: int, columns: dict[str, Array]) -> None:
+        kind = columns["kind"]
+        counts = self.written[stream] + np.arange(len(kind))
+        rows = self._row(np.full(len(kind), stream), counts)
+        closing = self._row(np.full(len(kind), stream), counts - 1)[kind == CLOSING]
+        self._transitions += int((kind == TRANSITION).sum()) - int((self._kind[rows] == TRANSITION).sum())
+        self._frames.write(rows, columns["frames"])
+        for name, column in (
+            ("kind", self._kind),
+            ("action", self._action),
+            ("reward", self._reward),
+            ("terminated", self._terminated),
+        ):
+            column[rows] = columns[name]
+        self._cut[rows] = False
+        self._cut[closing] = True
+        self.written[stream] += len(kind)
+        if self._tree is not None:
+            self._tree.set(rows, np.where(kind == TRANSITION, self._highest, 0.0))

@@ -1,0 +1,79 @@
+"""Where the frames of a replay lie: in the host's memory (numpy), or on a device (torch)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Frames(Protocol):
+    """Rows of frames that are written and gathered by row number."""
+
+    def write(self, rows: Array, frames: Array) -> None:
+        """Put frames (B, *frame) at rows (B,)."""
+
+    def gather(self, rows: Array) -> Array | torch.Tensor:
+        """The frames (B, *frame) at rows (B,), where they lie."""
+
+    def read(self, rows: Array) -> Array:
+        """The frames (B, *frame) at rows (B,), on the host."""
+
+
+class HostFrames:
+    """Frames as one numpy array; its pages take memory as they are first written.
+
+    Raises:
+      MemoryError: the array cannot be reserved.
+    """
+
+    def __init__(self, rows: int, frame: Sequence[int], dtype: np.dtype[Any]) -> None:
+        self._shape = tuple(frame)
+        self._frames = np.zeros((rows, int(np.prod(frame, dtype=np.int64))), dtype)
+
+    def write(self, rows: Array, frames: Array) -> None:
+        self._frames[rows] = np.asarray(frames).reshape(len(rows), -1)
+
+    def gather(self, rows: Array) -> Array:
+        return self._frames.take(rows, axis=0).reshape(len(rows), *self._shape)
+
+    read = gather
+
+
+class DeviceFrames:
+    """Frames as one torch tensor on a device; only row numbers travel to it when a batch is gathered."""
+
+    def __init__(self, rows: int, frame: Sequence[int], dtype: np.dtype[Any], device: str) -> None:
+        import torch
+
+        self._shape = tuple(frame)
+        kind = torch.from_numpy(np.zeros(1, dtype)).dtype
+        self._device = torch.device(device)
+        self._frames = torch.zeros((rows, int(np.prod(frame, dtype=np.int64))), dtype=kind, device=device)
+
+    def write(self, rows: Array, frames: Array) -> None:
+        import torch
+
+        flat = np.ascontiguousarray(frames).reshape(len(rows), -1)
+        self._frames.index_copy_(0, self._rows(rows), torch.from_numpy(flat).to(self._device))
+
+    def gather(self, rows: Array) -> torch.Tensor:
+        return self._frames.index_select(0, self._rows(rows)).view(len(rows), *self._shape)
+
+    def read(self, rows: Array) -> Array:
+        found: Array = self.gather(rows).cpu().numpy()
+        return found
+
+    def _rows(self, rows: Array) -> torch.Tensor:
+        import torch
+
+        numbers = torch.from_numpy(np.ascontiguousarray(rows, np.int64))
+        if self._device.type == "cuda":
+            return numbers.pin_memory().to(self._device, non_blocking=True)
+        return numbers

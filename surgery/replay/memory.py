@@ -1,0 +1,67 @@
+"""How much a replay takes, said before it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from surgery.errors import ArgumentError
+
+ROW = 4 + 8 + 1 + 1 + 1
+"""Bytes of a row besides its frame: reward, action, two flags, kind."""
+TREE = 32
+"""Bytes of a row in a sum tree: leaves and nodes in float64, at most doubled by rounding up to a power of 2."""
+
+
+def estimate(rows: int, frame: Sequence[int], dtype: DTypeLike, *, prioritised: bool = False) -> int:
+    """Bytes that a replay of `rows` frames takes once it is full."""
+    size = int(np.prod(frame, dtype=np.int64)) * np.dtype(dtype).itemsize
+    return rows * (size + ROW + (TREE if prioritised else 0))
+
+
+def available() -> int | None:
+    """Bytes of host memory that can still be taken, of the machine or of the control group; None if unknown."""
+    found = [amount for amount in (_machine(), _group()) if amount is not None]
+    return min(found, default=None)
+
+
+def check_memory(rows: int, needed: int) -> None:
+    """Refuse a replay that would not fit.
+
+    Args:
+      rows: its capacity.
+      needed: the bytes it takes, from `estimate`.
+
+    Raises:
+      ArgumentError: more than nine tenths of what is available; says both numbers and a capacity that fits.
+    """
+    free = available()
+    if free is None or needed <= 0.9 * free:
+        return
+    fits = int(rows * 0.9 * free / needed)
+    raise ArgumentError(
+        f"a replay of {rows:,} frames takes {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB is available",
+        hint=f"keep fewer frames: --replay {max(1, fits):,}".replace(",", ""),
+    )
+
+
+def _machine() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0]) * 1024 if found else None
+
+
+def _group() -> int | None:
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit = (folder / "memory.max").read_text().strip()
+        used = (folder / "memory.current").read_text().strip()
+    except OSError:
+        return None
+    return int(limit) - int(used) if limit.isdecimal() else None

@@ -1,0 +1,120 @@
+"""Transitions that others recorded: an `.npz` with `obs`, `action`, `reward`, `terminated` and, best, `next_obs`.
+
+The arrays are a ring buffer in storage order. Between index i and i + 1 lies a seam (the end of an episode, a cut, the
+ring's own end) wherever `terminated[i]`, `truncated[i]` or `next_obs[i] != obs[i + 1]`: no return reaches across one.
+With `packed` true the observations are bits (`np.packbits`) of the shape `obs_shape`.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from surgery.errors import ArgumentError, CorruptFile
+from surgery.files import check_readable
+from surgery.replay.buffer import Replay
+from surgery.replay.frames import Array
+
+_CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """What was recorded, N transitions in order.
+
+    Attributes:
+      observation: (N, *observation).
+      action: (N,) whole numbers.
+      reward: (N,)
+      terminated: (N,) true where the episode ended by its own rules.
+      next_observation: (N, *observation) the true successors.
+    """
+
+    observation: Array
+    action: Array
+    reward: Array
+    terminated: Array
+    next_observation: Array
+
+    def __len__(self) -> int:
+        return len(self.action)
+
+
+def read_transitions(path: Path) -> Transitions:
+    """Read a recorded replay; nothing in it is executed.
+
+    Raises:
+      FileError: the file cannot be read.
+      CorruptFile: damaged, or without the arrays that make a transition.
+    """
+    check_readable(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return _transitions({name: file[name] for name in file.files})
+    except KeyError as error:
+        raise CorruptFile(f"{path} is no recorded replay: it has no array {error}") from error
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise CorruptFile(f"{path} is no recorded replay: {error}") from error
+
+
+def _transitions(arrays: dict[str, Array]) -> Transitions:
+    shape = tuple(int(size) for size in arrays.get("obs_shape", np.array(arrays["obs"].shape)))
+    packed = bool(arrays.get("packed", np.array(False)))
+    observation, after = (_observations(arrays[name], shape, packed) for name in ("obs", "next_obs"))
+    columns = [arrays[name] for name in ("action", "reward", "terminated")]
+    if any(column.shape != shape[:1] for column in columns):
+        raise ValueError(f"{shape[0]} observations, but {[column.shape for column in columns]} of the rest")
+    action, reward, terminated = columns
+    if not np.issubdtype(action.dtype, np.integer):
+        raise ValueError(f"actions are {action.dtype}, not whole numbers")
+    return Transitions(
+        observation, action.astype(np.int64), reward.astype(np.float32), terminated != 0, after
+    )
+
+
+def _observations(array: Array, shape: Sequence[int], packed: bool) -> Array:
+    if packed:
+        array = np.unpackbits(array, count=int(np.prod(shape, dtype=np.int64)))
+    return array.reshape(shape)
+
+
+def fill(replay: Replay, recorded: Transitions, *, actions: int) -> None:
+    """Append recorded transitions to the first stream of a replay.
+
+    Args:
+      replay: of one environment; its layout is that of the environment that the student will learn in.
+      recorded: what to append.
+      actions: number of actions of that environment.
+
+    Raises:
+      ArgumentError: observations of another shape, or actions that the environment does not have: a replay of
+        another game.
+    """
+    layout = replay.layout
+    shape = layout.frame if layout.stack == 1 else (layout.stack, *layout.frame)
+    if recorded.observation.shape[1:] != shape:
+        raise ArgumentError(
+            f"a replay of another environment: its observations are {list(recorded.observation.shape[1:])}, "
+            f"the environment's {list(shape)}"
+        )
+    if len(recorded) and not 0 <= int(recorded.action.min()) <= int(recorded.action.max()) < actions:
+        raise ArgumentError(
+            f"a replay of another environment: it holds action {int(recorded.action.max())}, "
+            f"the environment has {actions} actions"
+        )
+    never = np.zeros(1, np.bool_)
+    for i in range(len(recorded)):
+        replay.add(
+            recorded.observation[i : i + 1],
+            recorded.action[i : i + 1],
+            recorded.reward[i : i + 1],
+            recorded.terminated[i : i + 1],
+            never,
+            recorded.next_observation[i : i + 1],
+        )
+    replay.cut()
