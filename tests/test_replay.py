@@ -283,6 +283,7 @@ def test_segments_of_overwritten_rows_are_let_go(tmp_path: Path):
         if number % 25 == 0:
             known = write_segment(replay, tmp_path, known)
     assert len(known) < len(list(tmp_path.iterdir()))
+    replay.cut()
     again = Replay(layout, 100)
     restore(again, tmp_path, write_segment(replay, tmp_path, known))
     assert len(again) == len(replay)
