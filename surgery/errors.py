@@ -9,6 +9,7 @@ SurgeryError              2   the command or a file is wrong
 │   └── UnknownName       2   a name that the model does not have (lists the nearest ones)
 ├── GraphError            2   a graph that is not valid ONNX, or that we cannot take in
 ├── PlanMismatch          2   a plan that does not fit the checkpoint it is applied to
+├── RunFailed             1   training had to stop: not a number, a dead environment
 ├── Refused               1   the answer is no: a frozen space, no exact route
 ├── ClaimFailed           1   the result does not keep what the plan claimed
 └── ProofFailed           3   the plan's own float64 proof fails: a bug of ours
@@ -90,6 +91,12 @@ class GraphError(SurgeryError):
 
 class PlanMismatch(SurgeryError):
     """A plan that does not fit the checkpoint it is applied to."""
+
+
+class RunFailed(SurgeryError):
+    """Training had to stop; what was saved before is kept, and can be gone on with."""
+
+    exit_code = 1
 
 
 class Refused(SurgeryError):

@@ -5,13 +5,14 @@ replay.add(observation, action, reward, terminated, truncated, next_observation)
 batch = replay.sample(32, generator)
 """
 
-from surgery.replay.buffer import Batch, Layout, Replay
+from surgery.replay.buffer import NOWHERE, Batch, Layout, Replay
 from surgery.replay.memory import check_memory, estimate
 from surgery.replay.recorded import Transitions, fill, read_transitions
 from surgery.replay.segments import Segment, restore, write_segment
 from surgery.replay.sum_tree import SumTree
 
 __all__ = [
+    "NOWHERE",
     "Batch",
     "Layout",
     "Replay",

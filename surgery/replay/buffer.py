@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 EMPTY, TRANSITION, CONTEXT, CLOSING = range(4)
 """What a row is: nothing yet; an observation and what was done on it; an older frame of an episode's first stack; the
 last observation of an episode that was cut off, from which a value is still taken."""
+NOWHERE = -1
+"""A row of a batch that was put there from elsewhere: it has no priority to set."""
 _TRIES = 1000
 _EXPONENT = 0.5
 
@@ -321,12 +323,14 @@ class Replay:
         """Make the rows of a batch as likely as the root of their loss (Dopamine's exponent of one half).
 
         Args:
-          rows: (B,) of the batch.
+          rows: (B,) of the batch; those that are `NOWHERE` are left out.
           loss: (B,) the temporal-difference loss of each, at least 0.
         """
         if self._tree is not None:
+            own = rows != NOWHERE
+            rows, loss = rows[own], loss[own]
             priority = np.sqrt(np.asarray(loss, np.float64) + 1e-10)
-            self._highest = max(self._highest, float(priority.max()))
+            self._highest = max(self._highest, float(priority.max(initial=0.0)))
             self._tree.set(rows, priority)
 
     @property

@@ -7,8 +7,6 @@ With `packed` true the observations are bits (`np.packbits`) of the shape `obs_s
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from surgery.errors import ArgumentError, CorruptFile
-from surgery.files import check_readable
 from surgery.replay.buffer import Replay
 from surgery.replay.frames import Array
-
-_CHUNK = 4096
+from surgery.replay.npz import read_npz
 
 
 @dataclass(frozen=True)
@@ -52,13 +48,12 @@ def read_transitions(path: Path) -> Transitions:
       FileError: the file cannot be read.
       CorruptFile: damaged, or without the arrays that make a transition.
     """
-    check_readable(path)
+    arrays = read_npz(path, "recorded replay")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return _transitions({name: file[name] for name in file.files})
+        return _transitions(arrays)
     except KeyError as error:
         raise CorruptFile(f"{path} is no recorded replay: it has no array {error}") from error
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, TypeError) as error:
         raise CorruptFile(f"{path} is no recorded replay: {error}") from error
 
 

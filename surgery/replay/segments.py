@@ -8,8 +8,6 @@ the checkpoint keeps.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from surgery.errors import CorruptFile
-from surgery.files import check_readable, replacing
+from surgery.files import replacing
 from surgery.json_values import Fields, Json
 from surgery.replay.buffer import Replay
 from surgery.replay.frames import Array
+from surgery.replay.npz import read_npz
 
 _COLUMNS = ("frames", "kind", "action", "reward", "terminated")
 
@@ -124,13 +123,11 @@ def _packed(columns: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def _read(path: Path, replay: Replay) -> dict[str, Array]:
-    check_readable(path)
+    columns = read_npz(path, "whole segment of a replay")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            columns = {name: file[name] for name in file.files}
         return _unpacked(columns, replay)
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise CorruptFile(f"{path} is not a whole segment of a replay: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptFile(f"{path} is no segment of this replay: {error}") from error
 
 
 def _unpacked(columns: dict[str, Array], replay: Replay) -> dict[str, Array]:

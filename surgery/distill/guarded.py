@@ -1,0 +1,51 @@
+"""Environments whose failures are errors that say what to do, not tracebacks of other libraries."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from surgery.envs import Envs, Step
+from surgery.errors import RunFailed, SurgeryError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Guarded:
+    """The same environments (`Envs`); what they throw when they are reset or stepped becomes a `RunFailed`."""
+
+    def __init__(self, envs: Envs) -> None:
+        self._envs = envs
+        self.num_envs, self.actions, self.stacked = envs.num_envs, envs.actions, envs.stacked
+        self.observation_shape, self.observation_dtype = envs.observation_shape, envs.observation_dtype
+        self.action_meanings, self.contract = envs.action_meanings, envs.contract
+
+    def reset(self) -> Array:
+        with self._alive():
+            return self._envs.reset()
+
+    def step(self, actions: Array) -> Step:
+        with self._alive():
+            step = self._envs.step(actions)
+        if not np.isfinite(step.reward).all():
+            raise RunFailed(f"the environment {self.contract.id} gave a reward that is not a number")
+        return step
+
+    def close(self) -> None:
+        with contextlib.suppress(Exception):  # a dead one cannot be closed, and the reason has been told
+            self._envs.close()
+
+    @contextlib.contextmanager
+    def _alive(self) -> Iterator[None]:
+        try:
+            yield
+        except SurgeryError:
+            raise
+        except Exception as error:  # environments are anyone's code
+            raise RunFailed(
+                f"the environment {self.contract.id} failed: {type(error).__name__}: {error}",
+                hint="repeat the command to go on from the last checkpoint",
+            ) from error

@@ -1,0 +1,118 @@
+"""What a run says as it goes: `metrics.jsonl`, TensorBoard files, and a status for whoever watches."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from surgery.files import write_error
+from surgery.json_values import Json
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a run is, for a live line.
+
+    Attributes:
+      phase: `collecting`, `offline` or `online`.
+      done: of `total`, in the unit of the phase.
+      total: how many there are.
+      unit: `frames` or `updates`.
+      rate: per second.
+      mean_return: newest mean return of the student; None before the first.
+      weight: λ.
+      seconds_left: of this phase, at this rate; None before it is known.
+    """
+
+    phase: str
+    done: int
+    total: int
+    unit: str
+    rate: float
+    mean_return: float | None
+    weight: float
+    seconds_left: float | None
+
+
+class Journal:
+    """One JSON object a line; the same numbers for TensorBoard.
+
+    Every line has `kind` (`train`, `evaluation` or `event`), `phase`, `step` (agent steps online), `frames`, `updates`
+    and `seconds`. A line of kind `evaluation` has `return`, `episodes`, `score` and `returns`; one of kind `train`
+    has `return` and `episodes` of the episodes that ended since the line before, λ, rates and the parts of the loss.
+
+    Args:
+      folder: the run's.
+      size: bytes of `metrics.jsonl` that belong to the run so far: what lies beyond is dropped.
+      step: agent steps so far, for TensorBoard.
+
+    Raises:
+      FileError: the folder cannot be written to.
+    """
+
+    def __init__(self, folder: Path, *, size: int = 0, step: int = 0) -> None:
+        self._path = folder / METRICS
+        try:
+            self._file: IO[bytes] = self._path.open("ab")
+            if self._file.tell() > size:
+                self._file.truncate(size)
+        except OSError as error:
+            raise write_error(error, self._path) from error
+        self._board = _board(folder / "tensorboard", step)
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self._file.tell()
+
+    def write(self, record: Mapping[str, Json]) -> None:
+        """Append one line, at once.
+
+        Raises:
+          FileError: the disk is full.
+        """
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in record.items()
+        }
+        try:
+            self._file.write(json.dumps(finite, ensure_ascii=False).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise write_error(error, self._path) from error
+        if self._board is not None:
+            self._show(self._board, record)
+
+    @staticmethod
+    def _show(board: SummaryWriter, record: Mapping[str, Json]) -> None:
+        step = record.get("updates" if record.get("phase") == "offline" else "frames")
+        name = f"{record['kind']}_{record['phase']}" if record.get("phase") == "offline" else record["kind"]
+        for key, value in record.items():
+            if isinstance(value, float):
+                board.add_scalar(f"{name}/{key}", value, step)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()  # type: ignore[no-untyped-call]
+
+
+def _board(folder: Path, step: int) -> SummaryWriter | None:
+    """None where TensorBoard is not installed: the numbers are in `metrics.jsonl` too."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=step or None, flush_secs=60)  # type: ignore[no-untyped-call]

@@ -1,0 +1,369 @@
+"""The one loop that every method runs in: measure, collect, learn offline, learn online.
+
+Everything that a phase changes is in the session, so that it can be left and taken up again at any step.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+
+from surgery.distill.acting import Array, Score, Turns, epsilon, explore, play
+from surgery.distill.journal import Status
+from surgery.distill.learner import Arriving, Objective
+from surgery.distill.mixing import mixed
+from surgery.distill.session import Session
+from surgery.distill.weaning import Weaning, check_teacher
+from surgery.envs import Step
+from surgery.errors import RunFailed
+from surgery.json_values import Json
+from surgery.replay import Batch, Replay, fill
+
+LINES = 200
+"""Lines of metrics in the online phase."""
+STATUS_SECONDS = 0.5
+
+
+class Stopped(Exception):
+    """Someone asked for an end; the session has been saved."""
+
+
+class Loop:
+    """Runs a session to its end.
+
+    Args:
+      session: what to run.
+      watch: called now and then with where the run is.
+      stop: asked between steps; true saves and raises `Stopped`.
+    """
+
+    def __init__(
+        self, session: Session, *, watch: Callable[[Status], None] = lambda _: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
+        self._session, self._watch, self._stop = session, watch, stop
+        self._progress, self._settings = session.progress, session.settings
+        self._late: tuple[Array, Arriving] | None = None
+        self._pace = Pace()
+
+    def run(self) -> None:
+        """Run the phases that are left, and write the student.
+
+        Raises:
+          Stopped: asked to; saved.
+          RunFailed: the loss is no number, or the environment is dead; the last checkpoint stands.
+          Refused: the teacher plays no better than chance.
+          FileError: the disk is full; the last checkpoint stands.
+        """
+        phases: Mapping[str, Callable[[], None]] = {
+            "measuring": self._measure,
+            "collecting": self._collect,
+            "offline": self._offline,
+            "online": self._online,
+        }
+        while self._progress.phase in phases:
+            phases[self._progress.phase]()
+            names = [*phases, "done"]
+            self._progress.phase = names[names.index(self._progress.phase) + 1]
+            self._session.save()
+        self._session.export()
+
+    def _measure(self) -> None:
+        """What the teacher and random play are worth here, in whole games and true returns."""
+        session, episodes = self._session, self._settings.evaluation_episodes
+        generator = np.random.default_rng([self._settings.seed, 1])
+        count = session.envs.actions
+        chance = self._play(lambda x: generator.integers(count, size=len(x)), 1, max(episodes, 30))
+        self._progress.random = [chance.mean, chance.error]
+        if session.teacher is None:
+            self._event("measured", random=chance.mean)
+            return
+        teacher = session.teacher
+        score = self._play(lambda x: teacher.act(x, generator), 2, max(episodes, 30))
+        self._progress.teacher = [score.mean, score.error]
+        self._event(
+            "measured", random=chance.mean, teacher=score.mean, teacher_error=score.error,
+            teacher_episodes=len(score.returns),
+        )  # fmt: skip
+        check_teacher(score.mean, score.error, chance.mean, chance.error)
+        session.weaning = Weaning(chance.mean, score.mean, self._settings.cutoff)
+
+    def _collect(self) -> None:
+        """Fill the teacher's replay: from a recording, or by ε-greedy play with ε from 1 to its end.
+
+        A black box brings no replay of its own training; play without exploration would leave most states unseen.
+        """
+        session, progress, settings = self._session, self._progress, self._settings
+        replay = session.teacher_replay
+        if replay is None:
+            return
+        if session.job.recorded is not None:
+            if not len(replay):
+                fill(replay, session.job.recorded, actions=session.envs.actions)
+            progress.collected = len(replay)
+            return
+        assert session.teacher is not None
+        observation = session.envs.reset()
+        while progress.collected < settings.teacher_data:
+            self._turn("collecting", progress.collected, settings.teacher_data, "steps")
+            chance = epsilon(progress.collected, settings.teacher_data, settings.epsilon_end)
+            wanted = session.teacher.act(observation, session.actions)
+            actions = explore(wanted, chance, session.envs.actions, session.actions)
+            step = session.envs.step(actions)
+            _add(replay, observation, actions, step)
+            progress.collected += int(step.valid.sum())
+            observation = step.observation
+        replay.cut()
+        session.renew_envs()
+
+    def _offline(self) -> None:
+        """Gradient steps on the teacher's data, λ = 1; then the target is synced and the student measured."""
+        session, progress, settings = self._session, self._progress, self._settings
+        objective = Objective(session.method.temporal, session.method.offline_loss)
+        period = max(1, settings.target_period // settings.update_period)
+        while progress.offline < settings.offline_updates:
+            self._turn("offline", progress.offline, settings.offline_updates, "updates")
+            assert session.teacher_replay is not None
+            batch = session.teacher_replay.sample(settings.batch, session.draws)
+            self._update(batch, objective, 1.0, None)
+            progress.offline += 1
+            if progress.offline % period == 0:
+                session.learner.sync_target()
+            if progress.offline % max(1, settings.offline_updates // 50) == 0:
+                self._train_line("offline", 1.0)
+        session.learner.sync_target()
+        if session.method.fresh_optimizer:
+            session.forget_optimizer()
+
+    def _online(self) -> None:
+        """Act and learn; λ moves with every evaluation."""
+        session, progress, settings = self._session, self._progress, self._settings
+        turns = None
+        if session.method.roll_in is not None:
+            turns = Turns(session.method.roll_in, settings.envs, session.actions)
+        observation = session.envs.reset()
+        while True:
+            self._evaluate_if_due()
+            if progress.steps >= settings.budget:
+                return
+            self._turn("online", session.frames, settings.budget * settings.skip, "frames")
+            actions = self._act(observation, turns)
+            self._learn()  # queued on a device, it runs while the environments step
+            step = session.envs.step(actions)
+            _add(session.replay, observation, actions, step)
+            self._count(step, turns)
+            observation = step.observation
+
+    def _act(self, observation: Array, turns: Turns | None) -> Array:
+        session, settings = self._session, self._settings
+        chance = epsilon(self._progress.steps, settings.epsilon_decay, settings.epsilon_end)
+        actions = explore(session.student.greedy(observation), chance, session.envs.actions, session.actions)
+        if turns is None or session.teacher is None:
+            return actions
+        fraction = self._progress.steps / settings.budget
+        turns.progress(fraction)
+        guided = turns.teacher_acts(fraction)
+        if not guided.any():
+            return actions
+        return np.where(guided, session.teacher.act(observation, session.actions), actions)
+
+    def _learn(self) -> None:
+        """The gradient steps that are due."""
+        session, progress, settings = self._session, self._progress, self._settings
+        session.weaning = session.weaning.past_cutoff(progress.steps)
+        weight = session.weaning.value if session.method.weaned else 1.0
+        auxiliary = session.method.online_loss if weight > 0 else "none"
+        objective = Objective(session.method.temporal, auxiliary)
+        while progress.owed >= 1:
+            progress.owed -= 1
+            batch = session.replay.sample(settings.batch, session.draws)
+            if session.method.rehearsal and session.teacher_replay is not None:
+                batch = mixed(batch, session.teacher_replay, session.method.rehearsal, session.draws)
+            self._update(batch, objective, weight, session.replay)
+
+    def _update(self, batch: Batch, objective: Objective, weight: float, replay: Replay | None) -> None:
+        session, settings = self._session, self._settings
+        scores = None
+        if objective.auxiliary in ("imitate", "margin") and session.teacher is not None:
+            scores = session.teacher.scores(batch.observation)
+        rate = settings.rate
+        if session.method.weaned:
+            rate = weight * settings.rate + (1 - weight) * settings.final_rate
+        elif self._progress.phase == "online":
+            rate = settings.final_rate
+        loss = session.learner.update(
+            batch, objective, scores=scores, weight=weight * settings.coefficient, rate=rate
+        )
+        self._progress.updates += 1
+        if replay is not None and replay.prioritised:
+            self._prioritise(replay, batch, loss)
+
+    def _prioritise(self, replay: Replay, batch: Batch, loss: torch.Tensor) -> None:
+        """New priorities; on a device one step late, so that it is never waited for."""
+        arriving = (batch.rows, Arriving(loss))
+        if self._session.student.device == "cpu":
+            self._late = arriving
+        if self._late is not None:
+            replay.set_priorities(self._late[0], self._late[1].read())
+        self._late = arriving
+
+    def _count(self, step: Step, turns: Turns | None) -> None:
+        session, progress, settings = self._session, self._progress, self._settings
+        before, progress.steps = progress.steps, progress.steps + len(step.reward)
+        if len(session.replay) >= max(settings.learn_after, settings.batch + settings.envs * settings.n_step):
+            progress.owed += len(step.reward) / settings.update_period
+        if before // settings.target_period != progress.steps // settings.target_period:
+            session.learner.sync_target()
+        progress.episodes += len(step.finished)
+        progress.recent += [total for _, total, _ in step.finished]
+        if turns is not None:
+            turns.step(np.array([env for env, _, _ in step.finished], np.int64))
+        every = max(1, settings.budget // LINES)
+        if before // every != progress.steps // every:
+            self._train_line("online", session.weaning.value if session.method.weaned else 1.0)
+
+    def _evaluate_if_due(self) -> None:
+        """Before the first step, after every `evaluate_every` and after the last; λ follows the score."""
+        session, progress, settings = self._session, self._progress, self._settings
+        due = progress.steps // settings.evaluate_every + 1
+        last = progress.steps >= settings.budget and settings.budget % settings.evaluate_every != 0
+        if progress.evaluated >= due + last:
+            return
+        generator = np.random.default_rng([settings.seed, 2, due])
+        count, chance = session.envs.actions, settings.evaluation_epsilon
+        score = self._play(
+            lambda x: explore(session.student.greedy(x), chance, count, generator),
+            3 + due, settings.evaluation_episodes,
+        )  # fmt: skip
+        progress.evaluated = due + last
+        progress.mean_return = score.mean
+        progress.best_return = max(score.mean, progress.best_return or -math.inf)
+        self._wean(score)
+        session.save()
+        session.export()
+
+    def _wean(self, score: Score) -> None:
+        session, progress = self._session, self._progress
+        before = session.weaning
+        line: dict[str, Json] = {
+            "return": score.mean, "error": score.error, "episodes": len(score.returns),
+            "returns": list(score.returns),
+        }  # fmt: skip
+        if progress.teacher is not None:
+            session.weaning = before.step(score.mean, progress.steps)
+            line |= {"score": session.weaning.score, "lambda": session.weaning.value}
+        elif progress.random is not None:
+            line["above_random"] = score.mean - progress.random[0]
+        self._line("evaluation", "online", line)
+        weaned = session.method.weaned and before.value > 0 and session.weaning.value == 0
+        if weaned and progress.teacher is not None:
+            beaten = score.mean >= progress.teacher[0]
+            self._event(
+                "teacher beaten" if beaten else "cut-off", score=session.weaning.score, student=score.mean,
+                teacher=progress.teacher[0],
+            )  # fmt: skip
+
+    def _play(self, act: Callable[[Array], Array], salt: int, episodes: int) -> Score:
+        envs = self._session.evaluation_envs(salt)
+        try:
+            return play(envs, self._patient(act), episodes)
+        finally:
+            envs.close()
+
+    def _patient(self, act: Callable[[Array], Array]) -> Callable[[Array], Array]:
+        """The same policy, heeding a wish to stop in the midst of an evaluation."""
+
+        def patient(observation: Array) -> Array:
+            self._check_stop()
+            return act(observation)
+
+        return patient
+
+    def _turn(self, phase: str, done: int, total: int, unit: str) -> None:
+        """What happens between any two steps: stop, save, show."""
+        self._check_stop()
+        session = self._session
+        if session.due():
+            session.save()
+        if self._pace.due(STATUS_SECONDS):
+            rate = self._pace.rate(phase, done)
+            left = (total - done) / rate if rate else None
+            weight = session.weaning.value if session.method.weaned else 1.0
+            self._watch(
+                Status(phase, done, total, unit, rate or 0.0, self._progress.mean_return, weight, left)
+            )
+
+    def _check_stop(self) -> None:
+        if self._stop():
+            self._session.save()
+            raise Stopped
+
+    def _train_line(self, phase: str, weight: float) -> None:
+        progress, settings = self._progress, self._settings
+        parts = self._session.learner.read()
+        if any(not math.isfinite(value) for value in parts.values()):
+            raise RunFailed(
+                f"the loss is no longer a number after {progress.updates:,} gradient steps",
+                where={"loss": ", ".join(f"{name} {value:.3g}" for name, value in parts.items())},
+                hint=f"go on from the last checkpoint with a lower rate: --set rate={settings.rate / 4:g} -o …",
+            )
+        recent, progress.recent = progress.recent, []
+        self._line(
+            "train", phase,
+            {
+                "return": float(np.mean(recent)) if recent else None,
+                "episodes": len(recent),
+                "lambda": weight if self._session.method.online_loss != "none" else 0.0,
+                "epsilon": epsilon(progress.steps, settings.epsilon_decay, settings.epsilon_end),
+                **parts,
+            },
+        )  # fmt: skip
+
+    def _event(self, name: str, **values: Json) -> None:
+        self._line("event", self._progress.phase, {"event": name, **values})
+
+    def _line(self, kind: str, phase: str, values: Mapping[str, Json]) -> None:
+        session, progress = self._session, self._progress
+        assert session.journal is not None
+        session.journal.write(
+            {
+                "kind": kind, "phase": phase, "step": progress.steps, "frames": session.frames,
+                "updates": progress.updates, "seconds": round(session.tick(), 3), **values,
+            }
+        )  # fmt: skip
+
+
+class Pace:
+    """How fast something goes, and whether it is time to say so."""
+
+    def __init__(self) -> None:
+        self._said = 0.0
+        self._phase = ""
+        self._begun: tuple[float, int] = (0.0, 0)
+
+    def due(self, seconds: float) -> bool:
+        """Whether so much time has passed since this was last true."""
+        now = time.monotonic()
+        if now - self._said < seconds:
+            return False
+        self._said = now
+        return True
+
+    def rate(self, phase: str, done: int) -> float | None:
+        """Per second since the phase was first seen; None before there is anything to divide."""
+        now = time.monotonic()
+        if phase != self._phase:
+            self._phase, self._begun = phase, (now, done)
+            return None
+        elapsed = now - self._begun[0]
+        return (done - self._begun[1]) / elapsed if elapsed > 0 else None
+
+
+def _add(replay: Replay, observation: Array, actions: Array, step: Step) -> None:
+    replay.add(
+        observation, actions, step.reward, step.terminated, step.truncated, step.next_observation, step.valid
+    )

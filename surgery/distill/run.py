@@ -1,0 +1,281 @@
+"""`distill` and `finetune`: from a request to a student in a run directory."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from surgery.architectures import new
+from surgery.checkpoint import Checkpoint
+from surgery.distill import store
+from surgery.distill.interrupt import Interrupts
+from surgery.distill.journal import Status
+from surgery.distill.loop import Loop, Stopped
+from surgery.distill.methods import Method, method_named
+from surgery.distill.network import choose_device
+from surgery.distill.session import Job, Session
+from surgery.distill.settings import HEADS, Settings
+from surgery.distill.values import values_of
+from surgery.envs import complete, make
+from surgery.errors import ArgumentError
+from surgery.interface import Environment, Interface, LineageStep, PortPatch
+from surgery.json_values import Json
+from surgery.replay import Transitions, read_transitions
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run.
+
+    Attributes:
+      folder: the run directory.
+      student: the student's file.
+      mean_return: of its last evaluation.
+      teacher: mean return of the teacher; None without one.
+      random: mean return of random play.
+      score: 0 random play, 1 the teacher; None without one.
+      frames: taken online.
+      updates: gradient steps.
+      seconds: spent, over all processes.
+      resumed: whether it went on from a checkpoint.
+    """
+
+    folder: Path
+    student: Path
+    mean_return: float
+    teacher: float | None
+    random: float
+    score: float | None
+    frames: int
+    updates: int
+    seconds: float
+    resumed: bool
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run goes, besides what is learned from whom.
+
+    Attributes:
+      frames: online budget in emulator frames.
+      seed: of all that is random.
+      device: `auto`, `cpu` or `cuda`.
+      envs: environments stepped together.
+      head: of a new student: `q`, `dueling`, `c51` or `qr`.
+      changes: settings given by hand.
+      threads: of torch on the CPU: more than one per process only pays on an idle machine.
+      save_seconds: time between checkpoints.
+    """
+
+    frames: int = 10_000_000
+    seed: int = 0
+    device: str = "auto"
+    envs: int = 8
+    head: str = "q"
+    changes: Mapping[str, object] | None = None
+    threads: int = 1
+    save_seconds: float = 120.0
+
+
+def plan_distill(
+    teacher: Checkpoint | None,
+    to: str,
+    folder: Path,
+    *,
+    environment: Environment,
+    method: str = "qdagger",
+    options: Options = Options(),
+    teacher_replay: Path | None = None,
+) -> Job:
+    """What `distill` would do; makes the environment once, writes nothing.
+
+    Args:
+      teacher: any policy with discrete actions; None for methods without one.
+      to: name of the student's architecture.
+      folder: the run directory.
+      environment: the contract; what it leaves open is filled in.
+      method: a name of `METHODS`.
+      options: the rest.
+      teacher_replay: the teacher's transitions as recorded; None: they are collected.
+
+    Raises:
+      UnknownName: no such method, architecture, environment or setting.
+      ArgumentError: teacher, student and environment do not fit; too little memory.
+    """
+    chosen = method_named(method)
+    if chosen.name == "finetune":
+        raise ArgumentError(
+            "fine-tuning has no student of another architecture", hint="surgery finetune MODEL …"
+        )
+    if options.head not in HEADS:
+        raise ArgumentError(f"a student's head is one of {', '.join(HEADS)}, got '{options.head}'")
+    contract, student = _student(to, environment, teacher, options)
+    recorded = None
+    if teacher_replay is not None and chosen.collects:
+        recorded = read_transitions(teacher_replay)
+    settings = Settings.scaled(
+        chosen, contract, frames=options.frames, seed=options.seed, envs=options.envs
+    ).changed(options.changes or {})
+    if recorded is not None:
+        settings = replace(settings, teacher_data=len(recorded))
+    return _job(
+        folder, student, teacher if chosen.teacher else None, contract, settings, options, recorded, chosen
+    )
+
+
+def plan_finetune(
+    model: Checkpoint,
+    folder: Path,
+    *,
+    environment: Environment,
+    optimizer: str = "adam",
+    options: Options = Options(),
+) -> Job:
+    """What `finetune` would do: weights, target and, where it is of the same kind, optimizer state are carried on.
+
+    Raises:
+      As `plan_distill`; ArgumentError: the model's output cannot learn by temporal differences.
+    """
+    values_of(model)
+    contract = complete(environment)
+    chosen = method_named("finetune")
+    settings = Settings.scaled(
+        chosen, contract, frames=options.frames, seed=options.seed, envs=options.envs
+    ).changed(options.changes or {})
+    job = _job(folder, model, None, contract, settings, options, None, chosen)
+    return replace(job, optimizer=optimizer)
+
+
+def execute(
+    job: Job,
+    *,
+    threads: int = 1,
+    watch: Callable[[Status], None] = lambda _: None,
+    note: Callable[[str], None] = lambda _: None,
+) -> Outcome:
+    """Run a job, or go on with it where its folder holds it; a finished one is only reported.
+
+    Ctrl-C and SIGTERM save first, then raise KeyboardInterrupt.
+
+    Args:
+      job: what to do.
+      threads: of torch on the CPU.
+      watch: called about twice a second with where the run is.
+      note: called with what should be said once.
+
+    Raises:
+      ArgumentError: the folder holds a run of another configuration, or another process runs in it.
+      RunFailed: the loss is no number, or the environment is dead.
+      Refused: the teacher plays no better than chance.
+      FileError: the disk is full, or the folder cannot be written to.
+    """
+    torch.set_num_threads(threads)
+    with store.owning(job.folder), Interrupts() as interrupts:
+        store.agree_on(job.folder, config(job))
+        session = Session.open(job)
+        try:
+            for text in session.notes:
+                note(text)
+            resumed = session.progress.saved > 0
+            if resumed:
+                note(f"going on from {session.frames:,} frames, {session.progress.updates:,} updates")
+            Loop(session, watch=watch, stop=lambda: interrupts.requested).run()
+            return _outcome(session, resumed)
+        except Stopped as stopped:
+            raise KeyboardInterrupt from stopped
+        finally:
+            session.close()
+
+
+def config(job: Job) -> dict[str, Json]:
+    """What `config.json` says, and what a later process must agree with."""
+    return {
+        "schema": 1,
+        "teacher": job.teacher.digest() if job.teacher else None,
+        "student": job.student.digest(),
+        "environment": job.environment.to_json(),
+        "optimizer": job.optimizer,
+        "recorded": len(job.recorded) if job.recorded is not None else None,
+        "settings": job.settings.to_json(),
+    }
+
+
+def _student(
+    to: str, environment: Environment, teacher: Checkpoint | None, options: Options
+) -> tuple[Environment, Checkpoint]:
+    """The completed contract, and an untrained student that fits the environment."""
+    contract = complete(environment)
+    envs = make(contract, 1, seed=0, training=False)
+    try:
+        shape, actions, dtype = envs.observation_shape, envs.actions, envs.observation_dtype
+        meanings, contract = envs.action_meanings, envs.contract
+    finally:
+        envs.close()
+    scale = 1 / 255 if dtype.name == "uint8" and len(shape) == 3 else None
+    made = new(to, observation=shape, actions=actions, head=options.head, scale=scale, seed=options.seed)
+    if [port.kind for port in made.interface.inputs] != ["observation"]:
+        raise ArgumentError(
+            f"'{to}' is recurrent, which students are not yet", hint="surgery list architectures"
+        )
+    bounds = (0.0, 255.0) if scale else (0.0, 1.0) if dtype.name == "bool" else (None, None)
+    inputs = {"observation": PortPatch(low=bounds[0], high=bounds[1])}
+    outputs = {made.interface.outputs[0].name: PortPatch(labels=meanings)}
+    interface: Interface = made.interface.annotated(inputs, outputs)
+    return contract, made.replace(interface=interface, environment=contract)
+
+
+def _job(
+    folder: Path,
+    student: Checkpoint,
+    teacher: Checkpoint | None,
+    contract: Environment,
+    settings: Settings,
+    options: Options,
+    recorded: Transitions | None,
+    method: Method,
+) -> Job:
+    if method.teacher and teacher is None:
+        raise ArgumentError(
+            f"the method '{method.name}' needs a teacher", hint="or learn without: --method scratch"
+        )
+    parents = (teacher.digest(),) if teacher else (student.digest(),) if method.name == "finetune" else ()
+    names = ("policy-surgery", "torch", "numpy")
+    lineage = LineageStep(
+        "distill" if method.name != "finetune" else "finetune",
+        parents=parents,
+        versions={**{name: version(name) for name in names}, "python": platform.python_version()},
+        seed=settings.seed,
+        summary=settings.to_json(),
+    )
+    return Job(
+        folder,
+        student,
+        teacher,
+        contract,
+        settings,
+        device=choose_device(options.device),
+        recorded=recorded,
+        lineage=lineage,
+        save_seconds=options.save_seconds,
+    )
+
+
+def _outcome(session: Session, resumed: bool) -> Outcome:
+    progress, weaning = session.progress, session.weaning
+    return Outcome(
+        folder=session.job.folder,
+        student=session.job.folder / store.STUDENT,
+        mean_return=progress.mean_return if progress.mean_return is not None else float("nan"),
+        teacher=progress.teacher[0] if progress.teacher else None,
+        random=progress.random[0] if progress.random else float("nan"),
+        score=weaning.score if progress.teacher else None,
+        frames=session.frames,
+        updates=progress.updates,
+        seconds=progress.seconds,
+        resumed=resumed,
+    )

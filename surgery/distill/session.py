@@ -1,0 +1,333 @@
+"""A run in memory: its networks, replays, random numbers and counts; built, saved, and built again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from surgery import torch as modules
+from surgery.checkpoint import Checkpoint, save
+from surgery.distill import store
+from surgery.distill.guarded import Guarded
+from surgery.distill.journal import Journal
+from surgery.distill.learner import Learner, make_optimizer
+from surgery.distill.methods import Method, method_named
+from surgery.distill.network import Network, choose_precision
+from surgery.distill.progress import Progress
+from surgery.distill.settings import Settings
+from surgery.distill.teacher import Teacher
+from surgery.distill.values import values_of
+from surgery.distill.weaning import Weaning
+from surgery.envs import Envs, make
+from surgery.errors import CorruptFile, RunFailed
+from surgery.interface import Environment, LineageStep
+from surgery.json_values import Fields, Json
+from surgery.replay import (
+    Layout,
+    Replay,
+    Segment,
+    Transitions,
+    check_memory,
+    estimate,
+    restore,
+    write_segment,
+)
+
+REPLAYS = ("replay", "teacher_replay")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done, and where.
+
+    Attributes:
+      folder: the run directory.
+      student: what learns: untrained, or to be fine-tuned.
+      teacher: who is imitated; None: nobody.
+      environment: the completed contract.
+      settings: all numbers.
+      device: `cpu` or `cuda`.
+      precision: of the student's products; None: what pays here.
+      optimizer: `adam` or `rmsprop`.
+      recorded: the teacher's transitions, where they are not to be collected.
+      lineage: what the student's file will say of how it was made.
+      save_seconds: time between checkpoints.
+    """
+
+    folder: Path
+    student: Checkpoint
+    teacher: Checkpoint | None
+    environment: Environment
+    settings: Settings
+    device: str = "cpu"
+    precision: torch.dtype | None = None
+    optimizer: str = "adam"
+    recorded: Transitions | None = None
+    lineage: LineageStep | None = None
+    save_seconds: float = 120.0
+
+    @property
+    def method(self) -> Method:
+        return method_named(self.settings.method)
+
+
+class Session:
+    """The mutable middle of a run. `open` continues from the newest checkpoint where there is one.
+
+    Attributes:
+      notes: what had to be said on opening.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.settings, self.method = job, job.settings, job.method
+        self.progress = Progress()
+        self.notes: list[str] = []
+        self._metrics_size = 0
+        self.envs = self._make_envs(training=True, salt=0)
+        self.teacher = None
+        if job.teacher is not None:
+            self.teacher = Teacher(job.teacher, job.environment, device=job.device)
+            self.teacher.check(self.envs)
+        self.learner = self._make_learner()
+        self.weaning = Weaning(0.0, 1.0, self.settings.cutoff)
+        self.draws, self.actions = (
+            np.random.default_rng(sequence)
+            for sequence in np.random.SeedSequence(self.settings.seed).spawn(2)
+        )
+        self.replay = self._make_replay(
+            self.settings.replay, self.settings.envs, prioritised=self.settings.prioritised
+        )
+        self.teacher_replay: Replay | None = None
+        if self.method.collects:
+            given = job.recorded
+            count, streams = (
+                (self.settings.teacher_data, self.settings.envs) if given is None else (len(given), 1)
+            )
+            self.teacher_replay = self._make_replay(count, streams, prioritised=False)
+        self._segments: dict[str, tuple[Segment, ...]] = dict.fromkeys(REPLAYS, ())
+        self._since = time.monotonic()
+        self._saved_at = time.monotonic()
+        self.journal: Journal | None = None
+
+    @classmethod
+    def open(cls, job: Job) -> Session:
+        """Build a session, and continue it where its folder holds checkpoints.
+
+        Raises:
+          CorruptFile: there are checkpoints, and none is whole.
+          As `Session`'s parts: the teacher, the environment and the replay.
+        """
+        session = cls(job)
+        saved, problems = store.newest(job.folder)
+        session.notes += [f"passed over: {problem}" for problem in problems]
+        if saved is not None:
+            session._restore(saved)
+        session.progress.starts += 1
+        if saved is not None:
+            session.renew_envs()
+        session.journal = Journal(job.folder, size=session._metrics_size, step=session.frames)
+        return session
+
+    @property
+    def student(self) -> Network:
+        return self.learner.student
+
+    @property
+    def frames(self) -> int:
+        """Emulator frames taken online."""
+        return self.progress.steps * self.settings.skip
+
+    def evaluation_envs(self, salt: int) -> Envs:
+        """Environments of whole games and true returns; the same salt gives the same games."""
+        return self._make_envs(training=False, salt=salt)
+
+    def renew_envs(self) -> None:
+        """Make the training environments anew, as after a restart: open episodes are cut off."""
+        self.envs.close()
+        self.envs = self._make_envs(training=True, salt=self.progress.starts)
+        for replay in (self.replay, self.teacher_replay):
+            if replay is not None:
+                replay.cut()
+
+    def forget_optimizer(self) -> None:
+        """Begin the optimizer anew."""
+        self.learner.optimizer = make_optimizer(self.job.optimizer, self.student, self.settings.rate)
+        self.learner.forget_graphs()
+
+    def _make_envs(self, *, training: bool, salt: int) -> Envs:
+        seed = np.random.SeedSequence([self.settings.seed, int(training), salt]).generate_state(1)[0]
+        job = self.job
+        return Guarded(
+            make(job.environment, self.settings.envs, seed=int(seed & 0x7FFFFFFF), training=training)
+        )
+
+    def _make_learner(self) -> Learner:
+        job, settings = self.job, self.settings
+        shape = self.envs.observation_shape
+        values = values_of(job.student)
+        precision = job.precision or choose_precision(job.device, shape)
+        dtype = torch.uint8 if _takes_bytes(job.student) else torch.float32
+        student, target = (
+            Network(
+                modules.to_module(job.student),
+                values,
+                shape,
+                dtype=dtype,
+                device=job.device,
+                precision=precision,
+            )
+            for _ in range(2)
+        )
+        target.module.requires_grad_(False)
+        teacher = self.teacher
+        temperature = settings.teacher_temperature or (teacher.temperature if teacher else 1.0)
+        return Learner(
+            student,
+            target,
+            make_optimizer(job.optimizer, student, settings.rate),
+            settings,
+            actions=self.envs.actions,
+            teacher_temperature=temperature,
+            teacher_acts=teacher is not None and teacher.only_acts,
+        )
+
+    def _make_replay(self, capacity: int, streams: int, *, prioritised: bool) -> Replay:
+        envs, settings = self.envs, self.settings
+        layout = Layout.of(envs.observation_shape, envs.observation_dtype, envs=streams, stacked=envs.stacked)
+        # Rows for the closing frames and first stacks of episodes, which are no transitions.
+        rows = max(round(1.05 * capacity), streams * 2 * (layout.stack + settings.n_step + 1))
+        needed = estimate(rows, layout.frame, layout.dtype, prioritised=prioritised)
+        device = "cpu"
+        if self.job.device == "cuda" and needed < 0.8 * torch.cuda.mem_get_info()[0]:
+            device = "cuda"
+        else:
+            check_memory(rows, needed)
+        return Replay(
+            layout, rows, n_step=settings.n_step, gamma=settings.gamma, clip=settings.clip,
+            prioritised=prioritised, device=device,
+        )  # fmt: skip
+
+    def tick(self) -> float:
+        """Count the time since the last tick; seconds spent in all."""
+        now = time.monotonic()
+        self.progress.seconds += now - self._since
+        self._since = now
+        return self.progress.seconds
+
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return time.monotonic() - self._saved_at >= self.job.save_seconds
+
+    def save(self) -> Path:
+        """Write a checkpoint: everything that a new process needs to go on from here.
+
+        Raises:
+          RunFailed: a weight of the student is not a number; nothing is written.
+          FileError: the disk is full; the checkpoint before stands.
+        """
+        if not self.student.finite():
+            raise RunFailed("a weight of the student is no longer a number; not saved")
+        self.tick()
+        folder, before = self.job.folder, self._segments
+        listed = dict(before)
+        for name, replay in self._replays().items():
+            if replay.written.sum() > sum(before[name][-1].end if before[name] else (0,)):
+                listed[name] = write_segment(replay, folder / name, before[name])
+        self.progress.saved += 1
+        path = store.save(folder, self.progress.saved, self._tensors(), self._record(listed))
+        self._segments = listed
+        kept = {
+            name: frozenset(segment.file for segment in (*before[name], *listed[name])) for name in REPLAYS
+        }
+        store.sweep(folder, kept)
+        self._saved_at = time.monotonic()
+        return path
+
+    def _replays(self) -> dict[str, Replay]:
+        pair = {"replay": self.replay, "teacher_replay": self.teacher_replay}
+        return {name: replay for name, replay in pair.items() if replay is not None}
+
+    def _tensors(self) -> dict[str, Any]:
+        priorities = self.replay.priorities
+        return {
+            "student": self.student.module.state_dict(),
+            "target": self.learner.target.module.state_dict(),
+            "optimizer": self.learner.optimizer.state_dict(),
+            "torch": torch.get_rng_state(),
+            "priorities": None if priorities is None else torch.from_numpy(priorities),
+        }
+
+    def _record(self, segments: Mapping[str, tuple[Segment, ...]]) -> dict[str, Json]:
+        return {
+            "progress": self.progress.to_json(),
+            "weaning": self.weaning.to_json(),
+            "random": {"draws": _state(self.draws), "actions": _state(self.actions)},
+            "segments": {name: [one.to_json() for one in some] for name, some in segments.items()},
+            "metrics": self.journal.size if self.journal else 0,
+        }
+
+    def _restore(self, saved: store.Saved) -> None:
+        fields = Fields(saved.record, f"record of {saved.path.name}")
+        self.progress = Progress.from_json(fields.mapping("progress"))
+        self.weaning = Weaning.from_json(fields.mapping("weaning"))
+        random, listed = fields.mapping("random"), fields.mapping("segments")
+        self._metrics_size = fields.optional_integer("metrics") or 0
+        fields.done()
+        try:
+            self.draws.bit_generator.state = cast("dict[str, Any]", random["draws"])
+            self.actions.bit_generator.state = cast("dict[str, Any]", random["actions"])
+            self.student.module.load_state_dict(saved.tensors["student"])
+            self.learner.target.module.load_state_dict(saved.tensors["target"])
+            self.learner.optimizer.load_state_dict(saved.tensors["optimizer"])
+            torch.set_rng_state(saved.tensors["torch"])
+            self._restore_replays(listed, saved.tensors["priorities"])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise CorruptFile(f"{saved.path} does not fit this run: {error}") from error
+
+    def _restore_replays(self, listed: Mapping[str, Json], priorities: torch.Tensor | None) -> None:
+        for name, replay in self._replays().items():
+            items = cast("list[Json]", listed[name])
+            self._segments[name] = tuple(Segment.from_json(item) for item in items)
+            if self._segments[name]:
+                restore(replay, self.job.folder / name, self._segments[name])
+        if priorities is not None:
+            self.replay.restore_priorities(priorities.numpy())
+
+    def result(self) -> Checkpoint:
+        """The student as a checkpoint: weights, optimizer state, environment and lineage."""
+        made = modules.from_module(self.student.module, self.job.student, self.learner.optimizer)
+        lineage = (
+            (*self.job.student.lineage, self.job.lineage) if self.job.lineage else self.job.student.lineage
+        )
+        return made.replace(environment=self.job.environment, lineage=lineage, path=None)
+
+    def export(self) -> Path:
+        """Write `student.onnx` and its optimizer state.
+
+        Raises:
+          FileError: the disk is full; the files before stand.
+        """
+        path = self.job.folder / store.STUDENT
+        save(self.result(), path, force=True)
+        return path
+
+    def close(self) -> None:
+        self.envs.close()
+        if self.journal:
+            self.journal.close()
+
+
+def _state(generator: np.random.Generator) -> Json:
+    return cast(Json, generator.bit_generator.state)
+
+
+def _takes_bytes(student: Checkpoint) -> bool:
+    port = next(port for port in student.interface.inputs if port.kind == "observation")
+    value = next(value for value in student.model.graph.inputs if value.name == port.name)
+    return value.dtype is not None and value.dtype.name == "UINT8"

@@ -1,0 +1,221 @@
+"""All numbers of a run, resolved: what a run directory records, and what a resumed run must agree with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from surgery.distill.methods import Method, method_named
+from surgery.errors import ArgumentError, UnknownName
+from surgery.interface import Environment
+from surgery.json_values import Json
+
+PAPER = 2_500_000
+"""Agent steps of the papers' online budget (10 M frames of Atari)."""
+HEADS = ("q", "dueling", "c51", "qr")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run does. Periods and counts are agent steps unless they say otherwise.
+
+    Attributes:
+      method: its name.
+      budget: agent steps to take online.
+      skip: emulator frames in an agent step.
+      seed: of all that is random.
+      envs: environments stepped together.
+      n_step: steps of a return.
+      gamma: discount per step.
+      double: whether the student chooses the action whose value the target network gives (arXiv:1509.06461).
+      prioritised: whether replay follows priorities (arXiv:1511.05952, with Dopamine's exponents of one half).
+      batch: transitions per gradient step.
+      update_period: agent steps per gradient step.
+      target_period: agent steps between copies of the student to the target network; offline the same number of
+        gradient steps (÷ update_period).
+      learn_after: transitions before the first gradient step online.
+      replay: transitions kept.
+      teacher_data: transitions of the teacher to collect, where the method needs any.
+      offline_updates: gradient steps before the online phase.
+      cutoff: t₀ of λ; None: no cut-off.
+      coefficient: of the auxiliary loss.
+      temperature: the student's τ: its values are divided by it.
+      teacher_temperature: the teacher's τ; None: 0.1 for values, 1 for logits.
+      margin: of the large-margin loss.
+      rate: learning rate at λ = 1.
+      final_rate: learning rate at λ = 0.
+      epsilon_end: exploration in the end.
+      epsilon_decay: steps over which ε falls linearly from 1; 0: it is at its end at once.
+      clip: largest reward that is learned from, None for whole rewards.
+      evaluate_every: steps between evaluations, at which λ changes.
+      evaluation_episodes: per evaluation.
+      evaluation_epsilon: exploration while evaluated.
+    """
+
+    method: str
+    budget: int
+    skip: int
+    seed: int
+    envs: int
+    n_step: int
+    gamma: float
+    double: bool
+    prioritised: bool
+    batch: int
+    update_period: int
+    target_period: int
+    learn_after: int
+    replay: int
+    teacher_data: int
+    offline_updates: int
+    cutoff: int | None
+    coefficient: float
+    temperature: float
+    teacher_temperature: float | None
+    margin: float
+    rate: float
+    final_rate: float
+    epsilon_end: float
+    epsilon_decay: int
+    clip: float | None
+    evaluate_every: int
+    evaluation_episodes: int
+    evaluation_epsilon: float
+
+    @staticmethod
+    def scaled(method: Method, environment: Environment, *, frames: int, seed: int, envs: int) -> Settings:
+        """The papers' numbers, scaled to a budget.
+
+        Budgets, the offline phase, t₀, ε's decay, evaluations, what is collected and kept are the same fractions
+        of any budget. The target network's period shrinks with it as far as 1,000 steps (the papers': 8,000), and
+        learning begins no earlier than after 500 transitions (20,000).
+
+        Args:
+          method: whose numbers.
+          environment: its contract.
+          frames: online budget in emulator frames.
+          seed: of all that is random.
+          envs: environments stepped together.
+
+        Raises:
+          ArgumentError: a budget below 1,000 agent steps.
+        """
+        skip = _skip(environment)
+        budget = frames // skip
+        if budget < 1000:
+            raise ArgumentError(
+                f"{frames:,} frames are {budget:,} agent steps: nothing is learned in under 1,000"
+            )
+        part = budget / PAPER
+        return Settings(
+            method=method.name,
+            budget=budget,
+            skip=skip,
+            seed=seed,
+            envs=envs,
+            n_step=method.n_step,
+            gamma=0.99,
+            double=False,
+            prioritised=False,
+            batch=32,
+            update_period=4,
+            target_period=min(8000, max(1000, round(8000 * part))),
+            learn_after=min(20_000, max(500, round(20_000 * part))),
+            replay=min(1_000_000, max(10_000, budget)),
+            teacher_data=min(1_000_000, round(method.offline * budget) or round(0.4 * budget))
+            if method.collects
+            else 0,
+            offline_updates=round(method.offline * budget),
+            cutoff=None if method.cutoff is None else round(method.cutoff * budget),
+            coefficient=method.coefficient,
+            temperature=0.1,
+            teacher_temperature=None,
+            margin=1.0,
+            rate=method.rate,
+            final_rate=method.final_rate,
+            epsilon_end=0.01,
+            epsilon_decay=round(0.02 * budget) if method.explores else 0,
+            clip=_clip(environment),
+            evaluate_every=-(-budget // 10),
+            evaluation_episodes=20,
+            evaluation_epsilon=0.001,
+        )
+
+    def changed(self, changes: Mapping[str, object]) -> Settings:
+        """The settings with some of them given by hand.
+
+        Raises:
+          UnknownName: a setting that does not exist.
+          ArgumentError: a value that it cannot have.
+        """
+        known = {field.name for field in fields(self)}
+        for name in changes:
+            if name not in known:
+                raise UnknownName("setting", name, known)
+        done = replace(self, **{name: _like(name, value, self) for name, value in changes.items()})
+        _check(done)
+        return done
+
+    def to_json(self) -> dict[str, Json]:
+        return asdict(self)
+
+
+def read_settings(record: Mapping[str, Json]) -> Settings:
+    """The settings that `to_json` gave.
+
+    Raises:
+      ArgumentError: fields are missing, or of another version.
+    """
+    known = {field.name for field in fields(Settings)}
+    if set(record) != known:
+        odd = ", ".join(sorted(set(record) ^ known))
+        raise ArgumentError(
+            f"the run was configured by another version: {odd}", hint="start in another folder"
+        )
+    return Settings(**record)  # type: ignore[arg-type]
+
+
+def _skip(environment: Environment) -> int:
+    skip = environment.settings.get("frame_skip", 1)
+    return int(skip) if isinstance(skip, int) else 1
+
+
+def _clip(environment: Environment) -> float | None:
+    clip = environment.settings.get("reward_clip", False)
+    return 1.0 if clip is True else float(clip) if isinstance(clip, int | float) and clip else None
+
+
+_OPTIONAL = {"cutoff", "teacher_temperature", "clip"}
+
+
+def _like(name: str, value: object, settings: Settings) -> Any:  # noqa: ANN401
+    """A value given by hand, in the type of the setting."""
+    if value is None and name in _OPTIONAL:
+        return None
+    old = getattr(settings, name)
+    wanted = type(old) if old is not None else int if name == "cutoff" else float
+    if wanted is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not wanted:
+        raise ArgumentError(f"the setting '{name}' is a {wanted.__name__}, got {value!r}")
+    return value
+
+
+def _check(settings: Settings) -> None:
+    method_named(settings.method)
+    least = {
+        "budget": 1, "envs": 1, "n_step": 1, "batch": 1, "update_period": 1, "target_period": 1, "replay": 1,
+        "evaluate_every": 1, "evaluation_episodes": 1, "learn_after": 0, "teacher_data": 0, "offline_updates": 0,
+        "epsilon_decay": 0, "rate": 0, "final_rate": 0, "coefficient": 0, "margin": 0,
+    }  # fmt: skip
+    for name, bound in least.items():
+        if getattr(settings, name) < bound:
+            raise ArgumentError(f"the setting '{name}' is at least {bound}, got {getattr(settings, name)}")
+    for name in ("gamma", "epsilon_end", "evaluation_epsilon"):
+        if not 0 <= getattr(settings, name) <= 1:
+            raise ArgumentError(f"the setting '{name}' lies in 0 … 1, got {getattr(settings, name)}")
+    for name in ("temperature", "teacher_temperature"):
+        value = getattr(settings, name)
+        if value is not None and value <= 0:
+            raise ArgumentError(f"the setting '{name}' is above 0, got {value}")

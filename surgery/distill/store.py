@@ -1,0 +1,185 @@
+"""A run's own checkpoints: whole or not there, the newest good one found again after any kind of death.
+
+    config.json  student.onnx  metrics.jsonl  tensorboard/
+    checkpoints/000012.pt      tensors and numbers; read with `weights_only`, executes nothing
+    replay/  teacher_replay/   segments, which the checkpoints list
+
+A segment is written before the checkpoint that lists it, and deleted only after one that does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import pickle
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from surgery.errors import ArgumentError, CorruptFile, FileError
+from surgery.files import check_readable, replacing, write_error
+from surgery.json_values import Json, dumps, loads
+
+SCHEMA = 1
+KEPT = 2
+"""Checkpoints that are kept: the newest, and one more should it be damaged."""
+CONFIG, CHECKPOINTS, STUDENT = "config.json", "checkpoints", "student.onnx"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was read back.
+
+    Attributes:
+      tensors: nested dictionaries of tensors, as state dicts are.
+      record: everything else.
+      path: its file.
+    """
+
+    tensors: Mapping[str, Any]
+    record: Mapping[str, Json]
+    path: Path
+
+
+@contextlib.contextmanager
+def owning(folder: Path) -> Iterator[None]:
+    """Hold a run directory, made if it is missing, against a second process.
+
+    Raises:
+      FileError: it cannot be made.
+      ArgumentError: another process holds it.
+    """
+    try:
+        (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise write_error(error, folder) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ArgumentError(
+                f"another process is running in {folder}", hint="wait for it, or give another folder with -o"
+            ) from error
+        yield
+
+
+def agree_on(folder: Path, config: Mapping[str, Json]) -> None:
+    """Write `config.json`, or check that the one that is there says the same.
+
+    Raises:
+      ArgumentError: the run was started with another configuration; says what differs.
+      CorruptFile: it is damaged.
+    """
+    path = folder / CONFIG
+    if not path.exists():
+        if any((folder / CHECKPOINTS).glob("*.pt")):
+            raise CorruptFile(f"{folder} holds checkpoints but no {CONFIG}", hint="start in another folder")
+        with replacing([path]) as [temporary]:
+            temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        return
+    check_readable(path)
+    old = loads(path.read_text(errors="replace"), CONFIG)
+    differing = list(_differences(old, loads(dumps(config), CONFIG)))
+    if differing:
+        more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
+        raise ArgumentError(
+            f"{folder} holds a run of another configuration: {'; '.join(differing[:5])}{more}",
+            hint="repeat its command to go on with it, or give another folder with -o",
+        )
+
+
+def _differences(old: Json, new: Json, name: str = "") -> Iterator[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted({*old, *new}):
+            yield from _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+    elif old != new:
+        yield f"{name} was {json.dumps(old)}, now {json.dumps(new)}"
+
+
+def save(folder: Path, number: int, tensors: Mapping[str, Any], record: Mapping[str, Json]) -> Path:
+    """Write checkpoint `number`, then let older ones go.
+
+    Raises:
+      FileError: the disk is full, or the folder cannot be written to; older checkpoints stand.
+    """
+    path = folder / CHECKPOINTS / f"{number:06d}.pt"
+    text = dumps({"schema": SCHEMA, **record})
+    with replacing([path], force=True) as [temporary]:
+        try:
+            torch.save({"tensors": dict(tensors), "record": text}, temporary)
+        except RuntimeError as error:  # torch's zip writer has no class of its own for a full disk
+            raise FileError(
+                f"cannot write {path}: {str(error).splitlines()[0]}", hint="free some space on the disk"
+            ) from error
+    for old in _numbered(folder)[KEPT:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def newest(folder: Path) -> tuple[Saved | None, tuple[str, ...]]:
+    """The newest checkpoint that is whole, and what was wrong with those passed over.
+
+    Raises:
+      CorruptFile: there are checkpoints, and none is whole.
+    """
+    problems = []
+    for path in _numbered(folder):
+        try:
+            return _read(path), tuple(problems)
+        except FileError as error:
+            problems.append(error.message)
+    if problems:
+        raise CorruptFile(
+            f"no checkpoint in {folder} is whole: {problems[0]}", hint="start in another folder"
+        )
+    return None, ()
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """Checkpoints, newest first."""
+    found = [path for path in (folder / CHECKPOINTS).glob("*.pt") if path.stem.isdecimal()]
+    return sorted(found, key=lambda path: int(path.stem), reverse=True)
+
+
+def _read(path: Path) -> Saved:
+    check_readable(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        tensors, text = content["tensors"], content["record"]
+    except (
+        RuntimeError,
+        ValueError,
+        KeyError,
+        TypeError,
+        EOFError,
+        OSError,
+        pickle.UnpicklingError,
+    ) as error:
+        raise CorruptFile(
+            f"{path} is damaged: {str(error).splitlines()[0] if str(error) else error!r}"
+        ) from error
+    record = dict(loads(cast(str, text), f"record of {path.name}"))
+    if record.pop("schema", None) != SCHEMA:
+        raise FileError(f"{path} was written by another version")
+    return Saved(tensors, record, path)
+
+
+def sweep(folder: Path, listed: Mapping[str, frozenset[str]]) -> None:
+    """Delete segments that no kept checkpoint lists, and what killed writers have left.
+
+    Args:
+      folder: the run's.
+      listed: subfolder -> names of segments that are still needed.
+    """
+    for name, needed in listed.items():
+        for path in (folder / name).glob("*.npz"):
+            if path.name not in needed:
+                path.unlink(missing_ok=True)
+    for place in (folder, folder / CHECKPOINTS, *(folder / name for name in listed)):
+        for path in place.glob(".surgery-*.part"):
+            path.unlink(missing_ok=True)

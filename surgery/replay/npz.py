@@ -1,0 +1,32 @@
+"""Reading `.npz` files that may be damaged or hostile: plain arrays, or an error."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from surgery.errors import CorruptFile
+from surgery.files import check_readable
+from surgery.replay.frames import Array
+
+
+def read_npz(path: Path, what: str) -> dict[str, Array]:
+    """All arrays of a file; nothing is unpickled.
+
+    Raises:
+      FileError: it cannot be read.
+      CorruptFile: no `.npz`, damaged, or with objects in it.
+    """
+    check_readable(path)
+    try:
+        with path.open("rb") as raw:
+            file = np.load(raw, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise CorruptFile(f"{path} is no {what}: a single array")
+            with file:
+                return {name: file[name] for name in file.files}
+    except (OSError, EOFError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise CorruptFile(f"{path} is no {what}: {error}") from error

@@ -1,0 +1,135 @@
+"""λ: the paper's formula where it means something, and nothing silly where returns are negative, noisy or hopeless."""
+
+from __future__ import annotations
+
+import pytest
+
+from surgery.distill.acting import epsilon
+from surgery.distill.methods import METHODS
+from surgery.distill.settings import PAPER, Settings, read_settings
+from surgery.distill.weaning import Weaning, check_teacher, normalised
+from surgery.errors import ArgumentError, Refused, UnknownName
+from surgery.interface import Environment
+
+ATARI = Environment("ALE/Breakout-v5", {"frame_skip": 4, "reward_clip": True})
+
+
+@pytest.mark.parametrize(
+    ("random", "teacher", "score", "wanted"),
+    [
+        (0.0, 10.0, 0.0, 1.0),
+        (0.0, 10.0, 4.0, 0.6),
+        (1.7, 31.7, 16.7, 0.5),
+        (0.0, 10.0, 10.0, 0.0),
+        (0.0, 10.0, 25.0, 0.0),
+        (-21.0, 19.0, -20.0, 0.975),  # Pong: without the random score λ would be 2
+        (-200.0, -100.0, -200.0, 1.0),  # a ratio of raw returns would give λ = 0 at once
+        (-200.0, -100.0, -150.0, 0.5),
+        (0.0, 10.0, -5.0, 1.0),  # worse than chance: not above 1
+    ],
+)
+def test_lambda_by_hand(random: float, teacher: float, score: float, wanted: float):
+    assert Weaning(random, teacher, None).step(score, 0).value == pytest.approx(wanted)
+
+
+def test_once_zero_it_stays_zero_however_the_returns_fall():
+    weaning = Weaning(0.0, 10.0, None)
+    values = []
+    for score in (3.0, 8.0, 6.0, 11.0, 2.0, 0.0):
+        weaning = weaning.step(score, 0)
+        values.append(weaning.value)
+    assert values == pytest.approx([0.7, 0.2, 0.4, 0.0, 0.0, 0.0])
+
+
+def test_after_the_cut_off_the_teacher_is_silent():
+    weaning = Weaning(0.0, 10.0, 600).step(1.0, 599)
+    assert weaning.value == pytest.approx(0.9)
+    assert weaning.past_cutoff(599).value == pytest.approx(0.9)
+    assert weaning.past_cutoff(600).value == 0
+    assert weaning.step(1.0, 600).value == 0
+    assert weaning.step(1.0, 600).score == pytest.approx(0.1)
+
+
+def test_the_latch_survives_being_written_down():
+    latched = Weaning(0.0, 10.0, 600).step(12.0, 10)
+    assert Weaning.from_json(latched.to_json()) == latched
+    assert Weaning.from_json(latched.to_json()).step(0.0, 20).value == 0
+
+
+@pytest.mark.parametrize(
+    ("teacher", "teacher_error", "random", "random_error"),
+    [(1.0, 0.0, 1.0, 0.0), (0.5, 0.1, 1.0, 0.1), (1.2, 0.2, 1.0, 0.2), (-120.0, 5.0, -100.0, 5.0)],
+)
+def test_a_teacher_no_better_than_chance_is_refused(
+    teacher: float, teacher_error: float, random: float, random_error: float
+):
+    with pytest.raises(Refused, match="no better than chance"):
+        check_teacher(teacher, teacher_error, random, random_error)
+
+
+def test_a_teacher_better_than_chance_is_taken():
+    check_teacher(2.0, 0.1, 1.0, 0.1)
+    check_teacher(-100.0, 5.0, -200.0, 5.0)
+    assert normalised(-100.0, -200.0, -100.0) == 1
+
+
+def test_at_the_papers_budget_the_numbers_are_the_papers():
+    settings = Settings.scaled(METHODS["qdagger"], ATARI, frames=10_000_000, seed=0, envs=8)
+    assert settings.budget == PAPER
+    assert settings.offline_updates == 1_000_000
+    assert settings.cutoff == 1_500_000
+    assert settings.target_period == 8000
+    assert settings.learn_after == 20_000
+    assert settings.replay == settings.teacher_data == 1_000_000
+    assert settings.evaluate_every == 250_000
+    assert (settings.n_step, settings.gamma, settings.batch, settings.update_period) == (3, 0.99, 32, 4)
+    assert (settings.coefficient, settings.temperature) == (3.0, 0.1)
+    assert (settings.rate, settings.final_rate, settings.clip) == (1e-4, 1e-5, 1.0)
+    assert Settings.scaled(METHODS["scratch"], ATARI, frames=10**7, seed=0, envs=8).epsilon_decay == 50_000
+    assert Settings.scaled(METHODS["jsrl-released"], ATARI, frames=10**7, seed=0, envs=8).rate == 6.25e-5
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_tenth_of_the_budget_is_a_tenth_of_every_phase(name: str):
+    whole, tenth = (
+        Settings.scaled(METHODS[name], ATARI, frames=frames, seed=0, envs=8) for frames in (10**7, 10**6)
+    )
+    for field in ("budget", "offline_updates", "cutoff", "epsilon_decay", "evaluate_every"):
+        assert (getattr(whole, field) or 0) == 10 * (getattr(tenth, field) or 0), field
+
+
+def test_settings_survive_being_written_down():
+    settings = Settings.scaled(METHODS["qdagger"], ATARI, frames=10**6, seed=3, envs=8)
+    assert read_settings(settings.to_json()) == settings
+    with pytest.raises(ArgumentError, match="another version"):
+        read_settings({"method": "qdagger"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_step": 0}, "at least 1"),
+        ({"gamma": 1.5}, "lies in 0 … 1"),
+        ({"temperature": 0.0}, "above 0"),
+        ({"batch": "many"}, "is a int, got 'many'"),
+        ({"double": 1}, "is a bool, got 1"),
+        ({"batch": True}, "is a int, got True"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused(changes: dict[str, object], message: str):
+    settings = Settings.scaled(METHODS["qdagger"], ATARI, frames=10**6, seed=3, envs=8)
+    with pytest.raises(ArgumentError, match=message):
+        settings.changed(changes)
+
+
+def test_an_unknown_setting_or_method_has_its_nearest_names():
+    settings = Settings.scaled(METHODS["qdagger"], ATARI, frames=10**6, seed=3, envs=8)
+    with pytest.raises(UnknownName, match="unknown setting 'n_steps'") as error:
+        settings.changed({"n_steps": 3})
+    assert "n_step" in str(error.value.hint)
+
+
+def test_epsilon_is_linear():
+    assert epsilon(0, 100, 0.01) == 1
+    assert epsilon(50, 100, 0.01) == pytest.approx(0.505)
+    assert epsilon(100, 100, 0.01) == epsilon(10**6, 100, 0.01) == epsilon(0, 0, 0.01) == 0.01
