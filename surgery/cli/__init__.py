@@ -35,6 +35,8 @@ VERBS = {
     "attach": "attach",
     "annotate": "annotate",
     "evaluate": "evaluate",
+    "distill": "distill",
+    "finetune": "finetune",
     "list": "listing",  # a submodule called list would hide the built-in here
 }
 """Verb -> its module, in the order of the help."""

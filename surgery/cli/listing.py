@@ -15,10 +15,10 @@ Row = dict[str, Json]
 
 
 @click.command("list", short_help="List what this installation knows.")
-@click.argument("what", type=click.Choice(["architectures", "operators", "adapters"]))
+@click.argument("what", type=click.Choice(["architectures", "methods", "operators", "adapters"]))
 @_options.reported
 def command(*, what: str, output: Output) -> None:
-    """List what this installation knows: architectures, operators and what happens to each axis, or adapters.
+    """List what this installation knows: architectures, methods, operators and what happens to each axis, adapters.
 
     Of each architecture: its layers and, with a Q head for the observation shown, its size. Names take modifiers.
     Of each operator: what its axis rule says, how wide its axes can become exactly, and whether the float64 proof
@@ -29,7 +29,12 @@ def command(*, what: str, output: Output) -> None:
       surgery list architectures
       surgery list operators --json
     """
-    rows = {"architectures": _architectures, "adapters": _adapters, "operators": _operators}[what]()
+    rows = {
+        "architectures": _architectures,
+        "methods": _methods,
+        "adapters": _adapters,
+        "operators": _operators,
+    }[what]()
     notes = _modifiers() if what == "architectures" else []
     extra = {"modifiers": notes} if notes else {}
     output.show({what: rows, **extra}, lambda: "\n\n".join(_text(part) for part in (rows, notes) if part))
@@ -61,6 +66,15 @@ def _modifiers() -> list[Row]:
     from surgery.architectures.names import MODIFIERS
 
     return [{"modifier": name, "about": about} for name, about in MODIFIERS.items()]
+
+
+def _methods() -> list[Row]:
+    from surgery.distill.methods import METHODS
+
+    return [
+        {"name": method.name, "about": method.summary, "from": method.paper, "followed": method.note}
+        for method in METHODS.values()
+    ]
 
 
 def _adapters() -> list[Row]:

@@ -1,14 +1,40 @@
 """Reincarnation: a trained policy as a teacher of any other architecture (QDagger and its rivals), and fine-tuning.
 
-job = plan_distill(teacher, "impala", Path("runs/breakout"), environment=teacher.environment)
-outcome = execute(job)                              # resumes where it was
+    job = plan_distill(teacher, "impala", Path("runs/breakout"), environment=teacher.environment)
+    outcome = execute(job)                              # goes on where it was, if it was
+
+Names are imported on first use: what methods there are can be asked without PyTorch.
 """
 
-from surgery.distill.journal import Status
-from surgery.distill.methods import METHODS, Method
-from surgery.distill.run import Options, Outcome, execute, plan_distill, plan_finetune
-from surgery.distill.session import Job
-from surgery.distill.settings import Settings
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from surgery.distill.journal import Status as Status
+    from surgery.distill.methods import METHODS as METHODS
+    from surgery.distill.methods import Method as Method
+    from surgery.distill.run import Options as Options
+    from surgery.distill.run import Outcome as Outcome
+    from surgery.distill.run import execute as execute
+    from surgery.distill.run import plan_distill as plan_distill
+    from surgery.distill.run import plan_finetune as plan_finetune
+    from surgery.distill.session import Job as Job
+    from surgery.distill.settings import Settings as Settings
+
+_HOMES = {
+    "METHODS": "methods",
+    "Job": "session",
+    "Method": "methods",
+    "Options": "run",
+    "Outcome": "run",
+    "Settings": "settings",
+    "Status": "journal",
+    "execute": "run",
+    "plan_distill": "run",
+    "plan_finetune": "run",
+}
 
 __all__ = [
     "METHODS",
@@ -22,3 +48,9 @@ __all__ = [
     "plan_distill",
     "plan_finetune",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'surgery.distill' has no attribute '{name}'")
+    return getattr(import_module(f"surgery.distill.{_HOMES[name]}"), name)

@@ -99,12 +99,12 @@ class Journal:
         name = f"{record['kind']}_{record['phase']}" if record.get("phase") == "offline" else record["kind"]
         for key, value in record.items():
             if isinstance(value, float):
-                board.add_scalar(f"{name}/{key}", value, step)  # type: ignore[no-untyped-call]
+                board.add_scalar(f"{name}/{key}", value, step)
 
     def close(self) -> None:
         self._file.close()
         if self._board is not None:
-            self._board.close()  # type: ignore[no-untyped-call]
+            self._board.close()
 
 
 def _board(folder: Path, step: int) -> SummaryWriter | None:
@@ -115,4 +115,4 @@ def _board(folder: Path, step: int) -> SummaryWriter | None:
             from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder), purge_step=step or None, flush_secs=60)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder), purge_step=step or None, flush_secs=60)

@@ -138,7 +138,7 @@ class Learner:
         """The means of `PARTS` since the last call; waits for the device. Empty if there was no step."""
         if not self._count:
             return {}
-        means = (self._sums / self._count).tolist()
+        means: list[float] = (self._sums / self._count).tolist()
         self._sums.zero_()
         self._count = 0
         return dict(zip(PARTS, means, strict=True))
@@ -238,7 +238,7 @@ class Captured:
         return cast(Tensor, self._output)
 
     def _aside(self, tensors: Tensors) -> Tensor:
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             output = self._step(tensors)
@@ -263,7 +263,7 @@ class Arriving:
         if tensor.device.type == "cuda":
             self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             self._host.copy_(tensor, non_blocking=True)
-            self._event = torch.cuda.Event()
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
 
     def read(self) -> Array:

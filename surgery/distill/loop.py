@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from surgery.distill.acting import Array, Score, Turns, epsilon, explore, play
 from surgery.distill.journal import Status
 from surgery.distill.learner import Arriving, Objective
 from surgery.distill.mixing import mixed
-from surgery.distill.session import Session
+from surgery.distill.session import ASKING, Session
 from surgery.distill.weaning import Weaning, check_teacher
 from surgery.envs import Step
 from surgery.errors import RunFailed
@@ -188,7 +189,7 @@ class Loop:
     def _update(self, batch: Batch, objective: Objective, weight: float, replay: Replay | None) -> None:
         session, settings = self._session, self._settings
         scores = None
-        if objective.auxiliary in ("imitate", "margin") and session.teacher is not None:
+        if objective.auxiliary in ASKING and session.teacher is not None:
             scores = session.teacher.scores(batch.observation)
         rate = settings.rate
         if session.method.weaned:
@@ -304,13 +305,15 @@ class Loop:
 
     def _train_line(self, phase: str, weight: float) -> None:
         progress, settings = self._progress, self._settings
-        parts = self._session.learner.read()
-        if any(not math.isfinite(value) for value in parts.values()):
+        parts: dict[str, Json] = dict(self._session.learner.read())
+        if any(not math.isfinite(cast(float, value)) for value in parts.values()):
             raise RunFailed(
                 f"the loss is no longer a number after {progress.updates:,} gradient steps",
                 where={"loss": ", ".join(f"{name} {value:.3g}" for name, value in parts.items())},
                 hint=f"go on from the last checkpoint with a lower rate: --set rate={settings.rate / 4:g} -o …",
             )
+        if not self._session.asks_teacher(phase, weight):
+            parts["agreement"] = None
         recent, progress.recent = progress.recent, []
         self._line(
             "train", phase,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from typing import Any, cast
 
 from surgery.errors import CorruptFile
 from surgery.json_values import Json
@@ -31,6 +32,7 @@ class Progress:
       random: the same of random play.
       mean_return: of the student's newest evaluation.
       best_return: of its best one.
+      recent: returns of training episodes since the last line of metrics.
     """
 
     phase: str = "measuring"
@@ -59,4 +61,4 @@ class Progress:
         known = {one.name for one in fields(Progress)}
         if not isinstance(record, Mapping) or set(record) != known or record["phase"] not in PHASES:
             raise CorruptFile("the checkpoint's progress is not that of this version")
-        return Progress(**record)
+        return Progress(**cast("dict[str, Any]", dict(record)))

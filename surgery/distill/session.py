@@ -14,6 +14,7 @@ import torch
 from surgery import torch as modules
 from surgery.checkpoint import Checkpoint, save
 from surgery.distill import store
+from surgery.distill.export import load_state, with_weights
 from surgery.distill.guarded import Guarded
 from surgery.distill.journal import Journal
 from surgery.distill.learner import Learner, make_optimizer
@@ -40,6 +41,8 @@ from surgery.replay import (
 )
 
 REPLAYS = ("replay", "teacher_replay")
+ASKING = ("imitate", "margin")
+"""Auxiliary losses that ask the teacher."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,11 @@ class Session:
         """Emulator frames taken online."""
         return self.progress.steps * self.settings.skip
 
+    def asks_teacher(self, phase: str, weight: float) -> bool:
+        """Whether gradient steps of a phase ask the teacher, at a λ."""
+        loss = self.method.offline_loss if phase == "offline" else self.method.online_loss
+        return loss in ASKING and weight > 0
+
     def evaluation_envs(self, salt: int) -> Envs:
         """Environments of whole games and true returns; the same salt gives the same games."""
         return self._make_envs(training=False, salt=salt)
@@ -185,12 +193,15 @@ class Session:
             for _ in range(2)
         )
         target.module.requires_grad_(False)
+        optimizer = make_optimizer(job.optimizer, student, settings.rate)
+        if job.student.optimizer is not None and job.student.optimizer.kind == job.optimizer:
+            load_state(optimizer, student.module, job.student.optimizer)
         teacher = self.teacher
         temperature = settings.teacher_temperature or (teacher.temperature if teacher else 1.0)
         return Learner(
             student,
             target,
-            make_optimizer(job.optimizer, student, settings.rate),
+            optimizer,
             settings,
             actions=self.envs.actions,
             teacher_temperature=temperature,
@@ -301,7 +312,7 @@ class Session:
 
     def result(self) -> Checkpoint:
         """The student as a checkpoint: weights, optimizer state, environment and lineage."""
-        made = modules.from_module(self.student.module, self.job.student, self.learner.optimizer)
+        made = with_weights(self.job.student, self.student.module, self.learner.optimizer)
         lineage = (
             (*self.job.student.lineage, self.job.lineage) if self.job.lineage else self.job.student.lineage
         )

@@ -127,7 +127,7 @@ def newest(folder: Path) -> tuple[Saved | None, tuple[str, ...]]:
     Raises:
       CorruptFile: there are checkpoints, and none is whole.
     """
-    problems = []
+    problems: list[str] = []
     for path in _numbered(folder):
         try:
             return _read(path), tuple(problems)

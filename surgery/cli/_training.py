@@ -1,0 +1,146 @@
+"""What the verbs that train have in common: settings given by hand, the environment, the run, its result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from surgery.cli import _live
+from surgery.cli._output import Output, size, table
+from surgery.errors import ArgumentError, MissingDependency
+
+if TYPE_CHECKING:
+    from surgery.checkpoint import Checkpoint
+    from surgery.distill import Job, Options, Outcome
+    from surgery.interface import Environment
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def settings(ctx: click.Context, parameter: click.Parameter, words: tuple[str, ...]) -> dict[str, object]:
+    """`NAME=VALUE …` as a mapping; values are JSON."""
+    found: dict[str, object] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        try:
+            found[name] = json.loads(text)
+        except ValueError as error:
+            raise click.BadParameter(
+                f"'{word}' is not NAME=VALUE, with a number, true, false or null"
+            ) from error
+        if not (equals and name):
+            raise click.BadParameter(f"'{word}' is not NAME=VALUE")
+    return found
+
+
+def options(function: F) -> F:
+    """The options of every verb that trains, in order."""
+    for option in reversed(
+        (
+            click.option("--env", "environment", metavar="ID", help="Environment; else the one in the contract."),
+            click.option(
+                "--frames", metavar="N", type=click.IntRange(min=1), default=10_000_000, show_default="10,000,000",
+                help="Frames to play: of the emulator on Atari, else environment steps. Schedules scale with it.",
+            ),
+            click.option("--seed", metavar="N", type=click.IntRange(min=0), default=0, show_default="0",
+                         help="Seed of all that is random."),
+            click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+                         help="Where the networks run."),
+            click.option("--envs", metavar="N", type=click.IntRange(min=1), default=8, show_default="8",
+                         help="Environments played at once."),
+            click.option("--set", "changes", metavar="NAME=VALUE", multiple=True, callback=settings,
+                         help="Any setting of config.json, such as n_step=5 or prioritised=true."),
+            click.option("-n", "--dry-run", is_flag=True, help="Say what would be done and what it takes."),
+            click.option("-o", "--out", "folder", metavar="DIR", required=True,
+                         type=click.Path(path_type=Path, file_okay=False),
+                         help="Run directory; if it holds this run, it goes on."),
+        )
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def library() -> None:
+    """Import what training needs.
+
+    Raises:
+      MissingDependency: with the command that installs it.
+    """
+    try:
+        import gymnasium  # noqa: F401
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise MissingDependency(
+            f"training needs {error.name}, which is not installed", hint="pip install 'policy-surgery[rl]'"
+        ) from error
+
+
+def contract(checkpoint: Checkpoint, name: str | None, path: Path) -> Environment:
+    """The contract that a model carries; another id keeps the settings only for the same game.
+
+    Raises:
+      ArgumentError: no environment is named anywhere.
+    """
+    from surgery.interface import Environment
+
+    known = checkpoint.environment
+    if name is not None and name != known.id:
+        return Environment(name)
+    if known.id is None:
+        raise ArgumentError(
+            f"{path} does not say which environment it is for", hint="name it: --env ALE/Breakout-v5"
+        )
+    return known
+
+
+def carry_out(job: Job, run: Options, output: Output, *, dry_run: bool) -> None:
+    """Forecast, then run or only say what would be done."""
+    from surgery.distill import execute
+    from surgery.distill.forecast import forecast
+
+    fresh = not any((job.folder / "checkpoints").glob("*.pt"))
+    if dry_run or fresh:
+        with output.step("measuring a few steps"):
+            expected = forecast(job, threads=run.threads)
+        line = (
+            f"about {_live.duration(expected.seconds)} (a gradient step {expected.update_seconds * 1e3:.3g} ms), "
+            f"{size(expected.memory)} of memory for replay, {size(expected.disk)} of disk"
+        )
+        if dry_run:
+            record = job.settings.to_json()
+            report = {"output": str(job.folder), "settings": record, "forecast": asdict(expected)}
+            output.show(report, lambda: f"{table(('setting', 'value'), _rows(record))}\n\n{line}")
+            return
+        output.note(line)
+    with _live.live(output) as watch:
+        outcome = execute(job, threads=run.threads, watch=watch, note=output.note)
+    output.show(report_of(outcome), lambda: text_of(outcome))
+
+
+def _rows(record: Mapping[str, object]) -> list[tuple[str, str]]:
+    return [(name, json.dumps(value)) for name, value in record.items()]
+
+
+def report_of(outcome: Outcome) -> dict[str, object]:
+    """The object printed under `--json`."""
+    found = asdict(outcome)
+    return {**found, "folder": str(outcome.folder), "student": str(outcome.student)}
+
+
+def text_of(outcome: Outcome) -> str:
+    """One line: what the student is worth, what it took, where it is."""
+    others = [f"random {outcome.random:.4g}"]
+    if outcome.teacher is not None:
+        others = [f"teacher {outcome.teacher:.4g}", *others, f"score {outcome.score or 0:.2f}"]
+    return " · ".join(
+        (
+            f"return {outcome.mean_return:.4g} ({', '.join(others)})",
+            f"{outcome.frames:,} frames, {outcome.updates:,} updates, {_live.duration(outcome.seconds)}",
+            f"wrote {outcome.student}",
+        )
+    )

@@ -1,0 +1,81 @@
+"""`surgery distill`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+import surgery
+from surgery.cli import _options, _training
+from surgery.cli._output import Output
+
+
+@click.command("distill", short_help="Teach another architecture what a model can do.")
+@_options.file_argument("teacher")
+@click.option(
+    "--to", "architecture", metavar="ARCH", required=True, help="The student: surgery list architectures."
+)
+@click.option(
+    "--method", metavar="NAME", default="qdagger", show_default=True, help="One of: surgery list methods."
+)
+@click.option(
+    "--head",
+    type=click.Choice(["q", "dueling", "c51", "qr"]),
+    default="q",
+    show_default=True,
+    help="What the student gives: values, dueling values, C51's or QR-DQN's distributions.",
+)
+@click.option(
+    "--teacher-replay",
+    metavar="FILE.npz",
+    type=_options.FILE,
+    help="The teacher's transitions; else it plays some itself.",
+)
+@_training.options
+@_options.reported
+def command(
+    *,
+    teacher: Path,
+    architecture: str,
+    method: str,
+    head: str,
+    teacher_replay: Path | None,
+    environment: str | None,
+    frames: int,
+    seed: int,
+    device: str,
+    envs: int,
+    changes: dict[str, object],
+    dry_run: bool,
+    folder: Path,
+    output: Output,
+) -> None:
+    """Teach a new network of any architecture what a trained one can do, by playing (QDagger and others).
+
+    The teacher is a black box: values, logits, distributions or actions. It is measured first. The run directory
+    holds student.onnx, config.json, metrics.jsonl, TensorBoard files and checkpoints; the same command goes on
+    with a run that was stopped or killed.
+
+    \b
+    Example:
+      surgery distill breakout.onnx --to impala -o runs/breakout
+      surgery distill breakout.onnx --to impala --method kickstarting --frames 2000000 -o runs/kick
+      surgery distill agent.onnx --to mlp-64-64 --head c51 --set prioritised=true -o runs/rainbow
+    """
+    _training.library()
+    from surgery.distill import Options, plan_distill
+
+    run = Options(frames=frames, seed=seed, device=device, envs=envs, head=head, changes=changes)
+    with output.step(f"reading {teacher}"):
+        checkpoint = surgery.load(teacher, optimizer=False)
+        job = plan_distill(
+            checkpoint,
+            architecture,
+            folder,
+            environment=_training.contract(checkpoint, environment, teacher),
+            method=method,
+            options=run,
+            teacher_replay=teacher_replay,
+        )
+    _training.carry_out(job, run, output, dry_run=dry_run)

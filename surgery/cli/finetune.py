@@ -1,0 +1,65 @@
+"""`surgery finetune`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+import surgery
+from surgery.cli import _options, _training
+from surgery.cli._output import Output
+
+
+@click.command("finetune", short_help="Go on training a model by playing.")
+@_options.file_argument("model")
+@click.option(
+    "--optimizer",
+    type=click.Choice(["adam", "rmsprop"]),
+    default="adam",
+    show_default=True,
+    help="State of the same kind is carried on; of another it begins anew.",
+)
+@_training.options
+@_options.reported
+def command(
+    *,
+    model: Path,
+    optimizer: str,
+    environment: str | None,
+    frames: int,
+    seed: int,
+    device: str,
+    envs: int,
+    changes: dict[str, object],
+    dry_run: bool,
+    folder: Path,
+    output: Output,
+) -> None:
+    """Go on training a Q-network where it plays, at a lowered learning rate.
+
+    Weights and optimizer state are carried on; exploration is at its end from the first step. To keep the state of
+    another optimizer, convert it first with `surgery optimizer`.
+
+    \b
+    Example:
+      surgery finetune agent.onnx --env CartPole-v1 --frames 50000 -o runs/finetune
+      surgery finetune agent.onnx --optimizer rmsprop --set final_rate=5e-5 -o runs/rmsprop
+    """
+    _training.library()
+    from surgery.distill import Options, plan_finetune
+
+    run = Options(frames=frames, seed=seed, device=device, envs=envs, changes=changes)
+    with output.step(f"reading {model}"):
+        checkpoint = surgery.load(model)
+        job = plan_finetune(
+            checkpoint,
+            folder,
+            environment=_training.contract(checkpoint, environment, model),
+            optimizer=optimizer,
+            options=run,
+        )
+    had = checkpoint.optimizer.kind if checkpoint.optimizer else None
+    if had is not None and had != optimizer:
+        output.note(f"the state of {had} is not carried: {optimizer} begins anew")
+    _training.carry_out(job, run, output, dry_run=dry_run)

@@ -1,0 +1,97 @@
+"""What a run will take, said before it starts: memory, disk, and time from a few steps of each kind."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from surgery.distill.acting import Array
+from surgery.distill.learner import Objective
+from surgery.distill.session import ASKING, Job, Session
+from surgery.replay import Batch, estimate
+
+STEPS = 4
+COMPRESSED = 1 / 60
+"""Size of frames on disk against memory, for Atari; flags and actions take a few bytes more."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run takes.
+
+    Attributes:
+      memory: bytes of its replays when they are full.
+      disk: bytes of its folder, roughly.
+      seconds: from now to its end, evaluations left out.
+      update_seconds: of one gradient step.
+      step_seconds: of one agent step, acting included.
+    """
+
+    memory: int
+    disk: int
+    seconds: float
+    update_seconds: float
+    step_seconds: float
+
+
+def forecast(job: Job, *, threads: int = 1) -> Forecast:
+    """Measure a few steps of a session that is then thrown away; writes nothing.
+
+    Raises:
+      As `execute`, for what can be known beforehand: teacher, student and environment do not fit, too little memory.
+    """
+    torch.set_num_threads(threads)
+    session = Session(job)
+    try:
+        update, step = _update_seconds(session), _step_seconds(session)
+        settings = job.settings
+        updates = settings.offline_updates + settings.budget / settings.update_period
+        collected = 0 if job.recorded is not None else settings.teacher_data
+        shape, kind = session.envs.observation_shape, session.envs.observation_dtype
+        frame = shape[1:] if session.envs.stacked else shape
+        rows = settings.replay + settings.teacher_data
+        memory = estimate(rows, frame, kind, prioritised=settings.prioritised)
+        weights = sum(parameter.numel() * 4 for parameter in session.student.module.parameters())
+        return Forecast(
+            memory=memory,
+            disk=round(memory * COMPRESSED) + 10 * rows + 10 * weights,
+            seconds=updates * update + (settings.budget + collected) * step,
+            update_seconds=update,
+            step_seconds=step,
+        )
+    finally:
+        session.close()
+
+
+def _update_seconds(session: Session) -> float:
+    settings, envs = session.settings, session.envs
+    blank = np.zeros((settings.batch, *envs.observation_shape), envs.observation_dtype)
+    ones = np.ones(settings.batch, np.float32)
+    batch = Batch(
+        np.zeros(settings.batch, np.int64), blank, np.zeros(settings.batch, np.int64), ones, ones, blank, ones
+    )
+    loss = session.method.offline_loss if settings.offline_updates else session.method.online_loss
+    objective = Objective(session.method.temporal, loss)
+
+    def update() -> None:
+        teacher = session.teacher if loss in ASKING else None
+        scores = teacher.scores(blank) if teacher else None
+        session.learner.update(batch, objective, scores=scores, weight=1.0, rate=0.0)
+
+    update()
+    begun = time.perf_counter()
+    for _ in range(STEPS):
+        update()
+    session.learner.read()  # waits for a device
+    return (time.perf_counter() - begun) / STEPS
+
+
+def _step_seconds(session: Session) -> float:
+    observation: Array = session.envs.reset()
+    begun = time.perf_counter()
+    for _ in range(STEPS * 4):
+        observation = session.envs.step(session.student.greedy(observation)).observation
+    return (time.perf_counter() - begun) / (STEPS * 4 * session.settings.envs)
