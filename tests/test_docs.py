@@ -151,5 +151,5 @@ def test_every_command_is_in_the_readme(verb: str):
 
 def test_the_readme_stays_short():
     lines = README.read_text().splitlines()
-    assert len(lines) <= 150
+    assert len(lines) <= 170
     assert lines.index("```console") <= 15
