@@ -30,7 +30,12 @@ if TYPE_CHECKING:
     from surgery.ops.deepen import deepen as deepen
     from surgery.ops.extend import NewObservation as NewObservation
     from surgery.ops.extend import extend as extend
+    from surgery.ops.features import Retired as Retired
+    from surgery.ops.features import reorder as reorder
+    from surgery.ops.features import retire as retire
+    from surgery.ops.invert import invert as invert
     from surgery.ops.kernel import grow_kernel as grow_kernel
+    from surgery.ops.narrow import narrow as narrow
     from surgery.ops.swap_optimizer import swap_optimizer as swap_optimizer
     from surgery.ops.widen import widen as widen
     from surgery.plan import Plan as Plan
@@ -47,6 +52,7 @@ _HOMES = {
     "Plan": "surgery.plan",
     "Report": "surgery.verify",
     "Result": "surgery.operate",
+    "Retired": "surgery.ops.features",
     "SurgeryError": "surgery.errors",
     "analyse": "surgery.graph.spaces",
     "annotate": "surgery.interface",
@@ -56,8 +62,12 @@ _HOMES = {
     "diff": "surgery.difference",
     "extend": "surgery.ops.extend",
     "grow_kernel": "surgery.ops.kernel",
+    "invert": "surgery.ops.invert",
     "load": "surgery.checkpoint",
+    "narrow": "surgery.ops.narrow",
     "recipe": "surgery.recipe",
+    "reorder": "surgery.ops.features",
+    "retire": "surgery.ops.features",
     "save": "surgery.checkpoint",
     "swap_optimizer": "surgery.ops.swap_optimizer",
     "verify": "surgery.verify",
@@ -71,6 +81,7 @@ __all__ = [
     "Plan",
     "Report",
     "Result",
+    "Retired",
     "SurgeryError",
     "__version__",
     "analyse",
@@ -81,8 +92,12 @@ __all__ = [
     "diff",
     "extend",
     "grow_kernel",
+    "invert",
     "load",
+    "narrow",
     "recipe",
+    "reorder",
+    "retire",
     "save",
     "swap_optimizer",
     "verify",

@@ -8,6 +8,8 @@ or a new unit is *fresh*: random in the tensors that make it, zero where old uni
     consumes units    · a        copied
     both              · a_in     · a_out^p
 
+Duplicates are merged by the inverse: outgoing weights are added up, and so are the gradients of the incoming ones.
+
 Net2Net: Chen, Goodfellow, Shlens, 2016 (arXiv:1511.05641). Fresh units: OpenAI, 2019 (arXiv:1912.06680, app. B).
 The slot rule is derived in docs/mathematics.md.
 """
@@ -16,245 +18,25 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import reduce
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from surgery.errors import PlanMismatch
-from surgery.graph.layout import Layout, Sum, Units, units
+from surgery.axis_maps import AxisMap as AxisMap
+from surgery.axis_maps import axis_map as axis_map
+from surgery.axis_maps import axis_maps as axis_maps
 from surgery.graph.spaces import Fill
-
-MOST_UNITS = 1 << 24
-"""Largest number of units that a plan may give a space."""
+from surgery.units import MOST_UNITS as MOST_UNITS
+from surgery.units import SpaceEdit as SpaceEdit
+from surgery.units import Start as Start
+from surgery.units import natural as natural
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 BLOCK = 1 << 22
 """Bytes of a tensor that are worked on at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """How the rows of new outputs start.
-
-    Attributes:
-      kind: "mean" of the old rows, or "zero".
-      bias: added to the bias of each.
-    """
-
-    kind: Literal["mean", "zero"]
-    bias: float = 0.0
-
-
-@dataclass(frozen=True)
-class SpaceEdit:
-    """What happens to the units of one space.
-
-    Attributes:
-      space: its name.
-      before: number of units now.
-      source: for every new unit the old one that it copies (or, if fresh, borrows its scales from).
-      fresh: positions of new units that no old unit may depend on.
-      shares: for every new unit its part of the outgoing weights; None for equal parts among copies.
-      start: how tensors that make the fresh units start, instead of as is usual for them.
-    """
-
-    space: str
-    before: int
-    source: tuple[int, ...]
-    fresh: frozenset[int] = frozenset()
-    shares: tuple[float, ...] | None = None
-    start: Start | None = None
-
-    @property
-    def after(self) -> int:
-        """Number of units afterwards."""
-        return len(self.source)
-
-    @property
-    def share(self) -> Array:
-        """Shares as float64, shape (after,); 1 for fresh units and single copies."""
-        if self.shares is not None:
-            return np.array(self.shares)
-        source = np.array(self.source)
-        copies = np.bincount(source[~self.is_fresh], minlength=self.before)
-        return np.where(self.is_fresh, 1.0, 1.0 / np.maximum(copies[source], 1))
-
-    @property
-    def is_fresh(self) -> Array:
-        """Boolean mask of fresh units, shape (after,)."""
-        mask = np.zeros(self.after, bool)
-        mask[list(self.fresh)] = True
-        return mask
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON; runs of consecutive numbers are written "a:b"."""
-        return {
-            "space": self.space,
-            "from": self.before,
-            "to": self.after,
-            "source": _runs(self.source),
-            "fresh": _runs(sorted(self.fresh)),
-            "shares": None if self.shares is None else list(self.shares),
-            "start": None if self.start is None else {"kind": self.start.kind, "bias": self.start.bias},
-        }
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> SpaceEdit:
-        """The inverse of `to_json`.
-
-        Raises:
-          PlanMismatch: if the data does not describe an edit.
-        """
-        try:
-            shares, after = data["shares"], natural(data["to"])
-            if after > MOST_UNITS:
-                raise ValueError(f"{after} units")
-            edit = SpaceEdit(
-                data["space"],
-                natural(data["from"]),
-                _numbers(data["source"], after),
-                frozenset(_numbers(data["fresh"], after)),
-                None if shares is None else tuple(float(share) for share in shares),
-                _start(data["start"]),
-            )
-            if not isinstance(edit.space, str):
-                raise TypeError("the name of a space is text")
-            if edit.shares is not None and not all(map(math.isfinite, edit.shares)):
-                raise ValueError("shares that are no numbers")
-            if edit.after != after or (edit.shares is not None and len(edit.shares) != edit.after):
-                raise ValueError("lengths differ")
-            if any(not 0 <= k < edit.before for k in edit.source) or any(k >= edit.after for k in edit.fresh):
-                raise ValueError("unit numbers out of range")
-        except (KeyError, TypeError, ValueError) as error:
-            raise PlanMismatch(f"not the edit of a space: {data!r:.80} ({error})") from None
-        return edit
-
-
-def _runs(numbers: Sequence[int]) -> list[int | str]:
-    out: list[int | str] = []
-    start = 0
-    for k in range(1, len(numbers) + 1):
-        if k == len(numbers) or numbers[k] != numbers[k - 1] + 1:
-            out.append(numbers[start] if k - start == 1 else f"{numbers[start]}:{numbers[k - 1] + 1}")
-            start = k
-    return out
-
-
-def _numbers(runs: Sequence[int | str], limit: int) -> tuple[int, ...]:
-    """The inverse of `_runs`; at most `limit` numbers, none of them negative."""
-    out: list[int] = []
-    for run in runs:
-        first, last = (
-            (int(part) for part in run.split(":")) if isinstance(run, str) else (natural(run), run + 1)
-        )
-        if not 0 <= first < last or last - first > limit - len(out):
-            raise ValueError(f"a run {run} in a space of {limit} units")
-        out.extend(range(first, last))
-    return tuple(out)
-
-
-def _start(data: object) -> Start | None:
-    match data:
-        case None:
-            return None
-        case {"kind": "mean" | "zero" as kind, "bias": int() | float() as bias} if math.isfinite(bias):
-            return Start(kind, float(bias))
-    raise ValueError(f"a start {data!r:.60}")
-
-
-def natural(value: object) -> int:
-    """A whole number of JSON, 0 or more; raises TypeError for anything else."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise TypeError(f"{value!r} is not a whole number, 0 or more")
-    return value
-
-
-@dataclass(frozen=True)
-class AxisMap:
-    """The edit of one axis, element by element; all arrays have shape (new size,).
-
-    Attributes:
-      before: old size.
-      source: old index of each new element.
-      fresh_in, fresh_out: elements that consume, or make, fresh units.
-      started: elements of `fresh_out` that start at a mean or at zero, so that something may read their units at once.
-      value: factor of the weights. grad: factor of their gradients.
-    """
-
-    before: int
-    source: Array
-    fresh_in: Array
-    fresh_out: Array
-    started: Array
-    value: Array
-    grad: Array
-
-    @property
-    def shared(self) -> bool:
-        """Whether weights along this axis are shared out among copies."""
-        return bool((self.value != 1).any())
-
-
-def axis_map(layout: Layout, edits: Mapping[str, SpaceEdit]) -> AxisMap:
-    """The edit of an axis from the edits of the spaces in it."""
-    return reduce(_outer, [_factor_map(factor, edits) for factor in layout] or [_still(1)])
-
-
-def axis_maps(layouts: Sequence[Layout], edits: Mapping[str, SpaceEdit]) -> list[AxisMap | None]:
-    """One map per axis of a tensor; None for an axis in which nothing changes."""
-    return [
-        axis_map(axis, edits) if any(part.space in edits for part in units(axis)) else None
-        for axis in layouts
-    ]
-
-
-def _still(size: int) -> AxisMap:
-    no, one = np.zeros(size, bool), np.ones(size)
-    return AxisMap(size, np.arange(size), no, no, no, one, one)
-
-
-def _factor_map(factor: int | Units | Sum, edits: Mapping[str, SpaceEdit]) -> AxisMap:
-    if isinstance(factor, int):
-        return _still(factor)
-    if isinstance(factor, Sum):
-        return _joined([axis_map(part, edits) for part in factor.parts])
-    edit = edits.get(factor.space)
-    if edit is None:
-        return _still(factor.size)
-    no, one = np.zeros(edit.after, bool), np.ones(edit.after)
-    source, fresh = np.array(edit.source), edit.is_fresh
-    if factor.role == "in":
-        return AxisMap(edit.before, source, fresh, no, no, edit.share, one)
-    started = fresh if factor.role in ("mean", "zero") else no
-    return AxisMap(edit.before, source, no, fresh, started, one, edit.share)
-
-
-def _joined(parts: Sequence[AxisMap]) -> AxisMap:
-    offsets = np.cumsum([0, *(part.before for part in parts)])
-    return AxisMap(
-        int(offsets[-1]),
-        np.concatenate([part.source + offset for part, offset in zip(parts, offsets, strict=False)]),
-        *(
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in ("fresh_in", "fresh_out", "started", "value", "grad")
-        ),
-    )
-
-
-def _outer(left: AxisMap, right: AxisMap) -> AxisMap:
-    return AxisMap(
-        left.before * right.before,
-        np.add.outer(left.source * right.before, right.source).reshape(-1),
-        np.logical_or.outer(left.fresh_in, right.fresh_in).reshape(-1),
-        np.logical_or.outer(left.fresh_out, right.fresh_out).reshape(-1),
-        np.logical_or.outer(left.started, right.started).reshape(-1),
-        np.multiply.outer(left.value, right.value).reshape(-1),
-        np.multiply.outer(left.grad, right.grad).reshape(-1),
-    )
 
 
 def edit_weight(
@@ -308,7 +90,7 @@ def _rows(array: Array) -> Iterator[slice]:
 def _copied(old: Array, maps: Sequence[AxisMap | None], dtype: np.dtype[Any]) -> Array:
     """Copies times shares, block by block along an axis that is not shared out."""
     shape = [n if axis is None else len(axis.source) for n, axis in zip(old.shape, maps, strict=True)]
-    free = [k for k, axis in enumerate(maps) if axis is None or not axis.shared]
+    free = [k for k, axis in enumerate(maps) if axis is None or not (axis.shared or axis.summed)]
     if not free:
         return _taken(old.astype(dtype), maps)
     along, new = free[0], np.empty(shape, dtype)
@@ -325,8 +107,18 @@ def _taken(old: Array, maps: Sequence[AxisMap | None]) -> Array:
     new = old
     for k, axis in enumerate(maps):
         if axis is not None:
-            new = _share_out(new, k, axis) if axis.shared else np.take(new, axis.source, axis=k)
+            new = _along_axis(new, k, axis)
     return new
+
+
+def _along_axis(old: Array, k: int, axis: AxisMap) -> Array:
+    new = _share_out(old, k, axis) if axis.shared else np.take(old, axis.source, axis=k)
+    if not axis.summed:
+        return new
+    # wider than the tensor, so that shares which sum to the original give it back
+    total = np.moveaxis(new.astype(np.longdouble if old.dtype == np.float64 else np.float64), k, 0)
+    np.add.at(total, axis.more_value[0], np.moveaxis(old, k, 0)[axis.more_value[1]])
+    return np.moveaxis(total.astype(old.dtype), 0, k)
 
 
 def _deviation(array: Array) -> float:
@@ -337,16 +129,33 @@ def _deviation(array: Array) -> float:
 
 
 def edit_slot(old: Array, maps: Sequence[AxisMap | None], power: int) -> Array:
-    """An optimizer slot after the edit: a gradient statistic of the given power; fresh entries start at 0."""
+    """An optimizer slot after the edit: a gradient statistic of the given power; fresh entries start at 0.
+
+    The gradient of merged units is the sum of theirs. Its second moment is known where their gradients are
+    proportional, (Σ √v)²; elsewhere that is an upper bound (Minkowski), so that steps become smaller, never larger.
+    """
     new = old
     for k, axis in enumerate(maps):
         if axis is None:
             continue
-        new = np.take(new, axis.source, axis=k)
+        new = _merged_slot(new, k, axis, power)
         factor = np.where(axis.fresh_in | axis.fresh_out, 0.0, axis.grad**power)
         if (factor != 1).any():
             new = (new * _along(factor, k, new.ndim)).astype(old.dtype)
     return np.ascontiguousarray(new)
+
+
+def _merged_slot(old: Array, k: int, axis: AxisMap, power: int) -> Array:
+    if not axis.more_grad.size:
+        return np.take(old, axis.source, axis=k)
+    moved = np.moveaxis(old.astype(np.float64), k, 0)
+    roots = np.sqrt(np.maximum(moved, 0)) if power == 2 else moved
+    total = np.take(roots, axis.source, axis=0)
+    np.add.at(total, axis.more_grad[0], roots[axis.more_grad[1]])
+    if power == 0:  # of preconditioned steps, which no scale changes
+        total /= _along(1.0 + np.bincount(axis.more_grad[0], minlength=len(total)), 0, total.ndim)
+    merged = np.square(total) if power == 2 else total
+    return np.moveaxis(merged, 0, k).astype(old.dtype)
 
 
 def unknown_history(maps: Sequence[AxisMap | None]) -> Array | bool:
@@ -356,6 +165,14 @@ def unknown_history(maps: Sequence[AxisMap | None]) -> Array | bool:
         read = read & ~made
     masks = [mask for mask in (read, started) if mask is not None]
     return reduce(np.logical_or, masks) if masks else False
+
+
+def reads_fresh(maps: Sequence[AxisMap | None]) -> Array | bool:
+    """Mask of entries through which old units read fresh ones."""
+    made, read = _mask(maps, "fresh_out"), _mask(maps, "fresh_in")
+    if read is None:
+        return False
+    return read if made is None else read & ~made
 
 
 def tensor_rng(seed: int, name: str) -> np.random.Generator:

@@ -22,6 +22,7 @@ from surgery.insert import insert, join_optimizer, with_states
 from surgery.interface import Bound, Environment, Interface, Port
 from surgery.optimizer import OptimizerState, power
 from surgery.plan import Plan, TensorEdit
+from surgery.removal import check_duplicates, fold
 from surgery.tensors import shape_of
 
 KEEP_LIMIT = 1 << 28
@@ -41,10 +42,12 @@ def execute(plan: Plan, checkpoint: Checkpoint, *, double: bool = False) -> Chec
 
     Raises:
       PlanMismatch: if the plan does not fit.
-      Refused: if the optimizer has a slot without a rule.
+      Refused: if the optimizer has a slot without a rule, or units that the plan calls equal or constant are not.
     """
     model = prepared(checkpoint.model, checkpoint.trained)
     check_fits(plan, checkpoint, model)
+    check_duplicates(plan, constants(model))
+    fold(plan, checkpoint, model, double=double)
     keep = 8 * sum(math.prod(tensor.after(plan.sizes)) for tensor in plan.tensors) <= KEEP_LIMIT
     lookup = {tensor.name: _Edited(plan, tensor, double, keep) for tensor in plan.tensors}
     replace_tensors(model, lookup)
@@ -68,7 +71,8 @@ def execute(plan: Plan, checkpoint: Checkpoint, *, double: bool = False) -> Chec
     interface = with_states(_described(checkpoint.interface, plan), plan.insertions)
     environment = checkpoint.environment
     if plan.environment:
-        environment = Environment(environment.id, {**environment.settings, **plan.environment})
+        settings = {**environment.settings, **plan.environment}
+        environment = Environment(environment.id, {k: v for k, v in settings.items() if v is not None})
     return checkpoint.replace(
         model=model, optimizer=optimizer, interface=interface, environment=environment, path=None
     )

@@ -32,7 +32,10 @@ def start_rows(new: Array, layouts: Sequence[Layout], fill: Fill, edits: Mapping
             edit = edits[space]
             rest, fresh = _labels(layout, edit, edits)
             rows, places = np.moveaxis(new, k, 0), np.flatnonzero(fresh)
-            rows[places] = _means(rows, rest, fresh)[rest[places]].astype(new.dtype) if kind == "mean" else 0
+            if kind != "split":  # those are copies already
+                rows[places] = (
+                    _means(rows, rest, fresh)[rest[places]].astype(new.dtype) if kind == "mean" else 0
+                )
             if fill == "zero" and edit.start is not None and edit.start.bias:
                 rows[places] += np.asarray(edit.start.bias, new.dtype)
     return new
@@ -81,6 +84,6 @@ def _factor(
         labels = np.concatenate([own + offset for (own, _), offset in zip(parts, offsets, strict=True)])
         return labels, np.concatenate([mask for _, mask in parts]), sum(sizes)
     if isinstance(factor, Units) and factor.space == edit.space:
-        return np.zeros(edit.after, np.int64), edit.is_fresh, 1
+        return np.zeros(edit.after, np.int64), edit.started, 1
     size = layout_size((factor,), {name: other.after for name, other in edits.items()})
     return np.arange(size), np.zeros(size, bool), size

@@ -89,6 +89,26 @@ class PortEdit:
 
 
 @dataclass(frozen=True, slots=True)
+class Fold:
+    """One place where constant units leave their contribution behind: it is added to a bias.
+
+    Attributes:
+      node: the node that reads the units, by the name of its first output.
+      operand: index of the input through which it does.
+      axis: of that input, along which they lie. layout: of that axis, before the edit.
+      bias: (node, operand) of the constant that is added; None if there is none, and the contribution must be zero.
+      sign: −1 where it is subtracted.
+    """
+
+    node: str
+    operand: int
+    axis: int
+    layout: Layout
+    bias: tuple[str, int] | None
+    sign: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """One line of the summary: a space, its sizes, and how many tensors and optimizer slots follow."""
 
@@ -114,9 +134,11 @@ class Plan:
       frozen: spaces that were asked for in general terms (a factor) but cannot change, each with the reason.
       ports: inputs and outputs that follow.
       inexact_slots: spaces whose new units change the gradient of the old ones (a mean over more of them).
-      environment: settings of the environment's contract that change.
+      environment: settings of the environment's contract that change; None takes one away.
       slots: optimizer slots that will follow, by tensor.
       insertions: new layers, put in after everything else, in order.
+      folds: where constants that go leave their contribution.
+      notes: what else the user should know, a sentence each.
     """
 
     operation: str
@@ -133,6 +155,8 @@ class Plan:
     environment: Mapping[str, Any] = field(default_factory=dict)
     slots: Mapping[str, int] = field(default_factory=dict)
     insertions: tuple[Insertion, ...] = ()
+    folds: tuple[Fold, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def edits(self) -> dict[str, SpaceEdit]:
@@ -163,8 +187,7 @@ class Plan:
         """The plan in words, line by line."""
         lines = [f"{self.operation}: claim {self.claim}"]
         for edit in self.spaces:
-            how = f"{len(edit.fresh)} fresh units" if edit.fresh else f"{edit.after - edit.before} copies"
-            lines.append(f"  {edit.space} {edit.before} → {edit.after} ({how})")
+            lines.append(f"  {edit.space} {edit.before} → {edit.after} ({_how(edit)})")
         for tensor in self.tensors:
             before, after = _shape(tensor.before), _shape(tensor.after(self.sizes))
             slots = f", {self.slots[tensor.name]} slots" if self.slots.get(tensor.name) else ""
@@ -181,7 +204,15 @@ class Plan:
             )
             lines.append(f"  {port.side} '{port.name}' {before} → {after}")
         lines.extend(f"  new layer {new.describe()}" for new in self.insertions)
+        for fold in self.folds if any(edit.folded for edit in self.spaces) else ():
+            into = (
+                "must be zero"
+                if fold.bias is None
+                else f"added to operand {fold.bias[1]} of '{fold.bias[0]}'"
+            )
+            lines.append(f"  constants read by the node of '{fold.node}': {into}")
         lines.extend(f"  frozen: {space}: {reason}" for space, reason in self.frozen)
+        lines.extend(f"  {note}" for note in self.notes)
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -221,6 +252,8 @@ class Plan:
             "environment": dict(self.environment),
             "slots": dict(self.slots),
             "insertions": [new.to_json() for new in self.insertions],
+            **({"folds": [_fold_to_json(fold) for fold in self.folds]} if self.folds else {}),
+            **({"notes": list(self.notes)} if self.notes else {}),
         }
 
     @staticmethod
@@ -281,6 +314,41 @@ def _parse(data: Mapping[str, Any]) -> Plan:
         environment=dict(data["environment"]),
         slots={str(name): int(count) for name, count in data["slots"].items()},
         insertions=tuple(insertion_from_json(new) for new in data.get("insertions", ())),
+        folds=tuple(_fold(fold) for fold in data.get("folds", ())),
+        notes=tuple(str(note) for note in data.get("notes", ())),
+    )
+
+
+def _how(edit: SpaceEdit) -> str:
+    """What happens to the units of a space, in words."""
+    copies = int(edit.added.sum()) - len(edit.fresh)
+    counts = {
+        "fresh units": len(edit.fresh), "copies": copies, "merged": len(edit.merged),
+        "constant, folded": len(edit.folded), "removed": len(edit.dropped),
+    }  # fmt: skip
+    parts = [f"{count} {what}" for what, count in counts.items() if count]
+    order = [k for k, added in zip(edit.source, edit.added, strict=True) if not added]
+    return ", ".join([*parts, *(["reordered"] if order != sorted(order) else [])]) or "as it was"
+
+
+def _fold_to_json(fold: Fold) -> dict[str, Any]:
+    return {
+        "node": fold.node, "operand": fold.operand, "axis": fold.axis, "layout": layout.to_json(fold.layout),
+        "bias": None if fold.bias is None else list(fold.bias), "sign": fold.sign,
+    }  # fmt: skip
+
+
+def _fold(data: Mapping[str, Any]) -> Fold:
+    bias = data["bias"]
+    if data["sign"] not in (1, -1):
+        raise ValueError(f"sign {data['sign']!r}")
+    return Fold(
+        str(data["node"]),
+        natural(data["operand"]),
+        natural(data["axis"]),
+        layout.from_json(data["layout"]),
+        None if bias is None else (str(bias[0]), natural(bias[1])),
+        data["sign"],
     )
 
 

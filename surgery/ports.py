@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from surgery.edits import AxisMap, axis_maps
+from surgery.axis_maps import AxisMap, axis_maps, units_along
 from surgery.errors import ArgumentError
+from surgery.graph.layout import Layout, units
 from surgery.plan import Plan
+from surgery.units import SpaceEdit
 
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
@@ -29,8 +31,8 @@ def grow(
         matter); None for zeros.
 
     Returns:
-      The same with everything grown: copies hold what they copy, fresh units start at zero. Inputs that the plan
-      leaves alone are returned as they are.
+      The same with everything grown: copies hold what they copy, fresh units start at zero, units that are gone are
+      left out. Inputs that the plan leaves alone are returned as they are.
 
     Raises:
       ArgumentError: if an array does not have the old width.
@@ -58,7 +60,7 @@ def grow(
 def shrink(
     plan: Plan, arrays: Mapping[str, np.ndarray[Any, np.dtype[Any]]], *, weighted: bool = False
 ) -> Arrays:
-    """The part of the new model's outputs that the old one has.
+    """The part of the new model's outputs that the old one has: see `kept` for that part of the old ones.
 
     Args:
       weighted: give for every old unit the mean of its copies, weighted by their shares, instead of the first copy:
@@ -68,24 +70,94 @@ def shrink(
     out: Arrays = {}
     for name, array in arrays.items():
         old = array
-        if name in edited:
-            for k, axis in enumerate(axis_maps(edited[name].axes, plan.edits)):
-                if axis is not None and weighted:
-                    old = _collected(old, k, axis)
-                elif axis is not None:
-                    kept = np.flatnonzero(~(axis.fresh_in | axis.fresh_out))
-                    first = kept[np.unique(axis.source[kept], return_index=True)[1]]
-                    old = np.take(old, first, axis=k)
+        for k, axis in enumerate(axis_maps(edited[name].axes, plan.edits) if name in edited else ()):
+            if axis is not None and weighted:
+                old = _collected(old, k, axis)
+            elif axis is not None and _split(plan, edited[name].axes[k]):
+                old = _summed_probability(old, k, axis)
+            elif axis is not None:
+                places = _places(axis)
+                old = np.take(old, [places[unit] for unit in sorted(places)], axis=k)
         out[name] = old
     return out
+
+
+def kept(plan: Plan, arrays: Mapping[str, np.ndarray[Any, np.dtype[Any]]]) -> Arrays:
+    """The part of the old model's outputs that the new one still has, in its old order."""
+    edited = {port.name: port for port in plan.ports if port.side == "output"}
+    out: Arrays = {}
+    for name, array in arrays.items():
+        old = array
+        for k, axis in enumerate(axis_maps(edited[name].axes, plan.edits) if name in edited else ()):
+            if axis is not None:
+                old = np.take(old, sorted(_places(axis)), axis=k)
+        out[name] = old
+    return out
+
+
+def settled(plan: Plan, arrays: Mapping[str, np.ndarray[Any, np.dtype[Any]]]) -> Arrays:
+    """Inputs of the old model for which a plan promises equal outputs, made from any inputs.
+
+    A retired observation holds its constant, and recurrent units that are merged hold the same state.
+    """
+    edited = {port.name: port for port in plan.ports if port.side == "input"}
+    out: Arrays = {}
+    for name, array in arrays.items():
+        changed = array
+        for k, layout in enumerate(edited[name].axes if name in edited else ()):
+            for space in dict.fromkeys(part.space for part in units(layout)):
+                edit = plan.edits.get(space)
+                if edit is not None and (edit.merged or edit.folded):
+                    changed = _settle(changed, k, layout, edit)
+        out[name] = changed
+    return out
+
+
+def _settle(
+    array: np.ndarray[Any, np.dtype[Any]], k: int, layout: Layout, edit: SpaceEdit
+) -> np.ndarray[Any, np.dtype[Any]]:
+    unit, rest = units_along(layout, edit.space)
+    moved = np.moveaxis(array, k, 0).copy()
+    element = {(int(u), int(r)): e for e, (u, r) in enumerate(zip(unit, rest, strict=True))}
+    for old, value in edit.folded:
+        if value is not None:
+            moved[unit == old] = value
+    for old, new in edit.merged:
+        for e in np.flatnonzero(unit == old):
+            moved[e] = moved[element[edit.source[new], int(rest[e])]]
+    return np.moveaxis(moved, 0, k)
+
+
+def _places(axis: AxisMap) -> dict[int, int]:
+    """Old element -> the new one that has its value, for all that have one."""
+    there = np.flatnonzero(~(axis.fresh_in | axis.fresh_out))
+    places = {int(axis.source[new]): int(new) for new in reversed(there)}
+    pairs = np.concatenate([axis.more_value, axis.more_grad], 1)
+    return places | {int(old): int(new) for new, old in pairs.T}
+
+
+def _split(plan: Plan, layout: Layout) -> bool:
+    starts = [plan.edits[part.space].start for part in units(layout) if part.space in plan.edits]
+    return any(start is not None and start.kind == "split" for start in starts)
+
+
+def _summed_probability(
+    logits: np.ndarray[Any, np.dtype[Any]], k: int, axis: AxisMap
+) -> np.ndarray[Any, np.dtype[Any]]:
+    """The logit that has the probability of all copies together."""
+    moved = np.moveaxis(logits, k, 0)
+    total = np.full((axis.before, *moved.shape[1:]), -np.inf, moved.dtype)
+    np.logaddexp.at(total, axis.source, moved)
+    return np.moveaxis(total, 0, k)
 
 
 def _collected(
     array: np.ndarray[Any, np.dtype[Any]], k: int, axis: AxisMap
 ) -> np.ndarray[Any, np.dtype[Any]]:
-    """Sum of copies times shares along one axis; fresh units are left out."""
+    """Sum of copies times shares along one axis, one row per old unit that is still there; fresh ones are left out."""
     moved = np.moveaxis(array, k, 0)
     shares = np.where(axis.fresh_in | axis.fresh_out, 0.0, axis.value * axis.grad)
     total = np.zeros((axis.before, *moved.shape[1:]), moved.dtype)
     np.add.at(total, axis.source, moved * shares.reshape((-1,) + (1,) * (moved.ndim - 1)))
-    return np.moveaxis(total, 0, k)
+    total[axis.more_grad[1]] = moved[axis.more_grad[0]]
+    return np.moveaxis(total[sorted(_places(axis))], 0, k)

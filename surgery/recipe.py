@@ -126,6 +126,10 @@ def _uneven(edit: SpaceEdit) -> str | None:
     """Why the units of a space do not all go on alike."""
     if edit.fresh:
         return f"the fresh units of '{edit.space}' learn from the first step"
+    if edit.merged:
+        return f"the units of '{edit.space}' that are merged no longer learn apart"
+    if edit.gone:
+        return f"the units of '{edit.space}' that are gone no longer learn"
     if len(set(np.bincount(edit.source, minlength=edit.before))) > 1:
         return f"'{edit.space}' {edit.before}→{edit.after} copies some units more often than others"
     if not _constant(edit.share):

@@ -60,5 +60,5 @@ def test_a_wrong_result_stays_wrong_however_the_model_cancels() -> None:
     inputs = {"observation": np.random.default_rng(1).standard_normal((16, 4))}
     other = _cancelling(1e-9 * (1 + 1e-3))
     old = float64_outputs(checkpoint.model, inputs)
-    (check,) = compare_double(checkpoint.model, other.model, inputs, (dict, dict), FLOAT64_LIMIT, old)
+    (check,) = compare_double(checkpoint.model, other.model, inputs, (dict, dict, dict), FLOAT64_LIMIT, old)
     assert not check.ok

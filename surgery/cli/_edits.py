@@ -93,6 +93,7 @@ def edit_report(result: surgery.Result, target: Path) -> dict[str, object]:
             for change in plan.changes
         ],
         "frozen": [{"space": space, "reason": reason} for space, reason in plan.frozen],
+        "notes": list(plan.notes),
         "recipe": found.to_json() if (found := _recipe(result)) else None,
     }
 
@@ -111,7 +112,8 @@ def edit_text(result: surgery.Result, target: Path) -> str:
     line.append(plural(tensors, "tensor") + (f", {plural(slots, 'slot')}" if slots else ""))
     line.append(report.summary() if report else "not verified")
     line.append(f"wrote {target}")
-    notes = {"frozen": "\n".join(f"{space}: {reason}" for space, reason in plan.frozen)}
+    notes = {"notes": "\n".join(plan.notes)}
+    notes |= {"frozen": "\n".join(f"{space}: {reason}" for space, reason in plan.frozen)}
     if found := _recipe(result):
         notes["optimizer settings"] = found.describe()
     return "\n".join([" · ".join(line), *(section(title, body) for title, body in notes.items() if body)])

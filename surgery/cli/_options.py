@@ -84,3 +84,16 @@ def reported(function: Callable[..., int | None]) -> Callable[..., int | None]:
         return function(output=output, **options)
 
     return command
+
+
+def widths(ctx: click.Context, parameter: click.Parameter, words: tuple[str, ...]) -> dict[str, int] | None:
+    """`SPACE=N …` as a mapping."""
+    found: dict[str, int] = {}
+    for word in words:
+        space, equals, count = word.rpartition("=")
+        if not (equals and space and count.isdecimal()):
+            raise click.BadParameter(f"'{word}' is not SPACE=N, with N a whole number", ctx, parameter)
+        if space in found:
+            raise click.BadParameter(f"space '{space}' is given twice", ctx, parameter)
+        found[space] = int(count)
+    return found or None

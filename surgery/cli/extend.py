@@ -53,9 +53,11 @@ def _actions(
     return found
 
 
-def _start(ctx: click.Context, parameter: click.Parameter, word: str) -> tuple[str, float]:
-    """`never`, `mean`, `zero` or `logit:X`."""
+def _start(ctx: click.Context, parameter: click.Parameter, word: str) -> tuple[str, float, str | None]:
+    """`never`, `mean`, `zero`, `split:J` or `logit:X`."""
     kind, colon, number = word.partition(":")
+    if kind == "split" and number:
+        return kind, 0.0, number
     try:
         bias = float(number) if colon else 0.0
     except ValueError:
@@ -65,8 +67,8 @@ def _start(ctx: click.Context, parameter: click.Parameter, word: str) -> tuple[s
         or bool(colon) != (kind == "logit")
         or not math.isfinite(bias)
     ):
-        raise click.BadParameter(f"'{word}' is not never, mean, zero or logit:X", ctx, parameter)
-    return kind, bias
+        raise click.BadParameter(f"'{word}' is not never, mean, zero, split:J or logit:X", ctx, parameter)
+    return kind, bias, None
 
 
 @click.command("extend", short_help="Add observations and actions, exactly.")
@@ -94,7 +96,8 @@ def _start(ctx: click.Context, parameter: click.Parameter, word: str) -> tuple[s
     default="never",
     show_default=True,
     callback=_start,
-    help="How a new action starts: never (mean of the old ones, and forbidden), mean, zero, or logit:X.",
+    help="How a new action starts: never (mean of the old ones, and forbidden), mean, zero, split:J (shares J's "
+    "probability), or logit:X.",
 )
 @_options.seed
 @_options.observations
@@ -108,7 +111,7 @@ def command(
     model: Path,
     requests: list[NewObservation],
     actions: list[tuple[str, int, tuple[str, ...]]],
-    start: tuple[Kind, float],
+    start: tuple[Kind, float, str | None],
     seed: int,
     observations: Path | None,
     no_verify: bool,
@@ -130,6 +133,7 @@ def command(
       surgery extend agent.onnx --observation observation+2@4=wind,fuel -o more.onnx
       surgery extend agent.onnx --action q_values+2 -o more.onnx
       surgery extend agent.onnx --action logits+1=JUMP --new-action logit:-5 -o more.onnx
+      surgery extend agent.onnx --action logits+1=LEAP --new-action split:JUMP -o more.onnx
     """
     proof = _edits.Proof(not no_verify, _files.read_observations(observations), seed)
 
@@ -139,7 +143,9 @@ def command(
     _edits.edit(model, target, describe, proof, output, force=force, dry_run=dry_run)
 
 
-def _new(actions: list[tuple[str, int, tuple[str, ...]]], start: tuple[Kind, float]) -> list[NewAction]:
+def _new(
+    actions: list[tuple[str, int, tuple[str, ...]]], start: tuple[Kind, float, str | None]
+) -> list[NewAction]:
     from surgery.ops.actions import NewAction
 
-    return [NewAction(name, count, start[0], start[1], labels) for name, count, labels in actions]
+    return [NewAction(name, count, start[0], start[1], labels, start[2]) for name, count, labels in actions]

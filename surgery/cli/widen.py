@@ -13,24 +13,16 @@ from surgery.cli._output import Output
 from surgery.errors import ArgumentError
 
 
-def _widths(ctx: click.Context, parameter: click.Parameter, words: tuple[str, ...]) -> dict[str, int] | None:
-    """`SPACE=N …` as a mapping."""
-    widths: dict[str, int] = {}
-    for word in words:
-        space, equals, count = word.rpartition("=")
-        if not (equals and space and count.isdecimal()):
-            raise click.BadParameter(f"'{word}' is not SPACE=N, with N a whole number", ctx, parameter)
-        if space in widths:
-            raise click.BadParameter(f"space '{space}' is given twice", ctx, parameter)
-        widths[space] = int(count)
-    return widths or None
-
-
 @click.command("widen", short_help="Widen layers, exactly.")
 @_options.file_argument("model")
 @click.option("--factor", metavar="F", type=float, help="Widen every space to F times its size, rounded up.")
 @click.option(
-    "--width", "widths", metavar="SPACE=N", multiple=True, callback=_widths, help="Widen one space to N."
+    "--width",
+    "widths",
+    metavar="SPACE=N",
+    multiple=True,
+    callback=_options.widths,
+    help="Widen one space to N.",
 )
 @click.option("--to", "architecture", metavar="ARCH", help="Widen to a named architecture.")
 @click.option(

@@ -95,7 +95,11 @@ def _literal(
 
 def _mixed(model: ir.Model, node: ir.Node, where: int, old: ir.Value, value: Sequence[Number]) -> ir.Value:
     """Concatenate new numbers with the elements of the old operand that are computed at run time."""
-    base = f"{node.outputs[0].name}.operand{where}"
+    taken = {out.name for other in model.graph for out in other.outputs}
+    base, again = f"{node.outputs[0].name}.operand{where}", 1
+    while f"{base}.shape" in taken:  # an edit of an edited graph
+        again += 1
+        base = f"{node.outputs[0].name}.operand{where}.{again}"
     parts, made = list[ir.Value](), list[ir.Node]()
     for k, n in enumerate(value):
         array = np.array([k if n is None else n], np.int64)

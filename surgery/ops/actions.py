@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,9 +12,10 @@ from surgery.edits import MOST_UNITS, SpaceEdit, Start
 from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.graph.layout import Units, units
 from surgery.graph.spaces import Analysis, Space
+from surgery.ops.features import feature_index
 
-Kind = Literal["never", "mean", "zero", "logit"]
-KINDS: tuple[Kind, ...] = ("never", "mean", "zero", "logit")
+Kind = Literal["never", "mean", "zero", "logit", "split"]
+KINDS: tuple[Kind, ...] = ("never", "mean", "zero", "logit", "split")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +27,11 @@ class NewAction:
       count: how many.
       start: how their rows begin. "mean": as the mean of the old actions, so that none is greedy (and a mean over
         advantages stays what it is); "never": likewise, and the environment's contract forbids them until that is
-        lifted; "zero": value or logit 0; "logit": zero weights and a bias.
+        lifted; "zero": value or logit 0; "logit": zero weights and a bias; "split": as copies of one
+        action of a softmax policy, which shares its probability with them.
       bias: that bias, for "logit": the logit of the new action whatever is observed.
       labels: a name for each; empty if they have none.
+      of: the action that is split, by its label or its number.
     """
 
     output: str
@@ -35,6 +39,7 @@ class NewAction:
     start: Kind = "never"
     bias: float = 0.0
     labels: Sequence[str] = ()
+    of: str | int | None = None
 
 
 def action_space(analysis: Analysis, wanted: str) -> tuple[str, Space]:
@@ -89,6 +94,8 @@ def action_edit(checkpoint: Checkpoint, analysis: Analysis, space: Space, new: N
             f"a new action that starts at '{new.start}' would change the old ones: {space.whole or space.no_zero}",
             hint="start it at the mean: --new-action mean",
         )
+    if new.start == "split":
+        return _split(checkpoint, analysis, space, new)
     makers = [ref.tensor for ref in space.axes if ref.role == "out"]
     if new.start == "logit" and not any(analysis.fills[tensor] == "zero" for tensor in makers):
         raise Refused(f"the head of '{space.name}' has no bias that could be set to {new.bias}")
@@ -98,6 +105,27 @@ def action_edit(checkpoint: Checkpoint, analysis: Analysis, space: Space, new: N
     source = (*range(space.size), *[space.size - 1] * new.count)
     fresh = frozenset(range(space.size, space.size + new.count))
     return SpaceEdit(space.name, space.size, source, fresh, start=start)
+
+
+def _split(checkpoint: Checkpoint, analysis: Analysis, space: Space, new: NewAction) -> SpaceEdit:
+    """Copies of one action; all of them get −log of their number, so that they have its probability together."""
+    name, _ = action_space(analysis, new.output)
+    port = checkpoint.interface.output(name)
+    if port.kind != "logits" or not alone(analysis, name, space):
+        raise Refused(
+            f"'{name}' holds no logits: only the probability of a softmax policy can be split",
+            hint="say what it is: surgery annotate --output NAME.kind=logits; or start it with --new-action mean",
+        )
+    if space.whole or space.no_net2net or new.of is None:
+        raise Refused(
+            f"no action of '{name}' can be split: {space.whole or space.no_net2net or 'none is named'}"
+        )
+    makers = [ref.tensor for ref in space.axes if ref.role == "out"]
+    if not any(analysis.fills[tensor] == "zero" for tensor in makers):
+        raise Refused(f"the head of '{space.name}' has no bias by which a probability could be shared")
+    shared = feature_index(port, space.size, new.of)
+    start = Start("split", -math.log(new.count + 1))
+    return SpaceEdit(space.name, space.size, (*range(space.size), *[shared] * new.count), start=start)
 
 
 def alone(analysis: Analysis, output: str, space: Space) -> bool:

@@ -11,9 +11,10 @@ from surgery.checkpoint import Checkpoint
 from surgery.edits import SpaceEdit
 from surgery.execute import edited_tensors, grow_inputs
 from surgery.graph import layout
+from surgery.graph.readers import readers
 from surgery.graph.rewrite import regenerate
 from surgery.graph.spaces import Analysis
-from surgery.plan import Claim, OperandEdit, Plan, PortEdit, TensorEdit
+from surgery.plan import Claim, Fold, OperandEdit, Plan, PortEdit, TensorEdit
 
 
 def build(
@@ -29,6 +30,7 @@ def build(
     frozen: Sequence[tuple[str, str]] = (),
     labels: Mapping[str, tuple[str, ...]] | None = None,
     padded: Collection[str] = (),
+    notes: Sequence[str] = (),
 ) -> Plan:
     """Complete a plan.
 
@@ -40,6 +42,7 @@ def build(
       frozen: (space, reason) to report.
       labels: names of the features of an input afterwards.
       padded: the edited spaces whose fresh units vanish under their normalisers.
+      notes: what else the user should know.
 
     Raises:
       Refused: if a number in the graph cannot follow.
@@ -63,6 +66,8 @@ def build(
         frozen=tuple(frozen),
         ports=_ports(analysis, edited, labels or {}),
         slots=_slots(checkpoint, tensors),
+        folds=_folds(analysis, edits),
+        notes=tuple(notes),
     )
     operands = epsilons
     model = analysis.model.clone()
@@ -102,6 +107,18 @@ def _ports(
         for side, name, axes in analysis.ports
         if any(_changes(axis, edited) for axis in axes)
     )
+
+
+def _folds(analysis: Analysis, edits: Sequence[SpaceEdit]) -> tuple[Fold, ...]:
+    """Where the constant units that go are read."""
+    return tuple(
+        Fold(
+            str(reader.node.outputs[0].name), reader.operand, reader.axis, reader.layout,
+            None if reader.bias is None else (str(reader.bias[0].outputs[0].name), reader.bias[1]), reader.sign,
+        )
+        for edit in edits if edit.folded
+        for reader in readers(analysis, edit.space)
+    )  # fmt: skip
 
 
 def _slots(checkpoint: Checkpoint, tensors: Sequence[TensorEdit]) -> dict[str, int]:

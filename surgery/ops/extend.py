@@ -8,12 +8,12 @@ from typing import Any
 
 from surgery.checkpoint import Checkpoint
 from surgery.edits import MOST_UNITS, SpaceEdit
-from surgery.errors import ArgumentError, Refused, UnknownName
-from surgery.graph.layout import Layout, Units, text
+from surgery.errors import ArgumentError
 from surgery.graph.spaces import Analysis, Space, analyse
 from surgery.interface import Port
 from surgery.ops.actions import NewAction, action_edit, action_space, alone
 from surgery.ops.build import build
+from surgery.ops.features import input_space
 from surgery.plan import Plan
 
 
@@ -49,7 +49,7 @@ def extend(
       actions: what to add; at most one entry per output.
 
     Returns:
-      A plan that claims "equivalent": equal outputs for the old actions.
+      A plan that claims "equivalent": equal outputs for the old actions (one that is split counts with its copies).
 
     Raises:
       UnknownName: an input or output that is not there.
@@ -68,7 +68,7 @@ def extend(
     labels: dict[str, tuple[str, ...]] = {}
     averaged: list[str] = []
     for new in observations:
-        name, space = _space(analysis, new.input)
+        name, space = input_space(analysis, new.input)
         _once(edits, space)
         edits[space.name] = _edit(space, new)
         at = space.size if new.at is None else new.at
@@ -86,15 +86,17 @@ def extend(
         "actions": [asdict(new) | {"labels": list(new.labels)} for new in actions],
     }
     plan = build(
-        checkpoint,
-        analysis,
-        "extend",
-        list(edits.values()),
-        arguments=arguments,
-        claim="equivalent",
-        labels=labels,
-    )
+        checkpoint, analysis, "extend", list(edits.values()), arguments=arguments, claim="equivalent", labels=labels,
+        notes=[_shared(action) for action in actions if action.start == "split"],
+    )  # fmt: skip
     return replace(plan, inexact_slots=tuple(averaged), environment=_contract(checkpoint, analysis, actions))
+
+
+def _shared(action: NewAction) -> str:
+    return (
+        f"action {action.of} of '{action.output}' keeps 1/{action.count + 1} of its probability, each new action gets"
+        " as much; the others keep theirs, and the greedy action is the same one"
+    )
 
 
 def _once(edits: dict[str, SpaceEdit], space: Space) -> None:
@@ -113,42 +115,6 @@ def _contract(checkpoint: Checkpoint, analysis: Analysis, actions: Sequence[NewA
             allowed = list(before) if isinstance(before, Sequence) else [True] * space.size
             mask[name] = [*allowed, *[False] * action.count]
     return {"action_mask": mask} if any(action.start == "never" for action in actions) else {}
-
-
-def _space(analysis: Analysis, wanted: str) -> tuple[str, Space]:
-    """The input and the space that a request means."""
-    ports = {name: axes for side, name, axes in analysis.ports if side == "input"}
-    by_name = {space.name: space for space in analysis.spaces if "input" in space.kinds}
-    for name, axes in ports.items():
-        found = [part for axis in axes if (part := _alone(axis)) is not None and part.space in by_name]
-        if wanted in {part.space for part in found}:
-            return name, _free(by_name[wanted])
-        if wanted != name:
-            continue
-        if len(found) == 1:
-            return name, _free(by_name[found[0].space])
-        if not found:
-            shape = " × ".join(text(axis) for axis in axes)
-            raise Refused(f"no axis of input '{name}' ({shape}) can be followed through the network")
-        raise ArgumentError(
-            f"input '{name}' has several axes of features",
-            hint="name one of them: " + ", ".join(f"{part.space}+K" for part in found),
-        )
-    raise UnknownName("input", wanted, [*ports, *by_name])
-
-
-def _alone(axis: Layout) -> Units | None:
-    return axis[0] if len(axis) == 1 and isinstance(axis[0], Units) else None
-
-
-def _free(space: Space) -> Space:
-    """Only its being an input may keep the space from growing."""
-    others = [reason for kind, reason in zip(space.kinds, space.reasons, strict=False) if kind != "input"]
-    if set(space.kinds) - {"input"}:
-        raise Refused(f"'{space.name}' cannot be extended exactly: {(others or space.reasons)[0]}")
-    if space.no_zero is not None:
-        raise Refused(f"'{space.name}' cannot be extended exactly: {space.no_zero}")
-    return space
 
 
 def _edit(space: Space, new: NewObservation) -> SpaceEdit:

@@ -11,7 +11,8 @@ import numpy as np
 from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, GraphError
 from surgery.plan import Claim, Plan
-from surgery.ports import grow, shrink
+from surgery.ports import grow, kept, settled, shrink
+from surgery.probes import Arrays, probes
 from surgery.verify.outputs import (
     FLOAT32_LIMIT,
     FLOAT64_LIMIT,
@@ -26,7 +27,6 @@ from surgery.verify.outputs import (
     noise,
     policy_checks,
 )
-from surgery.verify.probes import Arrays, probes
 from surgery.verify.report import Check, Report, measured
 from surgery.verify.slots import check_slots
 from surgery.verify.structure import check_structure
@@ -86,8 +86,10 @@ def _judge(
     claim: Claim = plan.claim if plan else "equivalent"
     strict = claim != "changed"
     inputs = probes(before, ROWS["outputs"], seed, observations)
+    inputs = settled(plan, inputs) if plan else inputs
     grown = (lambda arrays: grow(plan, arrays, np.random.default_rng(seed))) if plan else dict
-    kept = (lambda arrays: shrink(plan, arrays)) if plan else dict
+    shrunk = (lambda arrays: shrink(plan, arrays)) if plan else dict
+    common = (lambda arrays: kept(plan, arrays)) if plan else dict
     structure = check_structure(after.model)
     old, tool = _before(before, inputs)
     try:
@@ -95,10 +97,10 @@ def _judge(
     except UnfitGraph as error:
         broken = Check("outputs, float32", False, float("inf"), 0.0, f"cannot be evaluated: {error}")
         return Report(claim, (structure, broken), float("inf"), float("inf"), _context(seed, observations))
-    new = kept(found)
-    absolute, relative, worst = difference(old, new)
     exactly = float64_outputs(before.model, inputs)
     floor = noise(exactly, old)
+    old, new = common(old), shrunk(found)
+    absolute, relative, worst = difference(old, new)
     limit = _limit(claim, floor)
     checks = [
         structure,
@@ -106,7 +108,7 @@ def _judge(
     ]
     # two files have been rounded already: only a plan can be judged before rounding
     double = (FLOAT64_LIMIT if plan else limit) if strict else None
-    checks += compare_double(before.model, exact.model, inputs, (grown, kept), double, exactly)
+    checks += compare_double(before.model, exact.model, inputs, (grown, shrunk, common), double, exactly)
     checks += policy_checks(before, old, new, KL_LIMIT if strict else None)
     checks += new_actions(plan, after, found) if plan else []
     if plan is not None and strict and before.optimizer is not None:

@@ -14,8 +14,8 @@ from surgery.errors import SurgeryError
 from surgery.graph.layout import units
 from surgery.numeric import Unsupported, run
 from surgery.plan import Plan
+from surgery.probes import Arrays
 from surgery.tensors import shape_of
-from surgery.verify.probes import Arrays
 from surgery.verify.report import Check, measured
 
 FLOAT32_LIMIT = 1e-6
@@ -154,7 +154,7 @@ def compare_double(
     before: ir.Model,
     exact: ir.Model,
     inputs: Arrays,
-    carry: tuple[Carry, Carry],
+    carry: tuple[Carry, Carry, Carry],
     limit: float | None,
     old: Arrays | Unsupported,
 ) -> list[Check]:
@@ -162,13 +162,14 @@ def compare_double(
 
     Args:
       old: the original's float64 outputs.
-      carry: old inputs as inputs of the new model, and its outputs as outputs of the old one.
+      carry: old inputs as inputs of the new model, its outputs as outputs of the old one, and the part of the old
+        outputs that is then compared.
     """
     new = old if isinstance(old, Unsupported) else float64_outputs(exact, carry[0](inputs))
     if isinstance(old, Unsupported) or isinstance(new, Unsupported):
         reason = old if isinstance(old, Unsupported) else new
         return [Check("outputs, float64", True, 0.0, None, f"not evaluated: {reason}")]
-    _, relative, name = difference(old, carry[1](new))
+    _, relative, name = difference(carry[2](old), carry[1](new))
     if limit is not None and limit < relative < np.inf:
         limit = max(limit, 4 * float64_rounding(before, inputs, old))
     return [measured("outputs, float64", relative, limit, _of(name))]
@@ -227,13 +228,13 @@ def policy_checks(checkpoint: Checkpoint, before: Arrays, after: Arrays, limit: 
 def new_actions(plan: Plan, after: Checkpoint, outputs: Arrays) -> list[Check]:
     """What the policy does with actions that a plan has added: how often they are greedy, and how likely."""
     checks = []
-    starts = {edit.space: edit for edit in plan.spaces if edit.start is not None}
+    starts = {edit.space: edit for edit in plan.spaces if edit.start is not None}  # an operation on actions
     for edit in (port for port in plan.ports if port.side == "output"):
         found = [part.space for part in units(edit.axes[-1]) if part.space in starts] if edit.axes else []
         kind = after.interface.output(edit.name).kind
         if not found or len(edit.axes[-1]) != 1 or kind not in ("q_values", "logits"):
             continue
-        fresh, values = starts[found[0]].is_fresh, _real(outputs[edit.name])
+        fresh, values = starts[found[0]].added, _real(outputs[edit.name])
         greedy = float(fresh[values.argmax(-1)].mean())
         checks.append(measured(f"new actions of '{edit.name}', greedy", greedy, None, "share of the rows"))
         if kind == "logits":

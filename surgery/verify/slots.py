@@ -18,9 +18,9 @@ from surgery.checkpoint import Checkpoint
 from surgery.edits import AxisMap, axis_maps, tensor_rng, unknown_history
 from surgery.numeric import Unsupported, run
 from surgery.plan import Plan
-from surgery.ports import grow, shrink
+from surgery.ports import grow, kept, shrink
+from surgery.probes import Arrays
 from surgery.tensors import shape_of
-from surgery.verify.probes import Arrays
 from surgery.verify.report import Check, measured
 
 STEP = 1e-30
@@ -52,7 +52,9 @@ def check_slots(plan: Plan, before: Checkpoint, exact: Checkpoint, inputs: Array
         moved = _moved(exact.model, trained, edited, seed, back=False)
         grown = grow(plan, inputs, np.random.default_rng(seed))
         new = shrink(plan, run(moved, grown, dtype=np.complex128), weighted=True)
-        old = run(_moved(before.model, trained, edited, seed, back=True), inputs, dtype=np.complex128)
+        old = kept(
+            plan, run(_moved(before.model, trained, edited, seed, back=True), inputs, dtype=np.complex128)
+        )
     except Unsupported as reason:
         return [Check("optimizer slots", True, 0.0, None, f"not evaluated: {reason}")]
     gap = scale = 0.0
@@ -133,5 +135,6 @@ def adjoint(
         factor = np.where(axis.fresh_in | axis.fresh_out, 0.0, axis.grad)
         total = np.zeros((axis.before, *moved.shape[1:]))
         np.add.at(total, axis.source, moved * factor.reshape((-1,) + (1,) * (moved.ndim - 1)))
+        np.add.at(total, axis.more_grad[1], moved[axis.more_grad[0]])
         out = np.moveaxis(total, 0, k)
     return out

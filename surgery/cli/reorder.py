@@ -1,0 +1,68 @@
+"""`surgery reorder`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+import surgery
+from surgery.cli import _edits, _files, _options
+from surgery.cli._output import Output
+
+
+def _orders(
+    ctx: click.Context, parameter: click.Parameter, words: tuple[str, ...]
+) -> dict[str, tuple[str, ...]]:
+    """`INPUT=FEATURE,… …`"""
+    found: dict[str, tuple[str, ...]] = {}
+    for word in words:
+        name, equals, features = word.partition("=")
+        if not (equals and name and features) or name in found:
+            raise click.BadParameter(f"'{word}' is not INPUT=FEATURE,FEATURE,…", ctx, parameter)
+        found[name] = tuple(features.split(","))
+    return found
+
+
+@click.command("reorder", short_help="Put observations into another order, exactly.")
+@_options.file_argument("model")
+@click.option(
+    "--observation",
+    "orders",
+    metavar="INPUT=FEATURE,…",
+    multiple=True,
+    callback=_orders,
+    help="All features of an input, by name or number, in their new order.",
+)
+@_options.seed
+@_options.observations
+@_options.no_verify
+@_options.dry_run
+@_options.output_file()
+@_options.force
+@_options.reported
+def command(
+    *,
+    model: Path,
+    orders: dict[str, tuple[str, ...]],
+    seed: int,
+    observations: Path | None,
+    no_verify: bool,
+    dry_run: bool,
+    target: Path | None,
+    force: bool,
+    output: Output,
+) -> None:
+    """Put the features of an input into another order; weights, optimizer state, names and ranges follow.
+
+    \b
+    Example:
+      surgery reorder agent.onnx --observation observation=velocity,angle,position -o same.onnx
+      surgery reorder frames.onnx --observation observation[1]=3,2,1,0 -o newest_first.onnx
+    """
+    proof = _edits.Proof(not no_verify, _files.read_observations(observations), seed)
+
+    def describe(checkpoint: surgery.Checkpoint) -> surgery.Plan:
+        return surgery.reorder(checkpoint, orders)
+
+    _edits.edit(model, target, describe, proof, output, force=force, dry_run=dry_run)

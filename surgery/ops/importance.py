@@ -1,0 +1,152 @@
+"""How much each unit of a space matters: the scores by which a network is made narrower than is exact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import numpy as np
+import onnx_ir as ir
+
+from surgery.axis_maps import units_along
+from surgery.checkpoint import Checkpoint
+from surgery.errors import ArgumentError, GraphError
+from surgery.execute import constants
+from surgery.graph.readers import Reader, readers
+from surgery.graph.spaces import Analysis, Space
+from surgery.numeric import Unsupported, run
+from surgery.probes import probes
+from surgery.removal import unit_rows
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Score = Literal["l1", "l2", "activation", "taylor"]
+SCORES: tuple[Score, ...] = get_args(Score)
+
+_ROWS = 32
+"""Observations that scores of activity are averaged over, where none are recorded."""
+_STEP = 1e-30
+
+
+def importance(
+    checkpoint: Checkpoint,
+    analysis: Analysis,
+    space: Space,
+    by: Score,
+    *,
+    observations: Mapping[str, Array] | None = None,
+    seed: int = 0,
+) -> Array:
+    """A score for every unit, shape (units,); the smallest goes first.
+
+    Args:
+      by: "l1" or "l2": norm of the weights that make the unit, times that of the weights that read it. "activation":
+        mean |h| times the norm of the weights that read it. "taylor": the first-order change of the outputs when the
+        unit is taken away, ‖∂y/∂g‖ for a gate g on it, in the root mean square over observations.
+      observations: recorded inputs; random ones in the declared range otherwise.
+      seed: of the random inputs.
+
+    Raises:
+      ArgumentError: an unknown score. GraphError: a network that cannot be evaluated, for scores of activity.
+
+    References:
+      Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017 (arXiv:1608.08710), for l1. He et al., Soft Filter
+      Pruning, IJCAI 2018 (arXiv:1808.06866), for l2. Hu et al., Network Trimming, 2016 (arXiv:1607.03250), for
+      activity. Molchanov et al., Pruning Convolutional Neural Networks, ICLR 2017 (arXiv:1611.06440), for Taylor; here
+      of the outputs instead of a loss, as a checkpoint knows no loss. The product with the reading weights makes the
+      first three invariant to h → c·h, U → U/c, which changes no function.
+    """
+    if by not in SCORES:
+        raise ArgumentError(f"unknown score '{by}'", hint=", ".join(SCORES))
+    if by in ("l1", "l2"):
+        order = 1 if by == "l1" else 2
+        return _norm(checkpoint, analysis, space, "out", order) * _norm(
+            checkpoint, analysis, space, "in", order
+        )
+    inputs = probes(checkpoint, _ROWS, seed, observations)
+    try:
+        if by == "activation":
+            active = _activity(analysis, readers(analysis, space.name), space, inputs)
+            return active * _norm(checkpoint, analysis, space, "in", 2)
+        return _taylor(analysis, readers(analysis, space.name), space, inputs)
+    except Unsupported as reason:
+        raise GraphError(
+            f"the network cannot be evaluated: {reason.message}", hint="score by weights: --by l2"
+        ) from None
+
+
+def _norm(checkpoint: Checkpoint, analysis: Analysis, space: Space, role: str, order: int) -> Array:
+    """Norm of all weights that make each unit ("out") or read it ("in"); biases and scales are not counted."""
+    total = np.zeros(space.size)
+    tensors = constants(analysis.model)
+    for ref in {(ref.tensor, ref.axis) for ref in space.axes if ref.role == role}:
+        tensor, layouts = tensors.get(ref[0]), analysis.tensors[ref[0]]
+        if tensor is None or analysis.fills[ref[0]] != "random":
+            continue
+        unit, _ = units_along(layouts[ref[1]], space.name, role)
+        rows = np.moveaxis(np.abs(tensor.numpy().astype(np.float64)) ** order, ref[1], 0).reshape(
+            len(unit), -1
+        )
+        np.add.at(total, unit[unit >= 0], rows[unit >= 0].sum(1))
+    return total ** (1 / order)
+
+
+def _activity(analysis: Analysis, places: list[Reader], space: Space, inputs: Mapping[str, Array]) -> Array:
+    values = run(analysis.model, inputs, outputs=sorted({place.value for place in places}))
+    total = np.zeros(space.size)
+    for place in places:
+        unit, _ = units_along(place.layout, space.name)
+        rows = np.moveaxis(np.abs(values[place.value]), place.axis, 0).reshape(len(unit), -1).mean(1)
+        count = np.maximum(np.bincount(unit[unit >= 0], minlength=space.size), 1)
+        np.maximum(total, np.bincount(unit[unit >= 0], rows[unit >= 0], space.size) / count, out=total)
+    return total
+
+
+def _taylor(analysis: Analysis, places: list[Reader], space: Space, inputs: Mapping[str, Array]) -> Array:
+    """One complex-step run per unit, with a gate on what reads it."""
+    total = np.zeros(space.size)
+    for k in range(space.size):
+        moved = analysis.model.clone()
+        twins = dict(zip(analysis.model.graph, moved.graph, strict=True))
+        for place in places:
+            unit, _ = units_along(place.layout, space.name)
+            _gate(moved, twins[place.node], place, np.where(unit == k, 1 + 1j * _STEP, 1.0))
+        found = run(moved, inputs, dtype=np.complex128)
+        total[k] = np.sqrt(
+            sum(float(np.square(y.imag / _STEP).mean()) for y in found.values() if y.dtype.kind == "c")
+        )
+    return total
+
+
+def _gate(model: ir.Model, node: ir.Node, place: Reader, gate: Array) -> None:
+    """Multiply one operand of a node by a gate along one axis, in place."""
+    value = node.inputs[place.operand]
+    assert value is not None and value.shape is not None
+    shaped = gate.reshape((-1,) + (1,) * (len(value.shape) - place.axis - 1))
+    name = f"{node.outputs[0].name}.gate{place.operand}"
+    factor = ir.Value(name=name, const_value=ir.Tensor(shaped, name=name))
+    model.graph.register_initializer(factor)
+    product = ir.node("Mul", [value, factor])
+    product.outputs[0].name = f"{name}.product"
+    model.graph.insert_before(node, product)
+    node.replace_input_with(place.operand, product.outputs[0])
+
+
+def classes(analysis: Analysis, space: Space) -> Array:
+    """For every unit the first one that is made by the same numbers everywhere, shape (units,)."""
+    tensors = constants(analysis.model)
+    same = np.zeros(space.size, np.int64)
+    for ref in {(ref.tensor, ref.axis): ref for ref in space.axes if ref.role == "out"}.values():
+        rows = unit_rows(
+            tensors[ref.tensor].numpy(), ref.axis, analysis.tensors[ref.tensor][ref.axis], space.name
+        )
+        _, label = np.unique(np.column_stack([same, _labels(rows)]), axis=0, return_inverse=True)
+        same = label.reshape(-1)
+    first = np.full(int(same.max()) + 1, space.size)
+    np.minimum.at(first, same, np.arange(space.size))
+    return first[same]
+
+
+def _labels(rows: Array) -> Array:
+    """A number per row, equal for equal rows; compared as bytes, as a row may be long."""
+    known: dict[bytes, int] = {}
+    return np.array([known.setdefault((row + 0).tobytes(), len(known)) for row in rows])

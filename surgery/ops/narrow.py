@@ -1,0 +1,201 @@
+"""Narrow: fewer units; dead, constant and duplicated ones go exactly, others by importance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from surgery.axis_maps import units_along
+from surgery.checkpoint import Checkpoint
+from surgery.errors import ArgumentError, Refused
+from surgery.graph.readers import Reader, mixed_parameters, readers
+from surgery.graph.spaces import Analysis, Space, analyse
+from surgery.numeric.bounds import Bounds
+from surgery.ops.build import build
+from surgery.ops.importance import Score, classes, importance
+from surgery.plan import Plan
+from surgery.removal import ranges
+from surgery.units import SpaceEdit
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def narrow(
+    checkpoint: Checkpoint,
+    *,
+    widths: Mapping[str, int] | None = None,
+    by: Score | None = None,
+    observations: Mapping[str, Array] | None = None,
+    seed: int = 0,
+) -> Plan:
+    """Remove units from spaces, exactly as far as that goes.
+
+    *Constant* units (dead ones are constantly zero) are those whose bounds, for every input in the declared range, are
+    equal: their contribution is added to the biases behind them. *Duplicates* are made by the same numbers: the
+    outgoing weights of one are added to the other's. Both leave the function as it is. Any other unit is removed only
+    on request, and then the outputs change by what the report says.
+
+    Args:
+      checkpoint: its weights are read.
+      widths: space -> new number of units; None removes all that can go exactly, everywhere.
+      by: the score by which further units are chosen (see `importance`); None refuses to remove any.
+      observations: recorded inputs for scores of activity; random ones otherwise.
+      seed: of random inputs.
+
+    Returns:
+      A plan that claims "equivalent", or "changed" if other units than constant and duplicated ones go.
+
+    Raises:
+      UnknownName: a space that is not there. ArgumentError: a width that is not a shrinkage.
+      Refused: a space that cannot change, or that has too few units to spare.
+    """
+    analysis = analyse(checkpoint.model, checkpoint.interface, checkpoint.trained)
+    if widths is not None and not widths:
+        raise ArgumentError(
+            "nothing to narrow to", hint="give widths (SPACE=N), or none at all for all that is exact"
+        )
+    wanted = {analysis.space(name): int(width) for name, width in (widths or {}).items()}
+    for space, width in wanted.items():
+        _check(space, width)
+    free = list(wanted) or [space for space in analysis.spaces if not space.reasons]
+    known = _bounds(checkpoint, analysis, free)
+    edits, changed = [], False
+    for space in free:
+        constant, merged = spare(analysis, space, known)
+        goal = wanted.get(space, max(1, space.size - len(constant) - len(merged)))
+        scores = None
+        if space.size - goal > len(constant) + len(merged):
+            if by is None:
+                raise _too_few(space, goal, len(constant), len(merged))
+            scores = importance(checkpoint, analysis, space, by, observations=observations, seed=seed)
+            changed = True
+        if goal < space.size:
+            edits.append(_edit(space, goal, constant, merged, scores))
+    if not edits:
+        raise Refused(
+            "no unit of this model is dead, constant or a duplicate",
+            hint="remove others by importance: surgery narrow MODEL --width SPACE=N --by l2",
+        )
+    arguments = {"widths": {s.name: n for s, n in wanted.items()} or None, "by": by}
+    return build(
+        checkpoint, analysis, "narrow", edits, arguments=arguments, claim="changed" if changed else "equivalent",
+        seed=seed, notes=_notes(checkpoint, edits),
+    )  # fmt: skip
+
+
+def _check(space: Space, width: int) -> None:
+    where = {"space": f"{space.name} = {', '.join(f'{a.tensor}[{a.axis}]' for a in space.axes)}"}
+    if not 0 < width < space.size:
+        raise ArgumentError(
+            f"cannot narrow space '{space.name}' to {width}: it is {space.size} wide", where=where,
+            hint=f"1 to {space.size - 1} units; for more of them: surgery widen",
+        )  # fmt: skip
+    if space.reasons:
+        hint = "surgery retire" if "input" in space.kinds else None
+        raise Refused(f"space '{space.name}' cannot change: {space.reasons[0]}", where=where, hint=hint)
+
+
+def _too_few(space: Space, goal: int, constant: int, merged: int) -> Refused:
+    least = space.size - constant - merged
+    return Refused(
+        f"space '{space.name}' cannot go to {goal} exactly: of its {space.size} units {constant} are constant and"
+        f" {merged} duplicates",
+        hint=f"{least} is exact; for fewer, choose by a score: --by l2" if least < space.size else "--by l2",
+    )
+
+
+def _bounds(checkpoint: Checkpoint, analysis: Analysis, spaces: list[Space]) -> dict[str, Bounds | None]:
+    wanted = {reader.value for space in spaces for reader in readers(analysis, space.name)}
+    return ranges(analysis.model, checkpoint.interface, sorted(wanted))
+
+
+def spare(
+    analysis: Analysis, space: Space, known: Mapping[str, Bounds | None]
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Units that can go exactly: constant ones, and (duplicate, the unit that it is equal to); one unit is left."""
+    if mixed_parameters(analysis, space.name):
+        return [], []
+    constant = _constant(readers(analysis, space.name), space, known) if space.no_zero is None else []
+    if len(constant) == space.size:
+        constant = constant[1:]
+    if space.no_net2net is not None:
+        return constant, []
+    first, gone = classes(analysis, space), set(constant)
+    pairs = [
+        (k, int(first[k]))
+        for k in range(space.size)
+        if first[k] != k and k not in gone and first[k] not in gone
+    ]
+    if space.whole is not None and len(set(np.bincount(first)[np.unique(first)])) > 1:
+        return constant, []
+    return constant, pairs
+
+
+def _constant(places: list[Reader], space: Space, known: Mapping[str, Bounds | None]) -> list[int]:
+    """Units that leave nothing behind, or only what a bias can hold, at every node that reads them."""
+    good: dict[ir.Node, Array] = {}
+    for place in places:
+        found = known.get(place.value)
+        here = np.zeros(space.size, bool) if found is None else _still(place, space, found)
+        # where two activations meet it is enough that one of them is zero
+        good[place.node] = good.get(place.node, np.zeros(space.size, bool)) | here
+    return [int(k) for k in np.flatnonzero(np.logical_and.reduce(list(good.values())))] if good else []
+
+
+def _still(place: Reader, space: Space, found: Bounds) -> Array:
+    """Units that are constant where a node reads them, or zero where only that leaves no trace; shape (units,)."""
+    if place.takes == "nothing":
+        return np.zeros(space.size, bool)
+    unit, _ = units_along(place.layout, space.name)
+    # a border of zeros ends a constant, unless that is zero, too
+    zero_only = place.takes == "zeros" or place.bias is None or _padded(place)
+    good = (found.low == 0) & (found.high == 0) if zero_only else found.constant
+    rows = np.moveaxis(good, place.axis, 0).reshape(len(unit), -1).all(1)
+    still = np.ones(space.size, bool)
+    still[unit[(unit >= 0) & ~rows]] = False
+    return still
+
+
+def _padded(place: Reader) -> bool:
+    attributes = place.node.attributes
+    return place.node.op_type == "Conv" and (
+        any(attributes.get_ints("pads", [])) or attributes.get_string("auto_pad", "NOTSET").startswith("SAME")
+    )
+
+
+def _edit(
+    space: Space, goal: int, constant: list[int], merged: list[tuple[int, int]], scores: Array | None
+) -> SpaceEdit:
+    """Constant units go first, then duplicates, then those of the smallest score."""
+    spare_units = space.size - goal
+    if space.whole is not None and merged and scores is None and spare_units != len(merged):
+        raise Refused(
+            f"space '{space.name}' cannot go to {goal} exactly: {space.whole}",
+            hint=f"its duplicates go together: {space.size - len(merged)}",
+        )
+    fold = constant[:spare_units]
+    merge = merged[: spare_units - len(fold)]
+    gone = {*fold, *(k for k, _ in merge)}
+    if scores is not None:
+        ranked = [int(k) for k in np.argsort(scores, kind="stable") if int(k) not in gone]
+        keep_for = {first for _, first in merge}
+        ranked = [k for k in ranked if k not in keep_for] + [k for k in ranked if k in keep_for]
+        gone |= set(ranked[: spare_units - len(gone)])
+    source = tuple(k for k in range(space.size) if k not in gone)
+    place = {old: new for new, old in enumerate(source)}
+    pairs = tuple((k, place[first]) for k, first in merge if first in place)
+    return SpaceEdit(space.name, space.size, source, merged=pairs, folded=tuple((k, None) for k in fold))
+
+
+def _notes(checkpoint: Checkpoint, edits: list[SpaceEdit]) -> list[str]:
+    """What is said of the optimizer's second moments, which only proportional gradients determine."""
+    if checkpoint.optimizer is None or not any(edit.merged for edit in edits):
+        return []
+    names = ", ".join(f"'{edit.space}'" for edit in edits if edit.merged)
+    return [
+        f"second moments of merged units in {names} are exact where their outgoing weights were proportional, else an"
+        " upper bound"
+    ]
