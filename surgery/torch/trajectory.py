@@ -264,28 +264,28 @@ class Trajectory:
             weight, found = tracked.weight, tracked.factors
             if tracked.before is not None:  # the step before this one failed half-way
                 weight.copy_(tracked.before)
+            tracked.before, tracked.gradient = None, weight.grad
             if weight.grad is None:
-                tracked.before = tracked.gradient = None
                 continue
-            tracked.before, tracked.gradient = weight.detach().clone(), weight.grad
-            weight.div_(found.value)
+            if found.scaled or tracked.counts is not None or (self.settling and found.fresh is not None):
+                tracked.before = weight.detach().clone()
+                weight.div_(found.value)
             weight.grad = weight.grad / found.gradient
 
     @torch.no_grad()
     def _leave(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         groups = {id(weight): group for group in optimizer.param_groups for weight in group["params"]}
         for tracked in self.tracked.values():
-            if tracked.before is None:
-                continue
             weight, found = tracked.weight, tracked.factors
-            start = tracked.before / found.value
-            change = weight - start
-            if tracked.counts is not None:
-                change += self._corrected(tracked, groups[id(weight)], start)
-            if self.settling and found.fresh is not None:
-                change = torch.where(found.fresh, self.fraction * change, change)
-            # old value plus a change: where nothing changes, not even the last bit does
-            weight.copy_(tracked.before + found.value * change)
+            if tracked.before is not None:
+                start = tracked.before / found.value
+                change = weight - start
+                if tracked.counts is not None:
+                    change += self._corrected(tracked, groups[id(weight)], start)
+                if self.settling and found.fresh is not None:
+                    change = torch.where(found.fresh, self.fraction * change, change)
+                # old value plus a change: where nothing changes, not even the last bit does
+                weight.copy_(tracked.before + found.value * change)
             weight.grad, tracked.gradient, tracked.before = tracked.gradient, None, None
         self._settle_on()
 

@@ -26,12 +26,14 @@ class Factors:
 
     Attributes:
       value: s. gradient: t. part: 1 over the number of copies of an element, 1 for a fresh one.
+      scaled: whether s is anything but 1.
       made, read: entries that make fresh units, and those through which old units read them; None without any.
     """
 
     value: Tensor
     gradient: Tensor
     part: Tensor
+    scaled: bool
     made: Tensor | None
     read: Tensor | None
 
@@ -57,8 +59,9 @@ def factors(edit: TensorEdit, edits: Mapping[str, SpaceEdit], like: Tensor) -> F
     }
     made = [None if axis is None else axis.fresh_out for axis in maps]
     read = [None if axis is None else axis.fresh_in for axis in maps]
-    return Factors(**{name: _product(found, like) for name, found in vectors.items()},
-                   made=_any(made, like), read=_any(read, like))  # fmt: skip
+    value, gradient, part = (_product(found, like) for found in vectors.values())
+    scaled = bool((value != 1).any())
+    return Factors(value, gradient, part, scaled, _any(made, like), _any(read, like))
 
 
 def later_copies(edit: SpaceEdit) -> frozenset[int]:
