@@ -12,8 +12,8 @@ import torch
 
 from surgery.checkpoint import Checkpoint
 from surgery.errors import GraphError, SurgeryError
+from surgery.probes import probes
 from surgery.verify.outputs import session
-from surgery.verify.probes import probes
 
 Tensors = dict[str, torch.Tensor]
 Run = Callable[[Mapping[str, torch.Tensor]], Tensors]
