@@ -242,6 +242,13 @@ def test_a_completed_contract_makes_the_same_environment(name):
         assert np.array_equal(one, other)
 
 
+def test_what_is_said_about_one_model_is_no_part_of_an_environment():
+    scores = [{"mode": "greedy", "mean": 1.0, "std": 0.0, "episodes": 1}]
+    contract = Environment("CartPole-v1", {"scores": scores, "action_mask": {"q": [True, False]}})
+    envs = make(contract, 1, seed=0, training=False)
+    assert set(envs.contract.settings) == {"action_set", "max_episode_steps"}
+
+
 def test_what_the_atari_contract_leaves_open_is_what_the_id_says():
     spec = gymnasium.make_vec("ALE/Pong-v5", num_envs=1, use_fire_reset=True).spec
     settings = complete(Environment("ALE/Pong-v5")).settings

@@ -14,6 +14,9 @@ from surgery.json_values import Json
 MAX_STEPS = 27_000
 """Half an hour of Atari, 108,000 frames: the limit of every `ALE/…-v5`; also ours for MinAtar, which has none."""
 
+OF_THE_MODEL = ("scores", "action_mask")
+"""Settings of a contract that are about one model, not about the environment."""
+
 _ATARI = re.compile(r"(?:ALE/)?([A-Z]\w*?)(?:NoFrameskip|Deterministic)?-v([045])")
 _MINATAR = re.compile(r"MinAtar/(\w+)-v([01])")
 
@@ -63,13 +66,15 @@ def complete(environment: Environment) -> Environment:
 
     What is left open is what `gymnasium.make_vec` would use for the id: sticky actions 0.25 for `-v5` and `-v0`, 0 for
     `-v4`; 4 frames skipped, the last two of them max-pooled, 4 stacked; up to 30 no-ops; fire at reset; the minimal
-    action set; rewards clipped for learning (never in what is reported); a lost life does not end an episode.
+    action set; rewards clipped for learning (never in what is reported); a lost life does not end an episode. What is
+    said about one model (its scores, its forbidden actions) is left out.
 
     Raises:
       As `game`; ArgumentError: a setting that this environment cannot honour.
     """
     found = game(environment)
-    settings = {**found.defaults, **environment.settings}
+    own = {name: value for name, value in environment.settings.items() if name not in OF_THE_MODEL}
+    settings = {**found.defaults, **own}
     if found.family == "atari":
         settings["preprocessing"] = {
             "height": 84,

@@ -20,15 +20,13 @@ _MATTERS = (
     "fire_reset",
     "preprocessing",
 )
-NOT_PLAYED = ("scores", "action_mask")
-"""Settings that no environment is made from."""
 
 
 def changed(own: Environment, played: Environment) -> dict[str, Json]:
     """What a contract that was played says otherwise than the checkpoint's own; `id` where that is another one."""
     differ: dict[str, Json] = {} if own.id in (None, played.id) else {"id": played.id}
     for name, value in played.settings.items():
-        if name in own.settings and name not in NOT_PLAYED and thaw(own.settings[name]) != thaw(value):
+        if name in own.settings and thaw(own.settings[name]) != thaw(value):
             differ[name] = value
     return differ
 

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from surgery.checkpoint import Checkpoint
-from surgery.envs import complete, make
-from surgery.envs.contract import game
+from surgery.envs import make
+from surgery.envs.contract import OF_THE_MODEL, game
 from surgery.envs.step import Envs
 from surgery.errors import ArgumentError
 from surgery.evaluate.baselines import RANDOM_AND_HUMAN, SOURCE, normalised
-from surgery.evaluate.causes import NOT_PLAYED, changed, likely_causes
+from surgery.evaluate.causes import changed, likely_causes
 from surgery.evaluate.episodes import Episodes, play
 from surgery.evaluate.scores import Score, below, interval, recorded, recorded_scores
 from surgery.interface import Environment
-from surgery.json_values import Json, thaw
+from surgery.json_values import Json
 
 if TYPE_CHECKING:
     from surgery.policy import Policy
@@ -181,7 +181,7 @@ def evaluate(
     score = Score.of(played.returns.tolist(), chosen, differ, checkpoint.digest())
     fails = known is not None and below(score, known)
     done = Evaluation(
-        environment=_without_scores(envs.contract),
+        environment=envs.contract,
         mode=chosen,
         seed=seed,
         episodes=played,
@@ -205,7 +205,7 @@ def record(checkpoint: Checkpoint, evaluation: Evaluation) -> Checkpoint:
     """
     own = checkpoint.environment
     if own.id is None:
-        mask = {name: own.settings[name] for name in NOT_PLAYED if name in own.settings}
+        mask = {name: own.settings[name] for name in OF_THE_MODEL if name in own.settings}
         own = Environment(evaluation.environment.id, {**evaluation.environment.settings, **mask})
     fresh = [evaluation.score]
     if evaluation.random is not None and evaluation.random.score is not None:
@@ -300,13 +300,8 @@ def _random(
 
 
 def _notes(contract: Environment, mode: str) -> tuple[str, ...]:
-    settings = complete(contract).settings
+    settings = contract.settings
     still = game(contract).family == "atari" and not settings["sticky_actions"] and not settings["noop_max"]
     if still and mode == "greedy":
         return ("nothing is random here, neither the game nor the policy: all episodes are the same one",)
     return ()
-
-
-def _without_scores(contract: Environment) -> Environment:
-    settings = {name: thaw(value) for name, value in contract.settings.items() if name != "scores"}
-    return Environment(contract.id, settings)
