@@ -13,7 +13,7 @@ from surgery.cli import main
 from surgery.envs import adjusted, make
 from surgery.errors import ArgumentError
 from surgery.evaluate import Score, below, evaluate, play, record, recorded, recorded_scores
-from surgery.evaluate.baselines import RANDOM_AND_HUMAN, normalised
+from surgery.evaluate.baselines import RANDOM_AND_HUMAN, normalised, random_and_human
 from surgery.evaluate.scores import LEVEL, _student, interval
 from surgery.interface import Environment
 
@@ -238,6 +238,16 @@ def test_normalised_scores():
     assert normalised(30.5, *RANDOM_AND_HUMAN["breakout"]) == 1
     assert normalised(-20.7, *RANDOM_AND_HUMAN["pong"]) == 0
     assert normalised(5.0, 1.0, 1.0) is None
+
+
+def test_every_game_of_the_table_is_found_by_its_id():
+    roms = pytest.importorskip("ale_py.roms").get_all_rom_ids()
+    assert set(RANDOM_AND_HUMAN) <= set(roms)
+    for rom, pair in RANDOM_AND_HUMAN.items():
+        title = rom.title().replace("_", "")
+        assert random_and_human(f"ALE/{title}-v5") == random_and_human(f"{title}NoFrameskip-v4") == pair
+    assert random_and_human("CartPole-v1") is None
+    assert random_and_human("MinAtar/Breakout-v1") is None
 
 
 @pytest.mark.parametrize(

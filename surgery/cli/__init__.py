@@ -39,6 +39,7 @@ VERBS = {
     "attach": "attach",
     "annotate": "annotate",
     "evaluate": "evaluate",
+    "compare": "compare",
     "distill": "distill",
     "finetune": "finetune",
     "list": "listing",  # a submodule called list would hide the built-in here

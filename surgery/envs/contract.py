@@ -61,6 +61,12 @@ def game(environment: Environment) -> Game:
     return Game("gymnasium", name, {})
 
 
+def atari_title(name: str) -> str | None:
+    """`Breakout` of `ALE/Breakout-v5` or `BreakoutNoFrameskip-v4`, if that is how Atari games are called."""
+    match = _ATARI.fullmatch(name)
+    return None if match is None else match[1]
+
+
 def complete(environment: Environment) -> Environment:
     """A contract with every setting stated, so that nobody has to know our defaults to repeat a run.
 

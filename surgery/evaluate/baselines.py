@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from surgery.envs.contract import atari_title
+
 SOURCE = "Wang et al. 2016 (arXiv:1511.06581)"
 
 RANDOM_AND_HUMAN: Mapping[str, tuple[float, float]] = {
@@ -71,6 +73,14 @@ RANDOM_AND_HUMAN: Mapping[str, tuple[float, float]] = {
     "zaxxon": (32.5, 9173.3),
 }
 """ROM -> (random, human)."""
+
+
+def random_and_human(environment: str) -> tuple[float, float] | None:
+    """The two scores of an environment id; None where there are none."""
+    title = atari_title(environment)
+    return next(
+        (pair for rom, pair in RANDOM_AND_HUMAN.items() if rom.title().replace("_", "") == title), None
+    )
 
 
 def normalised(score: float, zero: float, one: float) -> float | None:

@@ -14,7 +14,7 @@ from surgery.envs import make
 from surgery.envs.contract import OF_THE_MODEL, game
 from surgery.envs.step import Envs
 from surgery.errors import ArgumentError
-from surgery.evaluate.baselines import RANDOM_AND_HUMAN, SOURCE, normalised
+from surgery.evaluate.baselines import SOURCE, normalised, random_and_human
 from surgery.evaluate.causes import changed, likely_causes
 from surgery.evaluate.episodes import Episodes, play
 from surgery.evaluate.scores import Score, below, interval, recorded, recorded_scores
@@ -273,8 +273,7 @@ def _parsed(mode: str) -> tuple[Any, float]:
 
 
 def _human(contract: Environment) -> float | None:
-    found = game(contract)
-    pair = RANDOM_AND_HUMAN.get(found.name) if found.family == "atari" else None
+    pair = random_and_human(str(contract.id))
     return None if pair is None else pair[1]
 
 
@@ -283,12 +282,11 @@ def _random(
 ) -> Baseline | None:
     """Random play: as recorded, as published, or measured now, in this order."""
     known = recorded(checkpoint, "random", differ)
-    found = game(contract)
     if not measure and known is not None:
         return Baseline(known.mean, "recorded")
-    if not measure and found.family == "atari":
-        pair = RANDOM_AND_HUMAN.get(found.name)
-        return None if pair is None else Baseline(pair[0], SOURCE)
+    pair = random_and_human(str(contract.id))
+    if not measure and pair is not None:
+        return Baseline(pair[0], SOURCE)
     envs = make(contract, min(done.score.episodes, MOST_AT_ONCE), seed=done.seed + 1, training=False)
     generator = np.random.default_rng(done.seed + 1)
     try:

@@ -1,0 +1,106 @@
+"""`surgery compare`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from surgery.cli import _files, _options
+from surgery.cli._output import Output, section, table
+
+if TYPE_CHECKING:
+    from surgery.compare import Comparison, Interval
+
+
+@click.command("compare", short_help="Compare runs: curves, interquartile means, intervals.")
+@_options.file_argument("runs", metavar="RUN...", many=True)
+@click.option(
+    "--by", metavar="WHAT", default="method", show_default=True, help="Group by method, folder or a setting."
+)
+@click.option("--scale", metavar="SCALE", help="teacher, human or none; else the first that every game has.")
+@click.option(
+    "--at",
+    metavar="FRAMES",
+    type=click.IntRange(min=0),
+    help="Compare after so many frames; else at the last.",
+)
+@_options.seed
+@_options.output_file()
+@_options.force
+@_options.reported
+def command(
+    *,
+    runs: tuple[Path, ...],
+    by: str,
+    scale: str | None,
+    at: int | None,
+    seed: int,
+    target: Path | None,
+    force: bool,
+    output: Output,
+) -> None:
+    """Compare runs of `distill` and `finetune`, or folders of them: as a table, and as a picture.
+
+    Scores are put on one scale per game; the interquartile mean has a 95% interval by stratified bootstrap. OUT is a
+    .png, .svg or .html.
+
+    \b
+    Example:
+      surgery compare runs/qdagger-* runs/scratch-* -o comparison.png
+      surgery compare runs --by n_step --at 1000000 --json
+    """
+    from surgery.compare import compare, figure
+
+    if target is not None:
+        figure.check_kind(target)
+        _files.check_target(target, [], force=force)
+    with output.step("comparing"):
+        done = compare(runs, by=by, scale=scale, at=at, seed=seed)
+        text = _text(done)
+        if target is not None:
+            figure.write(done, text, target, force=force)
+    written = None if target is None else str(target)
+    output.show(
+        {**done.to_json(), "output": written},
+        lambda: text if written is None else f"{text}\n\nwrote {written}",
+    )
+
+
+def _text(done: Comparison) -> str:
+    from surgery.compare.figure import LABELS
+
+    best = done.groups[0].name
+    chances = {one.than: one.probability for one in done.improvements if one.better == best}
+    rows = [
+        (
+            group.name,
+            len(group.runs),
+            f"{group.iqm.value:.3g}",
+            _bounds(group.iqm),
+            f"{group.mean.value:.3g}",
+            _bounds(group.mean),
+            "" if group.name == best else f"{chances[group.name].value:.2f}",
+            "" if group.name == best else _bounds(chances[group.name]),
+        )
+        for group in done.groups
+    ]
+    heads = ("", "runs", "IQM", "95%", "mean", "95%", f"P({best} better)", "95%")
+    games = ", ".join(done.games)
+    lines = [f"{games} · after {done.at:,} frames · {LABELS[done.scale]}", table(heads, rows)]
+    if done.scale != "none":
+        lines.append(
+            section(
+                "scale",
+                "\n".join(
+                    f"{game}: 0 is {zero:.3g}, 1 is {one:.3g}"
+                    for game, (zero, one) in done.references.items()
+                ),
+            )
+        )
+    return "\n".join([*lines, *(f"note: {note}" for note in done.notes)])
+
+
+def _bounds(interval: Interval) -> str:
+    return "" if interval.low is None else f"{interval.low:.3g} … {interval.high:.3g}"

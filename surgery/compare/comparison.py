@@ -1,0 +1,307 @@
+"""Runs side by side: grouped, put on one scale, and compared where all of them have got to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from surgery.compare.runs import Run, find_runs, read_run
+from surgery.compare.statistics import Games, Interval, bootstrap, iqm, probability_of_improvement, profile
+from surgery.errors import ArgumentError
+from surgery.evaluate.baselines import random_and_human
+from surgery.json_values import Json
+
+Array = np.ndarray[Any, np.dtype[Any]]
+SCALES = ("teacher", "human", "none")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one method.
+
+    Attributes:
+      name: the method, or what else they were grouped by.
+      runs: all of them.
+      iqm: interquartile mean of the scores at the frames where the comparison is made.
+      mean: of the same scores.
+      frames: (k,) of the curve.
+      curve: (k, 3) interquartile mean and its interval.
+      profile: (t, 3) share of the runs above each of the comparison's thresholds, and its interval.
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+    iqm: Interval
+    mean: Interval
+    frames: Array
+    curve: Array
+    profile: Array
+
+
+@dataclass(frozen=True)
+class Improvement:
+    """How likely a run of one group is better than one of another."""
+
+    better: str
+    than: str
+    probability: Interval
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All groups.
+
+    Attributes:
+      scale: what scores are: `teacher` or `human`: 0 random play, 1 that; `none`: returns.
+      references: game -> (its 0, its 1).
+      games: that all groups have.
+      at: frames at which final scores are compared: the most that every run has taken.
+      groups: the best first.
+      improvements: for every ordered pair.
+      thresholds: (t,) of the profiles.
+      notes: what was left out, and what these numbers cannot say.
+    """
+
+    scale: str
+    references: Mapping[str, tuple[float, float]]
+    games: tuple[str, ...]
+    at: int
+    groups: tuple[Group, ...]
+    improvements: tuple[Improvement, ...]
+    thresholds: Array
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Json]:
+        return {
+            "scale": self.scale,
+            "references": {game: list(pair) for game, pair in self.references.items()},
+            "games": list(self.games),
+            "frames": self.at,
+            "groups": [_group_json(group) for group in self.groups],
+            "improvements": [
+                {"better": one.better, "than": one.than, "probability": one.probability.to_json()}
+                for one in self.improvements
+            ],
+            "thresholds": self.thresholds.tolist(),
+            "notes": list(self.notes),
+        }
+
+
+def compare(
+    paths: Sequence[Path],
+    *,
+    by: str = "method",
+    scale: str | None = None,
+    at: int | None = None,
+    samples: int = 2000,
+    seed: int = 0,
+) -> Comparison:
+    """Compare run directories.
+
+    Args:
+      paths: run directories, or folders that hold them.
+      by: what runs are grouped by: `method`, `folder` (the one that a run lies in), or a setting of `config.json`.
+      scale: `teacher` or `human`: 0 is random play and 1 that; `none`: returns. None: the first that every game has.
+      at: frames at which final scores are compared; None: the most that every run has taken.
+      samples: of the bootstrap.
+      seed: of the bootstrap.
+
+    Raises:
+      FileError, CorruptFile: a run that cannot be read.
+      ArgumentError: two runs of one group with one game and seed, no game that all groups have, several games without
+        a scale, frames that no run has reached.
+    """
+    runs = [read_run(folder) for folder in find_runs(paths)]
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(_label(run, by), []).append(run)
+    for name, members in groups.items():
+        _check_once(name, members)
+    games, notes = _common(groups)
+    chosen, references = _references(runs, games, scale)
+    kept = {name: [run for run in members if run.game in games] for name, members in groups.items()}
+    least = min(int(run.frames[-1]) for members in kept.values() for run in members)
+    if at is not None and at > least:
+        raise ArgumentError(f"not every run has taken {at:,} frames", hint=f"--at {least} or less")
+    place = least if at is None else at
+    scored = {name: _scores(members, games, references, np.array([place])) for name, members in kept.items()}
+    flat = np.concatenate([one for scores in scored.values() for one in scores])
+    thresholds = np.linspace(min(0.0, float(flat.min())), float(flat.max()) * 1.05 + 1e-9, 101)
+    done = [
+        _group(name, kept[name], games, references, [one[:, 0] for one in scores], thresholds, samples, seed)
+        for name, scores in scored.items()
+    ]
+    done.sort(key=lambda group: -group.iqm.value)
+    improvements = [
+        Improvement(
+            a.name,
+            b.name,
+            probability_of_improvement(_at(scored[a.name]), _at(scored[b.name]), samples=samples, seed=seed),
+        )
+        for a, b in permutations(done, 2)
+    ]
+    return Comparison(
+        chosen, references, games, place, tuple(done), tuple(improvements), thresholds,
+        (*notes, *_warnings(done, place)),
+    )  # fmt: skip
+
+
+def _at(scores: Games) -> Games:
+    return [one[:, 0] for one in scores]
+
+
+def _label(run: Run, by: str) -> str:
+    if by == "method":
+        return run.method
+    if by == "folder":
+        return run.folder.parent.name
+    settings = run.config.get("settings")
+    places = [run.config, settings if isinstance(settings, Mapping) else {}]
+    for place in places:
+        if by in place:
+            return f"{by}={place[by]}"
+    known = sorted({str(key) for place in places for key in place})
+    raise ArgumentError(
+        f"{run.folder} has no setting '{by}' to group by", hint=f"method, folder, {', '.join(known)}"
+    )
+
+
+def _check_once(name: str, runs: Sequence[Run]) -> None:
+    counts = Counter((run.game, run.seed) for run in runs)
+    for (game, seed), count in counts.items():
+        if count > 1:
+            twice = [str(run.folder) for run in runs if (run.game, run.seed) == (game, seed)]
+            raise ArgumentError(
+                f"{count} runs of '{name}' have seed {seed} of {game}: {', '.join(twice[:4])}",
+                hint="leave some out, or group by what differs: --by folder, --by n_step",
+            )
+
+
+def _common(groups: Mapping[str, Sequence[Run]]) -> tuple[tuple[str, ...], list[str]]:
+    """The games that all groups have, and a note about the others."""
+    sets = [{run.game for run in runs} for runs in groups.values()]
+    games = tuple(sorted(set.intersection(*sets)))
+    if not games:
+        listed = "; ".join(
+            f"{name}: {', '.join(sorted({run.game for run in runs}))}" for name, runs in groups.items()
+        )
+        raise ArgumentError(f"no game was played by all: {listed}")
+    others = sorted(set.union(*sets) - set(games))
+    return games, [f"left out, as not everyone played it: {', '.join(others)}"] if others else []
+
+
+def _references(
+    runs: Sequence[Run], games: Sequence[str], scale: str | None
+) -> tuple[str, dict[str, tuple[float, float]]]:
+    """The scale, and what is 0 and 1 on it in each game."""
+    if scale is not None and scale not in SCALES:
+        raise ArgumentError(f"scores are on one of the scales {', '.join(SCALES)}, got '{scale}'")
+    found: dict[str, dict[str, tuple[float, float]]] = {"teacher": {}, "human": {}}
+    for game in games:
+        pair = random_and_human(game)
+        if pair is not None:
+            found["human"][game] = pair
+        # Every run measures both for itself: one pair for all, or methods would be on scales of their own.
+        zeros = [run.random for run in runs if run.game == game and run.random is not None]
+        ones = [run.teacher for run in runs if run.game == game and run.teacher is not None]
+        zero = float(np.mean(zeros)) if zeros else pair[0] if pair else None
+        if ones and zero is not None and float(np.mean(ones)) != zero:
+            found["teacher"][game] = (zero, float(np.mean(ones)))
+    full = [name for name in ("teacher", "human") if len(found[name]) == len(games)]
+    chosen = scale or (full[0] if full else "none")
+    if chosen == "none":
+        if len(games) > 1:
+            raise ArgumentError(
+                f"the returns of {len(games)} games cannot be averaged, and not all have a teacher or a human score",
+                hint="compare one game, or runs that have measured a teacher",
+            )
+        return "none", dict.fromkeys(games, (0.0, 1.0))
+    if chosen not in full:
+        lacking = ", ".join(game for game in games if game not in found[chosen])
+        raise ArgumentError(f"there is no {chosen} score of {lacking}", hint=f"--scale {(*full, 'none')[0]}")
+    return chosen, found[chosen]
+
+
+def _scores(
+    runs: Sequence[Run], games: Sequence[str], references: Mapping[str, tuple[float, float]], frames: Array
+) -> list[Array]:
+    """Scores (runs, k) of each game after k numbers of frames."""
+    found = []
+    for game in games:
+        zero, one = references[game]
+        members = sorted((run for run in runs if run.game == game), key=lambda run: run.seed)
+        found.append(np.stack([(run.at(frames) - zero) / (one - zero) for run in members]))
+    return found
+
+
+def _group(
+    name: str,
+    runs: Sequence[Run],
+    games: Sequence[str],
+    references: Mapping[str, tuple[float, float]],
+    final: Games,
+    thresholds: Array,
+    samples: int,
+    seed: int,
+) -> Group:
+    end = min(int(run.frames[-1]) for run in runs)
+    frames = np.unique(np.concatenate([run.frames for run in runs]))
+    frames = frames[(frames <= end) & (frames >= max(int(run.frames[0]) for run in runs))]
+    scores = _scores(runs, games, references, frames)
+    points = [
+        bootstrap([one[:, k] for one in scores], iqm, samples=samples, seed=seed) for k in range(len(frames))
+    ]
+    curve = np.array(
+        [
+            [p.value, p.value if p.low is None else p.low, p.value if p.high is None else p.high]
+            for p in points
+        ]
+    )
+    return Group(
+        name,
+        tuple(runs),
+        bootstrap(final, iqm, samples=samples, seed=seed),
+        bootstrap(final, lambda x: np.asarray(x.mean(-1)), samples=samples, seed=seed),
+        frames,
+        curve,
+        np.stack(profile(final, thresholds, samples=samples, seed=seed), axis=-1),
+    )
+
+
+def _warnings(groups: Sequence[Group], at: int) -> list[str]:
+    notes = []
+    unfinished = [run for group in groups for run in group.runs if run.budget and run.frames[-1] < run.budget]
+    if unfinished:
+        notes.append(f"{len(unfinished)} runs are not finished; all are compared after {at:,} frames")
+    few = min(len(group.runs) for group in groups)
+    if few < 3:
+        notes.append(f"{few} run{'s' if few > 1 else ''} of a method: an interval of so few says little")
+    return notes
+
+
+def _group_json(group: Group) -> dict[str, Json]:
+    return {
+        "name": group.name,
+        "runs": [
+            {
+                "folder": str(run.folder),
+                "method": run.method,
+                "game": run.game,
+                "seed": run.seed,
+                "frames": run.frames.tolist(),
+                "returns": run.returns.tolist(),
+                "seconds": run.seconds,
+            }
+            for run in group.runs
+        ],
+        "iqm": group.iqm.to_json(),
+        "mean": group.mean.to_json(),
+        "curve": {"frames": group.frames.tolist(), "iqm": group.curve.tolist()},
+        "profile": group.profile.tolist(),
+    }
