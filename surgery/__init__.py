@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from surgery.ops.widen import widen as widen
     from surgery.plan import Plan as Plan
     from surgery.recipe import recipe as recipe
+    from surgery.route import migrate as migrate
     from surgery.verify import Report as Report
     from surgery.verify import verify as verify
 
@@ -65,6 +66,7 @@ _HOMES = {
     "invert": "surgery.ops.invert",
     "load": "surgery.checkpoint",
     "narrow": "surgery.ops.narrow",
+    "migrate": "surgery.route",
     "recipe": "surgery.recipe",
     "reorder": "surgery.ops.features",
     "retire": "surgery.ops.features",
@@ -94,6 +96,7 @@ __all__ = [
     "grow_kernel",
     "invert",
     "load",
+    "migrate",
     "narrow",
     "recipe",
     "reorder",

@@ -239,7 +239,8 @@ def _nan(folder: Path) -> None:
 WRONG = [
     Wrong("no target", "widen {model} -o {out}", "nothing to widen to"),
     Wrong("two targets", "widen {model} --factor 2 --width network.0=200 -o {out}", "different things"),
-    Wrong("architecture", "widen {model} --to nature-x2 -o {out}", "named architectures"),
+    Wrong("architecture", "widen {model} --to natur-x2 -o {out}", "nature"),
+    Wrong("architecture and widths", "widen {model} --to mlp-256-256 --factor 2 -o {out}", "one of them"),
     Wrong("no output", "widen {model} --factor 2", "-o"),
     Wrong("factor 1", "widen {model} --factor 1 -o {out}", "factor"),
     Wrong("factor 0.5", "widen {model} --factor 0.5 -o {out}", "factor"),

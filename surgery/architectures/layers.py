@@ -84,9 +84,9 @@ class Flatten:
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """Layer normalisation over the last axis."""
+    """Layer normalisation over the last axis, or batch normalisation of every channel."""
 
-    kind: Literal["layer"] = "layer"
+    kind: Literal["layer", "batch"] = "layer"
     name: str = field(default="", compare=False)
 
     def __str__(self) -> str:
@@ -138,8 +138,43 @@ class Residual:
         )
 
 
-Layer = Convolution | Dense | Activation | Pool | Flatten | Norm | Attention | Mean | Recurrent | Residual
-PLAIN = (Activation, Pool, Flatten, Mean)
+@dataclass(frozen=True, slots=True)
+class Branches:
+    """Several ways on from one value, until they meet again ("Add", "Concat", "dueling" …) or become outputs."""
+
+    branches: tuple[tuple[Layer, ...], ...]
+    join: str
+
+    def __str__(self) -> str:
+        inner = " | ".join(" · ".join(map(str, branch)) or "as it is" for branch in self.branches)
+        return f"{self.join} ({inner})"
+
+
+@dataclass(frozen=True, slots=True)
+class Other:
+    """Anything else, by its operators."""
+
+    operator: str
+
+    def __str__(self) -> str:
+        return self.operator
+
+
+Layer = (
+    Convolution
+    | Dense
+    | Activation
+    | Pool
+    | Flatten
+    | Norm
+    | Attention
+    | Mean
+    | Recurrent
+    | Residual
+    | Branches
+    | Other
+)
+PLAIN = (Activation, Pool, Flatten, Mean, Branches, Other)
 """Layers without weights, and so without a name."""
 ACTIVATIONS = ("Relu", "Tanh", "Elu", "Gelu", "Silu", "Sigmoid")
 

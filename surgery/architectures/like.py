@@ -51,12 +51,7 @@ def setting(checkpoint: Checkpoint) -> Setting:
       ArgumentError: it has no observation, or nothing that chooses an action.
     """
     interface, where = checkpoint.interface, {"checkpoint": checkpoint.path or "in memory"}
-    observed = [port for port in interface.inputs if port.kind == "observation"]
-    if len(observed) != 1:
-        raise ArgumentError(
-            f"a policy has one observation, this model has {len(observed)}", where=where,
-            hint="say which input it is: surgery annotate MODEL --input NAME:observation -o OUT",
-        )  # fmt: skip
+    port, shape = observed(checkpoint)
     chosen = [port for kind in _HEADS for port in interface.outputs if port.kind == kind]
     if not chosen:
         names = ", ".join(port.name for port in interface.outputs)
@@ -64,13 +59,26 @@ def setting(checkpoint: Checkpoint) -> Setting:
             f"no output of this model chooses an action: {names}", where=where,
             hint="say which one does: surgery annotate MODEL --output NAME:q_values -o OUT",
         )  # fmt: skip
-    graph, port, action = checkpoint.model.graph, observed[0], chosen[0]
-    value = _named(graph.inputs, port.name)
-    shape, dtype = _static(value), "uint8" if value.dtype == ir.DataType.UINT8 else "float32"
-    actions = _actions(checkpoint.model, action)
-    return Setting(
-        port, shape, dtype, _scale(checkpoint.model, port.name), _HEADS[action.kind], action, actions
-    )
+    value, action = _named(checkpoint.model.graph.inputs, port.name), chosen[0]
+    dtype = "uint8" if value.dtype == ir.DataType.UINT8 else "float32"
+    actions, scale = _actions(checkpoint.model, action), _scale(checkpoint.model, port.name)
+    return Setting(port, shape, dtype, scale, _HEADS[action.kind], action, actions)
+
+
+def observed(checkpoint: Checkpoint) -> tuple[Port, Shape]:
+    """The observation, and its shape without batch and time.
+
+    Raises:
+      ArgumentError: there is none, or more than one.
+    """
+    found = [port for port in checkpoint.interface.inputs if port.kind == "observation"]
+    if len(found) != 1:
+        raise ArgumentError(
+            f"a policy has one observation, this model has {len(found)}",
+            where={"checkpoint": checkpoint.path or "in memory"},
+            hint="say which input it is: surgery annotate MODEL --input NAME:observation -o OUT",
+        )
+    return found[0], _static(_named(checkpoint.model.graph.inputs, found[0].name))
 
 
 def new_like(

@@ -26,6 +26,7 @@ VERBS = {
     "widen": "widen",
     "deepen": "deepen",
     "kernel": "kernel",
+    "migrate": "migrate",
     "extend": "extend",
     "new": "new",
     "optimizer": "optimizer",

@@ -8,7 +8,7 @@ from typing import Literal
 import click
 
 import surgery
-from surgery.cli import _edits, _files, _options
+from surgery.cli import _edits, _files, _options, _routes
 from surgery.cli._output import Output
 from surgery.errors import ArgumentError
 
@@ -24,7 +24,9 @@ from surgery.errors import ArgumentError
     callback=_options.widths,
     help="Widen one space to N.",
 )
-@click.option("--to", "architecture", metavar="ARCH", help="Widen to a named architecture.")
+@click.option(
+    "--to", "architecture", metavar="ARCH", help="To a named architecture, or that of an .onnx file."
+)
 @click.option(
     "--init",
     type=click.Choice(["auto", "zero", "net2net"]),
@@ -73,17 +75,25 @@ def command(
 ) -> None:
     """Widen layers so that the outputs stay the same, optimizer state included.
 
-    Name spaces with --width (as `surgery inspect` shows them), or widen all with --factor. The result is
-    proved before it is written.
+    Name spaces with --width (as `surgery inspect` shows them), or widen all with --factor, or name an architecture
+    with --to, as in `surgery migrate`. The result is proved before it is written.
 
     \b
     Example:
       surgery widen agent.onnx --factor 2 -o wide.onnx
       surgery widen agent.onnx --width network.0=64 --width network.7=1024 -o wide.onnx
+      surgery widen agent.onnx --to nature-x2 -o wide.onnx
       surgery widen agent.onnx --factor 1.5 --dry-run --json > plan.json
     """
     _check_request(widths, factor, architecture, model)
     proof = _edits.Proof(not no_verify, _files.read_observations(observations), seed)
+    if architecture is not None:
+        if noise or shares != "equal":
+            raise ArgumentError(
+                "a route is exact: no noise, and equal shares", hint="leave --noise and --shares out"
+            )
+        _routes.travel(model, target, architecture, proof, output, force=force, dry_run=dry_run, init=init)
+        return
 
     def describe(checkpoint: surgery.Checkpoint) -> surgery.Plan:
         return surgery.widen(
@@ -97,10 +107,9 @@ def _check_request(
     widths: dict[str, int] | None, factor: float | None, architecture: str | None, model: Path
 ) -> None:
     if architecture is not None:
-        raise ArgumentError(
-            f"cannot widen to '{architecture}': this version knows no named architectures",
-            hint="name the widths: --width SPACE=N, or --factor F",
-        )
+        if widths or factor is not None:
+            raise ArgumentError("--to and --width or --factor say different things", hint="give one of them")
+        return
     if widths is None and factor is None:
         raise ArgumentError(
             "nothing to widen to", hint=f"give --factor F or --width SPACE=N; spaces: surgery inspect {model}"

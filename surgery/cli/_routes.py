@@ -1,0 +1,118 @@
+"""What the verbs that take `--to` have in common: find a route, travel it, say layer by layer what happened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import surgery
+from surgery.cli import _edits, _files
+from surgery.cli._output import Output, plural, section, table
+
+if TYPE_CHECKING:
+    from surgery.ops.widen import Init
+    from surgery.route import Journey
+    from surgery.route.align import Alignment, Row
+
+
+def travel(
+    model: Path,
+    target: Path | None,
+    to: str,
+    proof: _edits.Proof,
+    output: Output,
+    *,
+    force: bool,
+    dry_run: bool,
+    init: Init = "auto",
+) -> None:
+    """Take a model to an architecture by exact edits, and write it; or show the route."""
+    from surgery import route
+
+    path = None if dry_run else _files.check_target(target, [model], force=force)
+    with output.step(f"looking for a route to {to}"):
+        checkpoint = surgery.load(model)
+        if path is None:
+            name, found = route.survey(checkpoint, to)
+            route.check(found, name, checkpoint)
+    if path is None:
+        output.show(_survey(found, to), lambda: _rows(found.rows))
+        return
+    with output.step("applying and verifying"):
+        journey = route.migrate(
+            checkpoint, to, init=init, verify=proof.verify, observations=proof.observations, seed=proof.seed
+        )
+    with output.step(f"writing {path}"):
+        journey.save(path, force=force)
+    output.show(report(journey, path), lambda: text(journey, path))
+
+
+def report(journey: Journey, path: Path) -> dict[str, object]:
+    """The object that a route prints under `--json`."""
+    found = journey.report
+    return {
+        "output": str(path),
+        "claim": "equivalent",
+        "verified": found is not None,
+        "exact": found.exact if found else None,
+        "max_abs_error": found.max_abs_error if found else None,
+        "max_rel_error": found.max_rel_error if found else None,
+        "to": journey.target.name,
+        "layers": [_layer(row) for row in journey.rows],
+        "steps": [_step(result) for result in journey.results],
+        "changes": [change for result in journey.results for change in _changes(result)],
+    }
+
+
+def _survey(found: Alignment, to: str) -> dict[str, object]:
+    return {"to": to, "exact": not found.reasons, "layers": [_layer(row) for row in found.rows]}
+
+
+def _layer(row: Row) -> dict[str, object]:
+    return {
+        "depth": row.depth,
+        "name": row.name or None,
+        "have": row.have or None,
+        "want": row.want or None,
+        "edits": [str(edit) for edit in row.edits],
+        "reason": row.reason,
+    }
+
+
+def _step(result: surgery.Result) -> dict[str, object]:
+    return {
+        "operation": result.plan.operation,
+        "claim": result.plan.claim,
+        "plan": result.plan.to_json(),
+        "changes": _changes(result),
+    }
+
+
+def _changes(result: surgery.Result) -> list[dict[str, object]]:
+    return [
+        {"space": c.space, "from": c.before, "to": c.after, "tensors": c.tensors, "slots": c.slots}
+        for c in result.plan.changes
+    ]
+
+
+def text(journey: Journey, path: Path) -> str:
+    """The layers, a line for every plan, and one that says how it ended."""
+    if not journey.results:
+        return f"{_rows(journey.rows)}\n\nit is '{journey.target.name}' already · wrote {path}"
+    steps = [_line(result) for result in journey.results]
+    end = [plural(len(steps), "step"), journey.report.summary() if journey.report else "not verified"]
+    parts = [_rows(journey.rows), section("steps", "\n".join(steps)), " · ".join([*end, f"wrote {path}"])]
+    return "\n\n".join(parts)
+
+
+def _line(result: surgery.Result) -> str:
+    plan = result.plan
+    changes = [f"{c.space} {c.before}→{c.after}" if c.before else f"{c.space} new" for c in plan.changes]
+    tensors, slots = (sum(getattr(c, part) for c in plan.changes) for part in ("tensors", "slots"))
+    counts = plural(tensors, "tensor") + (f", {plural(slots, 'slot')}" if slots else "")
+    return f"{plan.operation}: {' · '.join(changes)} · {counts}"
+
+
+def _rows(rows: tuple[Row, ...]) -> str:
+    lines = [("  " * row.depth + row.name, row.have or "–", row.want or "–", row.action) for row in rows]
+    return table(("layer", "is", "becomes", "by"), lines)

@@ -1,0 +1,58 @@
+"""`surgery migrate`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from surgery.cli import _edits, _files, _options, _routes
+from surgery.cli._output import Output
+
+
+@click.command("migrate", short_help="Take a network to another architecture, exactly.")
+@_options.file_argument("model")
+@click.option("--to", "architecture", metavar="ARCH", required=True,
+              help="A named architecture with modifiers, FILE.toml:NAME, or another .onnx file.")  # fmt: skip
+@click.option(
+    "--init",
+    type=click.Choice(["auto", "zero", "net2net"]),
+    default="auto",
+    show_default=True,
+    help="New units: random with zero outgoing weights, or copies.",
+)
+@_options.seed
+@_options.observations
+@_options.no_verify
+@_options.dry_run
+@_options.output_file()
+@_options.force
+@_options.reported
+def command(
+    *,
+    model: Path,
+    architecture: str,
+    init: Literal["auto", "zero", "net2net"],
+    seed: int,
+    observations: Path | None,
+    no_verify: bool,
+    dry_run: bool,
+    target: Path | None,
+    force: bool,
+    output: Output,
+) -> None:
+    """Take a network to another architecture by edits that keep its outputs, optimizer state included.
+
+    The layers of the model are found in its graph and compared with those of the target, one by one: they grow, their
+    kernels grow, and new layers are put in that change nothing at first. If there is no such route the exit status is
+    1, and the reasons are given layer by layer. `surgery list architectures` has the names.
+
+    \b
+    Example:
+      surgery migrate agent.onnx --to nature-x2 -o larger.onnx
+      surgery migrate agent.onnx --to impala-x2-b3 --dry-run
+      surgery migrate agent.onnx --to other.onnx -o like-other.onnx
+    """
+    proof = _edits.Proof(not no_verify, _files.read_observations(observations), seed)
+    _routes.travel(model, target, architecture, proof, output, force=force, dry_run=dry_run, init=init)

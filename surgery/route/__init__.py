@@ -1,0 +1,6 @@
+"""Routes: from one architecture to another by exact edits, or the reasons why there are none."""
+
+from surgery.route.journey import Journey as Journey
+from surgery.route.journey import check as check
+from surgery.route.journey import migrate as migrate
+from surgery.route.journey import survey as survey

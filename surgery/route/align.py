@@ -1,0 +1,423 @@
+"""Two networks side by side: which layer of the one becomes which of the other, and by what exact edit.
+
+The cheapest alignment of two sequences of layers (Needleman and Wunsch, 1970): first as few impossible steps as there
+can be, then as few edits. A step matches two layers of one kind, or puts in a layer that starts without an effect:
+a layer with the activation in front of it as the identity, or a residual block whose last layer is zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Literal
+
+from surgery.architectures.layers import (
+    Activation,
+    Attention,
+    Branches,
+    Convolution,
+    Dense,
+    Flatten,
+    Layer,
+    Mean,
+    Norm,
+    Other,
+    Pads,
+    Pool,
+    Recurrent,
+    Residual,
+)
+from surgery.architectures.recognise import Found, Tree
+from surgery.architectures.steps import SCALING
+from surgery.graph.layout import Units, units
+from surgery.graph.spaces import Analysis
+
+IDEMPOTENT = ("Relu",)
+"""Activations that return their own results as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Widen:
+    """More units in a space."""
+
+    space: str
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.space} → {self.width}"
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A larger kernel; the layer is named by its weights."""
+
+    weight: str
+    size: tuple[int, int]
+
+    def __str__(self) -> str:
+        return f"kernel → {self.size[0]}×{self.size[1]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Insert:
+    """A new layer behind a value of the graph.
+
+    Attributes:
+      kind: "identity" or "residual".
+      after: the value. layer: what comes there.
+      like: the weights of the block before it, whose names it continues; empty if there is none.
+    """
+
+    kind: Literal["identity", "residual"]
+    after: str
+    layer: Layer
+    like: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"new, {'starts as the identity' if self.kind == 'identity' else 'starts at zero'}"
+
+
+Edit = Widen | Kernel | Insert
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the comparison.
+
+    Attributes:
+      depth: how many branches it is inside of.
+      have, want: the layers in words; empty where there is none.
+      edits: that make the one the other. reason: why nothing exact does.
+    """
+
+    depth: int
+    name: str
+    have: str
+    want: str
+    edits: tuple[Edit, ...] = ()
+    reason: str | None = None
+
+    @property
+    def action(self) -> str:
+        """What happens to the layer."""
+        if self.reason is not None:
+            return f"no: {self.reason}"
+        return ", ".join(map(str, self.edits))
+
+
+Cost = tuple[int, int]
+_NO: Cost = (1, 0)
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Rows in order, and what they cost: impossible steps, edits."""
+
+    rows: tuple[Row, ...]
+    cost: Cost
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """All edits, in order."""
+        return tuple(edit for row in self.rows for edit in row.edits)
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Layer -> why nothing exact makes it what is wanted."""
+        return {row.name or row.have or row.want: row.reason for row in self.rows if row.reason is not None}
+
+
+def align(tree: Tree, target: Sequence[Layer], analysis: Analysis) -> Alignment:
+    """The cheapest way from a network to a target.
+
+    Args:
+      tree: the network. target: the wanted layers.
+      analysis: of the network's graph: it says which spaces can grow.
+    """
+    found = _Aligner(analysis).sequence(tree, tuple(target), 0)
+    return _agreed(found)
+
+
+def _agreed(found: Alignment) -> Alignment:
+    """Layers that share their units (a residual stream) must want the same number of them."""
+    wanted: dict[str, int] = {}
+    rows = []
+    for row in found.rows:
+        for edit in row.edits:
+            if isinstance(edit, Widen) and wanted.setdefault(edit.space, edit.width) != edit.width:
+                reason = f"'{edit.space}' cannot be {wanted[edit.space]} and {edit.width} wide at once"
+                row = replace(row, edits=(), reason=reason)
+        rows.append(row)
+    impossible = sum(row.reason is not None for row in rows)
+    return Alignment(tuple(rows), (impossible, found.cost[1]))
+
+
+class _Aligner:
+    """Aligns sequences of layers, and those inside them."""
+
+    def __init__(self, analysis: Analysis) -> None:
+        self._analysis = analysis
+
+    def sequence(self, tree: Tree, target: tuple[Layer, ...], depth: int) -> Alignment:
+        """The cheapest alignment of two sequences."""
+
+        @cache
+        def best(i: int, j: int) -> Alignment:
+            if i == len(tree) and j == len(target):
+                return Alignment((), (0, 0))
+            found: Alignment | None = None
+            for used, put, step in self._steps(tree, target, i, j, depth):
+                rest = best(i + used, j + put)
+                cost = (step.cost[0] + rest.cost[0], step.cost[1] + rest.cost[1])
+                if found is None or cost < found.cost:
+                    found = Alignment(step.rows + rest.rows, cost)
+            assert found is not None
+            return found
+
+        # from the back, so that no network is too long for the stack
+        for i in range(len(tree), -1, -1):
+            for j in range(len(target), -1, -1):
+                best(i, j)
+        return best(0, 0)
+
+    def _steps(
+        self, tree: Tree, target: tuple[Layer, ...], i: int, j: int, depth: int
+    ) -> Iterator[tuple[int, int, Alignment]]:
+        """What can come next: (layers of the network used, layers of the target reached, the step)."""
+        if i < len(tree) and j < len(target):
+            matched = self._match(tree[i], target[j], depth)
+            if matched is not None:
+                yield 1, 1, matched
+        if j < len(target):
+            if isinstance(target[j], Flatten) or target[j] == SCALING:
+                yield 0, 1, Alignment((), (0, 0))
+            inserted = self._insert(tree, target, i, j, depth)
+            if inserted is not None:
+                yield 0, inserted[0], inserted[1]
+            yield self._missing(target, j, depth)
+        if i < len(tree):
+            have = tree[i]
+            if isinstance(have.layer, Flatten) or have.layer == SCALING:
+                yield 1, 0, Alignment((Row(depth, "", str(have.layer), ""),), (0, 0))
+            else:
+                reason = "the target has no such layer, and a layer is not taken away exactly"
+                yield (
+                    1,
+                    0,
+                    Alignment(
+                        (Row(depth, _name(have), str(have.layer), "", reason=reason),),
+                        (_count(have.layer), 0),
+                    ),
+                )
+
+    # ---- a layer for a layer ----------------------------------------------------------------------------------
+
+    def _match(self, have: Found, want: Layer, depth: int) -> Alignment | None:
+        layer = have.layer
+        if isinstance(layer, Residual) and isinstance(want, Residual):
+            return self._inner(have, ((have.branches[0], want.body),), "residual", depth)
+        if isinstance(layer, Branches) and isinstance(want, Branches):
+            if layer.join != want.join or len(have.branches) != len(want.branches):
+                return None
+            pairs = tuple(zip(have.branches, want.branches, strict=True))
+            return self._inner(have, pairs, layer.join, depth)
+        if type(layer) is not type(want):
+            return None
+        edits, reason = self._edits(have, want)
+        row = Row(depth, _name(have), str(layer), str(want), () if reason else tuple(edits), reason)
+        return Alignment((row,), _NO if reason else (0, len(edits)))
+
+    def _inner(
+        self, have: Found, pairs: Sequence[tuple[Tree, tuple[Layer, ...]]], title: str, depth: int
+    ) -> Alignment:
+        rows, cost = [Row(depth, _name(have), title, title)], (0, 0)
+        for tree, target in pairs:
+            inner = self.sequence(tree, target, depth + 1)
+            rows += inner.rows
+            cost = (cost[0] + inner.cost[0], cost[1] + inner.cost[1])
+        return Alignment(tuple(rows), cost)
+
+    def _edits(self, have: Found, want: Layer) -> tuple[list[Edit], str | None]:
+        """What makes a layer another one of its kind, or why nothing does."""
+        match have.layer, want:
+            case Convolution() as old, Convolution() as new:
+                kernel, reason = _kernel(have, old, new)
+                widen, narrow = self._width(have, old.channels, new.channels)
+                return kernel + widen, reason or narrow
+            case (Dense(width=old_width), Dense(width=new_width)) | (
+                Recurrent(width=old_width), Recurrent(width=new_width)
+            ):  # fmt: skip
+                if getattr(have.layer, "kind", "") != getattr(want, "kind", ""):
+                    return [], f"{have.layer} does not become {want}"
+                return self._width(have, old_width, new_width)
+            case Attention() as old_attention, Attention() as new_attention:
+                return self._attention(have, old_attention, new_attention)
+            case Flatten(), Flatten():
+                return [], None
+        if have.layer == want:
+            return [], None
+        return [], _difference(have.layer, want)
+
+    def _width(self, have: Found, old: int, new: int) -> tuple[list[Edit], str | None]:
+        if old == new:
+            return [], None
+        if new < old:
+            return [], f"the target has {new} units, fewer than {old}"
+        found = {part.space: part for part in units(have.units)}
+        if len(found) != 1 or next(iter(found.values())).size != old:
+            return [], "its units are of several kinds, or those of an output"
+        space = self._analysis.space(next(iter(found)))
+        if not space.widenable:
+            return [], f"'{space.name}' cannot grow exactly: {space.reason}"
+        if space.whole and new % old:
+            return [], f"'{space.name}' grows by whole multiples only: {space.whole}"
+        return [Widen(space.name, new)], None
+
+    def _attention(self, have: Found, old: Attention, new: Attention) -> tuple[list[Edit], str | None]:
+        """More heads, or larger ones: heads · size units in the queries and keys, and in the values."""
+        sizes = (old.width // old.heads, new.width // new.heads)
+        edits: list[Edit] = []
+        for weight in have.weights:
+            for axis in self._analysis.tensors[weight]:
+                parts = [part for part in axis if isinstance(part, Units) and part.role == "out"]
+                if len(parts) != 2:
+                    continue
+                for part, (before, after) in zip(parts, ((old.heads, new.heads), sizes), strict=True):
+                    if part.size != before or after < before:
+                        return [], f"{old} does not become {new}"
+                    if after > before and Widen(part.space, after) not in edits:
+                        edits.append(Widen(part.space, after))
+        return edits, None if edits or old == new else f"{old} does not become {new}"
+
+    # ---- a new layer ------------------------------------------------------------------------------------------
+
+    def _insert(
+        self, tree: Tree, target: tuple[Layer, ...], i: int, j: int, depth: int
+    ) -> tuple[int, Alignment] | None:
+        """A layer that can be put in before `tree[i]`, and how many layers of the target it is."""
+        before = tree[i - 1] if i else None
+        if before is None or not before.after:
+            return None
+        want = target[j]
+        if isinstance(want, Residual) and _is_block(want) and self._streams(tree, i):
+            like = tuple(found.weights[0] for branch in before.branches for found in branch if found.weights)
+            row = Row(depth, "", "", str(want), (Insert("residual", before.after, want, like),))
+            return 1, Alignment((row,), (0, 1))
+        pair = target[j : j + 2]
+        if len(pair) < 2 or not self._is_identity(before, pair, target[j - 1] if j else None):
+            return None
+        rows = (
+            Row(depth, "", "", str(want), (Insert("identity", before.after, want),)),
+            Row(depth, "", "", str(pair[1])),
+        )
+        return 2, Alignment(rows, (0, 1))
+
+    @staticmethod
+    def _streams(tree: Tree, i: int) -> bool:
+        """Whether a layer with units comes before a place."""
+        return any(isinstance(found.layer, (Convolution, Dense, Residual, Recurrent)) for found in tree[:i])
+
+    @staticmethod
+    def _is_identity(before: Found, pair: Sequence[Layer], last: Layer | None) -> bool:
+        """Whether a layer and its activation can start as the identity behind the same activation."""
+        layer, activation = pair
+        if not isinstance(activation, Activation) or activation.kind not in IDEMPOTENT:
+            return False
+        if before.layer != activation or last != activation:
+            return False
+        if isinstance(layer, Convolution):
+            return layer.stride == (1, 1) and _centred(layer)
+        return isinstance(layer, Dense)
+
+    def _missing(self, target: tuple[Layer, ...], j: int, depth: int) -> tuple[int, int, Alignment]:
+        """A layer of the target that nothing exact puts in, with the activation behind it."""
+        want, pair = target[j], target[j : j + 2]
+        rows = [Row(depth, "", "", str(want), reason=self._no_insert(want))]
+        cost = _count(want)
+        if len(pair) == 2 and isinstance(want, (Convolution, Dense)) and isinstance(pair[1], Activation):
+            rows.append(Row(depth, "", "", str(pair[1])))
+            cost += 1
+        return 0, len(rows), Alignment(tuple(rows), (cost, 0))
+
+    @staticmethod
+    def _no_insert(want: Layer) -> str:
+        """Why a layer of the target cannot be put in."""
+        if isinstance(want, (Convolution, Dense)):
+            if isinstance(want, Convolution) and want.stride != (1, 1):
+                return "a convolution with a stride cannot start as the identity"
+            return "it could start as the identity only between two activations that keep their own results (relu)"
+        if isinstance(want, Residual):
+            return "a block of this form has no rule to start at zero"
+        if isinstance(want, Recurrent):
+            return "a recurrent layer cannot start as the identity; as a residual block it can start at zero"
+        return "nothing exact puts it in here"
+
+
+def _count(layer: Layer) -> int:
+    """How many layers it is, with all inside it."""
+    inner = (
+        layer.branches
+        if isinstance(layer, Branches)
+        else (layer.body,)
+        if isinstance(layer, Residual)
+        else ()
+    )
+    return 1 + sum(_count(part) for branch in inner for part in branch)
+
+
+def _kernel(have: Found, old: Convolution, new: Convolution) -> tuple[list[Edit], str | None]:
+    """A kernel grows exactly if the new taps lie around the old ones and the image is padded as much more."""
+    if old.stride != new.stride:
+        return [], f"stride {old.stride[0]} does not become {new.stride[0]}"
+    if old.kernel == new.kernel and old.padding == new.padding:
+        return [], None
+    before, after = _numbers(old), _numbers(new)
+    for axis in range(2):
+        taps = new.kernel[axis] - old.kernel[axis]
+        more = (after[axis] - before[axis], after[axis + 2] - before[axis + 2])
+        if taps < 0:
+            return [], f"the target's kernel is smaller: {_size(old)} does not become {_size(new)}"
+        if more != (taps // 2, taps - taps // 2):
+            return [], f"kernel {_size(old)} with padding {before} does not become {_size(new)} with {after}"
+    return [Kernel(have.weights[0], new.kernel)], None
+
+
+def _numbers(layer: Convolution) -> Pads:
+    assert not isinstance(layer.padding, str), "layers are resolved before they are aligned"
+    return layer.padding
+
+
+def _size(layer: Convolution) -> str:
+    return f"{layer.kernel[0]}×{layer.kernel[1]}"
+
+
+def _centred(layer: Convolution) -> bool:
+    """Whether a convolution of stride one keeps the size of the image, with a tap in the middle."""
+    half = tuple(size // 2 for size in layer.kernel)
+    odd = all(size % 2 for size in layer.kernel) and layer.kernel[0] == layer.kernel[1]
+    return odd and _numbers(layer) == (*half, *half)
+
+
+def _is_block(layer: Residual) -> bool:
+    """Activation, layer, activation, layer: the form of IMPALA's blocks, which starts at zero with its last layer."""
+    match layer.body:
+        case (Activation() as first, Convolution() as a, Activation() as second, Convolution() as b):
+            same = a.kernel == b.kernel and _centred(a) and _centred(b) and a.stride == b.stride == (1, 1)
+            return first == second and same
+        case (Activation() as first, Dense(), Activation() as second, Dense()):
+            return first == second
+    return False
+
+
+def _difference(have: Layer, want: Layer) -> str:
+    match have, want:
+        case Pool() as old, Pool() as new if str(old) == str(new):
+            return f"padding {old.padding} does not become {new.padding}"
+        case Activation() | Norm() | Mean() | Other() | Pool(), _:
+            return f"{have} does not become {want}"
+    return f"{have} does not become {want}"
+
+
+def _name(found: Found) -> str:
+    return getattr(found.layer, "name", "")

@@ -1,0 +1,289 @@
+"""A route ends at the target's layers with the same function, or says layer by layer why there is none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import surgery
+from surgery.architectures import new
+from surgery.architectures.recognise import recognise
+from surgery.cli import main
+from surgery.errors import ArgumentError, FileError, Refused, UnknownName
+from surgery.interface import PortPatch
+from surgery.route import migrate, survey
+from tests import zoo
+from tests.test_docs import ROOT
+
+TEACHERS = ROOT / "examples" / "teachers"
+HEADS = ("q", "dueling", "c51", "qr", "actor-critic", "gaussian")
+FAMILIES = {
+    "nature": ((4, 36, 36), "nature-x1.5-fc600"),
+    "nature-same": ((20, 20, 4), "nature-same-x1.25-fc515"),
+    "minatar": ((4, 8, 8), "minatar-x2-fc130"),
+    "impala-b1": ((3, 12, 12), "impala-x1.5-b1-fc260"),
+    "impala-dopamine-b1": ((9, 9, 3), "impala-dopamine-x2-b1-fc513"),
+    "mlp-7-5": ((8,), "mlp-9-11"),
+    "mlp-7-5-tanh": ((8,), "mlp-9-11-tanh"),
+    "lstm-6": ((8,), "lstm-13-fc9"),
+    "gru-6-fc5": ((8,), "gru-7-fc9"),
+    "minatar-lstm-6": ((4, 8, 8), "minatar-x2-lstm-12"),
+    "transformer-8-l1-h2": ((5, 7), "transformer-16-l1-h2"),
+}
+"""Family -> an observation, and a wider one of it."""
+_KINDS = {"q": "q_values", "logits": "logits"}
+
+
+def small(name: str, head: str = "q") -> surgery.Checkpoint:
+    return new(name, observation=FAMILIES[name][0], actions=3, head=head)
+
+
+def shapes(checkpoint: surgery.Checkpoint) -> dict[str, tuple[int, ...]]:
+    tensors = checkpoint.tensors.items()
+    return {name: tuple(t.shape) for name, t in tensors if t.dtype.is_floating_point()}
+
+
+def exported(name: str, style: str) -> surgery.Checkpoint:
+    checkpoint = surgery.load(zoo.export(name, style))
+    names = [port.name for port in checkpoint.interface.outputs]
+    patches = {known: PortPatch(kind=kind) for known, kind in _KINDS.items() if known in names}
+    return surgery.annotate(checkpoint, outputs=patches)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_with_every_head_reaches_a_wider_one_of_its_family(name, head):
+    journey = migrate(small(name, head), FAMILIES[name][1])
+    assert journey.report.exact
+    assert not survey(journey.checkpoint, FAMILIES[name][1])[1].edits
+    wanted = new(FAMILIES[name][1], observation=FAMILIES[name][0], actions=3, head=head)
+    assert shapes(journey.checkpoint) == shapes(wanted)
+
+
+@pytest.mark.parametrize("name", ["nature", "impala-b1", "mlp-7-5", "lstm-6", "transformer-8-l1-h2"])
+@pytest.mark.parametrize("head", ["q", "dueling", "actor-critic"])
+def test_a_file_as_the_target_gives_the_same_as_its_name(tmp_path, name, head):
+    observation, wanted = FAMILIES[name]
+    surgery.save(new(wanted, observation=observation, actions=3, head=head, seed=9), tmp_path / "other.onnx")
+    by_file = migrate(small(name, head), str(tmp_path / "other.onnx"))
+    by_name = migrate(small(name, head), wanted)
+    assert by_file.report.exact
+    assert [r.plan.to_json() for r in by_file.results] == [r.plan.to_json() for r in by_name.results]
+
+
+@pytest.mark.parametrize("style", zoo.STYLES)
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("nature_dqn", "nature-x2"),
+        ("impala", "impala-b2"),
+        ("lstm_policy", "lstm-26"),
+        ("actor_critic", "mlp-20-20"),
+        ("noisy_net", "mlp-16-16"),
+        ("mlp_silu", "mlp-13-22"),
+    ],
+)
+def test_a_teacher_of_any_exporter_reaches_a_named_architecture(name, target, style):
+    journey = migrate(exported(name, style), target, verify=name != "nature_dqn")
+    assert not survey(journey.checkpoint, target)[1].edits
+    assert journey.report is None or journey.report.exact
+
+
+@pytest.mark.parametrize("name", ["nature_dqn", "nature_nhwc", "dueling", "impala", "lstm_policy", "c51"])
+def test_exporters_write_the_same_layers_in_different_ways(name):
+    found = [recognise(exported(name, style)).layers for style in zoo.STYLES]
+    assert found[0] == found[1] == found[2]
+
+
+LAYERS = {
+    "nature_nhwc": "a constant on every number · conv 7 4×4/2 · relu · conv 11 3×3 · relu · flatten hwc · "
+    "dense 17 · relu · dense 6",
+    "dueling": "conv 5 3×3/2 · relu · flatten chw · "
+    "dueling (dense 11 · relu · dense 1 | dense 13 · relu · dense 6)",
+    "lstm_policy": "dense 11 · relu · lstm 13 · outputs (dense 5 | dense 1)",
+    "residual_layernorm": "dense 11 · residual (layer-norm · dense 13 · dense 11) · "
+    "residual (layer-norm · dense 17 · dense 11) · layer-norm · dense 5",
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_are_recognised(name):
+    assert " · ".join(map(str, recognise(exported(name, "dynamo")).layers)) == LAYERS[name]
+
+
+KERAS_AND_FLAX = {
+    "nature": "conv 4 8×8/4 · relu · conv 5 4×4/2 · relu · conv 6 3×3 · relu · flatten hwc · "
+    "dense 8 · relu · dense 4",
+    "dueling": "conv 5 3×3/2 · relu · flatten hwc · "
+    "dueling (dense 7 · relu · dense 1 | dense 6 · relu · dense 4)",
+    "mlp": "dense 10 · relu · dense 7 · tanh · dense 3",
+}
+RECORDED = {
+    f"{exporter}/{name}": text
+    for name, text in KERAS_AND_FLAX.items()
+    for exporter in ("tf2onnx", "jax2onnx")
+}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_layers_are_recognised_whatever_framework_wrote_them(name):
+    checkpoint = surgery.load(ROOT / "tests" / "fixtures" / f"{name}.onnx")
+    layers = " · ".join(map(str, recognise(checkpoint).layers))
+    assert layers.removeprefix("a constant on every number · ") == RECORDED[name]
+
+
+@pytest.mark.parametrize("exporter", ["tf2onnx", "jax2onnx"])
+def test_agents_of_keras_and_flax_reach_dopamines_nature(exporter):
+    checkpoint = surgery.load(ROOT / "tests" / "fixtures" / exporter / "nature.onnx")
+    journey = migrate(checkpoint, "nature-same")
+    assert journey.report.exact
+    assert not survey(journey.checkpoint, "nature-same")[1].edits
+
+
+def test_the_optimizers_slots_follow_a_route():
+    agent = surgery.attach(
+        surgery.load(TEACHERS / "minatar-breakout-dqn.onnx"), TEACHERS / "minatar-breakout-dqn.pt"
+    )
+    journey = migrate(agent, "minatar-x2-fc200")
+    state = journey.checkpoint.optimizer
+    for members in state.slots.values():
+        for name, slot in members.items():
+            assert tuple(slot.shape) == tuple(journey.checkpoint.tensors[name].shape)
+    assert any(check.name.startswith("optimizer slots") for check in journey.report.checks)
+
+
+def test_the_lineage_says_what_was_done_and_what_was_measured():
+    journey = migrate(small("mlp-7-5"), "mlp-9-11")
+    steps = journey.checkpoint.lineage
+    assert [step.operation for step in steps] == ["new", "widen"]
+    assert steps[-1].witness["checks"]
+
+
+def test_a_network_that_is_the_target_already_is_left_as_it_is():
+    checkpoint = small("impala-b1")
+    journey = migrate(checkpoint, "impala-b1")
+    assert not journey.results
+    assert journey.checkpoint.digest() == checkpoint.digest()
+
+
+REFUSALS = {
+    "another family": ("nature", "impala", {"conv1": "stride 4 does not become 1"}),
+    "fewer units": ("mlp-7-5", "mlp-6-9", {"fc1": "fewer than 7"}),
+    "fewer layers": ("mlp-7-5", "mlp-9", {"fc2": "not taken away"}),
+    "another activation": ("mlp-7-5", "mlp-9-9-tanh", {"relu": "relu does not become tanh"}),
+    "another cell": ("lstm-6", "gru-7", {"lstm": "lstm 6 does not become gru 7"}),
+    "a stacked layer behind tanh": ("mlp-7-5-tanh", "mlp-7-5-5-tanh", {"dense 5": "keep their own results"}),
+    "other padding": ("impala-b1", "impala-dopamine-b1", {"max-pool 3×3/2": "padding"}),
+    "no whole multiple": ("transformer-8-l1-h2", "transformer-12-l1-h2", {"embed": "whole multiples"}),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_no_route_is_refused_with_the_reason_for_the_layer_and_the_command_that_distils(case):
+    name, target, reasons = REFUSALS[case]
+    with pytest.raises(Refused, match="no exact route") as caught:
+        migrate(small(name), target)
+    for layer, words in reasons.items():
+        assert words in caught.value.where[layer]
+    assert caught.value.hint == f"surgery distill MODEL --to {target} --env ID -o DIR"
+    assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("observation", "actions", "words"),
+    [((10,), 3, "extend MODEL --observation observation+2"), ((8,), 5, "extend MODEL --action q_values+2"),
+     ((6,), 3, "adapt MODEL"), ((8,), 2, "adapt MODEL")],
+)  # fmt: skip
+def test_a_file_for_another_task_names_the_command_that_changes_the_task(
+    tmp_path, observation, actions, words
+):
+    surgery.save(new("mlp-9-9", observation=observation, actions=actions), tmp_path / "other.onnx")
+    with pytest.raises(Refused) as caught:
+        migrate(small("mlp-7-5"), str(tmp_path / "other.onnx"))
+    assert words in caught.value.hint
+
+
+def test_a_file_with_another_kind_of_head_is_refused(tmp_path):
+    surgery.save(new("mlp-9-9", observation=(8,), actions=3, head="actor-critic"), tmp_path / "other.onnx")
+    with pytest.raises(Refused, match="gives logits, this network q_values"):
+        migrate(small("mlp-7-5"), str(tmp_path / "other.onnx"))
+
+
+def test_a_target_that_is_no_policy_or_no_file_is_refused(tmp_path):
+    critic = surgery.annotate(
+        new("mlp-9", observation=(8,), actions=1), outputs={"q_values": PortPatch(kind="value")}
+    )
+    surgery.save(critic, tmp_path / "critic.onnx")
+    with pytest.raises(ArgumentError, match="no policy"):
+        migrate(small("mlp-7-5"), str(tmp_path / "critic.onnx"))
+    with pytest.raises(FileError, match="no target"):
+        migrate(small("mlp-7-5"), str(tmp_path / "missing.onnx"))
+    (tmp_path / "text.onnx").write_text("hello")
+    with pytest.raises(FileError):
+        migrate(small("mlp-7-5"), str(tmp_path / "text.onnx"))
+    with pytest.raises(UnknownName, match="natre"):
+        migrate(small("mlp-7-5"), "natre")
+
+
+def test_a_stream_and_a_tower_grow_as_the_layers_they_stand_for():
+    dueling = migrate(small("nature", "dueling"), "nature-fc600").checkpoint
+    assert {dueling.tensors[f"{stream}.fc.weight"].shape[0] for stream in ("value", "advantage")} == {600}
+    towers = migrate(exported("actor_critic", "dynamo"), "mlp-20-20").checkpoint
+    assert {
+        towers.tensors[f"{tower}.{k}.weight"].shape[0] for tower in ("actor", "critic") for k in (0, 2)
+    } == {20}
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Path:
+    surgery.save(small("mlp-7-5"), tmp_path / "agent.onnx")
+    return tmp_path / "agent.onnx"
+
+
+def test_migrate_prints_layer_by_layer_and_writes_what_it_proved(agent, tmp_path, capsys):
+    out = tmp_path / "out.onnx"
+    assert main(["migrate", str(agent), "--to", "mlp-9-11", "-o", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert ["fc2", "dense", "5", "dense", "11", "fc2", "→", "11"] in [
+        line.split() for line in text.splitlines()
+    ]
+    assert "outputs equal" in text
+    assert surgery.verify(surgery.load(agent), surgery.load(out)).ok
+
+
+@pytest.mark.parametrize("verb", ["migrate", "widen"])
+def test_both_verbs_take_a_target(agent, tmp_path, capsys, verb):
+    out = tmp_path / "out.onnx"
+    assert main([verb, str(agent), "--to", "mlp-9-11", "-o", str(out), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["exact"]
+    assert {(change["space"], change["to"]) for change in report["changes"]} == {("fc1", 9), ("fc2", 11)}
+
+
+def test_a_dry_run_shows_the_route_and_writes_nothing(agent, tmp_path, capsys):
+    assert main(["migrate", str(agent), "--to", "mlp-9-11", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["exact"]
+    assert main(["migrate", str(agent), "--to", "mlp-6-11", "--dry-run"]) == 1
+    assert list(tmp_path.iterdir()) == [agent]
+
+
+def test_no_route_exits_with_one_and_the_reasons(agent, tmp_path, capsys):
+    assert main(["migrate", str(agent), "--to", "mlp-6-11", "-o", str(tmp_path / "out.onnx")]) == 1
+    error = capsys.readouterr().err
+    assert "fewer than 7" in error
+    assert f"surgery distill {agent} --to mlp-6-11" in error
+    assert list(tmp_path.iterdir()) == [agent]
+
+
+def test_a_route_computes_the_same_on_inputs_that_it_was_not_proved_on():
+    from surgery.verify.outputs import runtime
+
+    before = small("impala-b1", "actor-critic")
+    after = migrate(before, "impala-x1.5-b1-fc260").checkpoint
+    frames = np.random.default_rng(5).standard_normal((7, 3, 12, 12)).astype(np.float32)
+    old, new_outputs = (runtime(c.model)({"observation": frames}) for c in (before, after))
+    for name, array in old.items():
+        np.testing.assert_allclose(new_outputs[name], array, rtol=0, atol=1e-6 * max(1.0, abs(array).max()))
