@@ -91,12 +91,11 @@ def flat(tree: Sequence[Found]) -> Iterator[Found]:
 
 
 def weighted(found: Found) -> bool:
-    """Whether a layer has weights, itself or in its branches."""
-    return (
-        not isinstance(found.layer, PLAIN)
-        or bool(found.weights)
-        or any(weighted(inner) for branch in found.branches for inner in branch)
-    )
+    """Whether a layer has weights, itself or in its branches; constants on every number are none."""
+    if found.layer == SCALING:
+        return False
+    inside = (inner for branch in found.branches for inner in branch)
+    return not isinstance(found.layer, PLAIN) or bool(found.weights) or any(map(weighted, inside))
 
 
 class _NotATree(Exception):
