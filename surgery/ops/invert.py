@@ -140,8 +140,8 @@ def _check_mean(analysis: Analysis, edit: SpaceEdit, tensors: Mapping[str, ir.Te
         gap = min(np.abs(new.mean(0) - mean).max(initial=0.0), np.abs(new).max(initial=0.0))
         if gap > _MEAN * np.abs(rows).max(initial=0.0):
             raise Refused(
-                f"the new units of '{edit.space}' are in use: their rows of '{ref.tensor}' are no longer the mean of the"
-                " others",
+                f"the new units of '{edit.space}' are in use: their rows of '{ref.tensor}' are no longer the mean of"
+                " the others",
                 hint="they take part in a mean over all units",
             )
 

@@ -13,6 +13,7 @@ from surgery.errors import ClaimFailed, ProofFailed
 from surgery.execute import execute
 from surgery.operate import Result
 from surgery.ports import grow, shrink
+from surgery.probes import Arrays, probes
 from surgery.verify import Report, versions
 from surgery.verify.outputs import (
     FLOAT32_LIMIT,
@@ -24,7 +25,6 @@ from surgery.verify.outputs import (
     float64_outputs,
     noise,
 )
-from surgery.verify.probes import Arrays, probes
 from surgery.verify.report import Check, measured
 from surgery.verify.slots import check_slots
 from surgery.verify.structure import check_structure
@@ -74,6 +74,7 @@ def end_to_end(
     ends = (
         lambda arrays: _complete(grown(arrays), after, seed),
         lambda arrays: {name: array for name, array in kept(arrays).items() if name in old},
+        dict,
     )
     checks = [
         check_structure(after.model),
