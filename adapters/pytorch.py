@@ -1,83 +1,29 @@
-"""PyTorch checkpoints (`.pt`, `.pth`, `.cleanrl_model` …), read without PyTorch.
-
-`torch.save` writes a zip archive: `NAME/data.pkl` is a pickle in which a tensor is `(storage, offset, size,
-stride)`, and `NAME/data/K` holds the bytes of storage K, uncompressed: a contiguous tensor is a region of the
-file. (torch/serialization.py `_save`, torch/_utils.py `_rebuild_tensor_v2`)
-"""
+"""PyTorch checkpoints (`.pt`, `.pth`, `.bin` …): state dicts and dicts of them, read without PyTorch."""
 
 from __future__ import annotations
 
-import math
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeGuard
 
-import numpy as np
 import onnx_ir as ir
 
-from surgery.adapters import SHARED
-from surgery.errors import CorruptFile, FileError, UnknownFormat
-from surgery.files import check_readable, read_error
+from surgery.adapters import Reading, TrainingState
+from surgery.checkpoint import Checkpoint
+from surgery.errors import CorruptFile, FileError, Refused, SurgeryError, UnknownFormat
+from surgery.files import check_readable, replacing
 from surgery.formats import sniff
-from surgery.tensors import MappedFile
-from surgery_adapters.data_pickle import Symbol, check_key, load_pickle
+from surgery.interface import Environment, Interface, Port, infer
+from surgery.optimizer import OptimizerState
+from surgery.optimizer_record import OptimizerRecord, merged, slots_of
+from surgery.tensors import MappedFile, Region, shape_of
+from surgery_adapters.chains import Chain, Part, custom, declare
+from surgery_adapters.layers import Layers
+from surgery_adapters.matching import matched
+from surgery_adapters.torch_archive import TorchArchive
+from surgery_adapters.torch_patch import View, changes, rewrite
 
-_MAX_PICKLE = 1 << 26
-_MAX_EXPANDED = 1 << 28
-_DTYPES: Mapping[str, ir.DataType] = {
-    "float32": ir.DataType.FLOAT,
-    "float64": ir.DataType.DOUBLE,
-    "float16": ir.DataType.FLOAT16,
-    "bfloat16": ir.DataType.BFLOAT16,
-    "uint8": ir.DataType.UINT8,
-    "int8": ir.DataType.INT8,
-    "uint16": ir.DataType.UINT16,
-    "int16": ir.DataType.INT16,
-    "uint32": ir.DataType.UINT32,
-    "int32": ir.DataType.INT32,
-    "uint64": ir.DataType.UINT64,
-    "int64": ir.DataType.INT64,
-    "bool": ir.DataType.BOOL,
-    "complex64": ir.DataType.COMPLEX64,
-    "complex128": ir.DataType.COMPLEX128,
-    "float8_e4m3fn": ir.DataType.FLOAT8E4M3FN,
-    "float8_e4m3fnuz": ir.DataType.FLOAT8E4M3FNUZ,
-    "float8_e5m2": ir.DataType.FLOAT8E5M2,
-    "float8_e5m2fnuz": ir.DataType.FLOAT8E5M2FNUZ,
-    "float8_e8m0fnu": ir.DataType.FLOAT8E8M0,
-}
-_STORAGES: Mapping[str, str] = {
-    "FloatStorage": "float32",
-    "DoubleStorage": "float64",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "ByteStorage": "uint8",
-    "CharStorage": "int8",
-    "ShortStorage": "int16",
-    "IntStorage": "int32",
-    "LongStorage": "int64",
-    "BoolStorage": "bool",
-    "ComplexFloatStorage": "complex64",
-    "ComplexDoubleStorage": "complex128",
-}
-
-
-@dataclass(frozen=True)
-class TrainingState:
-    """What a training run saved.
-
-    Attributes:
-      networks: name -> parameter or buffer name -> tensor, in the file's order; a file that is one network's
-        state dict and nothing else has the one network `model`.
-      optimizers: name -> what `torch.optim.Optimizer.state_dict` gave.
-      extra: everything else.
-    """
-
-    networks: Mapping[str, Mapping[str, ir.TensorProtocol]]
-    optimizers: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
-    extra: Mapping[str, object] = field(default_factory=dict)
+_COPIES = ("target", "old", "ema", "avg")
 
 
 def detect(path: Path) -> bool:
@@ -104,10 +50,15 @@ def read(path: Path) -> object:
         hint = kind.hint.format(path=path) if kind.hint else None
         raise UnknownFormat(f"{path} is not a PyTorch checkpoint: it is {kind.description}", hint=hint)
     try:
-        archive = _Archive.open(path)
-        return load_pickle(archive.pickle(), _symbols(archive), archive.storage)
+        return archive(path).read()
     except CorruptFile as error:
         raise error.within(file=path) from error
+
+
+def archive(path: Path) -> TorchArchive:
+    """The archive that a file is."""
+    file = MappedFile(path)
+    return TorchArchive.open(Region(file, 0, file.size))
 
 
 def training_state(path: Path) -> TrainingState:
@@ -143,6 +94,154 @@ def training_state(path: Path) -> TrainingState:
     return TrainingState(networks, optimizers, extra)
 
 
+def load(path: Path, reading: Reading) -> Checkpoint:
+    """The networks of a checkpoint in one graph; see `surgery.adapters.Adapter`."""
+    return assemble(path, training_state(path), reading, activation=reading.activation)
+
+
+def assemble(path: Path, state: TrainingState, reading: Reading, *, activation: str | None) -> Checkpoint:
+    """A graph of all networks of a training state.
+
+    Args:
+      path: of the file. state: what it holds. reading: what a person says of it.
+      activation: between layers, where it is known.
+
+    Raises:
+      ArgumentError, Refused: what follows what is not told by names and sizes.
+    """
+    parts = parts_of(state)
+    if not parts:
+        raise UnknownFormat(
+            f"{path} is a PyTorch checkpoint without a network: no tensor in it is the weight of a layer",
+            hint=f"surgery attach MODEL.onnx {path} -o OUT takes optimizer state for a graph that was exported",
+        )
+    layers = Layers(path.stem, {name: tensor for part in parts for name, tensor in part.tensors.items()})
+    outputs: list[Port] = []
+    first: Chain | None = None
+    for part in parts:
+        chain = Chain(layers, part.tensors, activation or custom(part.tensors))
+        if first is not None:
+            chain.observation, chain.features = first.observation, first.features
+        ends = chain.build(reading)
+        first = first or chain
+        outputs += declare(layers, part, ends, {port.name for port in outputs})
+    model = layers.graph.model()
+    return Checkpoint(
+        model,
+        Interface(infer(model).inputs, tuple(outputs)),
+        environment=_contract(state),
+        optimizer=_optimizer(state, parts) if reading.optimizer else None,
+        source={
+            "adapter": "pytorch",
+            "file": path.name,
+            "activation": activation,
+            "networks": list(state.networks),
+        },
+        copies={part.prefix: part.original for part in parts if part.original is not None},
+    )
+
+
+def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list[Path]:
+    """Write a copy of a checkpoint with other tensors; see `surgery.adapters.Adapter`."""
+    state = training_state(like)
+    old = {name: tensor for part in parts_of(state) for name, tensor in part.tensors.items()}
+    replaced = changes(old, matched(old, checkpoint, like))
+    replaced |= _changed_slots(state, checkpoint, changed=bool(replaced))
+    needed = like.stat().st_size + sum(tensor.nbytes for tensor in replaced.values())
+    with replacing([path], force=force, needed=needed, sources=[like]) as [part], part.open("wb") as out:
+        rewrite(archive(like), replaced, out)
+    return [path]
+
+
+def parts_of(state: TrainingState) -> list[Part]:
+    """The networks of a training state, originals before their copies.
+
+    The first network's parameters keep their names, those of the others have the network's name in front. A network
+    whose own parts are copies of each other (`q_network`, `target_network`) is taken apart.
+    """
+    named: dict[str, dict[str, ir.TensorProtocol]] = {}
+    labels: dict[str, str] = {}
+    for network, members in state.networks.items():
+        if any(len(tensor.shape) > 1 for tensor in members.values()):  # the others are statistics
+            prefix = f"{network}." if named else ""
+            named[prefix], labels[prefix] = (
+                {f"{prefix}{key}": tensor for key, tensor in members.items()},
+                network,
+            )
+    if len(named) == 1:
+        divided: dict[str, dict[str, ir.TensorProtocol]] = {}
+        for name, tensor in named[""].items():
+            divided.setdefault(f"{name.partition('.')[0]}.", {})[name] = tensor
+        named = divided if _copies(divided) else named
+    for members in named.values():
+        for name, tensor in members.items():
+            tensor.name = name
+    copies = _copies(named)
+    parts = [
+        Part(prefix, labels.get(prefix, prefix), members, copies.get(prefix))
+        for prefix, members in named.items()
+    ]
+    return sorted(parts, key=lambda part: part.original is not None)
+
+
+def _copies(named: Mapping[str, Mapping[str, ir.TensorProtocol]]) -> dict[str, str]:
+    """Prefixes of target and averaged networks, and those of the networks that they have the shape of."""
+    shapes = {
+        prefix: {name.removeprefix(prefix): shape_of(tensor) for name, tensor in members.items()}
+        for prefix, members in named.items()
+    }
+    copies = [prefix for prefix in named if any(word in prefix.lower() for word in _COPIES)]
+    return {
+        copy: original
+        for copy in copies
+        if (original := next((p for p in named if p not in copies and shapes[p] == shapes[copy]), None))
+        is not None
+    }
+
+
+def _optimizer(state: TrainingState, parts: Sequence[Part]) -> OptimizerState | None:
+    found = [_bound(state, name, parts) for name in state.optimizers]
+    return merged(found) if found else None
+
+
+def _bound(state: TrainingState, name: str, parts: Sequence[Part]) -> OptimizerState:
+    """The state of one optimizer: of the network that it is named after, of the first, or of all."""
+    record = OptimizerRecord.parse(state.optimizers[name])
+    everything = {key: tensor for part in parts for key, tensor in part.tensors.items()}
+    own = [part.tensors for part in parts if part.label and name.startswith(part.label.rstrip("."))]
+    originals = {k: t for part in parts if part.original is None for k, t in part.tensors.items()}
+    try:
+        places = record.bind([*own, parts[0].tensors, originals, everything], None)
+        return record.state(places, {key: key for key in everything}, record.kind())[0]
+    except SurgeryError as error:
+        raise error.within(optimizer=name, without="read it without its optimizer: --no-optimizer") from error
+
+
+def _changed_slots(
+    state: TrainingState, checkpoint: Checkpoint, *, changed: bool
+) -> dict[View, ir.TensorProtocol]:
+    if not state.optimizers or not (changed or checkpoint.optimizer):
+        return {}
+    if checkpoint.optimizer is None:
+        raise Refused(
+            "the file has optimizer state, and the checkpoint was read without it",
+            hint="read it with its optimizer, so that the state can follow",
+        )
+    old = _optimizer(state, parts_of(state))
+    assert old is not None
+    replaced: dict[View, ir.TensorProtocol] = changes(slots_of(old), slots_of(checkpoint.optimizer, like=old))
+    return replaced
+
+
+def _contract(state: TrainingState) -> Environment:
+    """Statistics of a normaliser that the file holds beside its networks: observations reach the network normalised."""
+    for name, members in state.networks.items():
+        if {"running_mean", "running_variance"} <= set(members) and name.startswith(("observation", "state")):
+            mean, variance = (members[f"running_{key}"].numpy().tolist() for key in ("mean", "variance"))
+            return Environment(settings={"normaliser": {"mean": mean, "variance": variance}})
+    return Environment()
+
+
 def _is_network(value: Mapping[object, object]) -> bool:
     return bool(value) and all(
         isinstance(key, str) and isinstance(item, ir.TensorProtocol) for key, item in value.items()
@@ -173,196 +272,3 @@ def _networks(name: str, value: object) -> Iterator[tuple[str, Mapping[str, ir.T
         and all(isinstance(v, dict) and _is_network(v) for v in value.values())
     ):
         yield from ((f"{short}.{key}", item) for key, item in value.items())
-
-
-@dataclass(frozen=True)
-class _Storage:
-    key: str
-    dtype: str | None
-    offset: int
-    nbytes: int
-
-
-@dataclass(frozen=True)
-class _Archive:
-    """A zip archive as PyTorch writes it: every member whole and uncompressed, and none upon another."""
-
-    file: MappedFile
-    prefix: str
-    members: Mapping[str, tuple[int, int]]
-
-    @staticmethod
-    def open(path: Path) -> _Archive:
-        try:
-            with zipfile.ZipFile(path) as directory:
-                infos, end = directory.infolist(), directory.start_dir
-        except OSError as error:
-            raise read_error(error, path) from error
-        except Exception as error:  # zipfile raises what it meets, of many types, in a damaged directory
-            raise CorruptFile(f"the zip archive is damaged or cut short: {error}") from error
-        file = MappedFile(path)
-        members = _members(file, infos, end)
-        prefixes = [name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl")]
-        if len(prefixes) != 1 or not all(name.startswith(prefixes[0]) for name in members):
-            raise CorruptFile("the archive is not laid out as torch.save does it")
-        archive = _Archive(file, prefixes[0], members)
-        if "byteorder" in archive and archive.content("byteorder") != b"little":
-            raise CorruptFile("the file was written on a big-endian machine, which is not supported")
-        return archive
-
-    def __contains__(self, name: str) -> bool:
-        return self.prefix + name in self.members
-
-    def content(self, name: str) -> bytes:
-        offset, length = self.members[self.prefix + name]
-        return _bytes(self.file, offset, length)
-
-    def pickle(self) -> bytes:
-        if self.members[self.prefix + "data.pkl"][1] > _MAX_PICKLE:
-            raise CorruptFile("the pickle is larger than 64 MiB, which no checkpoint needs")
-        return self.content("data.pkl")
-
-    def storage(self, reference: object) -> _Storage:
-        """The storage that a persistent id names: ("storage", type, key, device, elements)."""
-        if not isinstance(reference, tuple) or len(reference) < 5 or reference[0] != "storage":
-            raise CorruptFile("the pickle refers to something that is no storage")
-        _, kind, key, _, count = reference[:5]
-        if not isinstance(kind, Symbol) or not isinstance(key, str) or not isinstance(count, int):
-            raise CorruptFile("the pickle refers to something that is no storage")
-        if f"data/{key}" not in self:
-            raise CorruptFile(f"the storage '{key}' is not in the archive")
-        dtype = _STORAGES.get(kind.name)
-        if dtype is None and kind.name != "UntypedStorage":
-            raise CorruptFile(f"a storage cannot be of type '{kind.name}'")
-        offset, nbytes = self.members[f"{self.prefix}data/{key}"]
-        if nbytes != count * (_DTYPES[dtype].itemsize if dtype else 1):
-            raise CorruptFile(f"the storage '{key}' has {nbytes} bytes, {count} elements were announced")
-        return _Storage(key, dtype, offset, nbytes)
-
-
-def _members(file: MappedFile, infos: Sequence[zipfile.ZipInfo], end: int) -> dict[str, tuple[int, int]]:
-    """Member name -> (offset, length) of its bytes, after a check that directory and members agree."""
-    members: dict[str, tuple[int, int]] = {}
-    ordered = sorted(infos, key=lambda info: info.header_offset)
-    limits = [*(info.header_offset for info in ordered[1:]), end]
-    for info, limit in zip(ordered, limits, strict=True):
-        name = info.filename
-        if name in members or name.startswith("/") or "\\" in name or ".." in name.split("/"):
-            raise CorruptFile(f"the archive has a member with a bad name: '{name}'")
-        if (
-            info.compress_type != zipfile.ZIP_STORED
-            or info.flag_bits & 1
-            or info.compress_size != info.file_size
-        ):
-            raise CorruptFile(f"the member '{name}' is compressed or encrypted, which torch.save never does")
-        head = _bytes(file, info.header_offset, 30)
-        length, extra = (int.from_bytes(head[at : at + 2], "little") for at in (26, 28))
-        start = info.header_offset + 30 + length + extra
-        written = _bytes(file, info.header_offset + 30, length).decode("utf-8", "replace")
-        if head[:4] != b"PK\x03\x04" or written != info.orig_filename or start + info.file_size > limit:
-            raise CorruptFile(f"the member '{name}' does not lie where the archive's directory says")
-        members[name] = (start, info.file_size)
-    return members
-
-
-def _bytes(file: MappedFile, offset: int, length: int) -> bytes:
-    return b"".join(bytes(block) for block in file.blocks(offset, length, 1 << 22))
-
-
-def _symbols(archive: _Archive) -> Mapping[str, Symbol]:
-    """The globals that a checkpoint may name, and what stands for them."""
-
-    def tensor(storage: object, offset: object, size: object, stride: object, *rest: object) -> object:
-        _check_view(rest[2:])
-        return _tensor(archive, storage, None, offset, size, stride)
-
-    def typed(storage: object, offset: object, size: object, stride: object, *rest: object) -> object:
-        _check_view(rest[3:])
-        return _tensor(archive, storage, rest[2], offset, size, stride)
-
-    rebuilders = {"": tensor, "_v2": tensor, "_v3": typed}
-    symbols = {full: Symbol(full, make) for full, make in _MAKERS.items()}
-    symbols |= {f"torch._utils._rebuild_tensor{v}": Symbol(v, make) for v, make in rebuilders.items()}
-    symbols |= {f"torch.{name}": Symbol(name) for name in (*_DTYPES, *_STORAGES)}
-    return symbols | {f"torch.storage.{name}": Symbol(name) for name in ("UntypedStorage", *_STORAGES)}
-
-
-def _check_view(metadata: tuple[object, ...]) -> None:
-    if any(metadata):
-        raise CorruptFile("a tensor is stored conjugated or negated, which is not supported")
-
-
-def _mapping(items: object = ()) -> dict[object, object]:
-    if isinstance(items, dict):
-        return dict(items)
-    if not isinstance(items, list | tuple):
-        raise CorruptFile("the pickle makes a dict of something else")
-    return {check_key(key): value for key, value in items}
-
-
-_MAKERS: Mapping[str, Callable[..., object]] = {
-    "collections.OrderedDict": _mapping,
-    "collections.defaultdict": lambda *arguments: _mapping(*arguments[1:]),
-    "builtins.dict": _mapping,
-    "builtins.list": list,
-    "builtins.tuple": tuple,
-    "builtins.set": lambda items=(): set(map(check_key, items)),
-    "builtins.frozenset": lambda items=(): frozenset(map(check_key, items)),
-    "builtins.complex": lambda real, imaginary: complex(float(real), float(imaginary)),
-    "torch.Size": tuple,
-    "torch.device": lambda *names: ":".join(str(check_key(name)) for name in names),
-    "torch._utils._rebuild_parameter": lambda data, *_: data,
-    "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
-}
-
-
-def _tensor(
-    archive: _Archive, storage: object, dtype: object, offset: object, size: object, stride: object
-) -> ir.TensorProtocol:
-    """The tensor of shape `size` whose element at index i is `storage[offset + sum(i * stride)]`."""
-    if not isinstance(storage, _Storage) or not isinstance(offset, int) or offset < 0:
-        raise CorruptFile("a tensor has no storage")
-    name = dtype.name if isinstance(dtype, Symbol) else storage.dtype
-    shape, steps = _naturals(size), _naturals(stride)
-    if name is None or name not in _DTYPES or len(shape) != len(steps):
-        raise CorruptFile(f"a tensor of the storage '{storage.key}' has no valid type or shape")
-    kind, count = _DTYPES[name], math.prod(shape)
-    available = storage.nbytes // int(kind.itemsize)
-    last = offset + sum((n - 1) * step for n, step in zip(shape, steps, strict=True))
-    if (count and last >= available) or offset > available or count > max(available, _MAX_EXPANDED):
-        raise CorruptFile(f"a tensor reaches beyond its storage '{storage.key}'")
-    if _contiguous(shape, steps) or not count:
-        start = storage.offset + offset * int(kind.itemsize)
-        tensor = archive.file.tensor(f"storage {storage.key}", kind, shape, start)
-    else:
-        base = archive.file.tensor(f"storage {storage.key}", kind, [available], storage.offset)
-        tensor = _strided(base, offset, shape, steps)
-    tensor.meta[SHARED] = (storage.key, offset, shape, steps)
-    return tensor
-
-
-def _strided(
-    base: ir.TensorProtocol, offset: int, shape: tuple[int, ...], steps: tuple[int, ...]
-) -> ir.LazyTensor:
-    def gather() -> ir.TensorProtocol:
-        flat = base.numpy()
-        strides = [step * flat.itemsize for step in steps]
-        view = np.lib.stride_tricks.as_strided(flat[offset:], shape, strides, writeable=False)
-        return ir.Tensor(np.ascontiguousarray(view), dtype=base.dtype)
-
-    return ir.LazyTensor(gather, base.dtype, ir.Shape(shape), name=base.name)
-
-
-def _contiguous(shape: tuple[int, ...], steps: tuple[int, ...]) -> bool:
-    wanted = 1
-    for size, step in zip(reversed(shape), reversed(steps), strict=True):
-        if size != 1 and step != wanted:
-            return False
-        wanted *= size
-    return True
-
-
-def _naturals(value: object) -> tuple[int, ...]:
-    if not isinstance(value, tuple) or not all(type(item) is int and 0 <= item < 1 << 63 for item in value):
-        raise CorruptFile("a tensor has no valid shape")
-    return value

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import onnx_ir as ir
 
@@ -17,19 +18,50 @@ from surgery.errors import UnknownFormat
 from surgery.files import check_readable
 from surgery.formats import sniff
 
+if TYPE_CHECKING:
+    from surgery.checkpoint import Checkpoint
+
 GROUP = "surgery.adapters"
 SHARED = "surgery.shared"
 """Key in the `meta` of an adapter's tensor. Tensors that are equal in it are one tensor with two names."""
 _LOG = logging.getLogger(__name__)
 
 
-class TrainingState(Protocol):
-    """What a training run saved: see `surgery_adapters.pytorch.TrainingState`."""
+@dataclass(frozen=True)
+class TrainingState:
+    """What a training run saved.
 
-    @property
-    def networks(self) -> Mapping[str, Mapping[str, ir.TensorProtocol]]: ...
-    @property
-    def optimizers(self) -> Mapping[str, Mapping[str, object]]: ...
+    Attributes:
+      networks: name -> parameter or buffer name -> tensor, in the file's order; a file that is one network's
+        state dict and nothing else has the one network `model`.
+      optimizers: name -> what `torch.optim.Optimizer.state_dict` gave.
+      extra: everything else.
+    """
+
+    networks: Mapping[str, Mapping[str, ir.TensorProtocol]]
+    optimizers: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    extra: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a person knows of a file that the file itself does not say.
+
+    Attributes:
+      activation: between the layers: "relu", "tanh", "elu" …
+      observation: the shape of one observation, without the batch.
+      architecture: a name that `surgery list architectures` knows.
+      module: "package.module:callable" that makes the network, imported from the person's own code.
+      trust: whether what the file names may be imported and called.
+      optimizer: whether to read the optimizer state too.
+    """
+
+    activation: str | None = None
+    observation: tuple[int, ...] | None = None
+    architecture: str | None = None
+    module: str | None = None
+    trust: bool = False
+    optimizer: bool = True
 
 
 class Adapter(Protocol):
@@ -37,6 +69,26 @@ class Adapter(Protocol):
 
     def detect(self, path: Path) -> bool:
         """Whether the file is one of the adapter's; never raises on any content."""
+
+    def load(self, path: Path, reading: Reading) -> Checkpoint:
+        """All networks of the file in one graph, under the framework's own names, its optimizer state bound to them.
+
+        Nothing in the file is executed.
+
+        Raises:
+          FileError, UnknownFormat, CorruptFile: the file cannot be read.
+          ArgumentError: something that the file does not say, and `reading` neither.
+          Refused: a network that cannot be expressed as a graph, with the reason.
+        """
+
+    def save(self, checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list[Path]:
+        """Write the checkpoint as a copy of `like` in which only what it changed is another.
+
+        Raises:
+          FileError: see `surgery.files.replacing`.
+          ArgumentError: `like` has other parameters than the checkpoint.
+          Refused: something that the framework could not load, with the reason.
+        """
 
     def training_state(self, path: Path) -> TrainingState:
         """Raises: FileError, UnknownFormat, CorruptFile."""
@@ -61,11 +113,15 @@ def find(path: Path) -> tuple[str, Adapter]:
       UnknownFormat: no adapter reads it; says what it is.
     """
     check_readable(path)
-    adapters = installed()
-    for name, adapter in adapters.items():
-        if adapter.detect(path):
-            return name, adapter
+    found = detect(path)
+    if found is not None:
+        return found
     kind = sniff(path)
-    known = ", ".join(adapters) or "none"
+    known = ", ".join(installed()) or "none"
     hint = kind.hint.format(path=path) if kind.hint else f"installed adapters: {known}"
     raise UnknownFormat(f"no adapter reads {path}: it is {kind.description}", hint=hint)
+
+
+def detect(path: Path) -> tuple[str, Adapter] | None:
+    """The adapter that takes a file for one of its own, with its name."""
+    return next(((name, adapter) for name, adapter in installed().items() if adapter.detect(path)), None)

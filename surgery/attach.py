@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import onnx_ir as ir
 
-from surgery.adapters import SHARED, TrainingState, find
+from surgery.adapters import TrainingState, find
 from surgery.checkpoint import Checkpoint
-from surgery.errors import ArgumentError, CorruptFile, Refused, SurgeryError, UnknownName
+from surgery.errors import ArgumentError, SurgeryError, UnknownName
 from surgery.interface import LineageStep
-from surgery.optimizer import OptimizerState, ParamGroup
-from surgery.parameter_order import Shape, hyper, number, optimizer_kind, shape_of_state, unique_order
+from surgery.optimizer import OptimizerState
+from surgery.optimizer_record import OptimizerRecord, align, trainable
 from surgery.tensors import equal, shape_of
 
 Tensors = Mapping[str, ir.TensorProtocol]
-_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
-_WRAPPER = "_orig_mod."
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ def bind(
         training = adapter.training_state(path)
         chosen, names = _find_network(training, checkpoint.tensors, network)
         label = _find_optimizer(training, optimizer, chosen)
-        record = _OptimizerRecord.parse(training.optimizers[label])
+        record = OptimizerRecord.parse(training.optimizers[label])
         found = kind or record.kind()
         places = record.bind(_scopes(training, chosen), order)
         state, dropped = record.state(places, {theirs: ours for ours, theirs in names.items()}, found)
@@ -111,7 +109,7 @@ def bind(
     _check_shapes(state, checkpoint.tensors)
     known = set().union(*state.slots.values())
     stateless = [
-        name for name, tensor in checkpoint.tensors.items() if _trainable(name, tensor) and name not in known
+        name for name, tensor in checkpoint.tensors.items() if trainable(name, tensor) and name not in known
     ]
     return Binding(state, chosen, label, tuple(dropped), tuple(stateless))
 
@@ -140,32 +138,6 @@ def _find_network(
         f"the graph has other weights than '{best[0]}' of the checkpoint: {_some(differing[best[0]])}",
         hint="it was exported from another step: export it again from this checkpoint",
     )
-
-
-def align(tensors: Iterable[str], network: Iterable[str]) -> dict[str, str]:
-    """The graph's names -> the network's, which may all have one more prefix on one side.
-
-    `torch.compile` puts `_orig_mod.` anywhere into a name; it is ignored. Where several prefixes fit, the one
-    that names the most parameters is taken.
-    """
-    ours = {name.replace(_WRAPPER, ""): name for name in tensors}
-    theirs = {name.replace(_WRAPPER, ""): name for name in network}
-    found: dict[tuple[str, str], dict[str, str]] = {}
-    for name, original in ours.items():
-        for prefix, rest in _splits(name):
-            if rest in theirs:
-                found.setdefault((prefix, ""), {})[original] = theirs[rest]
-    for name, original in theirs.items():
-        for prefix, rest in _splits(name):
-            if prefix and rest in ours:
-                found.setdefault(("", prefix), {})[ours[rest]] = original
-    return max(found.values(), key=len, default={})
-
-
-def _splits(name: str) -> Iterator[tuple[str, str]]:
-    parts = name.split(".")
-    for cut in range(len(parts)):
-        yield ".".join(parts[:cut]), ".".join(parts[cut:])
 
 
 def _differing(tensors: Tensors, network: Tensors, names: Mapping[str, str]) -> list[str]:
@@ -199,122 +171,6 @@ def _scopes(training: TrainingState, network: str) -> list[Tensors]:
         for key, tensor in tensors.items()
     }
     return [training.networks[network], ordered]
-
-
-@dataclass(frozen=True)
-class _OptimizerRecord:
-    """A PyTorch optimizer's state dict: groups of numbered parameters, and what is kept of each number."""
-
-    groups: Sequence[Mapping[str, object]]
-    numbers: Sequence[Sequence[object]]
-    states: Mapping[object, Mapping[str, object]]
-
-    @staticmethod
-    def parse(record: Mapping[str, object]) -> _OptimizerRecord:
-        groups, states = record.get("param_groups"), record.get("state")
-        if not isinstance(groups, list) or not isinstance(states, dict) or not groups:
-            raise CorruptFile("the optimizer state is not a PyTorch optimizer's")
-        if not all(isinstance(item, dict) for item in (*groups, *states.values())):
-            raise CorruptFile("a group or a state of the optimizer is not a dict")
-        numbers: list[list[object]] = []
-        for group in groups:
-            places = group.get("params")
-            if not isinstance(places, list) or not all(isinstance(place, int | str) for place in places):
-                raise CorruptFile("a parameter group has no list of parameters")
-            numbers.append(places)
-        return _OptimizerRecord(groups, numbers, states)
-
-    def kind(self) -> str:
-        """The kind of optimizer, as `surgery.optimizer.POWERS` names it."""
-        return optimizer_kind(self.groups, {str(slot) for state in self.states.values() for slot in state})
-
-    def bind(self, scopes: Sequence[Tensors], order: Sequence[str] | None) -> list[list[str]]:
-        """The name of each place of each group."""
-        if order is not None:
-            return self._named(list(order), "order", scopes[-1])
-        names = [name for group in self.groups for name in _param_names(group)]
-        if names:
-            return self._named(names, "param_names of the file", scopes[-1])
-        places = [[shape_of_state(self.states.get(place, {})) for place in group] for group in self.numbers]
-        for scope in scopes:
-            candidates = _candidates(scope)
-            found = unique_order(places, [shape for _, shape in candidates])
-            if found is not None:
-                return [[candidates[place][0] for place in group] for group in found]
-        total, available = sum(map(len, places)), len(_candidates(scopes[-1]))
-        raise ArgumentError(
-            f"the optimizer's {total} parameters do not fit the checkpoint's {available} by shape"
-        )
-
-    def _named(self, names: list[str], what: str, scope: Tensors) -> list[list[str]]:
-        sizes = list(map(len, self.numbers))
-        if len(names) != sum(sizes) or len(set(names)) != len(names):
-            raise ArgumentError(
-                f"{what} gives {len(set(names))} names, the optimizer has {sum(sizes)} parameters"
-            )
-        known = align(names, scope)
-        source = (known.get(name, name) for name in names)
-        return [[next(source) for _ in range(size)] for size in sizes]
-
-    def state(
-        self, places: Sequence[Sequence[str]], ours: Mapping[str, str], kind: str
-    ) -> tuple[OptimizerState, list[str]]:
-        """The state under the graph's names, and the names of the parameters that the graph does not have."""
-        slots: dict[str, dict[str, ir.TensorProtocol]] = {}
-        steps: dict[str, float] = {}
-        groups, dropped = [], []
-        for group, names, numbers in zip(self.groups, places, self.numbers, strict=True):
-            members = []
-            for name, place in zip(names, numbers, strict=True):
-                if name not in ours:
-                    dropped.append(name)
-                    continue
-                members.append(ours[name])
-                _collect(ours[name], self.states.get(place, {}), slots, steps)
-            if members:
-                groups.append(ParamGroup(tuple(members), hyper(group)))
-        if not groups:
-            raise ArgumentError("the optimizer trains no parameter of the graph")
-        return OptimizerState(kind, slots, steps, tuple(groups)), dropped
-
-
-def _collect(
-    name: str,
-    state: Mapping[str, object],
-    slots: dict[str, dict[str, ir.TensorProtocol]],
-    steps: dict[str, float],
-) -> None:
-    for slot, value in state.items():
-        if slot == "step":
-            steps[name] = number(value, f"the step count of '{name}'")
-        elif isinstance(value, ir.TensorProtocol):
-            slots.setdefault(slot, {})[name] = value
-        elif value is not None:
-            raise Refused(f"there is no rule for the optimizer's '{slot}' of '{name}', which is no tensor")
-
-
-def _param_names(group: Mapping[str, object]) -> list[str]:
-    names = group.get("param_names")
-    return [str(name) for name in names] if isinstance(names, list) else []
-
-
-def _candidates(scope: Tensors) -> list[tuple[str, Shape]]:
-    """The trainable tensors of a state dict; one that has several names is listed under the first."""
-    seen = set()
-    found = []
-    for name, tensor in scope.items():
-        if not _trainable(name, tensor):
-            continue
-        if (shared := tensor.meta.get(SHARED)) is not None:
-            if shared in seen:
-                continue
-            seen.add(shared)
-        found.append((name, shape_of(tensor)))
-    return found
-
-
-def _trainable(name: str, tensor: ir.TensorProtocol) -> bool:
-    return tensor.dtype.is_floating_point() and not name.endswith(_BUFFERS)
 
 
 def _check_shapes(state: OptimizerState, tensors: Tensors) -> None:

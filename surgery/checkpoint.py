@@ -11,9 +11,11 @@ from typing import Any
 
 import onnx_ir as ir
 
+from surgery.adapters import Adapter, Reading, detect, find
 from surgery.digests import model_digest
-from surgery.errors import CorruptFile, FileError, GraphError
+from surgery.errors import ArgumentError, CorruptFile, FileError, GraphError, SurgeryError
 from surgery.files import replacing
+from surgery.formats import sniff
 from surgery.interface import Environment, Interface, LineageStep, infer
 from surgery.json_values import Fields, Json, check_schema, dumps, freeze_mapping, loads
 from surgery.model_file import MAX_INLINE, all_tensors, read_model, replace_tensors, write_model
@@ -30,6 +32,8 @@ from surgery.tensors import (
 
 SCHEMA = 1
 METADATA_KEY = "surgery"
+NATIVE = frozenset({".zip", ".pt", ".pth", ".ckpt", ".cleanrl_model", ".d3", ".msgpack"})
+"""Suffixes that frameworks give their files: an ONNX model is not written under one of them."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,9 @@ class Checkpoint:
       optimizer: what its optimizer remembers; None if there is none.
       path: the file it was read from; None if it was made in memory.
       source: what the framework it came from needs to get it back, as JSON.
+      copies: prefix of parameter names -> prefix of those that they are a copy of (target and averaged networks);
+        whatever is done to the spaces of the originals is done to the copies.
+      origin: the framework's file that it came from, which `save` writes back into; None if it came from an `.onnx`.
     """
 
     model: ir.Model
@@ -53,9 +60,12 @@ class Checkpoint:
     optimizer: OptimizerState | None = None
     path: Path | None = None
     source: Mapping[str, Json] = field(default_factory=dict)
+    copies: Mapping[str, str] = field(default_factory=dict)
+    origin: Path | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lineage", tuple(self.lineage))
+        object.__setattr__(self, "copies", MappingProxyType(dict(self.copies)))
         object.__setattr__(self, "source", freeze_mapping(self.source))
 
     @property
@@ -96,20 +106,26 @@ def check_finite(checkpoint: Checkpoint) -> None:
         raise GraphError(f"NaN or infinite values in: {', '.join(bad[:10])}{more}", where=where)
 
 
-def load(path: str | Path, *, optimizer: bool = True) -> Checkpoint:
-    """Read a checkpoint from an `.onnx` file; tensors are read when they are used, and nothing is executed.
+def load(path: str | Path, *, optimizer: bool = True, reading: Reading | None = None) -> Checkpoint:
+    """Read a checkpoint; tensors are read when they are used, and nothing in the file is executed.
 
     Args:
-      path: the `.onnx` file; weights and optimizer state may lie beside it.
+      path: an `.onnx` file, beside which weights and optimizer state may lie, or a file of a framework that an
+        installed adapter reads.
       optimizer: false leaves the optimizer state out.
+      reading: what a framework's file does not say of itself.
 
     Raises:
       FileError: a file is missing or cannot be read, or is of a schema that this version does not know.
-      UnknownFormat: not an ONNX model; says what it is instead.
+      UnknownFormat: neither an ONNX model nor a file of an installed adapter; says what it is instead.
       CorruptFile: truncated, damaged or hostile, or files that do not belong together.
       GraphError: ONNX, but not valid, or newer than what is supported.
+      ArgumentError, Refused: a framework's file that does not say enough, or holds what no graph can express.
     """
     path = Path(path)
+    if sniff(path).name != "onnx" and (found := detect(path)) is not None:
+        reading = dataclasses.replace(reading or Reading(), optimizer=optimizer)
+        return _load_native(found[1], path, reading)
     model = read_model(path)
     try:
         text = model.metadata_props.pop(METADATA_KEY, None)
@@ -125,20 +141,45 @@ def load(path: str | Path, *, optimizer: bool = True) -> Checkpoint:
             _check_state(state, model)
     except FileError as error:
         raise error.within(file=path) from error
-    return Checkpoint(model, record.interface, record.environment, record.lineage, state, path, record.source)
+    return Checkpoint(
+        model,
+        record.interface,
+        record.environment,
+        record.lineage,
+        state,
+        path,
+        record.source,
+        record.copies,
+    )
+
+
+def _load_native(adapter: Adapter, path: Path, reading: Reading) -> Checkpoint:
+    try:
+        found = adapter.load(path, reading)
+    except SurgeryError as error:
+        raise error.within(file=path) from error
+    return found.replace(path=path, origin=path.absolute())
 
 
 def save(
-    checkpoint: Checkpoint, path: str | Path, *, force: bool = False, external: bool | None = None
+    checkpoint: Checkpoint,
+    path: str | Path,
+    *,
+    force: bool = False,
+    external: bool | None = None,
+    like: str | Path | None = None,
 ) -> list[Path]:
     """Write a checkpoint; a reader sees the old files or the new ones, whole.
 
     Args:
       checkpoint: left as it is, and still valid when its own files are replaced.
-      path: the `.onnx` file; optimizer state goes beside it as `NAME.optimizer.safetensors`.
+      path: the `.onnx` file; optimizer state goes beside it as `NAME.optimizer.safetensors`. With another suffix, a
+        checkpoint of a framework is written as that framework's file.
       force: replace files that exist.
       external: true writes the weights beside the model as `NAME.safetensors`, false inside it; None decides
         by size (inside up to 1.8 GB).
+      like: the framework's file to write a copy of, in which only what the checkpoint changed is another; None for
+        the one that the checkpoint was read from.
 
     Returns:
       the files written, the `.onnx` last.
@@ -146,8 +187,17 @@ def save(
     Raises:
       FileError: a file exists, the folder cannot be written to, the disk is full, or the weights do not fit
         inside.
+      ArgumentError, Refused: `like` has other parameters, or its framework could not load the result.
     """
     path = Path(path)
+    original = like if like is not None else checkpoint.origin if path.suffix.lower() != ".onnx" else None
+    if original is not None:
+        return find(Path(original))[1].save(checkpoint, path, like=Path(original), force=force)
+    if path.suffix.lower() in NATIVE:
+        raise ArgumentError(
+            f"'{path.name}' is no name for an ONNX file, and which {path.suffix} file to write it into is not said",
+            hint="name the file that it came from (--like ORIGINAL), or write an .onnx",
+        )
     total = sum(tensor.nbytes for tensor in all_tensors(checkpoint.model))
     outside = total > MAX_INLINE if external is None else external
     if total > MAX_INLINE and not outside:
@@ -171,6 +221,7 @@ def save(
             checkpoint.source,
             weights,
             optimizer,
+            checkpoint.copies,
         ).text()
         with parts[path].open("wb") as file:
             write_model(model, file)
@@ -195,6 +246,7 @@ class _Record:
     source: Mapping[str, Json] = field(default_factory=dict)
     weights: Mapping[str, str] | None = None
     optimizer: Mapping[str, str] | None = None
+    copies: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
     def parse(text: str) -> _Record:
@@ -206,8 +258,12 @@ class _Record:
         lineage = tuple(LineageStep.from_json(step) for step in fields.items("lineage"))
         source = fields.mapping("source")
         weights, optimizer = (_reference(fields.anything(name), name) for name in ("weights", "optimizer"))
+        copies = Fields({"copies": fields.anything("copies") or {}}, "surgery metadata").mapping("copies")
         fields.done(ignore=("schema",))
-        return _Record(interface, environment, lineage, source, weights, optimizer)
+        if not all(isinstance(original, str) for original in copies.values()):
+            raise CorruptFile("the metadata says of what something is a copy, and does not name it")
+        named = {copy: str(original) for copy, original in copies.items()}
+        return _Record(interface, environment, lineage, source, weights, optimizer, named)
 
     def text(self) -> str:
         return dumps(
@@ -219,6 +275,7 @@ class _Record:
                 "source": self.source,
                 "weights": self.weights,
                 "optimizer": self.optimizer,
+                **({"copies": dict(self.copies)} if self.copies else {}),
             }
         )
 

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from surgery.checkpoint import Checkpoint
+from surgery.copies import original_name
 from surgery.edits import AxisMap, axis_maps, edit_slot, edit_weight, tensor_rng
 from surgery.errors import PlanMismatch
 from surgery.graph import layout
@@ -122,12 +123,15 @@ class _Edited:
 
     def weight(self, old: ir.TensorProtocol) -> ir.TensorProtocol:
         def compute() -> ir.TensorProtocol:
-            rng, dtype = tensor_rng(self.plan.seed, self.tensor.name), self._dtype(old)
+            rng, dtype = self._rng(), self._dtype(old)
             new = edit_weight(old.numpy(), self.maps(), self.tensor.fill, rng, self.plan.noise, dtype.numpy())
             new = start_rows(new, self.tensor.axes, self.tensor.fill, self.plan.edits)
             return ir.Tensor(_scaled(new, self.tensor.scale), dtype=dtype, name=old.name)
 
         return self._lazy(old, compute)
+
+    def _rng(self) -> np.random.Generator:
+        return tensor_rng(self.plan.seed, original_name(self.tensor.name, self.plan.copies))
 
     def slot(self, old: ir.TensorProtocol, gradient_power: int) -> ir.TensorProtocol:
         def compute() -> ir.TensorProtocol:

@@ -35,6 +35,10 @@ _TORCH_OLD = Format(
     "torch-legacy", "a PyTorch checkpoint of the format before 1.6", "load it with torch and save it again"
 )
 _TORCHSCRIPT = Format("torchscript", "a TorchScript archive", _EXPORT)
+_SB3 = Format(
+    "sb3", "a model of Stable-Baselines3", "surgery list adapters shows whether its adapter is installed"
+)
+_MSGPACK = Format("msgpack", "a MessagePack file, such as Flax parameters")
 _ZIP = Format("zip", "a zip archive", "surgery list adapters shows the archives that can be read")
 _SAFETENSORS = Format("safetensors", "a safetensors file", "it holds weights without a graph; " + _EXPORT)
 _SIGNATURES: tuple[tuple[bytes, Format], ...] = (
@@ -96,6 +100,9 @@ def _by_content(head: bytes, path: Path) -> Format:
         return _TORCH_OLD
     if head[0] == 0x80 and len(head) > 1 and 2 <= head[1] <= 5:
         return _PICKLE
+    # a map of few entries whose first key is a short text; no field of an ONNX model has such a number
+    if 0x81 <= head[0] <= 0x8F and len(head) > 1 and (0xA1 <= head[1] <= 0xBF or head[1] == 0xD9):
+        return _MSGPACK
     length = int.from_bytes(head[:8], "little")
     if head[8:9] == b"{" and 2 <= length <= path.stat().st_size:
         return _SAFETENSORS
@@ -137,4 +144,6 @@ def _zip_kind(path: Path) -> Format:
         return _TORCHSCRIPT
     if any(name.endswith("/data.pkl") for name in names):
         return _TORCH
+    if {"data", "policy.pth"} <= set(names):
+        return _SB3
     return _ZIP

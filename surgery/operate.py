@@ -14,6 +14,7 @@ from surgery.errors import ClaimFailed, ProofFailed
 from surgery.execute import execute
 from surgery.interface import LineageStep
 from surgery.plan import Plan
+from surgery.ports import record_ports
 from surgery.verify import Report, prove, versions
 
 
@@ -74,7 +75,10 @@ def apply(
         parents=(checkpoint.digest(),),
         versions=versions(),
         seed=plan.seed,
-        summary=[{"space": c.space, "from": c.before, "to": c.after} for c in plan.changes],
+        summary=[
+            *({"space": c.space, "from": c.before, "to": c.after} for c in plan.changes),
+            *record_ports(plan),
+        ],
         witness=None if report is None else report.to_json(),
     )
     return Result(after.replace(lineage=(*checkpoint.lineage, step)), report, plan)

@@ -139,6 +139,7 @@ class Plan:
       insertions: new layers, put in after everything else, in order.
       folds: where constants that go leave their contribution.
       notes: what else the user should know, a sentence each.
+      copies: prefix of parameter names -> prefix of their originals, whose random numbers they take.
     """
 
     operation: str
@@ -157,6 +158,7 @@ class Plan:
     insertions: tuple[Insertion, ...] = ()
     folds: tuple[Fold, ...] = ()
     notes: tuple[str, ...] = ()
+    copies: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def edits(self) -> dict[str, SpaceEdit]:
@@ -254,6 +256,7 @@ class Plan:
             "insertions": [new.to_json() for new in self.insertions],
             **({"folds": [_fold_to_json(fold) for fold in self.folds]} if self.folds else {}),
             **({"notes": list(self.notes)} if self.notes else {}),
+            "copies": dict(self.copies),
         }
 
     @staticmethod
@@ -316,6 +319,7 @@ def _parse(data: Mapping[str, Any]) -> Plan:
         insertions=tuple(insertion_from_json(new) for new in data.get("insertions", ())),
         folds=tuple(_fold(fold) for fold in data.get("folds", ())),
         notes=tuple(str(note) for note in data.get("notes", ())),
+        copies={str(copy): str(original) for copy, original in data.get("copies", {}).items()},
     )
 
 

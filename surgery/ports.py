@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,15 @@ import numpy as np
 from surgery.axis_maps import AxisMap, axis_maps, units_along
 from surgery.errors import ArgumentError
 from surgery.graph.layout import Layout, units
+from surgery.interface import LineageStep
+from surgery.json_values import Json
 from surgery.plan import Plan
 from surgery.units import SpaceEdit
 
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
+
+Sources = dict[int, tuple[int | None, ...]]
+"""Axis -> for every entry the old one that it was, or None for a new one."""
 
 
 def grow(
@@ -161,3 +166,30 @@ def _collected(
     np.add.at(total, axis.source, moved * shares.reshape((-1,) + (1,) * (moved.ndim - 1)))
     total[axis.more_grad[1]] = moved[axis.more_grad[0]]
     return np.moveaxis(total[sorted(_places(axis))], 0, k)
+
+
+def record_ports(plan: Plan) -> list[Json]:
+    """How the inputs and outputs that a plan changes come from the old ones, as a step of a lineage keeps it."""
+    record: list[Json] = []
+    for port in plan.ports:
+        for k, axis in enumerate(axis_maps(port.axes, plan.edits)):
+            if axis is not None:
+                fresh = axis.fresh_in | axis.fresh_out
+                source = [None if new else int(old) for old, new in zip(axis.source, fresh, strict=True)]
+                record.append({"side": port.side, "port": port.name, "axis": k, "source": source})
+    return record
+
+
+def port_sources(lineage: Sequence[LineageStep], side: str, name: str) -> Sources:
+    """What some steps did, together, to an input or output; axes that they left alone are missing."""
+    found: Sources = {}
+    for step in lineage:
+        for entry in step.summary if isinstance(step.summary, list | tuple) else ():
+            if not isinstance(entry, Mapping) or (entry.get("side"), entry.get("port")) != (side, name):
+                continue
+            axis, source = entry["axis"], entry["source"]
+            if isinstance(axis, int) and isinstance(source, list | tuple):
+                before = found.get(axis)
+                places = [k if isinstance(k, int) else None for k in source]
+                found[axis] = tuple(k if before is None or k is None else before[k] for k in places)
+    return found

@@ -46,7 +46,7 @@ FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
         "save it again",
     ),
     "a TorchScript archive": (lambda path: _zip(path, {"m/constants.pkl": b"", "m/data.pkl": b""}), "export"),
-    "a zip archive": (lambda path: _zip(path, {"data": b"{}", "policy.pth": b""}), "list adapters"),
+    "a zip archive": (lambda path: _zip(path, {"data": b"{}", "policy.bin": b""}), "list adapters"),
     "a safetensors file": (lambda path: write_safetensors(path, {"w": ir.tensor([1.0])}), "export"),
     "a NumPy array": (lambda path: np.save(path.open("wb"), np.ones(3)), ""),
     "an HDF5 file": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(50)), "export"),

@@ -38,6 +38,7 @@ VERBS = {
     "verify": "verify",
     "diff": "diff",
     "attach": "attach",
+    "convert": "convert",
     "annotate": "annotate",
     "evaluate": "evaluate",
     "compare": "compare",

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from surgery.checkpoint import Checkpoint
+from surgery.copies import with_copies
 from surgery.edits import SpaceEdit
 from surgery.execute import edited_tensors, grow_inputs
 from surgery.graph import layout
@@ -37,7 +38,7 @@ def build(
     Args:
       checkpoint: what the plan is for. analysis: of its graph.
       operation: its name; arguments: as the user gave them.
-      edits: of the spaces.
+      edits: of the spaces; those of their copies are added.
       claim: what must hold of the result.
       frozen: (space, reason) to report.
       labels: names of the features of an input afterwards.
@@ -45,8 +46,9 @@ def build(
       notes: what else the user should know.
 
     Raises:
-      Refused: if a number in the graph cannot follow.
+      Refused: if a number in the graph cannot follow, or a copy of a space.
     """
+    edits = with_copies(edits, analysis, checkpoint.copies)
     edited = frozenset(edit.space for edit in edits)
     scales, epsilons = _rescaled(analysis, {edit.space: edit for edit in edits}, padded)
     tensors = tuple(
@@ -68,6 +70,7 @@ def build(
         slots=_slots(checkpoint, tensors),
         folds=_folds(analysis, edits),
         notes=tuple(notes),
+        copies=dict(checkpoint.copies),
     )
     operands = epsilons
     model = analysis.model.clone()

@@ -1,0 +1,352 @@
+"""Pickles as trees: read without importing or calling anything, changed in places, and written again.
+
+`data_pickle` reads what is data and refuses the rest. This module reads anything, because nothing is made of it: a
+global stays a name, a call stays a call. A tree that was not changed is written as a pickle that makes equal objects.
+Opcodes: https://github.com/python/cpython/blob/main/Lib/pickletools.py
+"""
+
+from __future__ import annotations
+
+import pickletools
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from surgery.errors import CorruptFile
+
+_MOST = 1 << 26
+"""Bytes of a pickle that is read as a tree."""
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A global, by module and qualified name."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(eq=False, slots=True)
+class Made:
+    """An object that the pickle would make by a call, and what it would then put into it.
+
+    Attributes:
+      maker: what is called: a name, or another object.
+      arguments: of the call.
+      how: the opcode: REDUCE, NEWOBJ or NEWOBJ_EX.
+      keywords: of the call (NEWOBJ_EX only).
+      listed, keyed: what is appended, and set by key.
+      state: what it is given at the end; None is no state.
+    """
+
+    maker: object
+    arguments: tuple[Any, ...]
+    how: str = "REDUCE"
+    keywords: object = None
+    listed: list[Any] = field(default_factory=list)
+    keyed: dict[Any, Any] = field(default_factory=dict)
+    state: object = None
+
+    def is_a(self, *names: str) -> bool:
+        """Whether it is made by one of these globals."""
+        return str(self.maker) in names
+
+
+@dataclass(eq=False, slots=True)
+class Persistent:
+    """An object outside the pickle."""
+
+    identity: object
+
+
+@dataclass(frozen=True)
+class Tree:
+    """What a pickle says, and the protocol that it says it in."""
+
+    root: Any
+    protocol: int
+
+
+def parse(data: bytes) -> Tree:
+    """Read a pickle as a tree; nothing is imported or called.
+
+    Raises:
+      CorruptFile: damaged, or it uses an operation that no tree can express.
+    """
+    if len(data) > _MOST:
+        raise CorruptFile(f"a pickle of {len(data):,} bytes is larger than any checkpoint needs")
+    machine = _Machine()
+    try:
+        for opcode, argument, _ in pickletools.genops(data):
+            if opcode.name == "STOP":
+                return Tree(machine.result(), machine.protocol)
+            machine.step(opcode.name, argument)
+    except CorruptFile:
+        raise
+    except Exception as error:  # a damaged program can fail in any way that its operations can
+        raise CorruptFile(f"a pickle is damaged: {type(error).__name__}: {error}") from error
+    raise CorruptFile("a pickle has no end")
+
+
+_PLAIN = frozenset({
+    "BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "UNICODE", "BINUNICODE",
+    "SHORT_BINUNICODE", "BINUNICODE8", "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES",
+    "BINBYTES8", "BYTEARRAY8",
+})  # fmt: skip
+_EMPTY: Mapping[str, Callable[[], object]] = {
+    "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False, "EMPTY_TUPLE": tuple,
+    "EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": set,
+}  # fmt: skip
+
+
+class _Machine:
+    def __init__(self) -> None:
+        self.protocol = 0
+        self._stack: list[Any] = []
+        self._marked: list[list[Any]] = []
+        self._memo: dict[int, Any] = {}
+
+    def result(self) -> object:
+        if self._marked or len(self._stack) != 1:
+            raise CorruptFile("a pickle ends in the middle of an object")
+        return self._stack[0]
+
+    def step(self, name: str, argument: Any) -> None:  # noqa: ANN401
+        stack = self._stack
+        if name in _PLAIN:
+            stack.append(argument)
+        elif name in _EMPTY:
+            stack.append(_EMPTY[name]())
+        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
+            count = int(name[-1])
+            stack[-count:] = [tuple(stack[-count:])]
+        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            self._memo[int(argument)] = stack[-1]
+        elif name == "MEMOIZE":
+            self._memo[len(self._memo)] = stack[-1]
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(self._memo[int(argument)])
+        elif name == "MARK":
+            self._marked.append(stack)
+            self._stack = []
+        elif name == "PROTO":
+            self.protocol = int(argument)
+        elif name == "GLOBAL":
+            stack.append(Name(*argument.split(" ", 1)))
+        elif name != "FRAME":
+            self._compound(name)
+
+    def _compound(self, name: str) -> None:
+        stack = self._stack
+        match name:
+            case "TUPLE" | "LIST" | "FROZENSET" | "DICT" | "SETITEMS" | "APPENDS" | "ADDITEMS" | "POP_MARK":
+                items, self._stack = stack, self._marked.pop()
+                self._collect(name, items)
+            case "SETITEM":
+                self._collect("SETITEMS", [stack.pop(-2), stack.pop()])
+            case "APPEND":
+                self._collect("APPENDS", [stack.pop()])
+            case "STACK_GLOBAL":
+                self._stack[-2:] = [Name(*map(_text, stack[-2:]))]
+            case "REDUCE" | "NEWOBJ":
+                self._stack[-2:] = [Made(stack[-2], _tuple(stack[-1]), name)]
+            case "NEWOBJ_EX":
+                self._stack[-3:] = [Made(stack[-3], _tuple(stack[-2]), name, stack[-1])]
+            case "BUILD":
+                state, target = stack.pop(), stack[-1]
+                if not isinstance(target, Made) or target.state is not None:
+                    raise CorruptFile("a pickle sets the state of an object that has none")
+                target.state = state
+            case "BINPERSID":
+                stack[-1] = Persistent(stack[-1])
+            case "POP":
+                stack.pop()
+            case _:
+                raise CorruptFile(f"a pickle uses the operation {name}, which is not supported")
+
+    def _collect(self, name: str, items: list[Any]) -> None:
+        pairs = (
+            dict(zip(map(_key, items[::2]), items[1::2], strict=True)) if name in ("DICT", "SETITEMS") else {}
+        )
+        match name:
+            case "TUPLE":
+                self._stack.append(tuple(items))
+            case "LIST":
+                self._stack.append(items)
+            case "FROZENSET":
+                self._stack.append(frozenset(map(_key, items)))
+            case "DICT":
+                self._stack.append(pairs)
+            case "POP_MARK":
+                pass
+            case _:
+                self._fill(name, items, pairs)
+
+    def _fill(self, name: str, items: list[Any], pairs: dict[Any, Any]) -> None:
+        match self._stack[-1], name:
+            case Made() as made, "SETITEMS":
+                made.keyed.update(pairs)
+            case Made() as made, "APPENDS":
+                made.listed.extend(items)
+            case dict() as known, "SETITEMS":
+                known.update(pairs)
+            case list() as known, "APPENDS":
+                known.extend(items)
+            case set() as known, "ADDITEMS":
+                known.update(map(_key, items))
+            case _:
+                raise CorruptFile("a pickle fills an object that holds nothing")
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise CorruptFile("a pickle names a global by something that is no text")
+    return value
+
+
+def _tuple(value: object) -> tuple[Any, ...]:
+    if not isinstance(value, tuple):
+        raise CorruptFile("a pickle calls something without arguments")
+    return value
+
+
+def _key(value: Any) -> Any:  # noqa: ANN401
+    """A value that can be hashed in no time; tuples of tuples may hold themselves many times over."""
+    flat = value if type(value) is tuple else (value,)
+    if any(type(item) in (tuple, frozenset) for item in flat):
+        raise CorruptFile("a pickle has a key that is a tuple of tuples")
+    return value
+
+
+def dump(tree: Tree) -> bytes:
+    """A tree as a pickle of its own protocol (2 to 5)."""
+    writer = _Writer(max(2, tree.protocol))
+    writer.save(tree.root)
+    return writer.finish()
+
+
+class _Writer:
+    def __init__(self, protocol: int) -> None:
+        self._protocol = protocol
+        self._out = bytearray(b"\x80" + bytes([protocol]))
+        self._memo: dict[object, tuple[int, object]] = {}
+
+    def finish(self) -> bytes:
+        return bytes(self._out + b".")
+
+    def save(self, value: Any) -> None:  # noqa: ANN401
+        key = value if isinstance(value, Name | str) else id(value)
+        if key in self._memo:
+            number = self._memo[key][0]
+            self._out += b"h" + bytes([number]) if number < 256 else b"j" + struct.pack("<I", number)
+            return
+        if not self._simple(value):
+            self._object(value, key)
+
+    def _simple(self, value: Any) -> bool:  # noqa: ANN401
+        out = self._out
+        if value is None or isinstance(value, bool):
+            out += {None: b"N", True: b"\x88", False: b"\x89"}[value]
+        elif isinstance(value, int):
+            self._integer(value)
+        elif isinstance(value, float):
+            out += b"G" + struct.pack(">d", value)
+        elif value == () and isinstance(value, tuple):
+            out += b")"
+        else:
+            return False
+        return True
+
+    def _integer(self, value: int) -> None:
+        if 0 <= value < 256:
+            self._out += b"K" + bytes([value])
+        elif 0 <= value < 1 << 16:
+            self._out += b"M" + struct.pack("<H", value)
+        elif -(1 << 31) <= value < 1 << 31:
+            self._out += b"J" + struct.pack("<i", value)
+        else:
+            data = value.to_bytes((value.bit_length() >> 3) + 1, "little", signed=True)
+            self._out += b"\x8a" + bytes([len(data)]) + data
+
+    def _object(self, value: Any, key: object) -> None:  # noqa: ANN401
+        out = self._out
+        match value:
+            case str():
+                data = value.encode("utf-8", "surrogatepass")
+                out += b"X" + struct.pack("<I", len(data)) + data
+            case bytearray() if self._protocol >= 5:
+                out += b"\x96" + struct.pack("<Q", len(value)) + value
+            case bytes() if self._protocol >= 3:
+                out += b"B" + struct.pack("<I", len(value)) + value
+            case Name():
+                self._name(value)
+            case tuple():
+                self._marked(value, b"t")
+            case frozenset():
+                self._marked(value, b"\x91")
+            case list():
+                out += b"]"
+                self._remember(value, key)
+                self._items(value, b"e")
+                return
+            case dict():
+                out += b"}"
+                self._remember(value, key)
+                self._items([part for pair in value.items() for part in pair], b"u")
+                return
+            case set():
+                out += b"\x8f"
+                self._remember(value, key)
+                self._items(list(value), b"\x90")
+                return
+            case Persistent():
+                self.save(value.identity)
+                out += b"Q"
+                return
+            case Made():
+                self._made(value, key)
+                return
+            case _:
+                raise TypeError(f"a pickle of protocol {self._protocol} cannot hold a {type(value).__name__}")
+        self._remember(value, key)
+
+    def _name(self, value: Name) -> None:
+        if self._protocol >= 4:
+            self.save(value.module)
+            self.save(value.name)
+            self._out += b"\x93"
+        else:
+            self._out += f"c{value.module}\n{value.name}\n".encode()
+
+    def _made(self, value: Made, key: object) -> None:
+        self.save(value.maker)
+        self.save(value.arguments)
+        if value.how == "NEWOBJ_EX":
+            self.save(value.keywords)
+        self._out += {"REDUCE": b"R", "NEWOBJ": b"\x81", "NEWOBJ_EX": b"\x92"}[value.how]
+        self._remember(value, key)
+        self._items(value.listed, b"e")
+        self._items([part for pair in value.keyed.items() for part in pair], b"u")
+        if value.state is not None:
+            self.save(value.state)
+            self._out += b"b"
+
+    def _marked(self, items: Any, close: bytes) -> None:  # noqa: ANN401
+        self._out += b"("
+        for item in items:
+            self.save(item)
+        self._out += close
+
+    def _items(self, items: list[Any], close: bytes) -> None:
+        if items:
+            self._marked(items, close)
+
+    def _remember(self, value: object, key: object) -> None:
+        # the value is kept alive, so that no other object can have its id
+        number = len(self._memo)
+        self._memo[key] = (number, value)
+        self._out += b"q" + bytes([number]) if number < 256 else b"r" + struct.pack("<I", number)

@@ -1,0 +1,124 @@
+"""Stable-Baselines3 and sb3-contrib `.zip` files: DQN, QR-DQN, PPO, A2C, RecurrentPPO, SAC, TD3, TQC."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from surgery.adapters import Reading, TrainingState
+from surgery.checkpoint import Checkpoint
+from surgery.errors import FileError, Refused, SurgeryError
+from surgery.files import replacing
+from surgery.formats import sniff
+from surgery.interface import Interface
+from surgery.optimizer import OptimizerState, ParamGroup
+from surgery.optimizer_record import OptimizerRecord, merged, slots_of
+from surgery_adapters.contract import notes_of, read_notes
+from surgery_adapters.matching import matched
+from surgery_adapters.sb3.file import NOTES, Sb3File
+from surgery_adapters.sb3.networks import build
+from surgery_adapters.sb3.settings import follow
+from surgery_adapters.torch_patch import Content, changes, replace_members, rewritten
+
+
+def detect(path: Path) -> bool:
+    """Whether a file is a model that Stable-Baselines3 saved."""
+    try:
+        return sniff(path).name == "sb3"
+    except FileError:
+        return False
+
+
+def training_state(path: Path) -> TrainingState:
+    """The policy and its optimizers."""
+    file = Sb3File.open(path)
+    optimizers = {name: file.state(f"{name}.pth") for name in file.optimizers}
+    return TrainingState({"policy": file.policy}, optimizers)
+
+
+def load(path: Path, reading: Reading) -> Checkpoint:
+    """All networks of a saved model in one graph; see `surgery.adapters.Adapter`."""
+    file = Sb3File.open(path)
+    networks = build(file, reading)
+    interface = Interface(tuple(networks.inputs), tuple(networks.outputs))
+    environment, lineage = read_notes(file.notes)
+    return Checkpoint(
+        networks.layers.graph.model(),
+        interface,
+        environment=environment,
+        lineage=lineage,
+        optimizer=_optimizer(file, networks.scopes) if reading.optimizer else None,
+        source={
+            "adapter": "sb3",
+            "file": path.name,
+            "version": file.version,
+            "algorithm": networks.family,
+            "activation": reading.activation,
+            "steps": file.data.get("num_timesteps"),
+            "seen": len(lineage),
+        },
+        copies=networks.copies,
+    )
+
+
+def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list[Path]:
+    """Write a copy of a saved model with other networks; see `surgery.adapters.Adapter`."""
+    file = Sb3File.open(like)
+    tensors = matched(file.policy, checkpoint, like)
+    changed: dict[str, Content] = {}
+    policy = file.archive("policy.pth")
+    if replaced := changes(file.policy, tensors):
+        changed["policy.pth"] = rewritten(policy, replaced)
+    changed |= _optimizers(file, checkpoint, build(file, Reading(activation="identity")).scopes)
+    settings = follow(file, checkpoint, {**file.policy, **tensors})
+    if settings != file.data:
+        changed["data"] = json.dumps(settings, indent=4).encode()
+    if notes := notes_of(checkpoint):
+        changed[NOTES] = json.dumps(notes).encode()
+    needed = sum(length for _, length in file.zip.members.values())
+    with replacing([path], force=force, needed=needed, sources=[like]) as [part], part.open("wb") as out:
+        replace_members(file.zip, changed, cast(BinaryIO, out))
+    return [path]
+
+
+def _optimizer(file: Sb3File, scopes: Mapping[str, tuple[str, ...]]) -> OptimizerState | None:
+    """The state of all optimizers, by parameter name."""
+    states = [_bound(file, name, scopes[name]) for name in scopes if name in file.optimizers]
+    return merged(states) if states else None
+
+
+def _bound(file: Sb3File, name: str, prefixes: tuple[str, ...]) -> OptimizerState:
+    record = OptimizerRecord.parse(file.state(f"{name}.pth"))
+    scopes = [
+        {key: tensor for key, tensor in file.policy.items() if key.startswith(prefix)} for prefix in prefixes
+    ]
+    # a critic that shares the actor's features extractor does not train it (sac/sac.py)
+    scopes.append({key: tensor for key, tensor in scopes[0].items() if "features_extractor" not in key})
+    try:
+        state, _ = record.state(record.bind(scopes, None), {key: key for key in file.policy}, record.kind())
+    except SurgeryError as error:
+        raise error.within(optimizer=name) from error
+    if not str(file.kwargs.get("optimizer_class", "")).endswith("RMSpropTFLike"):
+        return state
+    groups = tuple(ParamGroup(g.parameters, {**g.hyper, "eps_inside_root": True}) for g in state.groups)
+    return state.replace(groups=groups)
+
+
+def _optimizers(
+    file: Sb3File, checkpoint: Checkpoint, scopes: Mapping[str, tuple[str, ...]]
+) -> dict[str, Content]:
+    """The members of the optimizers whose state changed."""
+    members: dict[str, Content] = {}
+    state = checkpoint.optimizer
+    for name in (name for name in scopes if name in file.optimizers):
+        old = _bound(file, name, scopes[name])
+        if state is None:
+            raise Refused(
+                "the file has optimizer state, and the checkpoint was read without it",
+                hint="read it with its optimizer, so that the state can follow",
+            )
+        if replaced := changes(slots_of(old), slots_of(state, like=old)):
+            members[f"{name}.pth"] = rewritten(file.archive(f"{name}.pth"), replaced)
+    return members

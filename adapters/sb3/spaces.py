@@ -1,0 +1,236 @@
+"""Gymnasium spaces inside a pickle: read and changed as data, without gymnasium.
+
+Source: https://github.com/Farama-Foundation/Gymnasium, `gymnasium/spaces`; gym's spaces have the same fields.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from surgery.errors import CorruptFile, Refused
+from surgery.interface import Bound
+from surgery_adapters.pickle_tree import Made, Name
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Source = Sequence[int | None]
+"""For every entry of an axis the old one that it was, or None for a new one."""
+
+_MOST = 1 << 26
+_FROM_BUFFER = ("numpy._core.numeric._frombuffer", "numpy.core.numeric._frombuffer")
+_RECONSTRUCT = ("numpy._core.multiarray._reconstruct", "numpy.core.multiarray._reconstruct")
+_SCALAR = ("numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar")
+
+
+@dataclass(frozen=True)
+class Space:
+    """One space.
+
+    Attributes:
+      kind: "Box", "Discrete", "MultiDiscrete", "MultiBinary" or "Dict".
+      shape: of an element; () for Discrete.
+      dtype: of its entries.
+      low, high: bounds of a Box, of its shape.
+      counts: number of values of each entry (Discrete: one; MultiDiscrete: nvec).
+      spaces: of a Dict, in its order.
+      node: where it stands in its pickle.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    node: Made = field(repr=False)
+    low: Array | None = None
+    high: Array | None = None
+    counts: tuple[int, ...] = ()
+    spaces: Mapping[str, Space] = field(default_factory=dict)
+
+    @property
+    def image(self) -> bool:
+        """Whether it is what Stable-Baselines3 takes for an image: uint8 from 0 to 255 with three axes."""
+        if self.low is None or self.high is None:
+            return False
+        bounds = bool((self.low == 0).all() and (self.high == 255).all())
+        return self.kind == "Box" and len(self.shape) == 3 and self.dtype == "uint8" and bounds
+
+    @property
+    def features(self) -> int:
+        """Number of features of an element once it is preprocessed and flattened."""
+        return sum(self.counts) if self.counts else math.prod(self.shape)
+
+
+def read_space(node: object) -> Space:
+    """The space that a node of a pickle makes.
+
+    Raises:
+      Refused: a space of a kind that policies of this framework cannot take.
+      CorruptFile: not a space.
+    """
+    if not isinstance(node, Made) or not isinstance(node.state, dict):
+        raise CorruptFile("a space is stored in a way that cannot be read")
+    kind, state = _kind(node), node.state
+    try:
+        if kind == "Dict":
+            entries = state["spaces"]
+            named = entries.keyed if isinstance(entries, Made) else entries
+            return Space(
+                kind, (), "", node, spaces={str(key): read_space(value) for key, value in named.items()}
+            )
+        dtype = _dtype(state["dtype"])
+        if kind == "Discrete":
+            return Space(kind, (), str(dtype), node, counts=(_integer(state["n"]),))
+        shape = tuple(int(size) for size in state["_shape"])
+        if kind == "MultiDiscrete":
+            counts = tuple(int(count) for count in read_array(state["nvec"]).reshape(-1))
+            return Space(kind, shape, str(dtype), node, counts=counts)
+        if kind == "MultiBinary":
+            return Space(kind, shape, str(dtype), node)
+        return Space(kind, shape, str(dtype), node, read_array(state["low"]), read_array(state["high"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CorruptFile(f"a space of the file is damaged: {type(error).__name__}: {error}") from error
+
+
+def _kind(node: Made) -> str:
+    name = node.maker if isinstance(node.maker, Name) else None
+    if name is None or name.module.partition(".")[0] not in ("gymnasium", "gym"):
+        # before protocol 2 made objects are called through copyreg
+        name = next((item for item in node.arguments if isinstance(item, Name)), name)
+    if name is None or name.name not in ("Box", "Discrete", "MultiDiscrete", "MultiBinary", "Dict"):
+        raise Refused(f"there is no reader for the space '{name}'")
+    return str(name.name)
+
+
+def change_box(space: Space, sources: Mapping[int, Source], low: Bound, high: Bound) -> None:
+    """Give a Box's node new entries along some axes, in place.
+
+    Args:
+      space: the Box.
+      sources: axis -> where its entries come from.
+      low, high: of the new entries: one for all, or one for each entry of the axis; None where there is none.
+    """
+    for name, old, given, unbounded in (("low", space.low, low, -np.inf), ("high", space.high, high, np.inf)):
+        assert old is not None
+        array = old
+        for axis, source in sources.items():
+            array = _taken(array, axis, source, unbounded if given is None else np.asarray(given))
+        set_bound(space, name, array)
+
+
+def set_bound(space: Space, name: str, array: Array) -> None:
+    """Give a Box's node a bound (`low` or `high`), its shape included, in place."""
+    state = space.node.state
+    assert isinstance(state, dict)
+    state["_shape"] = tuple(array.shape)
+    state[name] = write_array(state[name], array)
+    flag = {"low": "bounded_below", "high": "bounded_above"}[name]
+    if flag in state:
+        finite = np.isfinite(array) if array.dtype.kind == "f" else np.ones(array.shape, bool)
+        state[flag] = write_array(state[flag], finite)
+    if isinstance(state.get(f"{name}_repr"), str):
+        state[f"{name}_repr"] = _shown(array)
+
+
+def _shown(array: Array) -> str:
+    """A bound as gymnasium prints it: one number where all are equal."""
+    smallest = array.min() if array.size else 0
+    return str(smallest) if (array == smallest).all() else str(array)
+
+
+def change_count(space: Space, count: int) -> None:
+    """Give a Discrete's node another number of values, in place."""
+    state = space.node.state
+    assert isinstance(state, dict)
+    old = state["n"]
+    if isinstance(old, Made):
+        dtype = _dtype(old.arguments[0])
+        old.arguments = (old.arguments[0], np.asarray(count, dtype).tobytes())
+    else:
+        state["n"] = count
+
+
+def _taken(array: Array, axis: int, source: Source, fresh: float | Array) -> Array:
+    index = np.array([0 if k is None else k for k in source])
+    new = np.array([k is None for k in source])
+    taken = np.take(array, index, axis=axis)
+    moved, values = np.moveaxis(taken, axis, 0), np.asarray(fresh)
+    if values.shape == new.shape:
+        values = values[new].reshape(-1, *[1] * (moved.ndim - 1))
+    if array.dtype.kind in "iu":
+        values = np.clip(values, np.iinfo(array.dtype).min, np.iinfo(array.dtype).max)
+    moved[new] = values
+    return taken
+
+
+def read_array(node: object) -> Array:
+    """The array that a node makes.
+
+    Raises:
+      CorruptFile: it makes none of numbers.
+    """
+    if not isinstance(node, Made):
+        raise CorruptFile("an array of the file cannot be read")
+    if node.is_a(*_FROM_BUFFER):
+        buffer, dtype, shape, order = node.arguments
+    elif node.is_a(*_RECONSTRUCT) and isinstance(node.state, tuple):
+        _, shape, dtype, fortran, buffer = node.state
+        order = "F" if fortran else "C"
+    else:
+        raise CorruptFile(f"an array of the file is made by '{node.maker}', which cannot be read")
+    content = _bytes(buffer)
+    if len(content) > _MOST:
+        raise CorruptFile("an array of the file is larger than any space")
+    return np.frombuffer(content, _dtype(dtype)).reshape(tuple(shape), order=order)
+
+
+def write_array(like: object, array: Array) -> Made:
+    """A node that makes an array, in the way that another node does."""
+    if not isinstance(like, Made):
+        raise CorruptFile("an array of the file cannot be written")
+    if like.is_a(*_FROM_BUFFER):
+        dtype = like.arguments[1]
+        data = np.ascontiguousarray(array, _dtype(dtype)).tobytes()
+        buffer = bytearray(data) if isinstance(like.arguments[0], bytearray) else data
+        return Made(like.maker, (buffer, dtype, tuple(array.shape), "C"), like.how)
+    assert isinstance(like.state, tuple)
+    version, _, dtype, _, buffer = like.state
+    data = np.ascontiguousarray(array, _dtype(dtype)).tobytes()
+    content = (
+        Made(buffer.maker, (data.decode("latin1"), "latin1"), buffer.how)
+        if isinstance(buffer, Made)
+        else data
+    )
+    return Made(
+        like.maker, like.arguments, like.how, state=(version, tuple(array.shape), dtype, False, content)
+    )
+
+
+def _bytes(buffer: object) -> bytes:
+    if isinstance(buffer, Made) and buffer.is_a("_codecs.encode") and isinstance(buffer.arguments[0], str):
+        return buffer.arguments[0].encode("latin1")
+    if isinstance(buffer, bytes | bytearray):
+        return bytes(buffer)
+    raise CorruptFile("an array of the file has no data")
+
+
+def _dtype(node: object) -> np.dtype[Any]:
+    if isinstance(node, Name) and node.module == "numpy":
+        return np.dtype(str(node.name))
+    if not isinstance(node, Made) or not node.is_a("numpy.dtype") or not isinstance(node.arguments[0], str):
+        raise CorruptFile("an array of the file has no element type")
+    dtype: np.dtype[Any] = np.dtype(str(node.arguments[0]))
+    order = node.state[1] if isinstance(node.state, tuple) else "="
+    if dtype.kind not in "fiub":
+        raise CorruptFile(f"an array of the file holds '{dtype}', which are no numbers")
+    return np.dtype(dtype.newbyteorder(">")) if order == ">" else dtype
+
+
+def _integer(node: object) -> int:
+    if isinstance(node, Made) and node.is_a(*_SCALAR):
+        return int(np.frombuffer(_bytes(node.arguments[1]), _dtype(node.arguments[0]))[0])
+    if isinstance(node, int) and not isinstance(node, bool):
+        return node
+    raise CorruptFile("a space has no number of values")

@@ -1,0 +1,109 @@
+"""`surgery convert`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+import surgery
+from surgery.cli import _files, _options
+from surgery.cli._output import Output, plural
+from surgery.errors import ArgumentError
+
+
+def _shape(ctx: click.Context, parameter: click.Parameter, word: str | None) -> tuple[int, ...] | None:
+    """`4,84,84`"""
+    if word is None:
+        return None
+    sizes = word.split(",")
+    if not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
+        raise click.BadParameter(f"'{word}' is not a shape such as 4,84,84", ctx, parameter)
+    return tuple(map(int, sizes))
+
+
+@click.command("convert", short_help="Read a framework's file, or write one.")
+@_options.file_argument("source", metavar="SRC")
+@click.option(
+    "--like", metavar="FILE", type=_options.FILE, help="The framework's file to write a changed copy of."
+)
+@click.option(
+    "--activation", metavar="NAME", help="Between the layers, where the file does not say: relu, tanh, elu."
+)
+@click.option(
+    "--observation",
+    metavar="SHAPE",
+    callback=_shape,
+    help="Of one observation, where the file does not say: 4,84,84.",
+)
+@click.option(
+    "--module", metavar="PKG:CALLABLE", help="Your code that makes the network; it is imported and called."
+)
+@_options.no_optimizer
+@_options.output_file(required=True)
+@_options.force
+@_options.reported
+def command(
+    *,
+    source: Path,
+    like: Path | None,
+    activation: str | None,
+    observation: tuple[int, ...] | None,
+    module: str | None,
+    no_optimizer: bool,
+    target: Path,
+    force: bool,
+    output: Output,
+) -> None:
+    """Read the file of a framework as a graph, or write a graph back into a framework's file.
+
+    A framework's file comes in with all its networks and its optimizer state. On the way out --like names the file
+    that it came from: the result is a copy of it in which only what was changed is another.
+
+    \b
+    Example:
+      surgery convert run.zip -o agent.onnx
+      surgery widen   agent.onnx --factor 2 -o wide.onnx
+      surgery convert wide.onnx --like run.zip -o wide.zip
+      surgery convert model.pt --activation tanh -o agent.onnx
+    """
+    from surgery.adapters import Reading
+
+    path = _files.check_target(target, [source, *([like] if like else [])], force=force)
+    if like is None and path.suffix.lower() != ".onnx" and path.suffix.lower() != source.suffix.lower():
+        raise ArgumentError(
+            f"which {path.suffix or 'file'} to write a changed copy of is not said",
+            hint="name it with --like FILE",
+        )
+    reading = Reading(activation, observation, module=module)
+    with output.step(f"reading {source}"):
+        checkpoint = surgery.load(source, optimizer=not no_optimizer, reading=reading)
+    with output.step(f"writing {path}"):
+        surgery.save(checkpoint, path, force=force, like=like)
+    report = _report(checkpoint, path)
+    output.show(report, lambda: _text(report))
+
+
+def _report(checkpoint: surgery.Checkpoint, path: Path) -> dict[str, Any]:
+    state, interface = checkpoint.optimizer, checkpoint.interface
+    return {
+        "output": str(path),
+        "source": dict(checkpoint.source),
+        "inputs": [port.name for port in interface.inputs],
+        "outputs": [port.name for port in interface.outputs],
+        "copies": dict(checkpoint.copies),
+        "tensors": len(checkpoint.tensors),
+        "optimizer": state.kind if state else None,
+        "slots": sum(map(len, state.slots.values())) if state else 0,
+    }
+
+
+def _text(report: dict[str, Any]) -> str:
+    line = [
+        f"{', '.join(report['inputs'])} → {', '.join(report['outputs'])}",
+        plural(report["tensors"], "tensor"),
+        *([f"{report['optimizer']}, {plural(report['slots'], 'slot')}"] if report["optimizer"] else []),
+        f"wrote {report['output']}",
+    ]
+    return " · ".join(line)

@@ -1,0 +1,289 @@
+"""The real package is the judge: what it saved is read, changed and written, and it loads and trains on."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import surgery
+from surgery.cli import main
+from surgery.errors import ArgumentError, Refused
+from surgery.ops.actions import NewAction
+from surgery.ops.extend import NewObservation
+from surgery.verify.outputs import runtime
+from tests.sb3_models import ROWS, Row, answers, given, observations
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+LIMIT = 1e-5
+EXTENSIBLE = (
+    "dqn",
+    "qrdqn",
+    "ppo",
+    "ppo elu",
+    "a2c",
+    "ppo dict",
+    "dqn image",
+    "sac",
+    "td3",
+    "tqc",
+    "recurrent",
+)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Mapping[str, Path]:
+    """A trained model of every kind, made when it is first asked for."""
+    folder = tmp_path_factory.mktemp("sb3")
+    torch.set_num_threads(1)
+
+    class Saved(dict):
+        def __missing__(self, name: str) -> Path:
+            self[name] = folder / f"{name.replace(' ', '-')}.zip"
+            ROWS[name].train(self[name])
+            return self[name]
+
+    return Saved()
+
+
+def inputs(row: Row, checkpoint: surgery.Checkpoint, count: int = 24) -> dict[str, np.ndarray]:
+    """Observations, and random numbers for every other input."""
+    rng, found = np.random.default_rng(1), observations(row, count)
+    for value in checkpoint.model.graph.inputs:
+        if value.name not in found:
+            found[value.name] = rng.uniform(-1, 1, (count, *value.shape[1:])).astype(np.float32)
+    return found
+
+
+def outputs(checkpoint: surgery.Checkpoint, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What our graph computes."""
+    cast = {
+        name: array if array.dtype == np.int64 else array.astype(np.float32) for name, array in arrays.items()
+    }
+    return runtime(checkpoint.model)(cast)
+
+
+def normalised(logits: np.ndarray, sizes: list[int]) -> np.ndarray:
+    """Logits as the framework's distribution holds them: of each component, their log-sum-exp subtracted."""
+    parts = np.split(logits, np.cumsum(sizes)[:-1], axis=1)
+    return np.concatenate([p - np.log(np.exp(p).sum(axis=1, keepdims=True)) for p in parts], axis=1)
+
+
+def agree(
+    row: Row, ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], limit: float = LIMIT
+) -> None:
+    """Every answer of the framework is ours, and the greedy action never differs."""
+    sizes = [2, 3] if row.action == "choices" else [-1]
+    for name, wanted in theirs.items():
+        had = ours[name]
+        if name == "logits":
+            had = normalised(had, sizes if sizes != [-1] else [had.shape[1]])
+        np.testing.assert_allclose(
+            had, wanted, atol=limit * max(1.0, float(np.abs(wanted).max())), err_msg=name
+        )
+    for name in {"q_values", "logits"} & set(theirs):
+        assert (ours[name].argmax(1) == theirs[name].argmax(1)).all() or row.action == "choices"
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_graph_computes_what_the_framework_computes(saved, name):
+    row = ROWS[name]
+    checkpoint = surgery.load(saved[name])
+    arrays = inputs(row, checkpoint)
+    theirs = answers(row.load(saved[name]), arrays)
+    # every output is compared with the framework's own, but for the critic's state where there is a second LSTM
+    untold = {p.name for p in checkpoint.interface.outputs} - set(theirs)
+    assert all(part.startswith("lstm_critic") for part in untold)
+    agree(row, outputs(checkpoint, arrays), theirs)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_parameters_and_optimizer_state_have_the_frameworks_names(saved, name):
+    row = ROWS[name]
+    checkpoint, model = surgery.load(saved[name]), row.load(saved[name])
+    state = model.policy.state_dict()
+    assert {n: tuple(t.shape) for n, t in checkpoint.tensors.items() if n in state} == {
+        n: tuple(state[n].shape) for n in checkpoint.tensors if n in state
+    }
+    parts = {f"{name}.": getattr(model, name, None) for name in ("actor", "critic")}
+    for prefix, owner in {"": model.policy, **parts}.items():
+        optimizer = getattr(owner, "optimizer", None)
+        if optimizer is None:
+            continue
+        for parameter_name, parameter in owner.named_parameters():
+            for slot, value in optimizer.state.get(parameter, {}).items():
+                full = f"{prefix}{parameter_name}"
+                if slot == "step":
+                    assert checkpoint.optimizer.steps[full] == float(value)
+                else:
+                    assert checkpoint.optimizer.slots[slot][full].numpy().tobytes() == value.numpy().tobytes()
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_copy_that_changes_nothing_is_the_same_byte_for_byte(saved, tmp_path, name):
+    surgery.save(surgery.load(saved[name]), tmp_path / "copy.zip")
+    with zipfile.ZipFile(saved[name]) as before, zipfile.ZipFile(tmp_path / "copy.zip") as after:
+        assert before.namelist() == after.namelist()
+        assert all(before.read(member) == after.read(member) for member in before.namelist())
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if name != "ppo choices"])
+def test_a_widened_model_loads_does_the_same_and_learns_on(saved, tmp_path, name):
+    row = ROWS[name]
+    before = surgery.load(saved[name])
+    result = surgery.apply(surgery.widen(before, factor=1.5, seed=1), before)
+    result.save(tmp_path / "wide.zip")
+    old, new = row.load(saved[name]), row.load(tmp_path / "wide.zip", more=0)
+    arrays = observations(row, 24)
+    greedy, wanted = (m.predict(given(arrays), deterministic=True)[0] for m in (new, old))
+    np.testing.assert_allclose(greedy, wanted, atol=LIMIT)
+    after = surgery.load(tmp_path / "wide.zip")
+    wide = inputs(row, after)
+    agree(row, outputs(after, wide), answers(new, wide))
+    assert sum(p.numel() for p in new.policy.parameters()) > sum(p.numel() for p in old.policy.parameters())
+    steps = dict(after.optimizer.steps)
+    assert steps == dict(before.optimizer.steps)
+    assert min(steps.values()) > 0
+    new.learn(row.steps)
+    new.save(tmp_path / "later.zip")
+    later = surgery.load(tmp_path / "later.zip").optimizer.steps
+    assert all(later[parameter] > step for parameter, step in steps.items())
+
+
+@pytest.mark.parametrize("name", ["dqn", "ppo"])
+def test_only_what_the_plan_touched_differs(saved, tmp_path, name):
+    before = surgery.load(saved[name])
+    space = next(s for s in surgery.analyse(before.model, before.interface).spaces if s.widenable)
+    plan = surgery.widen(before, widths={space.name: space.size + 3})
+    surgery.apply(plan, before).save(tmp_path / "wide.zip")
+    after = surgery.load(tmp_path / "wide.zip")
+    changed = {entry.name for entry in surgery.diff(before, after).entries if entry.what == "tensor"}
+    assert changed == {tensor.name for tensor in plan.tensors}
+    with zipfile.ZipFile(saved[name]) as old, zipfile.ZipFile(tmp_path / "wide.zip") as new:
+        settings = [json.loads(archive.read("data")) for archive in (old, new)]
+        assert {key for key in settings[0] if settings[0][key] != settings[1][key]} == {"policy_kwargs"}
+        same = {n for n in old.namelist() if old.read(n) == new.read(n)}
+        assert set(old.namelist()) - same == {"data", "policy.pth", "policy.optimizer.pth"}
+
+
+def _extension(row: Row, checkpoint: surgery.Checkpoint) -> surgery.Plan:
+    """One more feature in second place and one more action: in every part of a continuous policy."""
+    name, axis = {"dict": ("position", ""), "image": ("observation", "[1]")}.get(
+        row.observation, ("observation", "")
+    )
+    seen = [NewObservation(f"{name}{axis}", 1, 1)]
+    if row.action == "choice":
+        head = next(p.name for p in checkpoint.interface.outputs if p.kind in ("q_values", "logits"))
+        return surgery.extend(checkpoint, seen, [NewAction(head, 1, "mean")])
+    heads = [p.name for p in checkpoint.interface.outputs if p.kind in ("mean", "log_std", "action")]
+    names = dict.fromkeys(heads if row.algorithm.__name__ == "TD3" else [h for h in heads if h != "action"])
+    if row.algorithm.__name__ != "PPO":
+        seen.append(NewObservation("critic_action", 1))
+    return surgery.extend(checkpoint, seen, [NewAction(name, 1, "mean") for name in names])
+
+
+@pytest.mark.parametrize("name", EXTENSIBLE)
+def test_a_model_takes_one_more_observation_and_action_and_learns_on(saved, tmp_path, name):
+    row = ROWS[name]
+    before = surgery.load(saved[name])
+    surgery.apply(_extension(row, before), before).save(tmp_path / "more.zip")
+    old, new = row.load(saved[name]), row.load(tmp_path / "more.zip", more=1)
+    assert new.observation_space == row.env(1).observation_space or row.observation in ("vector", "dict")
+    arrays = observations(row, 24, more=1)
+    key = "position" if row.observation == "dict" else "observation"
+    fewer = {**arrays, key: np.delete(arrays[key], 1, axis=1)}
+    greedy, wanted = (m.predict(given(a), deterministic=True)[0] for m, a in ((new, arrays), (old, fewer)))
+    if row.action == "box":
+        np.testing.assert_allclose(greedy[:, :2], wanted, atol=LIMIT)
+    else:
+        assert (greedy == wanted).all()
+    new.learn(row.steps)
+    new.save(tmp_path / "later.zip")
+    steps, later = before.optimizer.steps, surgery.load(tmp_path / "later.zip").optimizer.steps
+    assert all(later[parameter] > step for parameter, step in steps.items())
+
+
+@pytest.mark.parametrize("name", ["dqn", "ppo", "td3", "recurrent"])
+def test_episodes_through_predict_and_through_our_graph_are_the_same(saved, name):
+    row = ROWS[name]
+    model, checkpoint = row.load(saved[name]), surgery.load(saved[name])
+    for seed in range(3):
+        env, theirs, ours, state = row.env(), [], [], None
+        observation, _ = env.reset(seed=seed)
+        hidden = {v.name: np.zeros((1, *v.shape[1:]), np.float32) for v in checkpoint.model.graph.inputs}
+        done = False
+        while not done:
+            action, state = model.predict(observation, state=state, deterministic=True,
+                                          episode_start=np.array([not theirs]))  # fmt: skip
+            found = outputs(checkpoint, {**hidden, "observation": observation[None]})
+            hidden |= {k.removesuffix(".next"): v for k, v in found.items() if k.endswith(".next")}
+            head = next(p for p in checkpoint.interface.outputs if p.kind in ("q_values", "logits", "action"))
+            ours.append(found[head.name][0] if head.kind == "action" else found[head.name][0].argmax())
+            theirs.append(action)
+            observation, _, _, done, _ = env.step(action)
+        np.testing.assert_allclose(ours, theirs, atol=LIMIT)
+
+
+def test_the_command_line_takes_and_writes_the_frameworks_files(saved, tmp_path, capsys):
+    source, wide, graph = str(saved["dqn"]), str(tmp_path / "wide.zip"), str(tmp_path / "agent.onnx")
+    assert main(["inspect", source]) == 0
+    assert "q_net.q_net.0" in capsys.readouterr().out
+    assert main(["widen", source, "--factor", "2", "-o", wide]) == 0
+    assert "q_net_target.q_net.0 12→24" in capsys.readouterr().out
+    assert main(["verify", source, wide]) == 0
+    assert main(["diff", source, wide]) == 0
+    assert main(["convert", source, "-o", graph]) == 0
+    assert main(["widen", graph, "--factor", "2", "-o", str(tmp_path / "wide.onnx")]) == 0
+    back = str(tmp_path / "back.zip")
+    assert main(["convert", str(tmp_path / "wide.onnx"), "--like", source, "-o", back]) == 0
+    assert ROWS["dqn"].load(Path(back)).policy_kwargs["net_arch"] == [24, 18]
+    assert surgery.load(wide).digest() == surgery.load(back).digest()
+    capsys.readouterr()
+    assert main(["convert", graph, "-o", str(tmp_path / "x.zip")]) == 2
+    assert "--like" in capsys.readouterr().err
+    assert not (tmp_path / "x.zip").exists()
+
+
+def test_target_networks_get_the_edits_and_the_random_numbers_of_their_originals(saved):
+    before = surgery.load(saved["dqn"])
+    with torch.no_grad():
+        result = surgery.apply(surgery.widen(before, widths={"q_net.q_net.0": 20}, init="net2net"), before)
+    assert [c.space for c in result.plan.changes] == ["q_net.q_net.0", "q_net_target.q_net.0"]
+    assert result.plan.spaces[0].source == result.plan.spaces[1].source
+    fresh = surgery.apply(
+        surgery.widen(before, widths={"q_net_target.q_net.0": 20}, init="zero"), before
+    ).checkpoint
+    online, target = (fresh.tensors[f"{net}.q_net.0.weight"].numpy() for net in ("q_net", "q_net_target"))
+    before_online, before_target = (
+        before.tensors[f"{net}.q_net.0.weight"].numpy() for net in ("q_net", "q_net_target")
+    )
+    np.testing.assert_allclose(
+        online[12:] / before_online.std(), target[12:] / before_target.std(), rtol=1e-5
+    )
+
+
+def test_widths_that_one_setting_cannot_express_are_refused_and_nothing_is_written(saved, tmp_path):
+    before = surgery.load(saved["sac"])
+    result = surgery.apply(surgery.widen(before, widths={"critic.qf0.0": 20}), before)
+    with pytest.raises(Refused, match="one setting for all"):
+        result.save(tmp_path / "wide.zip")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_another_model_is_no_place_to_write_to(saved, tmp_path):
+    with pytest.raises(ArgumentError, match="the file has no parameter"):
+        surgery.save(surgery.load(saved["dqn"]), tmp_path / "x.zip", like=saved["ppo"])
+
+
+def test_the_lineage_and_the_contract_stay_in_the_file(saved, tmp_path):
+    before = surgery.load(saved["ppo"])
+    plan = surgery.extend(before, [], [NewAction("logits", 1, "never")])
+    surgery.apply(plan, before).save(tmp_path / "more.zip")
+    after = surgery.load(tmp_path / "more.zip")
+    assert [step.operation for step in after.lineage] == ["extend"]
+    assert after.environment.settings["action_mask"] == {"logits": (True, True, True, False)}
