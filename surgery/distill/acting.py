@@ -1,17 +1,13 @@
-"""Who acts: the student with ε, the teacher in its part of an episode, and both when they are measured."""
+"""Who acts: the student with ε, and the teacher in its part of an episode."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from surgery.distill.methods import RollIn
-
-if TYPE_CHECKING:
-    from surgery.envs import Envs
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Act = Callable[[Array], Array]
@@ -70,50 +66,3 @@ class Turns:
     def _draw(self, envs: Array) -> None:
         self._age[envs] = 0
         self._length[envs] = self._generator.integers(1, self._longest + 1, size=len(envs))
-
-
-@dataclass(frozen=True)
-class Score:
-    """True returns of whole episodes.
-
-    Attributes:
-      returns: one per episode.
-      steps: agent steps that they took together.
-    """
-
-    returns: tuple[float, ...]
-    steps: int
-
-    @property
-    def mean(self) -> float:
-        return float(np.mean(self.returns))
-
-    @property
-    def error(self) -> float:
-        """Standard error of the mean; 0 for one episode."""
-        count = len(self.returns)
-        return float(np.std(self.returns, ddof=1) / count**0.5) if count > 1 else 0.0
-
-
-def play(envs: Envs, act: Act, episodes: int, ended: Callable[[Array], None] = lambda _: None) -> Score:
-    """Play whole episodes, as many in each environment: taking the first to finish would favour short ones.
-
-    Args:
-      envs: made for evaluation; reset here.
-      act: the policy.
-      episodes: at least this many are played.
-      ended: called with the environments whose episode has just ended.
-    """
-    quota = -(-episodes // envs.num_envs)
-    returns: list[list[float]] = [[] for _ in range(envs.num_envs)]
-    observation, steps = envs.reset(), 0
-    while min(map(len, returns)) < quota:
-        step = envs.step(act(observation))
-        steps += envs.num_envs
-        for env, total, _ in step.finished:
-            if len(returns[env]) < quota:
-                returns[env].append(total)
-        if step.finished:
-            ended(np.array([env for env, _, _ in step.finished]))
-        observation = step.observation
-    return Score(tuple(total for some in returns for total in some), steps)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from surgery.distill.interrupt import Stopped
 from surgery.envs import Envs, Step
 from surgery.errors import RunFailed, SurgeryError
 
@@ -24,11 +25,11 @@ class Guarded:
         self.action_meanings, self.contract = envs.action_meanings, envs.contract
 
     def reset(self) -> Array:
-        with self._alive():
+        with alive(self.contract.id):
             return self._envs.reset()
 
     def step(self, actions: Array) -> Step:
-        with self._alive():
+        with alive(self.contract.id):
             step = self._envs.step(actions)
         if not np.isfinite(step.reward).all():
             raise RunFailed(f"the environment {self.contract.id} gave a reward that is not a number")
@@ -38,14 +39,20 @@ class Guarded:
         with contextlib.suppress(Exception):  # a dead one cannot be closed, and the reason has been told
             self._envs.close()
 
-    @contextlib.contextmanager
-    def _alive(self) -> Iterator[None]:
-        try:
-            yield
-        except SurgeryError:
-            raise
-        except Exception as error:  # environments are anyone's code
-            raise RunFailed(
-                f"the environment {self.contract.id} failed: {type(error).__name__}: {error}",
-                hint="repeat the command to go on from the last checkpoint",
-            ) from error
+
+@contextlib.contextmanager
+def alive(name: str | None) -> Iterator[None]:
+    """What an environment throws in this context, as an error that says what to do.
+
+    Raises:
+      RunFailed: it threw something.
+    """
+    try:
+        yield
+    except (SurgeryError, Stopped):
+        raise
+    except Exception as error:  # environments are anyone's code
+        raise RunFailed(
+            f"the environment {name} failed: {type(error).__name__}: {error}",
+            hint="repeat the command to go on from the last checkpoint",
+        ) from error

@@ -10,6 +10,10 @@ from typing import Any
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+class Stopped(Exception):
+    """Someone asked for an end; the session has been saved."""
+
+
 class Interrupts:
     """While this context lasts, the first signal is remembered instead of raised; in other threads it does nothing.
 

@@ -13,24 +13,23 @@ from typing import cast
 import numpy as np
 import torch
 
-from surgery.distill.acting import Array, Score, Turns, epsilon, explore, play
+from surgery.distill.acting import Array, Turns, epsilon, explore
+from surgery.distill.guarded import alive
+from surgery.distill.interrupt import Stopped
 from surgery.distill.journal import Status
 from surgery.distill.learner import Arriving, Objective
 from surgery.distill.mixing import mixed
 from surgery.distill.session import ASKING, Session
 from surgery.distill.weaning import Weaning, check_teacher
 from surgery.envs import Step
-from surgery.errors import RunFailed
+from surgery.errors import Refused, RunFailed
+from surgery.evaluate import Evaluation, Score, evaluate, play
 from surgery.json_values import Json
 from surgery.replay import Batch, Replay, fill
 
 LINES = 200
 """Lines of metrics in the online phase."""
 STATUS_SECONDS = 0.5
-
-
-class Stopped(Exception):
-    """Someone asked for an end; the session has been saved."""
 
 
 class Loop:
@@ -50,9 +49,10 @@ class Loop:
         self._progress, self._settings = session.progress, session.settings
         self._late: tuple[Array, Arriving] | None = None
         self._pace = Pace()
+        self._returns: list[float] = []
 
     def run(self) -> None:
-        """Run the phases that are left, and write the student.
+        """Run the phases that are left; every evaluation writes the student.
 
         Raises:
           Stopped: asked to; saved.
@@ -71,26 +71,33 @@ class Loop:
             names = [*phases, "done"]
             self._progress.phase = names[names.index(self._progress.phase) + 1]
             self._session.save()
-        self._session.export()
 
     def _measure(self) -> None:
         """What the teacher and random play are worth here, in whole games and true returns."""
-        session, episodes = self._session, self._settings.evaluation_episodes
-        generator = np.random.default_rng([self._settings.seed, 1])
-        count = session.envs.actions
-        chance = self._play(lambda x: generator.integers(count, size=len(x)), 1, max(episodes, 30))
-        self._progress.random = [chance.mean, chance.error]
+        session, episodes = self._session, 2 * self._settings.evaluation_episodes
         if session.teacher is None:
+            generator, count = np.random.default_rng([self._settings.seed, 1]), session.envs.actions
+            chance = self._play(lambda x: generator.integers(count, size=len(x)), 1, episodes, "random")
+            self._progress.random = [chance.mean, standard_error(chance)]
             self._event("measured", random=chance.mean)
             return
         teacher = session.teacher
-        score = self._play(lambda x: teacher.act(x, generator), 2, max(episodes, 30))
-        self._progress.teacher = [score.mean, score.error]
+        with alive(session.job.environment.id):
+            found = evaluate(
+                teacher.checkpoint, environment=teacher.environment, episodes=episodes, measure_random=True,
+                num_envs=self._settings.envs, seed=self._settings.seed, device=session.job.device,
+                progress=lambda done: self._check_stop(),
+            )  # fmt: skip
+        _check_record(found)
+        assert found.random is not None and found.random.score is not None
+        score, chance = found.score, found.random.score
+        self._progress.teacher = [score.mean, standard_error(score)]
+        self._progress.random = [chance.mean, standard_error(chance)]
         self._event(
-            "measured", random=chance.mean, teacher=score.mean, teacher_error=score.error,
-            teacher_episodes=len(score.returns),
+            "measured", random=chance.mean, teacher=score.mean, teacher_error=standard_error(score),
+            teacher_episodes=score.episodes, teacher_mode=found.mode,
         )  # fmt: skip
-        check_teacher(score.mean, score.error, chance.mean, chance.error)
+        check_teacher(*self._progress.teacher, *self._progress.random)
         session.weaning = Weaning(chance.mean, score.mean, self._settings.cutoff)
 
     def _collect(self) -> None:
@@ -238,21 +245,22 @@ class Loop:
         count, chance = session.envs.actions, settings.evaluation_epsilon
         score = self._play(
             lambda x: explore(session.student.greedy(x), chance, count, generator),
-            3 + due, settings.evaluation_episodes,
+            3 + due, settings.evaluation_episodes, f"epsilon:{chance:g}",
         )  # fmt: skip
         progress.evaluated = due + last
         progress.mean_return = score.mean
         progress.best_return = max(score.mean, progress.best_return or -math.inf)
+        session.score = score
         self._wean(score)
+        session.export()  # before the checkpoint: a run killed between the two evaluates once more
         session.save()
-        session.export()
 
     def _wean(self, score: Score) -> None:
         session, progress = self._session, self._progress
         before = session.weaning
         line: dict[str, Json] = {
-            "return": score.mean, "error": score.error, "episodes": len(score.returns),
-            "returns": list(score.returns),
+            "return": score.mean, "error": standard_error(score), "episodes": score.episodes,
+            "returns": self._returns,
         }  # fmt: skip
         if progress.teacher is not None:
             session.weaning = before.step(score.mean, progress.steps)
@@ -268,12 +276,14 @@ class Loop:
                 teacher=progress.teacher[0],
             )  # fmt: skip
 
-    def _play(self, act: Callable[[Array], Array], salt: int, episodes: int) -> Score:
+    def _play(self, act: Callable[[Array], Array], salt: int, episodes: int, mode: str) -> Score:
         envs = self._session.evaluation_envs(salt)
         try:
-            return play(envs, self._patient(act), episodes)
+            found = play(envs, self._patient(act), episodes)
         finally:
             envs.close()
+        self._returns = found.returns.tolist()
+        return Score.of(self._returns, mode, {}, None)
 
     def _patient(self, act: Callable[[Array], Array]) -> Callable[[Array], Array]:
         """The same policy, heeding a wish to stop in the midst of an evaluation."""
@@ -364,6 +374,27 @@ class Pace:
             return None
         elapsed = now - self._begun[0]
         return (done - self._begun[1]) / elapsed if elapsed > 0 else None
+
+
+def standard_error(score: Score) -> float:
+    """Of the mean of its returns; 0 for one episode."""
+    return float(score.std / (score.episodes - 1) ** 0.5) if score.episodes > 1 else 0.0
+
+
+def _check_record(found: Evaluation) -> None:
+    """Refuse a teacher who falls short of what its contract records.
+
+    Raises:
+      Refused: with the likely causes.
+    """
+    if found.confirmed is not False or found.known is None:
+        return
+    raise Refused(
+        f"the teacher plays worse here than it is recorded to: {found.mean:.4g}, recorded {found.known.mean:.4g} "
+        f"({found.mode}, {found.known.episodes} episodes)",
+        where={f"cause {number}": cause for number, cause in enumerate(found.causes, 1)},
+        hint="make the environment what it was, or record what is true now: surgery evaluate --record",
+    )
 
 
 def _add(replay: Replay, observation: Array, actions: Array, step: Step) -> None:

@@ -13,9 +13,9 @@ import torch
 from surgery.architectures import new
 from surgery.checkpoint import Checkpoint
 from surgery.distill import store
-from surgery.distill.interrupt import Interrupts
+from surgery.distill.interrupt import Interrupts, Stopped
 from surgery.distill.journal import Status
-from surgery.distill.loop import Loop, Stopped
+from surgery.distill.loop import Loop
 from surgery.distill.methods import Method, method_named
 from surgery.distill.network import choose_device
 from surgery.distill.session import Job, Session
@@ -23,6 +23,7 @@ from surgery.distill.settings import HEADS, Settings
 from surgery.distill.values import values_of
 from surgery.envs import complete, make
 from surgery.errors import ArgumentError
+from surgery.evaluate.causes import NOT_PLAYED
 from surgery.interface import Environment, Interface, LineageStep, PortPatch
 from surgery.json_values import Json
 from surgery.replay import Transitions, read_transitions
@@ -142,7 +143,7 @@ def plan_finetune(
       As `plan_distill`; ArgumentError: the model's output cannot learn by temporal differences.
     """
     values_of(model)
-    contract = complete(environment)
+    contract = _played(complete(environment))
     chosen = method_named("finetune")
     settings = Settings.scaled(
         chosen, contract, frames=options.frames, seed=options.seed, envs=options.envs
@@ -213,7 +214,7 @@ def _student(
     envs = make(contract, 1, seed=0, training=False)
     try:
         shape, actions, dtype = envs.observation_shape, envs.actions, envs.observation_dtype
-        meanings, contract = envs.action_meanings, envs.contract
+        meanings, contract = envs.action_meanings, _played(envs.contract)
     finally:
         envs.close()
     scale = 1 / 255 if dtype.name == "uint8" and len(shape) == 3 else None
@@ -227,6 +228,12 @@ def _student(
     outputs = {made.interface.outputs[0].name: PortPatch(labels=meanings)}
     interface: Interface = made.interface.annotated(inputs, outputs)
     return contract, made.replace(interface=interface, environment=contract)
+
+
+def _played(contract: Environment) -> Environment:
+    """A contract without what it says of the model that it came with."""
+    settings = {name: value for name, value in contract.settings.items() if name not in NOT_PLAYED}
+    return Environment(contract.id, settings)
 
 
 def _job(

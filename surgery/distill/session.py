@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +27,7 @@ from surgery.distill.values import values_of
 from surgery.distill.weaning import Weaning
 from surgery.envs import Envs, make
 from surgery.errors import CorruptFile, RunFailed
+from surgery.evaluate import Score
 from surgery.interface import Environment, LineageStep
 from surgery.json_values import Fields, Json
 from surgery.replay import (
@@ -85,6 +86,7 @@ class Session:
 
     Attributes:
       notes: what had to be said on opening.
+      score: the student's newest, of these very weights; None before the first evaluation of this process.
     """
 
     def __init__(self, job: Job) -> None:
@@ -117,6 +119,7 @@ class Session:
         self._since = time.monotonic()
         self._saved_at = time.monotonic()
         self.journal: Journal | None = None
+        self.score: Score | None = None
 
     @classmethod
     def open(cls, job: Job) -> Session:
@@ -316,7 +319,12 @@ class Session:
         lineage = (
             (*self.job.student.lineage, self.job.lineage) if self.job.lineage else self.job.student.lineage
         )
-        return made.replace(environment=self.job.environment, lineage=lineage, path=None)
+        done = made.replace(lineage=lineage, path=None)
+        contract = self.job.environment
+        if self.score is not None:
+            score = replace(self.score, model=done.digest()).to_json()
+            contract = Environment(contract.id, {**contract.settings, "scores": [score]})
+        return done.replace(environment=contract)
 
     def export(self) -> Path:
         """Write `student.onnx` and its optimizer state.

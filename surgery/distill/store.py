@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import json
 import pickle
 from collections.abc import Iterator, Mapping
@@ -109,13 +110,10 @@ def save(folder: Path, number: int, tensors: Mapping[str, Any], record: Mapping[
     """
     path = folder / CHECKPOINTS / f"{number:06d}.pt"
     text = dumps({"schema": SCHEMA, **record})
-    with replacing([path], force=True) as [temporary]:
-        try:
-            torch.save({"tensors": dict(tensors), "record": text}, temporary)
-        except RuntimeError as error:  # torch's zip writer has no class of its own for a full disk
-            raise FileError(
-                f"cannot write {path}: {str(error).splitlines()[0]}", hint="free some space on the disk"
-            ) from error
+    buffer = io.BytesIO()  # torch's own writer hides why a write failed
+    torch.save({"tensors": dict(tensors), "record": text}, buffer)
+    with replacing([path], force=True, needed=buffer.tell()) as [temporary]:
+        temporary.write_bytes(buffer.getbuffer())
     for old in _numbered(folder)[KEPT:]:
         old.unlink(missing_ok=True)
     return path

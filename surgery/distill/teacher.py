@@ -9,7 +9,8 @@ import numpy as np
 from surgery import policy as policies
 from surgery.checkpoint import Checkpoint
 from surgery.distill.acting import Array
-from surgery.errors import ArgumentError, Refused
+from surgery.errors import Refused
+from surgery.evaluate.evaluation import fits
 from surgery.interface import Environment
 
 if TYPE_CHECKING:
@@ -33,7 +34,11 @@ class Teacher:
 
     def __init__(self, checkpoint: Checkpoint, environment: Environment, *, device: str) -> None:
         self.checkpoint = checkpoint
-        self._policy = policies.load(checkpoint.replace(environment=environment), device=device)
+        mask = checkpoint.environment.settings.get("action_mask")
+        settings = environment.settings if mask is None else {**environment.settings, "action_mask": mask}
+        self.environment = Environment(environment.id, settings)
+        self._policy = policies.load(checkpoint, environment=self.environment, device=device)
+        self._usable = self._policy.actions
         if self._policy.recurrent:
             raise Refused(
                 "the teacher is recurrent: what it says of a single observation drawn from a replay is not what it "
@@ -51,13 +56,10 @@ class Teacher:
         """Whether it gives actions and no scores."""
         return self._policy.kind == "action"
 
-    @property
-    def actions(self) -> int:
-        return self._policy.actions
-
     def scores(self, observation: Array | torch.Tensor) -> torch.Tensor:
-        """(n, A) of observations as the environment gives them."""
-        return self._policy.scores(observation)
+        """(n, A) of observations as the environment gives them; actions that it lacks, and the contract forbids, are
+        left out."""
+        return self._policy.scores(observation)[:, : self._usable]
 
     def act(self, observation: Array, generator: np.random.Generator) -> Array:
         """Actions (n,) as it was trained to act: drawn from logits, else the best."""
@@ -70,16 +72,5 @@ class Teacher:
         Raises:
           ArgumentError: names the command that would make it fit.
         """
-        path, name = self.checkpoint.path or "TEACHER", envs.contract.id
-        if self.actions != envs.actions:
-            raise ArgumentError(
-                f"the teacher has {self.actions} actions, {name} has {envs.actions}",
-                hint=f"surgery adapt {path} --env {name} -o adapted.onnx",
-            )
-        try:
-            self._policy.check(envs.observation_shape)
-        except ArgumentError as error:
-            raise ArgumentError(
-                f"the teacher does not take the observations of {name}: {error.message}",
-                hint=f"surgery adapt {path} --env {name} -o adapted.onnx",
-            ) from error
+        fits(self.checkpoint, self._policy, envs)
+        self._usable = envs.actions

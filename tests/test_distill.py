@@ -1,0 +1,507 @@
+"""Real runs in real environments, with small budgets: what comes out, what is refused, what is never lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+import surgery
+from surgery.architectures import new
+from surgery.cli import main
+from surgery.distill import METHODS, Job, Options, execute, plan_distill, plan_finetune
+from surgery.distill.interrupt import Stopped
+from surgery.distill.loop import Loop
+from surgery.distill.progress import PHASES, Progress
+from surgery.distill.run import config
+from surgery.distill.session import Session
+from surgery.distill.store import agree_on, owning
+from surgery.errors import ArgumentError, CorruptFile, FileError, Refused, RunFailed, UnknownName
+from surgery.evaluate import recorded_scores
+from surgery.interface import Environment
+from surgery.policy import load as load_policy
+
+QUICK = {"evaluation_episodes": 2, "evaluate_every": 400, "offline_updates": 60, "teacher_data": 400}
+
+
+@pytest.fixture
+def teacher(teachers: Path) -> surgery.Checkpoint:
+    return surgery.load(teachers / "cartpole-dqn.onnx")
+
+
+def job_of(teacher: surgery.Checkpoint, folder: Path, *, method: str = "qdagger", **given: object) -> Job:
+    head, seed, to = (
+        str(given.pop("head", "q")),
+        int(str(given.pop("seed", 0))),
+        str(given.pop("to", "mlp-32")),
+    )
+    save_seconds = float(str(given.pop("save_seconds", 1000)))
+    changes = {**QUICK, **given}
+    if not METHODS[method].offline:
+        changes.pop("offline_updates")
+    options = Options(
+        frames=1000, seed=seed, device="cpu", envs=4, head=head, changes=changes, save_seconds=save_seconds
+    )
+    return plan_distill(teacher, to, folder, environment=teacher.environment, method=method, options=options)
+
+
+def lines(folder: Path, kind: str | None = None) -> list[dict]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in found if kind in (None, line["kind"])]
+
+
+def weights(path: Path) -> dict[str, np.ndarray]:
+    return {name: np.array(tensor.numpy()) for name, tensor in surgery.load(path).tensors.items()}
+
+
+def test_a_student_is_a_checkpoint_like_any_other(teacher: surgery.Checkpoint, tmp_path: Path):
+    outcome = execute(job_of(teacher, tmp_path))
+    student = surgery.load(outcome.student)
+    [score] = recorded_scores(student.environment)
+    assert (score.mean, score.mode, score.model) == (outcome.mean_return, "epsilon:0.001", student.digest())
+    assert student.environment.id == "CartPole-v1"
+    assert student.environment.settings["max_episode_steps"] == 500
+    assert student.lineage[-1].operation == "distill"
+    assert student.lineage[-1].parents == (teacher.digest(),)
+    assert student.optimizer is not None
+    assert student.optimizer.kind == "adam"
+    assert set(student.optimizer.parameters) == set(student.tensors)
+    assert set(student.optimizer.slots) == {"exp_avg", "exp_avg_sq"}
+    plan = surgery.widen(student, factor=2)
+    assert surgery.apply(plan, student).report is not None
+    again = plan_distill(
+        student, "mlp-16", tmp_path / "next", environment=student.environment, options=Options(frames=1000)
+    )
+    assert again.teacher is student
+    assert load_policy(student).actions == 2
+
+
+def test_a_run_says_what_it_did(teacher: surgery.Checkpoint, tmp_path: Path):
+    outcome = execute(job_of(teacher, tmp_path))
+    measured = lines(tmp_path, "event")[0]
+    assert measured["teacher"] == outcome.teacher == 500
+    assert measured["random"] == outcome.random < 40
+    evaluations = lines(tmp_path, "evaluation")
+    assert [line["frames"] for line in evaluations] == [0, 400, 800, 1000]
+    assert all(len(line["returns"]) == line["episodes"] == 2 for line in evaluations)
+    assert all(0 <= line["lambda"] <= 1 for line in evaluations)
+    trained = lines(tmp_path, "train")
+    assert {line["phase"] for line in trained} == {"offline", "online"}
+    assert all(np.isfinite(line["loss"]) for line in trained if "loss" in line)
+    assert [line["seconds"] for line in lines(tmp_path)] == sorted(
+        line["seconds"] for line in lines(tmp_path)
+    )
+    assert outcome.updates == pytest.approx(60 + (1000 - 500) / 4, abs=3)
+    assert list((tmp_path / "tensorboard").iterdir())
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["settings"]["n_step"] == 3
+    assert len(list((tmp_path / "checkpoints").glob("*.pt"))) == 2
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("finetune", "qdagger")])
+def test_every_method_runs_and_learns_in_the_phases_that_it_has(
+    method: str, teacher: surgery.Checkpoint, tmp_path: Path
+):
+    outcome = execute(job_of(teacher, tmp_path, method=method))
+    assert outcome.student.is_file()
+    chosen = METHODS[method]
+    trained = lines(tmp_path, "train")
+    assert ("offline" in {line["phase"] for line in trained}) == bool(chosen.offline)
+    assert outcome.teacher == (500 if chosen.teacher else None)
+    online = [line for line in trained if line["phase"] == "online" and "loss" in line]
+    assert all((line["temporal"] > 0) == chosen.temporal for line in online)
+    imitated = any(line["auxiliary"] > 0 for line in online)
+    assert imitated == (chosen.online_loss != "none")
+    if chosen.explores:
+        assert online[0]["epsilon"] <= 1.0
+    assert (tmp_path / "teacher_replay").exists() == chosen.collects
+
+
+@pytest.mark.parametrize("head", ["dueling", "c51", "qr"])
+def test_every_head_learns_with_double_and_prioritised_replay(
+    head: str, teacher: surgery.Checkpoint, tmp_path: Path
+):
+    outcome = execute(job_of(teacher, tmp_path, head=head, double=True, prioritised=True))
+    assert outcome.updates > 100
+    kind = {"dueling": "q_values", "c51": "atom_logits", "qr": "quantiles"}[head]
+    assert surgery.load(outcome.student).interface.outputs[0].kind == kind
+
+
+def test_imitation_alone_reaches_many_times_the_random_score(teacher: surgery.Checkpoint, tmp_path: Path):
+    changes = {"offline_updates": 1200, "teacher_data": 4000, "rate": 1e-3, "evaluate_every": 1000}
+    outcome = execute(job_of(teacher, tmp_path, to="mlp-64", budget=1000, **changes))
+    first = lines(tmp_path, "evaluation")[0]
+    assert first["frames"] == 0
+    assert first["return"] > 5 * outcome.random
+
+
+def test_on_pixels_of_bits_too(teachers: Path, tmp_path: Path):
+    teacher = surgery.load(teachers / "minatar-breakout-dqn.onnx")
+    changes = {"evaluation_episodes": 2, "evaluate_every": 1000, "offline_updates": 20, "teacher_data": 300}
+    job = plan_distill(
+        teacher, "mlp-32", tmp_path, environment=teacher.environment,
+        options=Options(frames=1000, envs=4, changes=changes),
+    )  # fmt: skip
+    outcome = execute(job)
+    assert outcome.teacher is not None
+    assert outcome.teacher > 4
+    student = surgery.load(outcome.student)
+    assert student.interface.outputs[0].labels == ("noop", "left", "right")
+
+
+def has_reached(progress: Progress, updates: int) -> bool:
+    return progress.offline >= updates
+
+
+def test_an_offline_phase_that_was_left_anywhere_ends_in_the_same_bits(
+    teacher: surgery.Checkpoint, tmp_path: Path
+):
+    whole, parts = (
+        job_of(teacher, tmp_path / name, budget=1000, learn_after=10**6) for name in ("whole", "parts")
+    )
+    execute(whole)
+    for reached in (1, 26, 31, 59):
+        with owning(parts.folder):
+            agree_on(parts.folder, config(parts))
+        session = Session.open(parts)
+        with pytest.raises(Stopped):
+            Loop(session, stop=partial(has_reached, session.progress, reached)).run()
+        session.close()
+    execute(parts)
+    assert len({line["updates"] for line in lines(tmp_path / "parts", "train")}) == len(
+        {line["updates"] for line in lines(tmp_path / "whole", "train")}
+    )
+    one, other = (weights(tmp_path / name / "student.onnx") for name in ("whole", "parts"))
+    assert all((one[name] == other[name]).all() for name in one)
+
+
+RUN = """
+import sys
+from pathlib import Path
+import surgery
+from surgery.distill import Options, execute, plan_distill
+teacher = surgery.load(sys.argv[1])
+job = plan_distill(teacher, "mlp-32", Path(sys.argv[2]), environment=teacher.environment, options=Options(
+    frames=1200, device="cpu", envs=4, save_seconds=0.02,
+    changes={"evaluation_episodes": 2, "evaluate_every": 400, "offline_updates": 60, "teacher_data": 400}))
+print("ready", flush=True)
+print(execute(job).frames, flush=True)
+"""
+
+
+def start(teachers: Path, folder: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, str(teachers / "cartpole-dqn.onnx"), str(folder)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_killed_at_random_moments_it_goes_on_from_the_last_checkpoint(teachers: Path, tmp_path: Path):
+    generator = np.random.default_rng(int(os.environ.get("SURGERY_KILL_SEED", "0")))
+    folder, reached, kills = tmp_path / "run", [], 0
+    while True:
+        process = start(teachers, folder)
+        try:
+            out, err = process.communicate(timeout=float(generator.uniform(0.1, 1.2)) if kills < 4 else 120)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            kills += 1
+            saved = sorted((folder / "checkpoints").glob("*.pt")) if folder.exists() else []
+            if saved:
+                record = json.loads(torch.load(saved[-1], weights_only=True)["record"])["progress"]
+                reached.append((PHASES.index(record["phase"]), record["updates"], record["steps"]))
+            continue
+        assert process.returncode == 0, err
+        break
+    assert kills >= 2
+    assert reached == sorted(reached)
+    assert out == "1200\n"
+    found = lines(folder)
+    assert [line["updates"] for line in found] == sorted(line["updates"] for line in found)
+    assert [line["frames"] for line in lines(folder, "evaluation")] == [0, 400, 800, 1200]
+    assert surgery.load(folder / "student.onnx").lineage
+    assert not list(folder.rglob("*.part"))
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(teachers: Path, tmp_path: Path):
+    words = [
+        sys.executable, "-c", "import sys; from surgery.cli import main; sys.exit(main())", "distill",
+        str(teachers / "cartpole-dqn.onnx"), "--to", "mlp-32",
+        "--frames", "200000", "--envs", "4", "--set", "teacher_data=400", "--set", "offline_updates=100000", "-o",
+        str(tmp_path / "run"), "--json",
+    ]  # fmt: skip
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while (
+        not (tmp_path / "run" / "metrics.jsonl").exists()
+        or "offline" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+    ):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert json.loads(out)["error"]["kind"] == "Interrupted"
+    [*_, newest] = sorted((tmp_path / "run" / "checkpoints").glob("*.pt"))
+    progress = json.loads(torch.load(newest, weights_only=True)["record"])["progress"]
+    assert progress["phase"] == "offline"
+    assert progress["offline"] > 0
+
+
+def test_a_finished_run_is_reported_and_not_repeated(teacher: surgery.Checkpoint, tmp_path: Path):
+    first = execute(job_of(teacher, tmp_path))
+    stamp = first.student.stat().st_mtime_ns
+    notes: list[str] = []
+    second = execute(job_of(teacher, tmp_path), note=notes.append)
+    assert (second.frames, second.updates, second.mean_return) == (
+        first.frames,
+        first.updates,
+        first.mean_return,
+    )
+    assert "going on from 1,000 frames" in notes[0]
+    assert weights(first.student).keys()
+    assert stamp
+
+
+def test_a_run_of_another_configuration_is_refused(teacher: surgery.Checkpoint, tmp_path: Path):
+    execute(job_of(teacher, tmp_path))
+    with pytest.raises(ArgumentError, match=r"another configuration: settings\.n_step was 3, now 5") as error:
+        execute(job_of(teacher, tmp_path, n_step=5))
+    assert "another folder" in str(error.value.hint)
+    with pytest.raises(ArgumentError, match="student was"):
+        execute(job_of(teacher, tmp_path, to="mlp-16"))
+
+
+def test_two_processes_cannot_share_a_run(teacher: surgery.Checkpoint, tmp_path: Path):
+    with owning(tmp_path), pytest.raises(ArgumentError, match="another process is running"):
+        execute(job_of(teacher, tmp_path))
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "garbage"])
+def test_a_damaged_checkpoint_is_passed_over(how: str, teacher: surgery.Checkpoint, tmp_path: Path):
+    execute(job_of(teacher, tmp_path))
+    older, newest = sorted((tmp_path / "checkpoints").glob("*.pt"))
+    data = newest.read_bytes()
+    newest.write_bytes({"truncated": data[: len(data) // 2], "empty": b"", "garbage": os.urandom(1000)}[how])
+    notes: list[str] = []
+    outcome = execute(job_of(teacher, tmp_path), note=notes.append)
+    assert outcome.frames == 1000
+    assert notes[0].startswith(f"passed over: {newest} is damaged")
+    older.write_bytes(b"")
+    for path in (tmp_path / "checkpoints").glob("*.pt"):
+        path.write_bytes(b"PK")
+    with pytest.raises(CorruptFile, match=r"no checkpoint in .* is whole"):
+        execute(job_of(teacher, tmp_path))
+
+
+class Explosive(gymnasium.Env):
+    """CartPole that breaks down in the middle of everything."""
+
+    observation_space = gymnasium.spaces.Box(-10, 10, (4,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+    steps = 0
+
+    def reset(self, *, seed: int | None = None, options: object = None):
+        self.age = 0
+        return np.zeros(4, np.float32), {}
+
+    def step(self, action: int):
+        type(self).steps += 1
+        self.age += 1
+        if type(self).steps > 900:
+            raise OSError("the simulator is gone")
+        return np.full(4, action, np.float32), float(action), self.age == 10, False, {}
+
+
+@pytest.fixture
+def explosive() -> Environment:
+    gymnasium.register("Explosive-v0", Explosive)
+    Explosive.steps = 0
+    yield Environment("Explosive-v0")
+    del gymnasium.registry["Explosive-v0"]
+
+
+def test_a_dead_environment_stops_the_run_and_leaves_the_last_checkpoint(
+    explosive: Environment, tmp_path: Path
+):
+    job = plan_distill(
+        None, "mlp-16", tmp_path, environment=explosive, method="scratch",
+        options=Options(frames=1000, envs=2, changes={"evaluation_episodes": 2}, save_seconds=0.05),
+    )  # fmt: skip
+    with pytest.raises(RunFailed, match="Explosive-v0 failed: OSError: the simulator is gone") as error:
+        execute(job)
+    assert "last checkpoint" in str(error.value.hint)
+    Explosive.steps = -10_000
+    assert execute(job).frames == 1000
+
+
+def test_a_loss_that_is_no_number_stops_the_run(teacher: surgery.Checkpoint, tmp_path: Path):
+    with pytest.raises(RunFailed, match="no longer a number") as error:
+        execute(job_of(teacher, tmp_path, rate=1e30))
+    assert error.value.exit_code == 1
+    kept = [torch.load(path, weights_only=True) for path in (tmp_path / "checkpoints").glob("*.pt")]
+    assert kept
+    assert all(torch.isfinite(t).all() for one in kept for t in one["tensors"]["student"].values())
+
+
+FULL = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
+sys.argv[1:] = sys.argv[1:3]
+from surgery.cli import main
+sys.exit(main(["distill", sys.argv[1], "--to", "mlp-256-256", "--frames", "1000", "--set", "offline_updates=10",
+               "--set", "teacher_data=400", "--set", "evaluation_episodes=2", "-o", sys.argv[2], "--json"]))
+"""
+
+
+def test_a_full_disk_is_an_error_and_the_checkpoints_before_stand(teachers: Path, tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(teachers / "cartpole-dqn.onnx"), str(tmp_path / "run"), "300000"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "the disk is full" in json.loads(done.stdout)["error"]["message"]
+    assert not list((tmp_path / "run").rglob("*.part"))
+
+
+def test_a_teacher_no_better_than_chance_is_refused(teacher: surgery.Checkpoint, tmp_path: Path):
+    unscored = Environment("CartPole-v1", {"max_episode_steps": 500})
+    untrained = new("mlp-8", observation=(4,), actions=2, seed=1).replace(environment=unscored)
+    with pytest.raises(Refused, match="no better than chance"):
+        execute(job_of(untrained, tmp_path))
+
+
+def test_a_teacher_who_falls_short_of_its_record_is_refused_with_the_causes(
+    teacher: surgery.Checkpoint, tmp_path: Path
+):
+    weak = new("mlp-8", observation=(4,), actions=2, seed=1).replace(environment=teacher.environment)
+    with pytest.raises(Refused, match=r"worse here than it is recorded to: .*, recorded 500") as error:
+        execute(job_of(weak, tmp_path))
+    assert "cause 1" in error.value.where
+
+
+def test_what_does_not_fit_is_named_with_the_way_out(teacher: surgery.Checkpoint, tmp_path: Path):
+    options = Options(frames=1000)
+    wide = new("mlp-8", observation=(4,), actions=5)
+    with pytest.raises(ArgumentError, match="has 5 actions, the environment only 2") as error:
+        execute(plan_distill(wide, "mlp-8", tmp_path / "a", environment=teacher.environment, options=options))
+    assert "surgery adapt" in str(error.value.hint)
+    other = new("mlp-8", observation=(7,), actions=2)
+    with pytest.raises(ArgumentError, match=r"CartPole-v1: input .observation. takes observations"):
+        execute(
+            plan_distill(other, "mlp-8", tmp_path / "b", environment=teacher.environment, options=options)
+        )
+    with pytest.raises(UnknownName, match="unknown method 'qdager'"):
+        plan_distill(
+            teacher, "mlp-8", tmp_path, environment=teacher.environment, method="qdager", options=options
+        )
+    with pytest.raises(ArgumentError, match="needs a teacher"):
+        plan_distill(None, "mlp-8", tmp_path, environment=teacher.environment, options=options)
+    with pytest.raises(ArgumentError, match="recurrent"):
+        plan_distill(teacher, "lstm-16", tmp_path, environment=teacher.environment, options=options)
+    with pytest.raises(ArgumentError, match="under 1,000"):
+        plan_distill(teacher, "mlp-8", tmp_path, environment=teacher.environment, options=Options(frames=10))
+
+
+def test_fine_tuning_carries_weights_and_optimizer_state_on(
+    teacher: surgery.Checkpoint, teachers: Path, tmp_path: Path
+):
+    with_state = surgery.attach(teacher, teachers / "cartpole-dqn.pt")
+    options = Options(frames=1000, envs=4, changes={"evaluation_episodes": 2, "evaluate_every": 1000})
+    job = plan_finetune(with_state, tmp_path / "on", environment=teacher.environment, options=options)
+    session = Session(job)
+    for name, parameter in session.student.module.named_parameters():
+        had = with_state.optimizer.slots["exp_avg_sq"][name].numpy()
+        np.testing.assert_array_equal(session.learner.optimizer.state[parameter]["exp_avg_sq"], had)
+        assert float(session.learner.optimizer.state[parameter]["step"]) == with_state.optimizer.steps[name]
+    session.close()
+    outcome = execute(job)
+    assert outcome.mean_return > 100
+    tuned = surgery.load(outcome.student)
+    assert tuned.optimizer.steps["network.0.weight"] == pytest.approx(
+        with_state.optimizer.steps["network.0.weight"] + outcome.updates
+    )
+    assert tuned.lineage[-1].operation == "finetune"
+    assert lines(tmp_path / "on", "train")[0]["epsilon"] == 0.01
+
+
+def test_the_command_says_what_it_will_take_and_what_became_of_it(
+    teachers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = [
+        "distill", str(teachers / "cartpole-dqn.onnx"), "--to", "mlp-16", "--frames", "1000", "--envs", "4",
+        "--set", "offline_updates=20", "--set", "teacher_data=200", "--set", "evaluation_episodes=2",
+        "-o", str(tmp_path / "run"), "--json",
+    ]  # fmt: skip
+    assert main([*words, "--dry-run"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["settings"]["offline_updates"] == 20
+    assert planned["forecast"]["seconds"] > 0
+    assert not (tmp_path / "run").exists()
+    assert main(words) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert done["frames"] == 1000
+    assert done["teacher"] == 500
+    assert Path(done["student"]).is_file()
+    assert main([*words[:-1]]) == 0
+    assert "return" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("n_steps=3", "unknown setting 'n_steps'"),
+        ("n_step=x", "is not NAME=VALUE"),
+        ("replay=1e3", "is a int"),
+    ],
+)
+def test_a_setting_that_is_wrong_costs_nothing(
+    change: str, message: str, teachers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = [
+        "distill",
+        str(teachers / "cartpole-dqn.onnx"),
+        "--to",
+        "mlp-16",
+        "--set",
+        change,
+        "-o",
+        str(tmp_path / "r"),
+    ]
+    assert main(words) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_replay_that_does_not_fit_is_refused_before_anything_is_written(
+    teacher: surgery.Checkpoint, tmp_path: Path
+):
+    with pytest.raises(ArgumentError, match="GB of memory"):
+        execute(job_of(teacher, tmp_path / "run", replay=10**11))
+    assert not list((tmp_path / "run" / "checkpoints").glob("*"))
+
+
+def test_methods_are_listed_without_torch(capsys: pytest.CaptureFixture[str]):
+    assert main(["list", "methods"]) == 0
+    found = capsys.readouterr().out
+    assert all(name in found for name in METHODS)
+
+
+def test_a_run_directory_in_a_place_that_cannot_be_written_to(teacher: surgery.Checkpoint, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match="cannot write"):
+        execute(job_of(teacher, tmp_path / "file" / "run"))
