@@ -169,6 +169,66 @@ def test_a_network_that_is_the_target_already_is_left_as_it_is():
     assert journey.checkpoint.digest() == checkpoint.digest()
 
 
+DEEPER = {
+    "mlp": ("mlp-7-5", "mlp-7-9-9-5", "deepen widen"),
+    "mlp by one more": ("mlp-7-5", "mlp-9-11-12", "deepen widen"),
+    "blocks": ("impala-b1", "impala-b3", "deepen"),
+    "blocks and channels": ("impala-b1", "impala-x2-b2", "widen deepen"),
+    "blocks of dopamine's": ("impala-dopamine-b1", "impala-dopamine-b2-fc600", "widen deepen"),
+}
+
+
+@pytest.mark.parametrize("head", ["q", "dueling", "actor-critic"])
+@pytest.mark.parametrize("case", DEEPER)
+def test_new_layers_start_without_an_effect_and_take_the_place_that_the_target_has(case, head):
+    name, target, operations = DEEPER[case]
+    journey = migrate(small(name, head), target)
+    assert journey.report.exact
+    assert [result.plan.operation for result in journey.results] == operations.split()
+    assert not survey(journey.checkpoint, target)[1].edits
+    wanted = new(target, observation=FAMILIES[name][0], actions=3, head=head)
+    assert sorted(shapes(journey.checkpoint).values()) == sorted(shapes(wanted).values())
+
+
+def test_new_blocks_are_called_as_those_of_the_family():
+    journey = migrate(small("impala-b1"), "impala-b3")
+    assert shapes(journey.checkpoint) == shapes(new("impala-b3", observation=(3, 12, 12), actions=3))
+
+
+@pytest.mark.parametrize("style", zoo.STYLES)
+def test_an_exported_impala_becomes_wider_and_deeper(style):
+    journey = migrate(exported("impala", style), "impala-x2-b3")
+    assert journey.report.exact
+    assert [result.plan.operation for result in journey.results] == ["widen", "deepen"]
+    assert not survey(journey.checkpoint, "impala-x2-b3")[1].edits
+
+
+KERNELS = """
+[small]
+layers = [{ conv = 5, kernel = 3, padding = 1 }, "relu", "flatten", { dense = 7 }, "relu"]
+[large]
+layers = [{ conv = 6, kernel = 5, padding = 2 }, "relu", "flatten", { dense = 7 }, "relu"]
+"""
+
+
+def test_a_kernel_grows_with_its_padding(tmp_path):
+    (tmp_path / "mine.toml").write_text(KERNELS)
+    before = new(f"{tmp_path}/mine.toml:small", observation=(3, 6, 6), actions=2)
+    journey = migrate(before, f"{tmp_path}/mine.toml:large")
+    assert journey.report.exact
+    assert [result.plan.operation for result in journey.results] == ["grow_kernel", "widen"]
+    assert shapes(journey.checkpoint)["conv1.weight"] == (6, 3, 5, 5)
+
+
+def test_the_optimizers_slots_of_a_deeper_network_are_complete():
+    agent = surgery.attach(surgery.load(TEACHERS / "cartpole-dqn.onnx"), TEACHERS / "cartpole-dqn.pt")
+    after = migrate(agent, "mlp-128-96-96").checkpoint
+    trained = {name for name, t in after.tensors.items() if t.dtype.is_floating_point()}
+    for members in after.optimizer.slots.values():
+        assert set(members) == trained
+        assert all(tuple(slot.shape) == tuple(after.tensors[name].shape) for name, slot in members.items())
+
+
 REFUSALS = {
     "another family": ("nature", "impala", {"conv1": "stride 4 does not become 1"}),
     "fewer units": ("mlp-7-5", "mlp-6-9", {"fc1": "fewer than 7"}),
@@ -254,8 +314,8 @@ def test_migrate_prints_layer_by_layer_and_writes_what_it_proved(agent, tmp_path
     assert surgery.verify(surgery.load(agent), surgery.load(out)).ok
 
 
-@pytest.mark.parametrize("verb", ["migrate", "widen"])
-def test_both_verbs_take_a_target(agent, tmp_path, capsys, verb):
+@pytest.mark.parametrize("verb", ["migrate", "widen", "deepen"])
+def test_every_verb_that_grows_takes_a_target(agent, tmp_path, capsys, verb):
     out = tmp_path / "out.onnx"
     assert main([verb, str(agent), "--to", "mlp-9-11", "-o", str(out), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from surgery.architectures.layers import Shape
+from surgery.architectures.layers import Branches, Shape
 from surgery.architectures.library import Architecture
+from surgery.architectures.recognise import recognise
+from surgery.architectures.steps import CENTRED
 from surgery.architectures.untrained import new
 from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError
@@ -98,7 +100,7 @@ def new_like(
     """
     known = setting(teacher)
     made = new(
-        arch, observation=known.shape, actions=known.actions, head=head or known.head,
+        arch, observation=known.shape, actions=known.actions, head=head or _streamed(teacher, known.head),
         dtype=known.dtype, scale=known.scale, seed=seed,
     )  # fmt: skip
     source = known.observation
@@ -113,6 +115,14 @@ def new_like(
         for k, port in enumerate(made.interface.outputs)
     )
     return made.replace(interface=Interface(inputs, outputs), environment=teacher.environment)
+
+
+def _streamed(teacher: Checkpoint, head: str) -> str:
+    """Whether values come from two streams only the graph says."""
+    dueling = head == "q" and any(
+        isinstance(x, Branches) and x.join == CENTRED for x in recognise(teacher).layers
+    )
+    return "dueling" if dueling else head
 
 
 def _named(values: Sequence[ir.Value], name: str) -> ir.Value:

@@ -70,7 +70,7 @@ class Steps:
         self.outputs = [(str(v.name), v) for v in graph.outputs if v.name not in states]
         self._modules = modules(analysis.model, analysis.trace)
         self._fixed = self._not_moving()
-        live = self._live(value for _, value in self.outputs)
+        self._path = live = self._live(value for _, value in self.outputs)
         self._of: dict[ir.Value, Step] = {}
         self.steps: list[Step] = []
         for node in graph:
@@ -113,7 +113,7 @@ class Steps:
             if fuse(node, moving):
                 return
         layer, weights = self._layer(node, moving)
-        step = Step(layer, moving, [v for v in node.outputs if v.name], weights)
+        step = Step(layer, moving, [v for v in node.outputs if v in self._path], weights)
         if weights and not isinstance(layer, Norm):
             step.units = self._units(weights[0])
         self._add(step)

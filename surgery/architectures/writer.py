@@ -162,10 +162,11 @@ class Writer:
             layer.kind.upper(), x, *parameters, None, *inside,
             outputs=1 + len(kinds), hidden_size=width, **own_form,
         )  # fmt: skip
-        zero = self.graph.constant([0])
-        after = [self.graph.op("Squeeze", value, zero) for value in outputs[1:]]
+        after = [self.graph.op("Squeeze", value, self.graph.constant([0])) for value in outputs[1:]]
         self.states += [(own, value, width) for own, value in zip(names, after, strict=True)]
-        self.x, self.shape = after[0], (width,)
+        # what comes out of the steps, not the state after the last of them: there may be more steps one day
+        self.x = self.graph.op("Squeeze", outputs[0], self.graph.constant([0, 1]))
+        self.shape = (width,)
 
     def _unsqueezed(self, value: ir.Value) -> ir.Value:
         return self.graph.op("Unsqueeze", value, self.graph.constant([0]))

@@ -15,12 +15,19 @@ from surgery.json_values import Json
 from surgery.tensors import shape_of
 
 if TYPE_CHECKING:
+    from surgery.architectures.family import Family
     from surgery.graph.spaces import Analysis, Space
     from surgery.optimizer import OptimizerState
 
 
-def inspection(checkpoint: surgery.Checkpoint, analysis: Analysis, path: Path) -> dict[str, Json]:
-    """Everything there is to know about a checkpoint, and the analysis of its graph, without running it."""
+def inspection(
+    checkpoint: surgery.Checkpoint, analysis: Analysis, path: Path, found: Family | None = None
+) -> dict[str, Json]:
+    """Everything there is to know about a checkpoint, and the analysis of its graph, without running it.
+
+    Args:
+      found: what the network was recognised as; None if it was not.
+    """
     model = checkpoint.model
     graph, interface = model.graph, checkpoint.interface
     return {
@@ -31,13 +38,19 @@ def inspection(checkpoint: surgery.Checkpoint, analysis: Analysis, path: Path) -
         "parameters": sum(tensor.size for tensor in checkpoint.tensors.values() if _trained(tensor)),
         "inputs": [_port(port, graph.inputs) for port in interface.inputs],
         "outputs": [_port(port, graph.outputs) for port in interface.outputs],
-        "architecture": None,
+        "architecture": _architecture(found),
         "layers": _layers(graph),
         "spaces": [_space(space) for space in analysis.spaces],
         "optimizer": _optimizer(checkpoint.optimizer) if checkpoint.optimizer else None,
         "environment": checkpoint.environment.to_json(),
         "lineage": [step.to_json() for step in checkpoint.lineage],
     }
+
+
+def _architecture(found: Family | None) -> Json:
+    if found is None:
+        return None
+    return {"family": found.family, "name": found.name, "layers": [str(layer) for layer in found.layers]}
 
 
 def _trained(tensor: ir.TensorProtocol) -> bool:

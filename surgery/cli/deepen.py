@@ -8,16 +8,18 @@ from typing import Literal
 import click
 
 import surgery
-from surgery.cli import _edits, _files, _options
+from surgery.cli import _edits, _files, _options, _routes
 from surgery.cli._output import Output
+from surgery.errors import ArgumentError
 
 Kind = Literal["auto", "identity", "residual", "rezero", "batchnorm"]
 
 
 @click.command("deepen", short_help="Insert layers, exactly.")
 @_options.file_argument("model")
+@click.option("--after", metavar="LAYER", help="Insert behind this layer, or this value of the graph.")
 @click.option(
-    "--after", metavar="LAYER", required=True, help="Insert behind this layer, or this value of the graph."
+    "--to", "architecture", metavar="ARCH", help="To a named architecture, or that of an .onnx file."
 )
 @click.option(
     "--count",
@@ -47,7 +49,8 @@ Kind = Literal["auto", "identity", "residual", "rezero", "batchnorm"]
 def command(
     *,
     model: Path,
-    after: str,
+    after: str | None,
+    architecture: str | None,
     count: int,
     kind: Kind,
     width: int | None,
@@ -64,20 +67,30 @@ def command(
     """Insert layers so that the outputs stay the same, bit by bit; they learn from the first step.
 
     LAYER is the path of a module (as `surgery inspect` shows it), the ending of one, or a parameter. The new layer goes
-    behind its activation, or into the residual stream behind its block. The result is proved before it is written.
+    behind its activation, or into the residual stream behind its block. Or name an architecture with --to, as in
+    `surgery migrate`. The result is proved before it is written.
 
     \b
     Example:
       surgery deepen agent.onnx --after network.7 -o deeper.onnx
       surgery deepen agent.onnx --after stacks.2.3 --count 2 -o deeper.onnx
+      surgery deepen agent.onnx --to impala-b3 -o deeper.onnx
       surgery deepen agent.onnx --after actor.2 --kind residual --width 256 -o deeper.onnx
     """
     proof = _edits.Proof(not no_verify, _files.read_observations(observations), seed)
+    if architecture is not None:
+        if after is not None or count != 1 or width or kernel or name or kind != "auto":
+            raise ArgumentError("--to says which layers there will be", hint="leave the other options out")
+        _routes.travel(model, target, architecture, proof, output, force=force, dry_run=dry_run)
+        return
+    if after is None:
+        raise ArgumentError("behind which layer?", hint="give --after LAYER, or --to ARCH")
+    place = after
 
     def describe(checkpoint: surgery.Checkpoint) -> surgery.Plan:
         return surgery.deepen(
             checkpoint,
-            after,
+            place,
             count=count,
             kind=kind,
             width=width,

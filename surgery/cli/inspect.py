@@ -41,6 +41,7 @@ def command(*, model: Path, target: Path | None, force: bool, no_optimizer: bool
       surgery inspect agent.onnx --json
       surgery inspect agent.onnx --graph agent.html
     """
+    from surgery.cli._architecture import recognised
     from surgery.cli._inspection import inspection
 
     if target is not None:
@@ -48,7 +49,8 @@ def command(*, model: Path, target: Path | None, force: bool, no_optimizer: bool
     with output.step(f"analysing {model}"):
         checkpoint = surgery.load(model, optimizer=not no_optimizer)
         analysis = surgery.analyse(checkpoint.model, checkpoint.interface)
-        report = inspection(checkpoint, analysis, model)
+        found, analysis = recognised(checkpoint, analysis)
+        report = inspection(checkpoint, analysis, model, found)
     if target is not None:
         with output.step(f"drawing {target}"):
             _draw(analysis, model, target, force=force)
@@ -68,6 +70,7 @@ def _draw(analysis: Analysis, model: Path, target: Path, *, force: bool) -> None
 
 def _text(report: Report) -> str:
     sections = {
+        "architecture": _architecture(report["architecture"]),
         "interface": _ports(report),
         "layers": _layers(report["layers"]),
         "spaces": _spaces(report["spaces"]),
@@ -108,6 +111,13 @@ def _ports(report: Report) -> str:
         for port in report[f"{side}s"]
     ]
     return table(("", "name", "shape", "type", "kind", "", "range", "labels"), rows)
+
+
+def _architecture(found: Report | None) -> str:
+    """Its name, or its family and its layers; nothing for what has no name."""
+    if found is None or found["family"] is None:
+        return ""
+    return str(found["name"] or f"{found['family']}: {' · '.join(found['layers'])}")
 
 
 def _layers(layers: list[Report]) -> str:

@@ -81,7 +81,7 @@ def command(
     \b
     Example:
       surgery widen agent.onnx --factor 2 -o wide.onnx
-      surgery widen agent.onnx --width network.0=64 --width network.7=1024 -o wide.onnx
+      surgery widen agent.onnx --width network.0=64 --width fc=1024 -o wide.onnx
       surgery widen agent.onnx --to nature-x2 -o wide.onnx
       surgery widen agent.onnx --factor 1.5 --dry-run --json > plan.json
     """
@@ -95,9 +95,12 @@ def command(
         _routes.travel(model, target, architecture, proof, output, force=force, dry_run=dry_run, init=init)
         return
 
+    from surgery.cli._architecture import by_space
+
     def describe(checkpoint: surgery.Checkpoint) -> surgery.Plan:
+        own = by_space(checkpoint, widths) if widths else None
         return surgery.widen(
-            checkpoint, widths=widths, factor=factor, init=init, shares=shares, noise=noise, seed=seed
+            checkpoint, widths=own, factor=factor, init=init, shares=shares, noise=noise, seed=seed
         )
 
     _edits.edit(model, target, describe, proof, output, force=force, dry_run=dry_run)

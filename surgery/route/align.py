@@ -64,12 +64,12 @@ class Insert:
     """A new layer behind a value of the graph.
 
     Attributes:
-      kind: "identity" or "residual".
+      kind: "identity", "residual" or "recurrent".
       after: the value. layer: what comes there.
       like: the weights of the block before it, whose names it continues; empty if there is none.
     """
 
-    kind: Literal["identity", "residual"]
+    kind: Literal["identity", "residual", "recurrent"]
     after: str
     layer: Layer
     like: tuple[str, ...] = ()
@@ -300,6 +300,9 @@ class _Aligner:
         if before is None or not before.after:
             return None
         want = target[j]
+        if isinstance(want, Residual) and (cell := _cell(want)) is not None and _runs(before, cell):
+            row = Row(depth, "", "", str(want), (Insert("recurrent", before.after, want),))
+            return 1, Alignment((row,), (0, 1))
         if isinstance(want, Residual) and _is_block(want) and self._streams(tree, i):
             like = tuple(found.weights[0] for branch in before.branches for found in branch if found.weights)
             row = Row(depth, "", "", str(want), (Insert("residual", before.after, want, like),))
@@ -408,6 +411,21 @@ def _is_block(layer: Residual) -> bool:
         case (Activation() as first, Dense(), Activation() as second, Dense()):
             return first == second
     return False
+
+
+def _cell(layer: Residual) -> Recurrent | None:
+    """The cell of a block of a recurrent and a dense layer, which starts at zero with the latter."""
+    match layer.body:
+        case (Recurrent() as cell, Dense()):
+            return cell
+    return None
+
+
+def _runs(before: Found, cell: Recurrent) -> bool:
+    """Whether a layer is recurrent, with the same kind of cell, or a block of one."""
+    layer = before.layer
+    found = _cell(layer) if isinstance(layer, Residual) else layer
+    return isinstance(found, Recurrent) and found.kind == cell.kind
 
 
 def _difference(have: Layer, want: Layer) -> str:

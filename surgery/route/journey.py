@@ -6,16 +6,18 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from surgery.architectures.layers import Convolution, Dense, Residual
+from surgery.architectures.layers import Convolution, Dense, Recurrent, Residual
 from surgery.architectures.library import numbered
 from surgery.architectures.recognise import recognise
 from surgery.checkpoint import Checkpoint, save
 from surgery.errors import Refused
 from surgery.operate import Result, apply
+from surgery.ops.deepen import Kind, deepen
+from surgery.ops.kernel import grow_kernel
 from surgery.ops.widen import Init, widen
 from surgery.plan import Plan
 from surgery.route.align import Alignment, Insert, Kernel, Row, Widen, align
@@ -141,8 +143,6 @@ def _next(checkpoint: Checkpoint, found: Alignment, init: Init, seed: int) -> Pl
         return _inserted(checkpoint, identities, seed)
     kernels = {edit.weight: edit.size for edit in found.edits if isinstance(edit, Kernel)}
     if kernels:
-        from surgery.ops.kernel import grow_kernel
-
         return grow_kernel(checkpoint, kernels)
     widths = {edit.space: edit.width for edit in found.edits if isinstance(edit, Widen)}
     if widths:
@@ -152,22 +152,14 @@ def _next(checkpoint: Checkpoint, found: Alignment, init: Init, seed: int) -> Pl
 
 def _inserted(checkpoint: Checkpoint, edits: list[Insert], seed: int) -> Plan:
     """New layers at several places as one plan; those that would get the same name are left for the next one."""
-    from surgery.ops.deepen import deepen
-
     plan: Plan | None = None
     for after in dict.fromkeys(edit.after for edit in edits):
         here = [edit for edit in edits if edit.after == after]
-        form = _form(here[0])
-        count = sum(_form(edit) == form for edit in here)
-        new = deepen(
-            checkpoint,
-            after,
-            count=count,
-            kind=here[0].kind,
-            seed=seed,
-            **form,
-            **_naming(checkpoint, here[0], count),
-        )
+        form = _form(here[-1])
+        # the last ones first: others of another form then go before them, behind the same value
+        count = next((k for k, edit in enumerate(reversed(here)) if _form(edit) != form), len(here))
+        naming, kind = _naming(checkpoint, here[-1], count), cast(Kind, here[-1].kind)
+        new = deepen(checkpoint, after, count=count, kind=kind, seed=seed, **form, **naming)
         if plan is None:
             plan = new
         elif not _names(plan) & _names(new):
@@ -210,6 +202,8 @@ def _form(edit: Insert) -> dict[str, Any]:
             return {"width": first.channels, "kernel": first.kernel[0]}
         case Residual(body=(_, Dense() as first, _, Dense())):
             return {"width": first.width}
+        case Residual(body=(Recurrent() as cell, Dense())):
+            return {"width": cell.width}
         case Convolution(kernel=kernel):
             return {"kernel": kernel[0]}
     return {}
