@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from surgery.edits import SpaceEdit
+from surgery.units import SpaceEdit
 from surgery.errors import ArgumentError, Refused
 from surgery.graph.layout import units
 from surgery.graph.spaces import Analysis, Space
