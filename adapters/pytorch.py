@@ -161,7 +161,11 @@ def parts_of(state: TrainingState) -> list[Part]:
     """
     named: dict[str, dict[str, ir.TensorProtocol]] = {}
     labels: dict[str, str] = {}
-    for network, members in state.networks.items():
+    # the first network's names stay bare: an original's, wherever its copies stand in the file
+    ordered = sorted(
+        state.networks.items(), key=lambda item: any(word in item[0].lower() for word in _COPIES)
+    )
+    for network, members in ordered:
         if any(len(tensor.shape) > 1 for tensor in members.values()):  # the others are statistics
             prefix = f"{network}." if named else ""
             named[prefix], labels[prefix] = (

@@ -1,0 +1,180 @@
+"""PyTorch and CleanRL files: the graph of the names is the network, and torch loads what is written back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import surgery
+from surgery.adapters import Reading
+from surgery.cli import main
+from surgery.errors import ArgumentError, Refused
+from surgery.verify.outputs import runtime
+from tests.test_pytorch_files import same
+from tests.torch_models import ROWS, Row
+
+TEACHERS = {
+    "breakout-ppo.onnx": None,
+    "cartpole-dqn.pt": "relu",
+    "minatar-breakout-dqn.pt": None,
+}
+
+
+def load(row: Row, path: Path) -> surgery.Checkpoint:
+    return surgery.load(path, reading=Reading(activation=row.activation))
+
+
+def flat(content: object, path: tuple = ()) -> dict[tuple, object]:
+    """Every number, text and tensor of a nested object, by its place."""
+    if isinstance(content, dict | list | tuple):
+        items = content.items() if isinstance(content, dict) else enumerate(content)
+        return {place: leaf for key, item in items for place, leaf in flat(item, (*path, key)).items()}
+    return {path: content}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_graph_computes_what_the_network_computes(tmp_path, name):
+    row = ROWS[name]
+    path, net, _, _ = row.save(tmp_path)
+    x = row.inputs()
+    with torch.no_grad():
+        wanted = {key: value.numpy() for key, value in row.answers(net, x).items()}
+    found = runtime(load(row, path).model)({"observation": x.numpy()})
+    assert wanted.keys() <= found.keys()
+    for key, value in wanted.items():
+        np.testing.assert_allclose(found[key], value, atol=1e-6, rtol=1e-5)
+        assert (found[key].argmax(1) == value.argmax(1)).all()
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in ROWS if "cleanrl" not in name or name == "cleanrl continuous"]
+)
+def test_optimizer_state_is_under_the_parameters_names(tmp_path, name):
+    row = ROWS[name]
+    path, net, _, optimizer = row.save(tmp_path)
+    state = load(row, path).optimizer
+    names = [n for n, _ in net.named_parameters()]
+    if name == "skrl":  # two networks: the second one's names have its own in front
+        names = [n.removeprefix("policy.") for n in names]
+    for full, parameter in zip(names, net.parameters(), strict=True):
+        for slot, value in optimizer.state[parameter].items():
+            assert state.steps[full] == 3 if slot == "step" else same(state.slots[slot][full], value)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_copy_that_changes_nothing_holds_the_same_and_a_wide_one_only_what_was_touched(tmp_path, name):
+    row = ROWS[name]
+    path, *_ = row.save(tmp_path)
+    before, checkpoint = flat(torch.load(path, weights_only=True)), load(row, path)
+    surgery.save(checkpoint, tmp_path / f"copy{row.suffix}")
+    copied = flat(torch.load(tmp_path / f"copy{row.suffix}", weights_only=True))
+    assert list(before) == list(copied)
+    assert all(
+        torch.equal(a, copied[k]) if isinstance(a, torch.Tensor) else a == copied[k]
+        for k, a in before.items()
+    )
+    init = "net2net" if name == "normalised" else "auto"
+    plan = surgery.widen(checkpoint, factor=2, init=init)
+    surgery.apply(plan, checkpoint).save(tmp_path / f"wide{row.suffix}")
+    wide = flat(torch.load(tmp_path / f"wide{row.suffix}", weights_only=True))
+    assert list(before) == list(wide)
+    touched = [k for k, a in before.items() if isinstance(a, torch.Tensor) and a.shape != wide[k].shape]
+    assert touched
+    others = [k for k in before if k not in touched and not isinstance(before[k], torch.Tensor)]
+    assert all(before[k] == wide[k] for k in others)
+
+
+def test_the_framework_computes_the_same_with_the_wide_file_and_its_optimizer_goes_on(tmp_path):
+    path, net, target, _ = ROWS["model and target"].save(tmp_path)
+    checkpoint = load(ROWS["model and target"], path)
+    plan = surgery.widen(checkpoint, widths={"network.0": 16, "network.2": 9}, init="net2net")
+    surgery.apply(plan, checkpoint).save(tmp_path / "wide.pt")
+    content = torch.load(tmp_path / "wide.pt", weights_only=True)
+    x = torch.randn(6, 5)
+    for old, key in ((net, "model"), (target, "target")):
+        wide = nn.Module()
+        wide.network = nn.Sequential(
+            nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 9), nn.ReLU(), nn.Linear(9, 3)
+        )
+        wide.load_state_dict(content[key])
+        torch.testing.assert_close(wide.network(x), old.network(x))
+    optimizer = torch.optim.Adam(wide.parameters())
+    optimizer.load_state_dict(content["optimizer"])
+    wide.network(x).sum().backward()
+    optimizer.step()
+    assert {float(state["step"]) for state in optimizer.state.values()} == {4.0}
+
+
+@pytest.mark.parametrize("name", ["cartpole-dqn", "minatar-breakout-dqn"])
+def test_a_trained_agents_file_is_the_graph_that_was_exported_from_it(teachers, name):
+    graph = surgery.load(teachers / f"{name}.onnx")
+    found = surgery.load(teachers / f"{name}.pt", reading=Reading(activation="relu"))
+    shape = [n if isinstance(n, int) else 64 for n in graph.model.graph.inputs[0].shape]
+    x = np.random.default_rng(0).uniform(0, 1, shape).astype(np.float32)
+    ours, theirs = (runtime(c.model)({"observation": x})["q_values"] for c in (found, graph))
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    assert found.copies == {"target.": ""}
+    assert found.optimizer.kind in ("adam", "rmsprop")
+
+
+def test_views_that_share_a_storage_are_told_apart(tmp_path):
+    """cuDNN keeps all weights of a layer in one storage: a wide one gets its own, the others keep theirs."""
+    storage = torch.arange(100.0)
+    state = {
+        "q.0.weight": storage[:40].view(8, 5), "q.0.bias": storage[40:48], "q.2.weight": storage[48:72].view(3, 8),
+        "q.2.bias": storage[72:75],
+    }  # fmt: skip
+    torch.save(state, tmp_path / "one.pt")
+    checkpoint = surgery.load(tmp_path / "one.pt", reading=Reading(activation="relu"))
+    surgery.apply(surgery.widen(checkpoint, factor=2, init="net2net"), checkpoint).save(tmp_path / "two.pt")
+    wide = torch.load(tmp_path / "two.pt", weights_only=True)
+    assert wide["q.0.weight"].shape == (16, 5)
+    assert torch.equal(wide["q.2.bias"], state["q.2.bias"])
+    assert torch.equal(wide["q.0.weight"][:8], state["q.0.weight"])
+
+
+def test_two_names_of_one_tensor_stay_one(tmp_path):
+    net = ROWS["cleanrl dqn"].network()
+    state = net.state_dict()
+    state["alias"] = state["network.0.weight"]
+    torch.save(state, tmp_path / "tied.cleanrl_model")
+    checkpoint = surgery.load(tmp_path / "tied.cleanrl_model")
+    surgery.apply(surgery.widen(checkpoint, factor=2), checkpoint).save(tmp_path / "wide.cleanrl_model")
+    wide = torch.load(tmp_path / "wide.cleanrl_model", weights_only=True)
+    assert wide["alias"].data_ptr() == wide["network.0.weight"].data_ptr()
+
+
+UNKNOWN = {
+    "activation": (lambda: nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)), ArgumentError, "--activation"),
+    "image size": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 8, 4), nn.ReLU(), nn.Conv2d(4, 4, 5, 1)), ArgumentError, "--observation"),
+    "strides": (lambda: nn.Sequential(nn.Conv2d(3, 4, 5, 2), nn.Conv2d(4, 4, 5)), ArgumentError, "--observation"),
+    "recurrence": (lambda: nn.Sequential(nn.Embedding(4, 5), nn.Conv1d(3, 4, 5)), Refused, "--module"),
+    "sizes": (lambda: nn.ModuleDict({"a": nn.Linear(5, 8), "b": nn.Linear(9, 3)}), Refused, "--module"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", UNKNOWN)
+def test_what_a_state_dict_does_not_tell_is_asked_for(tmp_path, what):
+    make, kind, hint = UNKNOWN[what]
+    torch.save(make().state_dict(), tmp_path / "x.pt")
+    with pytest.raises(kind) as caught:
+        surgery.load(tmp_path / "x.pt")
+    assert hint in (caught.value.hint or "")
+
+
+def test_the_command_line_asks_and_takes_the_answer(tmp_path, capsys):
+    path, *_ = ROWS["model and target"].save(tmp_path)
+    graph, wide, back = (str(tmp_path / name) for name in ("a.onnx", "w.onnx", "w.pt"))
+    assert main(["widen", str(path), "--factor", "2", "-o", back]) == 2
+    assert "--activation" in capsys.readouterr().err
+    assert main(["convert", str(path), "--activation", "relu", "-o", graph]) == 0
+    assert main(["widen", graph, "--factor", "2", "-o", wide]) == 0
+    assert main(["convert", wide, "--like", str(path), "-o", back]) == 0
+    assert torch.load(back, weights_only=True)["target"]["network.0.weight"].shape == (16, 5)
+    assert main(["convert", str(path), "--activation", "rleu", "-o", graph, "--force"]) == 2
+    assert "relu" in capsys.readouterr().err
