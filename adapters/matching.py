@@ -1,4 +1,4 @@
-"""A checkpoint's parameters and those of the file that it is written into."""
+"""Whether parts fit each other: layers one another, a checkpoint's parameters the file that it is written into."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import onnx_ir as ir
 
 from surgery.adapters import SHARED
 from surgery.checkpoint import Checkpoint
-from surgery.errors import ArgumentError
+from surgery.errors import ArgumentError, CorruptFile
+from surgery.verify.structure import check_structure
 
 
 def matched(
@@ -33,3 +34,15 @@ def matched(
     return {
         name: first[view] for name, tensor in old.items() if (view := tensor.meta.get(SHARED, name)) in first
     }
+
+
+def checked(model: ir.Model) -> ir.Model:
+    """A graph whose layers fit each other.
+
+    Raises:
+      CorruptFile: they do not: the parts of the file are of different networks.
+    """
+    check = check_structure(model)
+    if not check.ok:
+        raise CorruptFile(f"the layers of the file do not fit each other: {check.detail}")
+    return model

@@ -19,7 +19,7 @@ from surgery.optimizer_record import OptimizerRecord, merged, slots_of
 from surgery.tensors import MappedFile, Region, shape_of
 from surgery_adapters.chains import Chain, Part, custom, declare
 from surgery_adapters.layers import Layers
-from surgery_adapters.matching import matched
+from surgery_adapters.matching import checked, matched
 from surgery_adapters.torch_archive import TorchArchive
 from surgery_adapters.torch_patch import View, changes, rewrite
 
@@ -125,7 +125,7 @@ def assemble(path: Path, state: TrainingState, reading: Reading, *, activation: 
         ends = chain.build(reading)
         first = first or chain
         outputs += declare(layers, part, ends, {port.name for port in outputs})
-    model = layers.graph.model()
+    model = checked(layers.graph.model())
     return Checkpoint(
         model,
         Interface(infer(model).inputs, tuple(outputs)),

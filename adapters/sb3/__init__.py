@@ -16,7 +16,7 @@ from surgery.interface import Interface
 from surgery.optimizer import OptimizerState, ParamGroup
 from surgery.optimizer_record import OptimizerRecord, merged, slots_of
 from surgery_adapters.contract import notes_of, read_notes
-from surgery_adapters.matching import matched
+from surgery_adapters.matching import checked, matched
 from surgery_adapters.sb3.file import NOTES, Sb3File
 from surgery_adapters.sb3.networks import build
 from surgery_adapters.sb3.settings import follow
@@ -45,7 +45,7 @@ def load(path: Path, reading: Reading) -> Checkpoint:
     interface = Interface(tuple(networks.inputs), tuple(networks.outputs))
     environment, lineage = read_notes(file.notes)
     return Checkpoint(
-        networks.layers.graph.model(),
+        checked(networks.layers.graph.model()),
         interface,
         environment=environment,
         lineage=lineage,
