@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from surgery.units import SpaceEdit
 from surgery.errors import ArgumentError, Refused
 from surgery.graph.layout import units
 from surgery.graph.spaces import Analysis, Space
+from surgery.units import SpaceEdit
 
 
 def original_name(name: str, copies: Mapping[str, str]) -> str:
