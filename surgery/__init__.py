@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from surgery.operate import Result as Result
     from surgery.operate import apply as apply
     from surgery.ops.actions import NewAction as NewAction
+    from surgery.ops.adapt import adapt as adapt
     from surgery.ops.deepen import deepen as deepen
     from surgery.ops.extend import NewObservation as NewObservation
     from surgery.ops.extend import extend as extend
@@ -55,6 +56,7 @@ _HOMES = {
     "Result": "surgery.operate",
     "Retired": "surgery.ops.features",
     "SurgeryError": "surgery.errors",
+    "adapt": "surgery.ops.adapt",
     "analyse": "surgery.graph.spaces",
     "annotate": "surgery.interface",
     "apply": "surgery.operate",
@@ -86,6 +88,7 @@ __all__ = [
     "Retired",
     "SurgeryError",
     "__version__",
+    "adapt",
     "analyse",
     "annotate",
     "apply",

@@ -54,9 +54,9 @@ def check_duplicates(plan: Plan, tensors: Mapping[str, ir.TensorProtocol]) -> No
                     )
 
 
-def unit_rows(array: Array, k: int, axis: layout.Layout, space: str) -> Array:
+def unit_rows(array: Array, k: int, axis: layout.Layout, space: str, role: str = "out") -> Array:
     """What a tensor says about each unit that it makes: shape (units, numbers); empty if it makes none here."""
-    unit, rest = units_along(axis, space, "out")
+    unit, rest = units_along(axis, space, role)
     if not (unit >= 0).any():
         return np.zeros((0, 0), array.dtype)
     rows = np.moveaxis(array, k, 0).reshape(len(unit), -1)

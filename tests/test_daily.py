@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 
 import numpy as np
@@ -111,7 +111,7 @@ def test_a_plan_is_undone_to_the_same_bytes(name: str, style: str) -> None:
         back = surgery.invert(plan, result)
         assert Plan.from_json(json.loads(json.dumps(back.to_json()))) == back
         restored = execute(back, result)
-        same_bytes(checkpoint, restored)
+        same_bytes(checkpoint, restored, {t.name for t in plan.tensors if t.scale != 1})
         assert restored.interface == checkpoint.interface
         assert restored.environment == checkpoint.environment
 
@@ -135,10 +135,13 @@ def growths(checkpoint: surgery.Checkpoint) -> Iterator[Plan]:
             continue
 
 
-def same_bytes(before: surgery.Checkpoint, after: surgery.Checkpoint) -> None:
+def same_bytes(before: surgery.Checkpoint, after: surgery.Checkpoint, scaled: Collection[str] = ()) -> None:
+    """All tensors are the same bits, all slots too but for rounding; what was scaled and back is, too."""
     assert before.optimizer is not None and after.optimizer is not None
     for name, tensor in before.tensors.items():
-        if name in after.tensors:
+        if name in scaled:
+            np.testing.assert_array_max_ulp(after.tensors[name].numpy(), tensor.numpy(), 1)
+        elif name in after.tensors:
             assert after.tensors[name].tobytes() == tensor.tobytes(), name
     for slot, members in before.optimizer.slots.items():
         for name, tensor in members.items():

@@ -30,6 +30,7 @@ VERBS = {
     "extend": "extend",
     "new": "new",
     "optimizer": "optimizer",
+    "adapt": "adapt",
     "narrow": "narrow",
     "retire": "retire",
     "reorder": "reorder",

@@ -128,22 +128,23 @@ def _check_unused(plan: Plan, tensors: Mapping[str, ir.TensorProtocol]) -> None:
 
 
 def _check_mean(analysis: Analysis, edit: SpaceEdit, tensors: Mapping[str, ir.TensorProtocol]) -> None:
-    """New rows under a mean are still the mean of the old ones, or zero."""
-    for ref in analysis.space(edit.space).axes:
-        if ref.role != "out" or analysis.fills[ref.tensor] == "donor":
-            continue
-        rows = unit_rows(
-            tensors[ref.tensor].numpy(), ref.axis, analysis.tensors[ref.tensor][ref.axis], edit.space
-        )
-        rows = rows.astype(np.float64)
-        new, mean = rows[edit.is_fresh], rows[~edit.is_fresh].mean(0)
-        gap = min(np.abs(new.mean(0) - mean).max(initial=0.0), np.abs(new).max(initial=0.0))
-        if gap > _MEAN * np.abs(rows).max(initial=0.0):
-            raise Refused(
-                f"the new units of '{edit.space}' are in use: their rows of '{ref.tensor}' are no longer the mean of"
-                " the others",
-                hint="they take part in a mean over all units",
-            )
+    """New rows under a mean are still the mean of the old ones, or zero, as they began."""
+    started = {edit.space: "mean"} if edit.start is not None else {}
+    layouts = analysis.tensors if started else analysis.padded([edit.space])
+    for name, axes in layouts.items():
+        for k, axis in enumerate(axes):
+            for role in {part.role for part in units(axis) if part.space == edit.space} - {"in"}:
+                kind = started.get(edit.space, role)
+                if kind not in _PADDED or analysis.fills[name] == "donor":
+                    continue
+                rows = unit_rows(tensors[name].numpy(), k, axis, edit.space, role).astype(np.float64)
+                wanted = rows[~edit.is_fresh].mean(0) if kind == "mean" else 0.0
+                gap = np.abs(rows[edit.is_fresh] - wanted).max(initial=0.0)
+                if gap > _MEAN * np.abs(rows).max(initial=0.0):
+                    raise Refused(
+                        f"the new units of '{edit.space}' are in use: their rows of '{name}' are not the {kind} they were",
+                        hint="they take part in a mean over all units",
+                    )
 
 
 def _labels(plan: Plan, interface: Interface) -> dict[str, tuple[str, ...]]:

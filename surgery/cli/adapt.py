@@ -1,0 +1,133 @@
+"""`surgery adapt`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+import surgery
+from surgery.cli import _edits, _files, _options
+from surgery.cli._output import Output
+from surgery.errors import ArgumentError, SurgeryError, UnknownFormat
+from surgery.files import check_readable
+from surgery.json_values import loads
+
+if TYPE_CHECKING:
+    from surgery.description import SpaceDescription
+
+
+def _constants(ctx: click.Context, parameter: click.Parameter, words: tuple[str, ...]) -> dict[str, float]:
+    """`INPUT.FEATURE=VALUE …`"""
+    found: dict[str, float] = {}
+    for word in words:
+        name, equals, number = word.rpartition("=")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise click.BadParameter(f"'{word}' is not INPUT.FEATURE=VALUE", ctx, parameter)
+    return found
+
+
+@click.command("adapt", short_help="Fit a model to an environment whose spaces have changed.")
+@_options.file_argument("model")
+@click.option("--env", "environment", metavar="ID", help="The environment to fit.")
+@click.option(
+    "--after", metavar="NEW.json", type=_options.FILE, help="Its spaces as a file, instead of --env."
+)
+@click.option(
+    "--before",
+    metavar="OLD.json",
+    type=_options.FILE,
+    help="The spaces that the model was trained on, with names.",
+)
+@click.option(
+    "--retire",
+    "constants",
+    metavar="INPUT.FEATURE=VALUE",
+    multiple=True,
+    callback=_constants,
+    help="What an observation that is gone holds from now on.",
+)
+@click.option(
+    "--new-action",
+    type=click.Choice(["never", "mean"]),
+    default="never",
+    show_default=True,
+    help="How new actions start: as the mean of the old ones, and forbidden at first (never) or not (mean).",
+)
+@click.option(
+    "--unnamed", type=click.Choice(["append"]), help="New features without names stand behind the old ones."
+)
+@_options.seed
+@_options.observations
+@_options.no_verify
+@_options.dry_run
+@_options.output_file()
+@_options.force
+@_options.reported
+def command(
+    *,
+    model: Path,
+    environment: str | None,
+    after: Path | None,
+    before: Path | None,
+    constants: dict[str, float],
+    new_action: Literal["never", "mean"],
+    unnamed: Literal["append"] | None,
+    seed: int,
+    observations: Path | None,
+    no_verify: bool,
+    dry_run: bool,
+    target: Path | None,
+    force: bool,
+    output: Output,
+) -> None:
+    """Compare an environment's spaces with what a model reads and does, and make the plan between them: new
+    observations and actions are inserted where they stand, others put in order, observations that are gone are
+    retired. What no plan can express is refused, with the part of the spaces that asks for it.
+
+    Features and actions are matched by name: those of the model (surgery annotate … labels=[…]) or of --before,
+    and those of the environment (keys of dictionaries, observation_labels, get_action_meanings) or of --after.
+
+    \b
+    Example:
+      surgery adapt agent.onnx --env MyGame-v2 -o v2.onnx
+      surgery adapt agent.onnx --env MyGame-v2 --retire observation.wind=0 -o v2.onnx
+      surgery adapt agent.onnx --before v1.json --after v2.json --dry-run --json > plan.json
+    """
+    if (environment is None) == (after is None):
+        raise ArgumentError("say what to adapt to", hint="--env ID, or --after NEW.json")
+    with output.step("reading the spaces"):
+        wanted = _from_environment(environment) if environment is not None else _read(after)
+        current = None if before is None else _read(before)
+    proof = _edits.Proof(not no_verify, _files.read_observations(observations), seed)
+
+    def describe(checkpoint: surgery.Checkpoint) -> surgery.Plan:
+        return surgery.adapt(
+            checkpoint, wanted, current=current, new_action=new_action, constants=constants, unnamed=unnamed
+        )
+
+    _edits.edit(model, target, describe, proof, output, force=force, dry_run=dry_run)
+
+
+def _from_environment(name: str) -> SpaceDescription:
+    from surgery.envs.description import describe
+
+    return describe(name)
+
+
+def _read(path: Path | None) -> SpaceDescription:
+    from surgery.description import SpaceDescription
+
+    assert path is not None
+    check_readable(path)
+    try:
+        return SpaceDescription.from_json(loads(path.read_text(encoding="utf-8"), "space description"))
+    except UnicodeDecodeError as error:
+        raise UnknownFormat(f"{path} is no space description: it is not text") from error
+    except SurgeryError as error:
+        raise error.within(file=path) from None

@@ -1,0 +1,335 @@
+"""Adapt: the plan that an environment's spaces ask for, found by comparing names and shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from surgery.checkpoint import Checkpoint
+from surgery.description import Actions, Observed, SpaceDescription
+from surgery.errors import ArgumentError, Refused
+from surgery.graph.layout import units
+from surgery.graph.prepare import prepared
+from surgery.graph.readers import mixed_parameters
+from surgery.graph.spaces import Analysis, analyse
+from surgery.interface import Port
+from surgery.ops.actions import action_space, alone
+from surgery.ops.build import build
+from surgery.ops.features import arranged, input_space
+from surgery.plan import Plan
+from surgery.removal import fold
+from surgery.units import SpaceEdit, Start
+
+DISCRETE = ("q_values", "logits", "atom_logits", "quantiles")
+CONTINUOUS = ("mean", "log_std")
+Unnamed = Literal["append"]
+
+
+@dataclass
+class _Draft:
+    """What has been found so far."""
+
+    edits: list[SpaceEdit] = field(default_factory=list)
+    labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    averaged: list[str] = field(default_factory=list)
+    masks: dict[str, Any] = field(default_factory=dict)
+
+
+def adapt(
+    checkpoint: Checkpoint,
+    wanted: SpaceDescription,
+    *,
+    current: SpaceDescription | None = None,
+    new_action: Literal["never", "mean"] = "never",
+    constants: Mapping[str, float] | None = None,
+    unnamed: Unnamed | None = None,
+) -> Plan:
+    """Compare what a model reads and does with what an environment shows and takes, and make the plan between them.
+
+    Observations and actions are matched by name: new ones are inserted where the environment has them, the order
+    follows, and observations that are gone are retired at the constant that they held. Where names are missing on one
+    side, equal sizes are taken as they are.
+
+    Args:
+      wanted: the spaces of the environment (`surgery.envs.describe`, or a JSON file).
+      current: the spaces that the model was trained on, where its interface does not name the features.
+      new_action: how new actions start: as the mean of the old ones, "never" allowed at first or at once.
+      constants: "INPUT.FEATURE" -> value, for observations that are gone.
+      unnamed: "append" puts new features and actions without names behind the old ones, instead of asking for names.
+
+    Returns:
+      A plan that claims "equivalent".
+
+    Raises:
+      ArgumentError: names or constants are missing; nothing is to be done.
+      Refused: a change that no plan can express, with the part of the spaces that asks for it.
+    """
+    analysis = analyse(checkpoint.model, checkpoint.interface, checkpoint.trained)
+    draft, given = _Draft(), dict(constants or {})
+    for name, part in _pairs(checkpoint, wanted).items():
+        _observations(checkpoint, analysis, draft, name, part, _known(current, name, part), given, unnamed)
+    if given:
+        raise ArgumentError(f"these observations are not gone: {', '.join(given)}")
+    if wanted.actions is not None:
+        old = current.actions if current is not None else None
+        _actions(checkpoint, analysis, draft, wanted.actions, old, new_action, unnamed)
+    if not draft.edits:
+        raise ArgumentError(
+            f"nothing to adapt: the model fits {wanted.environment or 'these spaces'} as it is"
+        )
+    arguments = {"to": wanted.to_json(), "new_action": new_action, "constants": dict(constants or {})}
+    plan = build(
+        checkpoint, analysis, "adapt", draft.edits, arguments=arguments, claim="equivalent", labels=draft.labels,
+        notes=draft.notes,
+    )  # fmt: skip
+    fold(plan, checkpoint, prepared(checkpoint.model, checkpoint.trained), double=False)
+    environment: dict[str, Any] = {"action_mask": draft.masks} if draft.masks else {}
+    if draft.masks and "action_set" in checkpoint.environment.settings:
+        environment["action_set"] = None
+    return replace(plan, inexact_slots=tuple(draft.averaged), environment=environment)
+
+
+# ---- which array goes into which input --------------------------------------------------------------------------
+
+
+def _pairs(checkpoint: Checkpoint, wanted: SpaceDescription) -> dict[str, Observed]:
+    """Input of the model -> what the environment shows there."""
+    inputs = [port.name for port in checkpoint.interface.inputs if port.kind == "observation"]
+    parts = {part.name: part for part in wanted.observations}
+    if len(inputs) == 1:
+        only = wanted.observations[0]
+        return {inputs[0]: only if len(parts) == 1 else _flattened(wanted.observations)}
+    missing = [name for name in parts if name not in inputs]
+    if missing:
+        raise Refused(
+            f"the environment shows '{missing[0]}', and the model has no input of that name: no plan adds an input",
+            where={"inputs": ", ".join(inputs), "environment": ", ".join(parts)},
+            hint="join it to an input in a wrapper of the environment, or distil: surgery distill",
+        )
+    gone = [name for name in inputs if name not in parts]
+    if gone:
+        raise Refused(
+            f"the environment no longer shows '{gone[0]}': no plan takes an input away as a whole",
+            hint="feed it a constant, and retire its features but one: surgery retire",
+        )
+    return {name: parts[name] for name in inputs}
+
+
+def _flattened(parts: Sequence[Observed]) -> Observed:
+    """Several arrays one after the other, as gymnasium flattens them; features are called KEY.NAME or KEY.NUMBER."""
+    labels: list[str] = []
+    for part in parts:
+        size = 1
+        for n in part.shape:
+            size *= n
+        own = part.labels if part.labels is not None and len(part.labels) == size else map(str, range(size))
+        labels += [f"{part.name}.{label}" for label in own]
+    return Observed("", (len(labels),), tuple(labels))
+
+
+def _known(current: SpaceDescription | None, name: str, part: Observed) -> Observed | None:
+    if current is None:
+        return None
+    if len(current.observations) > 1 and part.name not in {o.name for o in current.observations}:
+        return _flattened(current.observations)
+    return next((o for o in current.observations if o.name in (part.name, name)), current.observations[0])
+
+
+# ---- observations -----------------------------------------------------------------------------------------------
+
+
+def _observations(
+    checkpoint: Checkpoint,
+    analysis: Analysis,
+    draft: _Draft,
+    name: str,
+    part: Observed,
+    known: Observed | None,
+    constants: dict[str, float],
+    unnamed: Unnamed | None,
+) -> None:
+    shape, port = _shape(checkpoint, name), checkpoint.interface.input(name)
+    old_labels = port.labels or (known.labels if known is not None else None)
+    axis = _feature_axis(name, shape, part, old_labels)
+    if axis is None:
+        return
+    _, space = input_space(analysis, f"{name}[{axis + 1}]")
+    old = old_labels if old_labels is not None and len(old_labels) == space.size else None
+    new = part.labels if part.labels is not None and len(part.labels) == part.shape[axis] else None
+    order, gone = _order(f"observation '{name}'", old, space.size, new, part.shape[axis], unnamed)
+    values = {k: _constant(name, port, old, k, constants) for k in gone}
+    if order == list(range(space.size)):
+        return
+    if reason := mixed_parameters(analysis, space.name) if gone else None:
+        raise Refused(f"'{space.name}' cannot change exactly: {reason}")
+    draft.edits.append(arranged(space, order, values))
+    if new is not None:
+        draft.labels[name] = new
+    if gone:
+        held = ", ".join(f"{name}.{old[k] if old else k} = {value:g}" for k, value in values.items())
+        draft.notes.append(f"equal wherever {held}")
+
+
+def _shape(checkpoint: Checkpoint, name: str) -> tuple[int | None, ...]:
+    """The shape of an input without its batch; None for a symbolic dimension."""
+    value = next(v for v in checkpoint.model.graph.inputs if v.name == name)
+    return tuple(d if isinstance(d, int) else None for d in (value.shape or ())[1:])
+
+
+def _feature_axis(
+    name: str, shape: tuple[int | None, ...], part: Observed, old_labels: Sequence[str] | None
+) -> int | None:
+    """The one axis along which features come and go; None if there is none.
+
+    Raises:
+      Refused: another rank, or other sizes along several axes.
+    """
+    if len(shape) != len(part.shape):
+        raise Refused(
+            f"input '{name}' is {_text(shape)} and the environment shows {_text(part.shape)}: no plan changes the"
+            " number of axes",
+            hint="flatten or stack it in a wrapper of the environment",
+        )
+    differ = [k for k, (old, new) in enumerate(zip(shape, part.shape, strict=True)) if old not in (None, new)]
+    if len(differ) > 1 or (differ and len(shape) > 1 and differ[0] != _channels(shape)):
+        raise Refused(
+            f"input '{name}' is {_text(shape)} and the environment shows {_text(part.shape)}: only features and"
+            " channels can come and go, not rows and columns",
+            hint="resize it in a wrapper of the environment",
+        )
+    if differ:
+        return differ[0]
+    named = part.labels is not None and old_labels is not None
+    axis = 0 if len(shape) == 1 else _channels(shape)
+    fits = part.labels is not None and axis < len(part.shape) and len(part.labels) == part.shape[axis]
+    return axis if named and fits else None
+
+
+def _channels(shape: Sequence[int | None]) -> int:
+    """The axis of the channels: the first one, before rows and columns."""
+    return max(0, len(shape) - 3)
+
+
+def _text(shape: Sequence[int | None]) -> str:
+    return "×".join("?" if n is None else str(n) for n in shape) or "a number"
+
+
+def _order(
+    what: str,
+    old: Sequence[str] | None,
+    size: int,
+    new: Sequence[str] | None,
+    wanted: int,
+    unnamed: Unnamed | None,
+) -> tuple[list[int | None], list[int]]:
+    """For every new place the old unit that stands there or None, and the old units that are gone."""
+    if old is not None and new is not None:
+        known = {label: k for k, label in enumerate(old)}
+        return [known.get(label) for label in new], [k for label, k in known.items() if label not in set(new)]
+    if wanted == size:
+        return list(range(size)), []
+    if wanted > size and unnamed == "append":
+        return [*range(size), *[None] * (wanted - size)], []
+    side = "the model does not name them" if old is None else "the environment does not name its own"
+    raise ArgumentError(
+        f"{what} has {wanted} features in the environment and {size} in the model, and {side}: which ones are new?",
+        hint="surgery annotate MODEL --input NAME:labels=[A,B,…]"
+        + ("; or --unnamed append, if they stand behind the old ones" if wanted > size else ""),
+    )
+
+
+def _constant(
+    name: str, port: Port, old: Sequence[str] | None, unit: int, constants: dict[str, float]
+) -> float:
+    """The value of a feature that is gone: given, or the only one in its declared range."""
+    label = old[unit] if old else str(unit)
+    for key in (f"{name}.{label}", f"{name}.{unit}"):
+        if key in constants:
+            return constants.pop(key)
+    ends = [end[unit] if isinstance(end, tuple) and unit < len(end) else end for end in (port.low, port.high)]
+    if ends[0] is not None and ends[0] == ends[1] and isinstance(ends[0], float):
+        return ends[0]
+    raise ArgumentError(
+        f"the environment no longer shows '{label}' of '{name}'",
+        hint=f"say what it holds from now on: --retire {name}.{label}=0",
+    )
+
+
+# ---- actions ----------------------------------------------------------------------------------------------------
+
+
+def _actions(
+    checkpoint: Checkpoint,
+    analysis: Analysis,
+    draft: _Draft,
+    wanted: Actions,
+    current: Actions | None,
+    new_action: str,
+    unnamed: Unnamed | None,
+) -> None:
+    kinds = [port.kind for port in checkpoint.interface.outputs]
+    has = "discrete" if set(kinds) & set(DISCRETE) else "continuous" if set(kinds) & set(CONTINUOUS) else None
+    if has is not None and has != wanted.kind:
+        raise Refused(
+            f"the model's actions are {has} and the environment's {wanted.kind}: no plan turns one into the other",
+            hint="train a new head on the old body, or distil: surgery distill",
+        )
+    for port in checkpoint.interface.outputs:
+        if port.kind in (DISCRETE if wanted.kind == "discrete" else CONTINUOUS):
+            _arrange_actions(checkpoint, analysis, draft, port, wanted, current, new_action, unnamed)
+
+
+def _arrange_actions(
+    checkpoint: Checkpoint,
+    analysis: Analysis,
+    draft: _Draft,
+    port: Port,
+    wanted: Actions,
+    current: Actions | None,
+    new_action: str,
+    unnamed: Unnamed | None,
+) -> None:
+    _, space = action_space(analysis, _action_request(analysis, port.name))
+    known = port.labels or (current.labels if current is not None else None)
+    old = known if known is not None and len(known) == space.size else None
+    order, gone = _order(f"output '{port.name}'", old, space.size, wanted.labels, wanted.count, unnamed)
+    if gone:
+        named = ", ".join(old[k] for k in gone) if old else str(len(gone))
+        raise Refused(
+            f"the environment no longer takes {named}: no plan removes an action and keeps the policy",
+            hint="forbid it instead: surgery annotate MODEL --setting action_mask=…",
+        )
+    if order == list(range(space.size)) or space.name in {edit.space for edit in draft.edits}:
+        return
+    edit = arranged(space, order, {})
+    start = Start("mean" if wanted.kind == "discrete" else "zero")
+    draft.edits.append(replace(edit, start=start if edit.fresh else None))
+    draft.averaged += [space.name] if space.whole and edit.fresh else []
+    if wanted.labels is not None and alone(analysis, port.name, space):
+        draft.labels[port.name] = wanted.labels
+    mask = _mask(checkpoint, port.name, order, allowed=wanted.kind == "continuous" or new_action != "never")
+    if mask is not None:
+        draft.masks[port.name] = mask
+
+
+def _action_request(analysis: Analysis, output: str) -> str:
+    """The output, or the only space of actions in it, where atoms stand beside them."""
+    axes = next((axes for side, name, axes in analysis.ports if (side, name) == ("output", output)), ())
+    spaces = {space.name for space in analysis.spaces if "output" in space.kinds}
+    found = {part.space for axis in axes for part in units(axis)} & spaces
+    return found.pop() if len(found) == 1 else output
+
+
+def _mask(
+    checkpoint: Checkpoint, output: str, order: Sequence[int | None], *, allowed: bool
+) -> list[bool] | None:
+    """Which actions may be taken, in their new order; None where all may."""
+    known = checkpoint.environment.settings.get("action_mask")
+    before = known.get(output) if isinstance(known, Mapping) else None
+    old = list(before) if isinstance(before, Sequence) else None
+    mask = [
+        allowed if k is None else bool(old[k]) if old is not None and k < len(old) else True for k in order
+    ]
+    return None if all(mask) and old is None else mask
