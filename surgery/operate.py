@@ -79,9 +79,21 @@ def apply(
             *({"space": c.space, "from": c.before, "to": c.after} for c in plan.changes),
             *record_ports(plan),
         ],
-        witness=None if report is None else report.to_json(),
+        witness=None if report is None else {**report.to_json(), "plan": plan.digest()},
     )
     return Result(after.replace(lineage=(*checkpoint.lineage, step)), report, plan)
+
+
+def is_result(plan: Plan, checkpoint: Checkpoint, result: Checkpoint) -> bool:
+    """Whether a checkpoint says of itself that it was made from another by this plan, and verified."""
+    last = result.lineage[-1] if result.lineage else None
+    witness = last.witness if last is not None and isinstance(last.witness, Mapping) else {}
+    return (
+        last is not None
+        and last.parents == (checkpoint.digest(),)
+        and witness.get("plan") == plan.digest()
+        and witness.get("ok") is True
+    )
 
 
 def _enforce(report: Report, plan: Plan) -> None:

@@ -6,6 +6,8 @@ networks, past opponents.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -258,6 +260,11 @@ class Plan:
             **({"notes": list(self.notes)} if self.notes else {}),
             "copies": dict(self.copies),
         }
+
+    def digest(self) -> str:
+        """SHA-256 of what the plan does; slots are left out, which depend on the checkpoint."""
+        record = {key: value for key, value in self.to_json().items() if key not in ("slots", "notes")}
+        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
     @staticmethod
     def from_json(data: object) -> Plan:

@@ -8,8 +8,8 @@ import click
 
 import surgery
 from surgery.cli import _edits, _files, _options
-from surgery.cli._output import Output
-from surgery.errors import ArgumentError, SurgeryError
+from surgery.cli._output import Output, plural
+from surgery.errors import ArgumentError, FileError, SurgeryError
 
 
 @click.command("apply", short_help="Apply a plan to one or more models.")
@@ -18,6 +18,11 @@ from surgery.errors import ArgumentError, SurgeryError
 @_options.output_file()
 @click.option(
     "--output-dir", "folder", metavar="DIR", type=_options.FILE, help="Folder to write many models into."
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Skip models whose result is there already, made by this plan and verified.",
 )
 @_options.seed
 @_options.observations
@@ -31,6 +36,7 @@ def command(
     models: tuple[Path, ...],
     target: Path | None,
     folder: Path | None,
+    resume: bool,
     seed: int,
     observations: Path | None,
     no_verify: bool,
@@ -41,28 +47,93 @@ def command(
     """Apply a plan to one or more models.
 
     PLAN.json is what an edit prints with --dry-run --json, or - for standard input. One plan fits all
-    networks of the same shape: the online and the target network, past opponents.
+    networks of the same shape: the online and the target network, past opponents. A folder stands for the
+    models in it; an interrupted run goes on with --resume. A recording of observations (.npz: replay, rollouts)
+    is migrated to the changed observation.
 
     \b
     Example:
       surgery widen agent.onnx --factor 2 --dry-run --json > plan.json
       surgery apply plan.json agent.onnx target.onnx --output-dir wide/
+      surgery apply plan.json opponents/ --output-dir opponents-v2/ --resume
+      surgery apply plan.json replay.npz -o replay-v2.npz
     """
     recipe = _files.read_plan(plan)
     if dry_run:
         output.show(_edits.plan_report(recipe), recipe.describe)
         return
-    targets = _targets(models, target, folder, force=force)
+    models = _expanded(models)
+    targets = _targets(models, target, folder, force=force or resume)
     proof = _edits.Proof(not no_verify, _files.read_observations(observations), seed)
     done = []
     for model, path in zip(models, targets, strict=True):
         try:
-            result = _edits.carry_out(recipe, surgery.load(model), path, proof, output, force=force)
+            done.append(_one(recipe, model, path, proof, output, force=force, resume=resume))
         except SurgeryError as error:
             raise error.within(model=model) from None
-        done.append((_edits.edit_report(result, path), _edits.edit_text(result, path)))
     reports, texts = zip(*done, strict=True)
     output.show(reports[0] if folder is None else {"results": reports}, lambda: "\n".join(texts))
+
+
+def _one(
+    plan: surgery.Plan,
+    model: Path,
+    path: Path,
+    proof: _edits.Proof,
+    output: Output,
+    *,
+    force: bool,
+    resume: bool,
+) -> tuple[dict[str, object], str]:
+    """The report of one model or recording, as an object and as text."""
+    if model.suffix == ".npz":
+        return _migrate(plan, model, path, output, force=force or resume)
+    checkpoint = surgery.load(model)
+    if resume and path.exists():
+        if _done(plan, checkpoint, path):
+            return {"output": str(path), "skipped": True}, f"{path} is there already, verified"
+        if not force:
+            raise FileError(f"'{path}' is no verified result of this plan", hint="pass --force to replace it")
+    result = _edits.carry_out(plan, checkpoint, path, proof, output, force=force)
+    return _edits.edit_report(result, path), _edits.edit_text(result, path)
+
+
+def _done(plan: surgery.Plan, checkpoint: surgery.Checkpoint, path: Path) -> bool:
+    from surgery.operate import is_result
+
+    try:
+        return is_result(plan, checkpoint, surgery.load(path))
+    except SurgeryError:
+        return False
+
+
+def _migrate(
+    plan: surgery.Plan, source: Path, path: Path, output: Output, *, force: bool
+) -> tuple[dict[str, object], str]:
+    from surgery.rollouts import migrate
+
+    with output.step(f"migrating {source}"):
+        found = migrate(plan, source, path, force=force)
+    line = [f"{name}: {plural(count, 'observation')}" for name, count in found.arrays.items()]
+    line += [f"{name} renumbered" for name in found.actions]
+    line += [f"in {found.lost:,} of them a retired feature was not its constant"] if found.lost else []
+    report = {"arrays": dict(found.arrays), "lost": found.lost, "renumbered": list(found.actions)}
+    return {"output": str(path), **report}, " · ".join([*line, f"wrote {path}"])
+
+
+def _expanded(models: tuple[Path, ...]) -> tuple[Path, ...]:
+    """Folders as the models in them.
+
+    Raises:
+      ArgumentError: a folder without any.
+    """
+    found: list[Path] = []
+    for model in models:
+        inside = sorted(model.glob("*.onnx")) if model.is_dir() else [model]
+        if not inside:
+            raise ArgumentError(f"there is no .onnx file in '{model}'")
+        found += inside
+    return tuple(found)
 
 
 def _targets(

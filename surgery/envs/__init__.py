@@ -8,8 +8,23 @@ What an episode is like (sticky actions, action set, frames, no-ops, life loss) 
 nowhere else; `complete` fills in what a contract leaves open.
 """
 
+from typing import TYPE_CHECKING
+
 from surgery.envs.contract import adjusted, complete
+from surgery.envs.description import describe
 from surgery.envs.make import make
 from surgery.envs.step import Envs, Step
 
-__all__ = ["Envs", "Step", "adjusted", "complete", "make"]
+if TYPE_CHECKING:
+    from surgery.envs.anneal import AnnealActions as AnnealActions
+
+__all__ = ["AnnealActions", "Envs", "Step", "adjusted", "complete", "describe", "make"]
+
+
+def __getattr__(name: str) -> object:
+    """`AnnealActions` is a gymnasium class, and imports gymnasium on first use."""
+    if name != "AnnealActions":
+        raise AttributeError(f"module 'surgery.envs' has no attribute '{name}'")
+    from surgery.envs.anneal import AnnealActions
+
+    return AnnealActions

@@ -142,7 +142,7 @@ def _check_mean(analysis: Analysis, edit: SpaceEdit, tensors: Mapping[str, ir.Te
                 gap = np.abs(rows[edit.is_fresh] - wanted).max(initial=0.0)
                 if gap > _MEAN * np.abs(rows).max(initial=0.0):
                     raise Refused(
-                        f"the new units of '{edit.space}' are in use: their rows of '{name}' are not the {kind} they were",
+                        f"the new units of '{edit.space}' are in use: '{name}' does not hold the {kind} in them",
                         hint="they take part in a mean over all units",
                     )
 
