@@ -21,8 +21,8 @@ from surgery.numeric import run
 from surgery.ops.deepen import KINDS
 from surgery.optimizer import OptimizerState, ParamGroup
 from surgery.plan import Plan
+from surgery.probes import probes
 from surgery.verify.outputs import difference, runtime
-from surgery.verify.probes import probes
 from surgery.verify.structure import check_structure
 from tests import zoo
 from tests.originals import EXPORTS, Original, original

@@ -19,8 +19,8 @@ from surgery.graph.layers import CONVOLUTIONS, layers
 from surgery.interface import infer
 from surgery.numeric import run
 from surgery.plan import Plan
+from surgery.probes import probes
 from surgery.verify.outputs import difference, runtime
-from surgery.verify.probes import probes
 from tests import zoo
 from tests.originals import FLOAT64, Original, original, relative
 from tests.test_deepen import FIXTURES, with_adam

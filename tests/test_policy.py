@@ -13,7 +13,7 @@ from surgery.builder import GraphBuilder
 from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.interface import Environment, Port, PortPatch, infer
-from surgery.verify.probes import probes
+from surgery.probes import probes
 
 torch = pytest.importorskip("torch")
 from surgery.policy import load  # noqa: E402  after torch is known to be there
