@@ -70,7 +70,7 @@ SCORES = {
 
 
 @pytest.mark.parametrize("kind", SCORES)
-@pytest.mark.parametrize("backend", ["auto", "onnxruntime"])
+@pytest.mark.parametrize("backend", ["torch", "onnxruntime"])
 def test_scores_are_what_the_kind_of_output_means(kind, backend):
     made, temperature, meaning = SCORES[kind]
     policy = load(made, backend=backend)
@@ -105,6 +105,8 @@ def test_a_real_teacher_is_asked_as_it_was_trained(name):
     made = surgery.load(TEACHERS / f"{name}.onnx")
     policy = load(made)
     observation = probes(made, 5, seed=0)["observation"]
+    other = load(made, backend="torch").scores(observation)
+    assert torch.allclose(policy.scores(observation), other, rtol=1e-4, atol=1e-5)
     assert policy.kind in ("logits", "q_values")
     assert np.allclose(
         policy.scores(observation).numpy(), reference(made, observation, policy.head.output), atol=1e-5
@@ -170,7 +172,7 @@ def test_an_extended_teacher_never_takes_its_new_action():
     assert torch.allclose(policy.scores(observation)[:, :3], load(teacher).scores(observation), atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["auto", "onnxruntime"])
+@pytest.mark.parametrize("backend", ["torch", "onnxruntime"])
 @pytest.mark.parametrize("cell", ["LSTM", "GRU"])
 def test_recurrent_state_is_carried_and_forgotten_per_environment(cell, backend):
     made, step = recurrent(cell)
@@ -277,32 +279,37 @@ def test_a_tensor_is_taken_as_an_array_is():
     assert not policy.scores(observation).is_inference()  # a loss may save it
 
 
-def test_a_model_that_torch_cannot_run_is_run_by_onnxruntime(monkeypatch):
+@pytest.mark.parametrize(
+    ("broken", "left"), [("in_runtime", "torch"), ("checked_module", "onnxruntime")], ids=str
+)
+def test_where_one_backend_cannot_run_a_model_the_other_does(broken, left, monkeypatch):
     from surgery.errors import GraphError
     from surgery.policy import backends
 
-    def refuse(*_):
-        raise GraphError("no conversion for this operator")
-
-    monkeypatch.setattr(backends, "as_module", refuse)
     made, observation = linear("q", (3,), "q_values"), weights(5, 4)
+    wanted = reference(made, observation, "q")
+
+    def refuse(*_):
+        raise GraphError("no kernel for this operator")
+
+    monkeypatch.setattr(backends, broken, refuse)
     policy = load(made)
-    assert policy.backend == "onnxruntime"
-    assert np.allclose(policy.scores(observation), reference(made, observation, "q"), rtol=1e-5)
-    with pytest.raises(GraphError):
-        load(made, backend="torch")
+    assert policy.backend == left
+    assert np.allclose(policy.scores(observation), wanted, rtol=1e-5)
 
 
-def test_a_module_that_computes_something_else_is_not_used(monkeypatch):
+def test_a_module_that_computes_something_else_is_refused(monkeypatch):
+    from surgery.errors import GraphError
     from surgery.policy import backends
 
     made = linear("q", (3,), "q_values")
-    right = backends.in_runtime(made, torch.device("cpu"))
-    wrong = {"q": -1.01}
-    monkeypatch.setattr(backends, "as_module", lambda *_: lambda feeds: {"q": right(feeds)["q"] * wrong["q"]})
-    assert load(made).backend == "onnxruntime"
-    wrong["q"] = 1.00001
-    assert load(made).backend == "torch"
+    right = backends.as_module(made, torch.device("cpu"))
+    factor = -1.01
+    monkeypatch.setattr(backends, "as_module", lambda *_: lambda feeds: {"q": right(feeds)["q"] * factor})
+    with pytest.raises(GraphError, match="does not give what"):
+        load(made, backend="torch")
+    factor = 1.00001
+    assert load(made, backend="torch").backend == "torch"
 
 
 def two_heads():

@@ -202,7 +202,7 @@ def load(
       environment: a contract to play by instead of the checkpoint's own.
       temperature: of a softmax over its scores; None: 1 for logits, 0.1 for values.
       output: the output to ask; None: the only one that can be a policy.
-      backend: what runs it; `auto`: torch where the graph converts and agrees with onnxruntime, else onnxruntime.
+      backend: what runs it; `auto`: onnxruntime on a CPU, torch on a GPU, and the other one where that cannot.
 
     Raises:
       Refused: the actions are continuous.
@@ -217,7 +217,7 @@ def load(
     observation, states = observation_port(checkpoint), state_ports(checkpoint)
     place = _device(device)
     if backend == "torch":
-        name, run = "torch", backends.as_module(checkpoint, place)
+        name, run = "torch", backends.checked_module(checkpoint, place)
     elif backend == "onnxruntime":
         name, run = "onnxruntime", backends.in_runtime(checkpoint, place)
     else:
