@@ -134,16 +134,27 @@ class NewPort:
     Attributes:
       side: "input" or "output". name: of the value.
       shape: sizes, and names of symbolic ones. dtype: numpy's name of the element type.
+      follows: the input of the graph, and the axis of it, that symbolic sizes are equal to.
     """
 
     side: Literal["input", "output"]
     name: str
     shape: tuple[int | str, ...]
+    follows: tuple[str, int]
     dtype: str = "float32"
+
+    def zeros(self, inputs: Mapping[str, Array]) -> Array:
+        """The state before the first step, for other inputs of the graph."""
+        name, axis = self.follows
+        shape = [inputs[name].shape[axis] if isinstance(n, str) else n for n in self.shape]
+        return np.zeros(shape, self.dtype)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
-        return {"side": self.side, "name": self.name, "shape": list(self.shape), "dtype": self.dtype}
+        return {
+            "side": self.side, "name": self.name, "shape": list(self.shape), "follows": list(self.follows),
+            "dtype": self.dtype,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +271,8 @@ def _port(data: Mapping[str, Any]) -> NewPort:
     if side not in ("input", "output") or not _DTYPE.fullmatch(dtype):
         raise ValueError(f"side {side!r} of {dtype!r}")
     shape = tuple(n if isinstance(n, str) else natural(n) for n in data["shape"])
-    return NewPort(side, _text(data["name"]), shape, dtype)
+    source, axis = data["follows"]
+    return NewPort(side, _text(data["name"]), shape, (_text(source), natural(axis)), dtype)
 
 
 def _finite(value: object) -> int | float:

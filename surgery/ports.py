@@ -36,8 +36,8 @@ def grow(
         matter); None for zeros.
 
     Returns:
-      The same with everything grown: copies hold what they copy, fresh units start at zero, units that are gone are
-      left out. Inputs that the plan leaves alone are returned as they are.
+      The same with everything grown: copies hold what they copy, fresh units and new states start at zero, units that
+      are gone are left out. Inputs that the plan leaves alone are returned as they are.
 
     Raises:
       ArgumentError: if an array does not have the old width.
@@ -59,6 +59,12 @@ def grow(
                 other = np.zeros((), grown.dtype) if rng is None else rng.permuted(taken)
                 grown = np.where(fresh, other, taken)
         out[name] = grown
+    for insertion in plan.insertions:
+        for new in insertion.ports:
+            if new.side == "input":
+                start = new.zeros(out)
+                other = start if rng is None else np.asarray(rng.standard_normal(start.shape))
+                out[new.name] = other.astype(start.dtype)
     return out
 
 
@@ -72,8 +78,11 @@ def shrink(
         the two have the same value, but only the mean has the derivative of the old unit.
     """
     edited = {port.name: port for port in plan.ports if port.side == "output"}
+    added = {port.name for insertion in plan.insertions for port in insertion.ports}
     out: Arrays = {}
     for name, array in arrays.items():
+        if name in added:
+            continue
         old = array
         for k, axis in enumerate(axis_maps(edited[name].axes, plan.edits) if name in edited else ()):
             if axis is not None and weighted:

@@ -21,6 +21,7 @@ from surgery.numeric import run
 from surgery.ops.deepen import KINDS
 from surgery.optimizer import OptimizerState, ParamGroup
 from surgery.plan import Plan
+from surgery.ports import grow, shrink
 from surgery.probes import probes
 from surgery.verify.outputs import difference, runtime
 from surgery.verify.structure import check_structure
@@ -35,10 +36,14 @@ def modules(before: Original) -> list[str]:
     return list(dict.fromkeys(layer.module for layer in layers(before.analysis)))
 
 
+ANYWHERE = KINDS[:5]
+"""Kinds that can stand behind nearly every layer; the others are for sequences."""
+
+
 def kinds(style: str) -> itertools.cycle[str]:
     """Kinds in turn, from another one on in every style."""
     start = zoo.STYLES.index(style)
-    return itertools.cycle(KINDS[start:] + KINDS[:start])
+    return itertools.cycle(ANYWHERE[start:] + ANYWHERE[:start])
 
 
 @pytest.mark.parametrize(("name", "style"), EXPORTS)
@@ -113,6 +118,54 @@ def test_a_new_layer_can_be_widened(name: str, after: str, kind: str) -> None:
     assert wide.report is not None and wide.report.ok
 
 
+SEQUENCES = [
+    pytest.param(name, style, after, kind, id=f"{name}-{style}-{kind}")
+    for name, after, kind in (
+        ("lstm_policy", "lstm", "recurrent"),
+        ("gru_policy", "gru", "recurrent"),
+        ("lstm_zero_state", "lstm", "recurrent"),
+        ("nature_dqn", "fc", "recurrent"),
+        ("transformer_prenorm", "layer.linear2", "attention"),
+        ("multihead_pool", "embed", "attention"),
+    )
+    for style in zoo.STYLES
+]
+
+
+@pytest.mark.parametrize(("name", "style", "after", "kind"), SEQUENCES)
+def test_recurrent_and_attention_layers_change_no_bit_whatever_their_state(
+    name: str, style: str, after: str, kind: str
+) -> None:
+    before = original(name, style)
+    plan = surgery.deepen(before.checkpoint, after, count=2, kind=kind)  # type: ignore[arg-type]
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    deeper, rng = execute(plan, before.checkpoint), np.random.default_rng(0)
+    session = runtime(deeper.model)
+    for inputs, outputs in zip(before.batches, before.stored, strict=True):
+        for state in (None, rng):
+            assert difference(outputs, shrink(plan, session(grow(plan, inputs, state))))[0] == 0
+    analysis = surgery.analyse(deeper.model, deeper.interface)
+    own = [s.name for s in analysis.spaces if s.name.startswith(plan.insertions[0].name)]
+    assert own and all(analysis.space(name).widenable for name in own)
+    wide = surgery.widen(deeper, widths={own[0]: analysis.space(own[0]).size + 3})
+    assert surgery.apply(wide, deeper).report.ok
+
+
+def test_the_state_of_a_new_recurrent_layer_belongs_to_the_interface_and_runs(tmp_path) -> None:
+    before = original("lstm_policy", "dynamo").checkpoint
+    result = surgery.apply(surgery.deepen(before, "lstm", kind="recurrent", width=5), before)
+    result.save(tmp_path / "two.onnx")
+    again = surgery.load(tmp_path / "two.onnx")
+    new = {port.name: port.kind for port in (*again.interface.inputs, *again.interface.outputs)}
+    assert [n for n, kind in new.items() if kind == "state" and n.startswith("lstm2")] == [
+        "lstm2.h", "lstm2.c", "lstm2.h_next", "lstm2.c_next",
+    ]  # fmt: skip
+    inputs = grow(result.plan, zoo.sample("lstm_policy", 4, np.random.default_rng(0)))
+    outputs = runtime(again.model)(inputs)
+    assert outputs["lstm2.h_next"].shape == inputs["lstm2.h"].shape == (1, 4, 5)
+    assert np.abs(outputs["lstm2.h_next"]).max() > 0
+
+
 # ---- optimizer ------------------------------------------------------------------------------------------------
 
 
@@ -161,12 +214,12 @@ def test_new_parameters_start_fresh_and_old_slots_are_proved(
     assert new.name in told.describe()
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "auto"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("auto", "attention")])
 def test_every_kind_learns_from_the_first_step(kind: str) -> None:
     """Some new parameter has a slope at once, and none of the old ones loses its own."""
     checkpoint = original("mlp_relu", "dynamo").checkpoint
-    inputs = probes(checkpoint, 8, 0)
-    deeper = execute(surgery.deepen(checkpoint, "0", kind=kind), checkpoint)  # type: ignore[arg-type]
+    plan = surgery.deepen(checkpoint, "0", kind=kind)  # type: ignore[arg-type]
+    inputs, deeper = grow(plan, probes(checkpoint, 8, 0)), execute(plan, checkpoint)
     moving = {
         name: np.abs(_slope(deeper, name, inputs)).max()
         for name, tensor in deeper.tensors.items()
@@ -322,6 +375,12 @@ def test_a_wrong_request_is_refused_in_words(
         ("mlp_relu", "4", "identity", "no activation follows"),
         ("mixture_of_experts", "softmax", "auto", "Softmax"),
         ("gru_policy", "encoder", "batchnorm", "batch normalisation is for images"),
+        ("nature_dqn", "conv1", "recurrent", "which of them is time"),
+        ("lstm_bidirectional", "lstm", "recurrent", "runs in both directions"),
+        ("lstm_cell_loop", "encoder", "recurrent", "several steps of time"),
+        ("mlp_relu", "0", "attention", "no sequence of vectors"),
+        ("entity_attention", "embed", "attention", "would not obey"),
+        ("lstm_policy", "encoder", "attention", "look into the future"),
         ("tied_embedding", "embedding", "auto", "used in two ways"),
     ],
 )

@@ -12,7 +12,7 @@ from surgery.cli import _edits, _files, _options, _routes
 from surgery.cli._output import Output
 from surgery.errors import ArgumentError
 
-Kind = Literal["auto", "identity", "residual", "rezero", "batchnorm"]
+Kind = Literal["auto", "identity", "residual", "rezero", "batchnorm", "recurrent", "attention"]
 
 
 @click.command("deepen", short_help="Insert layers, exactly.")
@@ -31,7 +31,7 @@ Kind = Literal["auto", "identity", "residual", "rezero", "batchnorm"]
 )
 @click.option(
     "--kind",
-    type=click.Choice(["auto", "identity", "residual", "rezero", "batchnorm"]),
+    type=click.Choice(["auto", "identity", "residual", "rezero", "batchnorm", "recurrent", "attention"]),
     default="auto",
     show_default=True,
     help="A layer that starts as the identity, or a branch that starts at zero; auto takes what is exact.",

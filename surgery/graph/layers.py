@@ -143,14 +143,15 @@ def find(analysis: Analysis, name: str) -> tuple[str, list[Layer]]:
         (the last of them is meant).
 
     Returns:
-      Its module path, and its uses in graph order.
+      Its module path, and the uses of its last weight in graph order.
 
     Raises:
       UnknownName: with the nearest names. Refused: a layer in the body of a loop.
     """
     known = layers(analysis)
     module = _module(analysis, known, name)
-    uses = [layer for layer in known if layer.module == module]
+    last = [layer for layer in known if layer.module == module][-1].weight
+    uses = [layer for layer in known if (layer.module, layer.weight) == (module, last)]
     for layer in uses:
         if layer.node.op_type in CONTROL:
             raise Refused(

@@ -266,7 +266,8 @@ def _base(root: Atom, places: list[tuple[str, int, Atom]], roles: Roles, modules
             axis, name = why.reason.split()[1], why.reason.split("'")[1]
             return f"{name}[{axis}]"
     makers = [(tensor, k) for tensor, k, leaf in places if leaf not in roles.consumers]
-    weights = [place for place in makers if "weight" in roles.purpose.get(place[0], ())]
+    # what an exporter has taken apart (gates) has no purpose that is known
+    weights = [place for place in makers if "weight" in roles.purpose.get(place[0], {"weight"})]
     tensor = (weights or makers or places)[0][0]
     return modules[tensor]
 

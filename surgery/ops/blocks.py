@@ -9,7 +9,7 @@ batchnorm    x + γ BN(W₂ φ(BN(W₁ φ(x)))), γ = 0                         
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -29,11 +29,13 @@ class Shape:
     Attributes:
       width: of the inside of a residual branch. kernel: size of its convolutions.
       parts: names of its layers within it.
+      heads: of attention.
     """
 
     width: int
     kernel: int
     parts: tuple[str, str]
+    heads: int = 1
 
 
 @dataclass
@@ -44,6 +46,7 @@ class Sketch:
       names: of its tensors. spot: where it goes. at: which use of the layer this is.
       activation: the node whose activation it takes over; None for a Relu.
       dtype: of its tensors. like: the parameter that it joins in the optimizer.
+      batch: the size or symbol of a batch, and the input and axis of the graph that have it.
     """
 
     names: Names
@@ -52,15 +55,26 @@ class Sketch:
     activation: ir.Node | None
     dtype: str
     like: str
+    batch: tuple[int | str, tuple[str, int]] = ("batch", ("", 0))
     nodes: list[NewNode] = field(default_factory=list)
     tensors: list[NewTensor] = field(default_factory=list)
     ports: list[NewPort] = field(default_factory=list)
 
     def op(self, operator: str, *inputs: str, **attributes: Attribute) -> str:
-        """A node; the name of its first result."""
+        """A node; the name of its result."""
+        return self.node(operator, inputs, attributes)
+
+    def node(
+        self,
+        operator: str,
+        inputs: Sequence[str],
+        attributes: Mapping[str, Attribute],
+        results: Sequence[str] = (),
+    ) -> str:
+        """A node, and the names of its further results; the name of its first one."""
         where = f".{self.at}" if self.at else ""
         name = f"{self.names.module}/{operator}_{len(self.nodes)}{where}"
-        self.nodes.append(NewNode(operator, inputs, (name,), attributes))
+        self.nodes.append(NewNode(operator, tuple(inputs), (name, *results), dict(attributes)))
         return name
 
     def tensor(
@@ -91,6 +105,13 @@ class Sketch:
             )
         return name
 
+    def number(self, kind: str, number: float) -> str:
+        """One number that a node reads, in the precision of the layer; it is no parameter."""
+        name = f"{self.names.module}/{kind}"
+        if all(tensor.name != name for tensor in self.tensors):
+            self.tensors.append(NewTensor(name, (), "numbers", numbers=(number,), dtype=self.dtype))
+        return name
+
     def activate(self, value: str) -> str:
         """The activation, with the operands and attributes that it has in the model."""
         node = self.activation
@@ -100,7 +121,7 @@ class Sketch:
             value if _varies(operand) else "" if operand is None else str(operand.name)
             for operand in node.inputs
         ]
-        return self.op(node.op_type, *inputs, **attributes_of(node))
+        return self.node(node.op_type, inputs, attributes_of(node))
 
     @property
     def gain(self) -> float:

@@ -15,16 +15,18 @@ from surgery.graph.ranges import bounds, keeps
 from surgery.graph.spaces import Analysis, analyse
 from surgery.insert import slot_counts
 from surgery.insertion import Insertion
-from surgery.ops import blocks, naming
+from surgery.ops import blocks, naming, sequences
 from surgery.plan import Plan
 
-Kind = Literal["auto", "identity", "residual", "rezero", "batchnorm"]
-KINDS: tuple[Kind, ...] = ("auto", "identity", "residual", "rezero", "batchnorm")
+Kind = Literal["auto", "identity", "residual", "rezero", "batchnorm", "recurrent", "attention"]
+KINDS: tuple[Kind, ...] = ("auto", "identity", "residual", "rezero", "batchnorm", "recurrent", "attention")
 _BRANCHES: Mapping[str, blocks.Branch] = {
     "identity": blocks.identity,
     "residual": blocks.residual,
     "rezero": blocks.rezero,
     "batchnorm": blocks.batchnorm,
+    "recurrent": sequences.recurrent,
+    "attention": sequences.attention,
 }
 _PORTABLE = frozenset(
     ["Relu", "Tanh", "Sigmoid", "Elu", "LeakyRelu", "Selu", "Celu", "Gelu", "Softplus", "Mish", "HardSwish"]
@@ -43,6 +45,7 @@ def deepen(
     kind: Kind = "auto",
     width: int | None = None,
     kernel: int | None = None,
+    heads: int | None = None,
     name: str | Sequence[str] | None = None,
     parts: tuple[str, str] | None = None,
     seed: int = 0,
@@ -58,10 +61,14 @@ def deepen(
       kind: "identity": a layer that starts as the identity, with the activation before it, which must return its own
         results as they are (a Relu does, a Tanh does not); "residual": a branch whose last layer starts at zero, in
         the form of IMPALA's blocks; "rezero": a branch times a scalar that starts at zero; "batchnorm": a branch with
-        batch normalisations, the last of which starts with scale zero; "auto": residual behind a residual sum and
+        batch normalisations, the last of which starts with scale zero; "recurrent": a branch of the cell of the
+        recurrent layer before it (an LSTM over one step where there is one vector for each member of the batch), whose
+        state becomes an input and output of the graph; "attention": a branch of self-attention over the middle axis of
+        a sequence of vectors; "auto": residual behind a residual sum and
         wherever an identity is not exact, else identity.
       width: units inside a branch; as many as outside by default.
       kernel: size of new convolutions; by default 3, or 1 behind a convolution of size 1.
+      heads: of attention; by default as many, up to 8, as leave each of them 8 units.
       name: module path of the new layer, or one for each; in the style of the model by default.
       parts: names of the two layers of a branch within it.
       seed: of the random weights of a branch.
@@ -84,7 +91,11 @@ def deepen(
     chosen = _settle(analysis, places, kind, module)
     places = [_before_activation(analysis, spot) if chosen != "identity" else spot for spot in places]
     _check_normalised(chosen, places[0])
-    form = _form(places[0], width, kernel, parts, chosen)
+    form = _form(places[0], width, kernel, parts)
+    if chosen == "recurrent":
+        sequences.check_recurrent(checkpoint, places)
+    elif chosen == "attention":
+        form = replace(form, heads=sequences.check_attention(checkpoint, places, heads, form.width))
     insertions = _insertions(analysis, checkpoint, places, chosen, form, count, name)
     return Plan(
         operation="deepen",
@@ -171,9 +182,7 @@ def _before_activation(analysis: Analysis, spot: Spot) -> Spot:
     return replace(spot, value=value, activation=None)
 
 
-def _form(
-    spot: Spot, width: int | None, kernel: int | None, parts: tuple[str, str] | None, kind: str
-) -> blocks.Shape:
+def _form(spot: Spot, width: int | None, kernel: int | None, parts: tuple[str, str] | None) -> blocks.Shape:
     own = spot.layer.node.attributes.get("kernel_shape")
     flat = own is not None and set(own.as_ints()) == {1}
     stem = "conv" if spot.spatial else "fc"
@@ -197,12 +206,15 @@ def _insertions(
     dtype = _dtype(analysis, places[0])
     values = [str(spot.value.name) for spot in places]
     like = places[0].layer.weight
+    batch = sequences.batch_of(checkpoint) if kind == "recurrent" else ("", ("", 0))
     for k in range(count):
         layer = places[0].layer
         names = naming.given(given[k]) if given else naming.follow(
             analysis, layer, used, block=places[0].summed and kind != "identity"
         )  # fmt: skip
-        sketches = [blocks.Sketch(names, spot, at, activation, dtype, like) for at, spot in enumerate(places)]
+        sketches = [
+            blocks.Sketch(names, spot, at, activation, dtype, like, batch) for at, spot in enumerate(places)
+        ]
         new = blocks.inserted(kind, _BRANCHES[kind], sketches, values, form, opens=opens)
         _check_free(new, used)
         used |= {names.module, *(tensor.name for tensor in new.tensors)}
