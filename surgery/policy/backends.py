@@ -11,10 +11,8 @@ import torch
 
 from surgery.checkpoint import Checkpoint
 from surgery.errors import GraphError, SurgeryError
-from surgery.errors import GraphError, SurgeryError
 from surgery.probes import probes
 from surgery.torch import to_module
-from surgery.verify.outputs import session
 from surgery.verify.outputs import session
 
 Tensors = dict[str, torch.Tensor]
