@@ -66,7 +66,7 @@ def seed(function: F) -> F:
         metavar="N",
         type=click.IntRange(min=0),
         default=0,
-        show_default="0",
+        show_default=True,
         help="Seed of all that is random.",
     )(function)
 

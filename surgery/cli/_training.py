@@ -44,14 +44,14 @@ def options(function: F) -> F:
         (
             click.option("--env", "environment", metavar="ID", help="Environment; else the one in the contract."),
             click.option(
-                "--frames", metavar="N", type=click.IntRange(min=1), default=10_000_000, show_default="10,000,000",
+                "--frames", metavar="N", type=click.IntRange(min=1), default=10_000_000, show_default=True,
                 help="Frames to play: of the emulator on Atari, else environment steps. Schedules scale with it.",
             ),
-            click.option("--seed", metavar="N", type=click.IntRange(min=0), default=0, show_default="0",
+            click.option("--seed", metavar="N", type=click.IntRange(min=0), default=0, show_default=True,
                          help="Seed of all that is random."),
             click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
                          help="Where the networks run."),
-            click.option("--envs", metavar="N", type=click.IntRange(min=1), default=8, show_default="8",
+            click.option("--envs", metavar="N", type=click.IntRange(min=1), default=8, show_default=True,
                          help="Environments played at once."),
             click.option("--set", "changes", metavar="NAME=VALUE", multiple=True, callback=settings,
                          help="Any setting of config.json, such as n_step=5 or prioritised=true."),
