@@ -248,8 +248,21 @@ def test_no_route_is_refused_with_the_reason_for_the_layer_and_the_command_that_
         migrate(small(name), target)
     for layer, words in reasons.items():
         assert words in caught.value.where[layer]
-    assert caught.value.hint == f"surgery distill MODEL --to {target} --env ID -o DIR"
+    assert caught.value.hint.endswith(f"surgery distill MODEL --to {target} --env ID -o DIR")
     assert caught.value.exit_code == 1
+
+
+def test_a_target_that_is_only_smaller_names_the_command_that_makes_it_narrower():
+    with pytest.raises(Refused) as caught:
+        migrate(small("mlp-7-5"), "mlp-6-4")
+    assert "surgery narrow MODEL --width fc1=6 --width fc2=4 -o OUT" in caught.value.hint
+
+
+def test_a_file_without_a_name_is_distilled_under_the_name_of_its_architecture(tmp_path):
+    surgery.save(new("mlp-6-9", observation=(8,), actions=3), tmp_path / "other.onnx")
+    with pytest.raises(Refused) as caught:
+        migrate(small("mlp-7-5"), str(tmp_path / "other.onnx"))
+    assert "surgery distill MODEL --to mlp-6-9" in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import surgery
 from surgery.cli import _edits, _files
 from surgery.cli._output import Output, plural, section, table
+from surgery.errors import Refused
 
 if TYPE_CHECKING:
     from surgery.ops.widen import Init
     from surgery.route import Journey
-    from surgery.route.align import Alignment, Row
+    from surgery.route.edits import Alignment, Row
 
 
 def travel(
@@ -116,3 +118,56 @@ def _line(result: surgery.Result) -> str:
 def _rows(rows: tuple[Row, ...]) -> str:
     lines = [("  " * row.depth + row.name, row.have or "–", row.want or "–", row.action) for row in rows]
     return table(("layer", "is", "becomes", "by"), lines)
+
+
+@dataclass(frozen=True)
+class Play:
+    """Where and how long a new network plays that is taught because there is no route."""
+
+    environment: str | None
+    frames: int
+    seed: int
+
+
+def travel_or_distill(
+    model: Path,
+    target: Path | None,
+    to: str,
+    proof: _edits.Proof,
+    play: Play,
+    output: Output,
+    *,
+    force: bool,
+    dry_run: bool,
+) -> None:
+    """A route if there is one; else a new network, taught in the run directory OUT.run and written to OUT."""
+    try:
+        travel(model, target, to, proof, output, force=force, dry_run=dry_run)
+    except Refused as refusal:
+        output.note(f"{refusal.message}: {', '.join(f'{k}: {v}' for k, v in refusal.where.items())}")
+        _distill(model, target, to, play, output, force=force, dry_run=dry_run)
+
+
+def _distill(
+    model: Path, target: Path | None, to: str, play: Play, output: Output, *, force: bool, dry_run: bool
+) -> None:
+    from surgery.cli import _live, _training
+
+    _training.library()
+    from surgery.architectures.like import setting
+    from surgery.distill import Options, execute, plan_distill
+
+    checkpoint = surgery.load(model, optimizer=False)
+    head = setting(checkpoint).head
+    options = Options(frames=play.frames, seed=play.seed, head=head if head in ("c51", "qr") else "q")
+    folder = Path(f"{target or model}.run")
+    contract = _training.contract(checkpoint, play.environment, model)
+    job = plan_distill(checkpoint, to, folder, environment=contract, options=options)
+    if dry_run or target is None:
+        _training.carry_out(job, options, output, dry_run=True)
+        return
+    with _live.live(output) as watch:
+        outcome = execute(job, threads=options.threads, watch=watch, note=output.note)
+    surgery.save(surgery.load(outcome.student), target, force=force)
+    found = {**_training.report_of(outcome), "output": str(target), "exact": False}
+    output.show(found, lambda: f"{_training.text_of(outcome)} and {target}")

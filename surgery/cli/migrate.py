@@ -22,6 +22,12 @@ from surgery.cli._output import Output
     show_default=True,
     help="New units: random with zero outgoing weights, or copies.",
 )
+@click.option(
+    "--or-distill", is_flag=True, help="If there is no exact route, teach a new network by playing."
+)
+@click.option("--env", "environment", metavar="ID", help="Where it plays then; else the one in the contract.")
+@click.option("--frames", metavar="N", type=click.IntRange(min=1), default=10_000_000, show_default="10,000,000",
+              help="How much it plays then.")  # fmt: skip
 @_options.seed
 @_options.observations
 @_options.no_verify
@@ -34,6 +40,9 @@ def command(
     model: Path,
     architecture: str,
     init: Literal["auto", "zero", "net2net"],
+    or_distill: bool,
+    environment: str | None,
+    frames: int,
     seed: int,
     observations: Path | None,
     no_verify: bool,
@@ -46,13 +55,21 @@ def command(
 
     The layers of the model are found in its graph and compared with those of the target, one by one: they grow, their
     kernels grow, and new layers are put in that change nothing at first. If there is no such route the exit status is
-    1, and the reasons are given layer by layer. `surgery list architectures` has the names.
+    1, and the reasons are given layer by layer; with --or-distill a new network of that architecture is taught by
+    playing instead (`surgery distill`; the run lies in OUT.run). `surgery list architectures` has the names.
 
     \b
     Example:
       surgery migrate agent.onnx --to nature-x2 -o larger.onnx
       surgery migrate agent.onnx --to impala-x2-b3 --dry-run
       surgery migrate agent.onnx --to other.onnx -o like-other.onnx
+      surgery migrate agent.onnx --to impala --or-distill --frames 2000000 -o student.onnx
     """
     proof = _edits.Proof(not no_verify, _files.read_observations(observations), seed)
+    if or_distill:
+        play = _routes.Play(environment, frames, seed)
+        _routes.travel_or_distill(
+            model, target, architecture, proof, play, output, force=force, dry_run=dry_run
+        )
+        return
     _routes.travel(model, target, architecture, proof, output, force=force, dry_run=dry_run, init=init)

@@ -8,9 +8,7 @@ a layer with the activation in front of it as the identity, or a residual block 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
-from typing import Literal
+from dataclasses import replace
 
 from surgery.architectures.layers import (
     Activation,
@@ -32,100 +30,11 @@ from surgery.architectures.recognise import Found, Tree
 from surgery.architectures.steps import SCALING
 from surgery.graph.layout import Units, units
 from surgery.graph.spaces import Analysis
+from surgery.route.edits import Alignment, Cost, Edit, Insert, Kernel, Row, Widen
 
+_NO: Cost = (1, 0)
 IDEMPOTENT = ("Relu",)
 """Activations that return their own results as they are."""
-
-
-@dataclass(frozen=True, slots=True)
-class Widen:
-    """More units in a space."""
-
-    space: str
-    width: int
-
-    def __str__(self) -> str:
-        return f"{self.space} → {self.width}"
-
-
-@dataclass(frozen=True, slots=True)
-class Kernel:
-    """A larger kernel; the layer is named by its weights."""
-
-    weight: str
-    size: tuple[int, int]
-
-    def __str__(self) -> str:
-        return f"kernel → {self.size[0]}×{self.size[1]}"
-
-
-@dataclass(frozen=True, slots=True)
-class Insert:
-    """A new layer behind a value of the graph.
-
-    Attributes:
-      kind: "identity", "residual" or "recurrent".
-      after: the value. layer: what comes there.
-      like: the weights of the block before it, whose names it continues; empty if there is none.
-    """
-
-    kind: Literal["identity", "residual", "recurrent"]
-    after: str
-    layer: Layer
-    like: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return f"new, {'starts as the identity' if self.kind == 'identity' else 'starts at zero'}"
-
-
-Edit = Widen | Kernel | Insert
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the comparison.
-
-    Attributes:
-      depth: how many branches it is inside of.
-      have, want: the layers in words; empty where there is none.
-      edits: that make the one the other. reason: why nothing exact does.
-    """
-
-    depth: int
-    name: str
-    have: str
-    want: str
-    edits: tuple[Edit, ...] = ()
-    reason: str | None = None
-
-    @property
-    def action(self) -> str:
-        """What happens to the layer."""
-        if self.reason is not None:
-            return f"no: {self.reason}"
-        return ", ".join(map(str, self.edits))
-
-
-Cost = tuple[int, int]
-_NO: Cost = (1, 0)
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """Rows in order, and what they cost: impossible steps, edits."""
-
-    rows: tuple[Row, ...]
-    cost: Cost
-
-    @property
-    def edits(self) -> tuple[Edit, ...]:
-        """All edits, in order."""
-        return tuple(edit for row in self.rows for edit in row.edits)
-
-    @property
-    def reasons(self) -> dict[str, str]:
-        """Layer -> why nothing exact makes it what is wanted."""
-        return {row.name or row.have or row.want: row.reason for row in self.rows if row.reason is not None}
 
 
 def align(tree: Tree, target: Sequence[Layer], analysis: Analysis) -> Alignment:
@@ -162,24 +71,22 @@ class _Aligner:
     def sequence(self, tree: Tree, target: tuple[Layer, ...], depth: int) -> Alignment:
         """The cheapest alignment of two sequences."""
 
-        @cache
-        def best(i: int, j: int) -> Alignment:
-            if i == len(tree) and j == len(target):
-                return Alignment((), (0, 0))
-            found: Alignment | None = None
-            for used, put, step in self._steps(tree, target, i, j, depth):
-                rest = best(i + used, j + put)
-                cost = (step.cost[0] + rest.cost[0], step.cost[1] + rest.cost[1])
-                if found is None or cost < found.cost:
-                    found = Alignment(step.rows + rest.rows, cost)
-            assert found is not None
-            return found
-
-        # from the back, so that no network is too long for the stack
+        done: dict[tuple[int, int], tuple[Cost, int, int, Alignment]] = {}
+        end = Alignment((), (0, 0))
         for i in range(len(tree), -1, -1):
             for j in range(len(target), -1, -1):
-                best(i, j)
-        return best(0, 0)
+                options = []
+                for used, put, step in self._steps(tree, target, i, j, depth):
+                    (no, edits), *_ = done[i + used, j + put]
+                    options.append(((step.cost[0] + no, step.cost[1] + edits), used, put, step))
+                done[i, j] = min(options, key=lambda option: option[0], default=((0, 0), 0, 0, end))
+        rows: list[Row] = []
+        i = j = 0
+        while i < len(tree) or j < len(target):
+            _, used, put, step = done[i, j]
+            rows += step.rows
+            i, j = i + used, j + put
+        return Alignment(tuple(rows), done[0, 0][0])
 
     def _steps(
         self, tree: Tree, target: tuple[Layer, ...], i: int, j: int, depth: int
@@ -225,7 +132,8 @@ class _Aligner:
         if type(layer) is not type(want):
             return None
         edits, reason = self._edits(have, want)
-        row = Row(depth, _name(have), str(layer), str(want), () if reason else tuple(edits), reason)
+        narrower = _narrower(have, want) if reason else None
+        row = Row(depth, _name(have), str(layer), str(want), () if reason else tuple(edits), reason, narrower)
         return Alignment((row,), _NO if reason else (0, len(edits)))
 
     def _inner(
@@ -384,6 +292,13 @@ def _kernel(have: Found, old: Convolution, new: Convolution) -> tuple[list[Edit]
         if more != (taps // 2, taps - taps // 2):
             return [], f"kernel {_size(old)} with padding {before} does not become {_size(new)} with {after}"
     return [Kernel(have.weights[0], new.kernel)], None
+
+
+def _narrower(have: Found, want: Layer) -> tuple[str, int] | None:
+    """The space that has more units than the target, and how many that has."""
+    sizes = [getattr(layer, "channels", getattr(layer, "width", 0)) for layer in (have.layer, want)]
+    found = {part.space for part in units(have.units)}
+    return (found.pop(), sizes[1]) if len(found) == 1 and sizes[1] < sizes[0] else None
 
 
 def _numbers(layer: Convolution) -> Pads:

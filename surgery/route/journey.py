@@ -20,7 +20,8 @@ from surgery.ops.deepen import Kind, deepen
 from surgery.ops.kernel import grow_kernel
 from surgery.ops.widen import Init, widen
 from surgery.plan import Plan
-from surgery.route.align import Alignment, Insert, Kernel, Row, Widen, align
+from surgery.route.align import align
+from surgery.route.edits import Alignment, Insert, Kernel, Row, Widen
 from surgery.route.proof import end_to_end
 from surgery.route.target import Target, target_of
 from surgery.verify import Report
@@ -128,12 +129,23 @@ def check(found: Alignment, target: Target, checkpoint: Checkpoint) -> None:
     """Raise Refused if a layer has no exact edit, with every reason and the command that distils instead."""
     if not found.reasons:
         return
-    model, env = checkpoint.path or "MODEL", checkpoint.environment.id or "ID"
     raise Refused(
         f"there is no exact route to '{target.name}'",
         where=found.reasons,
-        hint=f"surgery distill {model} --to {target.name} --env {env} -o DIR",
+        hint=_way_out(found, target, checkpoint),
     )
+
+
+def _way_out(found: Alignment, target: Target, checkpoint: Checkpoint) -> str:
+    """The commands that lead there all the same."""
+    model, env = checkpoint.path or "MODEL", checkpoint.environment.id or "ID"
+    distill = f"surgery distill {model} --to {target.architecture or 'ARCH'} --env {env} -o DIR"
+    wrong = [row for row in found.rows if row.reason is not None]
+    narrower = dict(row.narrower for row in wrong if row.narrower is not None)
+    if any(row.narrower is None for row in wrong):
+        return distill
+    widths = " ".join(f"--width {space}={width}" for space, width in narrower.items())
+    return f"first make it narrower: surgery narrow {model} {widths} -o OUT; or: {distill}"
 
 
 def _next(checkpoint: Checkpoint, found: Alignment, init: Init, seed: int) -> Plan:

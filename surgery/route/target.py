@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from surgery.architectures.family import identify
 from surgery.architectures.layers import Activation, Branches, Layer, Recurrent, Shape, change, resolved
 from surgery.architectures.library import Architecture
 from surgery.architectures.like import Setting, observed, setting
@@ -18,10 +19,16 @@ from surgery.errors import ArgumentError, FileError, Refused
 
 @dataclass(frozen=True)
 class Target:
-    """The wanted layers, from the observation to the outputs, under the name that the user gave."""
+    """What a network shall become.
+
+    Attributes:
+      name: what the user called it. layers: from the observation to the outputs.
+      architecture: the name under which an untrained one can be made; None if it has none.
+    """
 
     name: str
     layers: tuple[Layer, ...]
+    architecture: str | None
 
 
 def target_of(to: str, checkpoint: Checkpoint, network: Network) -> Target:
@@ -37,7 +44,7 @@ def target_of(to: str, checkpoint: Checkpoint, network: Network) -> Target:
     """
     if to.endswith(".onnx"):
         return _file(Path(to), checkpoint, network)
-    return Target(to, named(parse(to), observed(checkpoint)[1], network.tree))
+    return Target(to, named(parse(to), observed(checkpoint)[1], network.tree), to)
 
 
 def named(architecture: Architecture, observation: Shape, tree: Tree) -> tuple[Layer, ...]:
@@ -135,7 +142,8 @@ def _file(path: Path, checkpoint: Checkpoint, network: Network) -> Target:
     lead = next((k for k, found in enumerate(network.tree) if weighted(found)), 0)
     theirs = recognise(other)
     first = next((k for k, found in enumerate(theirs.tree) if weighted(found)), 0)
-    return Target(str(path), (*_layers(network.tree[:lead]), *theirs.layers[first:]))
+    name = identify(theirs, wanted.shape).name
+    return Target(str(path), (*_layers(network.tree[:lead]), *theirs.layers[first:]), name)
 
 
 def _same_task(have: Setting, want: Setting, checkpoint: Checkpoint, path: Path) -> None:
