@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 from surgery.errors import MissingDependency
 
 if TYPE_CHECKING:
+    from surgery.torch.export import from_module as from_module
     from surgery.torch.module import to_module as to_module
+    from surgery.torch.operate import operate as operate
+    from surgery.torch.operate_report import Operation as Operation
+    from surgery.torch.operate_states import grow_states as grow_states
+    from surgery.torch.optimizer_state import load_optimizer as load_optimizer
+    from surgery.torch.optimizer_state import read_optimizer as read_optimizer
     from surgery.torch.settle import settle as settle
     from surgery.torch.settle_moments import warm_moments as warm_moments
     from surgery.torch.swap import swap_optimizer as swap_optimizer
@@ -20,16 +26,36 @@ if TYPE_CHECKING:
     from surgery.torch.trajectory_break import break_symmetry as break_symmetry
 
 _HOMES = {
+    "Operation": "surgery.torch.operate_report",
     "Trajectory": "surgery.torch.trajectory",
     "break_symmetry": "surgery.torch.trajectory_break",
     "follow": "surgery.torch.trajectory",
+    "from_module": "surgery.torch.export",
+    "grow_states": "surgery.torch.operate_states",
+    "load_optimizer": "surgery.torch.optimizer_state",
+    "operate": "surgery.torch.operate",
+    "read_optimizer": "surgery.torch.optimizer_state",
     "settle": "surgery.torch.settle",
     "swap_optimizer": "surgery.torch.swap",
     "to_module": "surgery.torch.module",
     "warm_moments": "surgery.torch.settle_moments",
 }
 
-__all__ = ["Trajectory", "break_symmetry", "follow", "settle", "swap_optimizer", "to_module", "warm_moments"]
+__all__ = [
+    "Operation",
+    "Trajectory",
+    "break_symmetry",
+    "follow",
+    "from_module",
+    "grow_states",
+    "load_optimizer",
+    "operate",
+    "read_optimizer",
+    "settle",
+    "swap_optimizer",
+    "to_module",
+    "warm_moments",
+]
 
 
 def __getattr__(name: str) -> object:

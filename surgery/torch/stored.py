@@ -60,6 +60,14 @@ def to_torch(array: np.ndarray) -> Tensor:
     return torch.from_numpy(array)
 
 
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """A tensor as an array, which shares its memory where it can."""
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return np.asarray(tensor.numpy())
+
+
 def initializers(model: ir.Model) -> Iterator[ir.Value]:
     """Those of the graph and of the graphs inside it; the standard gives no name twice."""
     for graph in model.graphs():

@@ -1,0 +1,249 @@
+"""Modules as checkpoints: exported, or put back into the graph that they were made from."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from surgery.checkpoint import Checkpoint
+from surgery.errors import ArgumentError, GraphError
+from surgery.interface import infer
+from surgery.tensors import shape_of
+from surgery.torch.optimizer_state import named, plain_name, read_optimizer
+from surgery.torch.stored import initializers, to_numpy
+
+Inputs: TypeAlias = "Tensor | Sequence[Any] | Mapping[str, Any]"
+OPSET = 20
+_NOTES = ("stack_trace", "name_scopes", "class_hierarchy", "fx_node", "scope")
+
+
+def from_module(
+    module: nn.Module,
+    checkpoint: Checkpoint | None = None,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    example_inputs: Inputs | None = None,
+    dynamic_shapes: Any = None,  # noqa: ANN401
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+) -> Checkpoint:
+    """A module as a checkpoint, with its optimizer's state by parameter name.
+
+    With `checkpoint`, the module's tensors are put into that graph: the way back from `to_module`, with everything
+    that the checkpoint knows besides. With `example_inputs`, any module is exported.
+
+    Args:
+      module: left as it is; its tensors are copied.
+      checkpoint: whose graph it computes; tensors are found by name, and cast to the graph's types.
+      optimizer: that trains it; None leaves the state out.
+      example_inputs: a tensor, a tuple of arguments, or a mapping of keyword arguments.
+      dynamic_shapes: as for `torch.export`; None frees the batch (the first axis of the first input, and the axes
+        of others that are as long: their first, or second as in recurrent states) where the exporter can.
+      input_names, output_names: of the graph, in order; None takes the names of `forward`'s arguments.
+
+    Raises:
+      ArgumentError: neither or both of `checkpoint` and `example_inputs`; a tensor of the graph that the module does
+        not have, or has in another shape; an optimizer of other parameters.
+      GraphError: the module cannot be exported.
+    """
+    if (checkpoint is None) == (example_inputs is None):
+        raise ArgumentError(
+            "give either the checkpoint whose graph it is, or example_inputs to export it with"
+        )
+    if checkpoint is None:
+        model = export(
+            module,
+            example_inputs,
+            dynamic_shapes=dynamic_shapes,
+            input_names=input_names,
+            output_names=output_names,
+        )
+        made = Checkpoint(_copied(model), infer(model))
+    else:
+        made = checkpoint.replace(model=_filled(module, checkpoint.model), optimizer=None, path=None)
+    if optimizer is None:
+        return made
+    state = read_optimizer(optimizer, module, only=made.tensors)
+    copied = {
+        slot: {name: _copy(tensor) for name, tensor in members.items()}
+        for slot, members in state.slots.items()
+    }
+    return made.replace(optimizer=state.replace(slots=copied))
+
+
+def _copy(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    return ir.Tensor(
+        tensor.numpy().copy(),
+        dtype=tensor.dtype,
+        name=tensor.name,
+        metadata_props=dict(getattr(tensor, "metadata_props", {})),
+    )
+
+
+def _copied(model: ir.Model) -> ir.Model:
+    """The exporter's tensors are the module's own memory: copy them, in place."""
+    for value in initializers(model):
+        if value.const_value is not None:
+            value.const_value = _copy(value.const_value)
+    return model
+
+
+def _filled(module: nn.Module, model: ir.Model) -> ir.Model:
+    """A clone of the graph with the module's tensors."""
+    held = {plain_name(name): tensor for name, tensor in module.state_dict(keep_vars=True).items()}
+    clone, parameters = model.clone(), set(named(module))
+    missing = []
+    for value in initializers(clone):
+        name, old = str(value.name), value.const_value
+        if old is None or (name not in held and not (old.dtype.is_floating_point() and len(old.shape))):
+            continue
+        if name not in held:
+            missing.append(name)
+            continue
+        if tuple(held[name].shape) != shape_of(old):
+            raise ArgumentError(
+                f"'{name}' is {list(held[name].shape)} in the module, and {list(shape_of(old))} in the graph",
+                hint="apply the plan that changed the module to the checkpoint, or export the module anew",
+            )
+        array = to_numpy(held[name]).astype(old.dtype.numpy())
+        new = ir.Tensor(array.copy(), dtype=old.dtype, name=name)
+        new.metadata_props.update(getattr(old, "metadata_props", {}))
+        value.const_value = new
+    if missing and not parameters.issuperset(missing):
+        raise ArgumentError(
+            f"the module does not have {', '.join(missing[:5])}, which the graph has",
+            hint="a module made by to_module has all; export any other one with example_inputs=…",
+        )
+    return clone
+
+
+def export(
+    module: nn.Module,
+    example_inputs: Inputs | None,
+    *,
+    dynamic_shapes: Any = None,  # noqa: ANN401
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    training: bool = False,
+) -> ir.Model:
+    """A module as a graph whose initializers have the names, and are the memory, of its parameters and buffers.
+
+    Args:
+      module: left as it is, its modes included.
+      example_inputs: see `from_module`.
+      dynamic_shapes: see `from_module`.
+      input_names, output_names: of the graph.
+      training: export what it computes in training mode.
+
+    Raises:
+      GraphError: it cannot be exported; the exporter's own words are in the message.
+    """
+    arguments, keywords = arguments_of(example_inputs)
+    tries = [_batched(arguments, keywords), None] if dynamic_shapes is None else [dynamic_shapes]
+    names = {"input_names": input_names, "output_names": output_names}
+    with quiet(), mode(module, training):
+        for shapes in tries[:-1] if tries[0] is not None else ():
+            with contextlib.suppress(Exception):  # what cannot vary is tried as it is
+                return _exported(module, arguments, keywords, shapes, names)
+        try:
+            return _exported(module, arguments, keywords, tries[-1], names)
+        except Exception as error:  # the exporter's errors have no common base but Exception
+            raise GraphError(
+                f"the module {type(module).__name__} cannot be exported: {_reason(error)}",
+                hint="try torch.export.export on it; shapes that vary can be given with dynamic_shapes=…",
+            ) from error
+
+
+def _exported(
+    module: nn.Module,
+    arguments: tuple[Any, ...],
+    keywords: dict[str, Any],
+    shapes: Any,  # noqa: ANN401
+    names: Mapping[str, Any],
+) -> ir.Model:
+    for recurrent in (torch.ops.aten.lstm.input, torch.ops.aten.gru.input):
+        # The exporter swaps their decompositions but not this: a second export would fix the sequence length.
+        recurrent._dispatch_cache.clear()
+    program = torch.onnx.export(
+        module, arguments, kwargs=keywords or None, dynamic_shapes=shapes, dynamo=True, optimize=False,
+        opset_version=OPSET, verbose=False, **names,
+    )  # fmt: skip
+    if program is None:
+        raise GraphError(f"the exporter returned nothing for {type(module).__name__}")
+    return _bare(program.model)
+
+
+def arguments_of(example_inputs: Inputs | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of `forward`."""
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    return tuple(example_inputs or ()), {}
+
+
+def _batched(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:  # noqa: ANN401
+    """The batch of every input, if there is one of at least two: an axis that may vary."""
+    leaves = torch.utils._pytree.tree_leaves((arguments, keywords))
+    first = next((x for x in leaves if isinstance(x, Tensor) and x.dim()), None)
+    if first is None or first.shape[0] < 2:
+        return None
+
+    def batch(x: Any) -> Any:  # noqa: ANN401
+        sizes = x.shape[:2] if isinstance(x, Tensor) else ()
+        axis = next((axis for axis, size in enumerate(sizes) if size == first.shape[0]), None)
+        return None if axis is None else {axis: torch.export.Dim.DYNAMIC}
+
+    shapes = torch.utils._pytree.tree_map(batch, (arguments, keywords))
+    return shapes[1] if keywords else shapes[0]
+
+
+def _bare(model: ir.Model) -> ir.Model:
+    """Without the exporter's notes on nodes, which hold paths of this machine."""
+    for graph in model.graphs():
+        for node in graph:
+            for key in [key for key in node.metadata_props if key.rpartition(".")[2] in _NOTES]:
+                del node.metadata_props[key]
+    return model
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def mode(module: nn.Module, training: bool) -> Iterator[None]:
+    """All modules in one mode, and back in theirs afterwards."""
+    before = {child: child.training for child in module.modules()}
+    try:
+        module.train(training)
+        yield
+    finally:
+        for child, was in before.items():
+            child.training = was
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """The exporter prints, warns and logs on success."""
+    import io
+
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

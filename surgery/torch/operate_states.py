@@ -1,0 +1,54 @@
+"""Hidden states of running rollouts, and example inputs, carried over to the changed network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from torch import Tensor
+
+from surgery import ports
+from surgery.plan import Plan
+from surgery.torch.operate_report import Operation
+from surgery.torch.stored import to_numpy, to_torch
+
+
+def grow_states(operation: Operation | Plan, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Inputs of the old network as inputs of the new one: recurrent states that rollouts hold, stored observations.
+
+    Args:
+      operation: what was done.
+      states: input name (the argument of `forward`, or as `operate` was told) -> tensor in its old width; the batch is
+        free. New units start at zero, copies with what they copy.
+
+    Returns:
+      The same, grown, on the same devices; what the plan leaves alone is returned as it is.
+
+    Raises:
+      ArgumentError: a tensor does not have the old width.
+    """
+    plan = operation.plan if isinstance(operation, Operation) else operation
+    return _carried(plan, states, None)
+
+
+def grow_inputs(plan: Plan, inputs: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """The same with random numbers in the new features of observations: they must not matter."""
+    return _carried(plan, inputs, np.random.default_rng(seed))
+
+
+def shrink_outputs(plan: Plan, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The part of the new network's outputs that the old one has."""
+    edited = {port.name for port in plan.ports if port.side == "output"}
+    arrays = {name: to_numpy(x) for name, x in outputs.items() if name in edited}
+    shrunk = ports.shrink(plan, arrays)
+    return {name: to_torch(shrunk[name]).to(x.device) if name in shrunk else x for name, x in outputs.items()}
+
+
+def _carried(plan: Plan, tensors: Mapping[str, Tensor], rng: np.random.Generator | None) -> dict[str, Tensor]:
+    edited = {port.name for port in plan.ports if port.side == "input"}
+    arrays = {name: to_numpy(x) for name, x in tensors.items() if name in edited}
+    grown = ports.grow(plan, arrays, rng)
+    return {
+        name: to_torch(grown[name]).to(x.device, x.dtype) if name in grown else x
+        for name, x in tensors.items()
+    }

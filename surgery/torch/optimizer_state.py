@@ -1,0 +1,179 @@
+"""A live optimizer's state by parameter name, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from surgery.errors import ArgumentError, PlanMismatch, Refused
+from surgery.json_values import Json
+from surgery.optimizer import OptimizerState, ParamGroup
+from surgery.tensors import shape_of
+from surgery.torch.stored import to_numpy, to_torch
+
+KINDS: Mapping[str, str] = {
+    "AdamW": "adamw",
+    "Adam": "adam",
+    "RAdam": "radam",
+    "Adamax": "adamax",
+    "RMSprop": "rmsprop",
+    "RMSpropTFLike": "rmsprop",
+    "Adagrad": "adagrad",
+    "Adadelta": "adadelta",
+    "SGD": "sgd",
+}
+"""Classes whose state has rules, by name, the most special first."""
+_INSIDE_ROOT = {"RMSpropTFLike"}
+
+
+def kind_of(optimizer: torch.optim.Optimizer) -> str:
+    """A key of `surgery.optimizer.POWERS`, by the class or the one it is derived from; else the class's own name."""
+    for parent in type(optimizer).__mro__:
+        if parent.__name__ in KINDS:
+            return KINDS[parent.__name__]
+    return type(optimizer).__name__
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what `torch.compile` and data parallelism put into it."""
+    return name.replace("_orig_mod.", "").removeprefix("module.")
+
+
+def named(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter under every name that the module has for it."""
+    return {plain_name(name): p for name, p in model.named_parameters(remove_duplicate=False)}
+
+
+def read_optimizer(
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module | Mapping[str, Tensor],
+    *,
+    only: Iterable[str] | None = None,
+) -> OptimizerState:
+    """What a live optimizer remembers of a module's parameters, by name.
+
+    The tensors share memory with the optimizer's where they are on the CPU: copy what has to last.
+
+    Args:
+      optimizer: of any class; slots of one without rules are read, too, but no edit can carry them.
+      model: the module, or its parameters by name; parameters that it does not have are left out.
+      only: names to prefer where a parameter has several, and to keep; None keeps all.
+
+    Raises:
+      ArgumentError: the optimizer holds none of the parameters.
+    """
+    parameters = named(model) if isinstance(model, nn.Module) else dict(model)
+    kept = set(parameters if only is None else only)
+    names: dict[int, str] = {}
+    for name, parameter in parameters.items():
+        if name in kept:
+            names.setdefault(id(parameter), name)
+    slots: dict[str, dict[str, ir.TensorProtocol]] = {}
+    steps: dict[str, float] = {}
+    groups = []
+    for group in optimizer.param_groups:
+        members = [parameter for parameter in group["params"] if id(parameter) in names]
+        for parameter in members:
+            _read(optimizer.state.get(parameter, {}), parameter, names[id(parameter)], slots, steps)
+        if members:
+            groups.append(ParamGroup(tuple(names[id(p)] for p in members), _hyper(optimizer, group)))
+    if not groups:
+        raise ArgumentError(
+            f"the {type(optimizer).__name__} holds none of the module's parameters",
+            hint="give the optimizer that was made with this module's parameters()",
+        )
+    return OptimizerState(kind_of(optimizer), slots, steps, tuple(groups))
+
+
+def _read(
+    state: Mapping[str, Any],
+    parameter: Tensor,
+    name: str,
+    slots: dict[str, dict[str, ir.TensorProtocol]],
+    steps: dict[str, float],
+) -> None:
+    for slot, value in state.items():
+        if slot == "step" and _single(value):
+            steps[name] = float(value)
+        elif isinstance(value, Tensor) and value.shape == parameter.shape:
+            slots.setdefault(slot, {})[name] = ir.tensor(to_numpy(value), name=name)
+
+
+def _single(value: object) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)
+
+
+def _hyper(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> dict[str, Json]:
+    settings = {
+        str(key): plain(value) for key, value in group.items() if key not in ("params", "param_names")
+    }
+    settings = {key: value for key, value in settings.items() if value is not NotImplemented}
+    if type(optimizer).__name__ in _INSIDE_ROOT:
+        settings["eps_inside_root"] = True
+    return settings
+
+
+def plain(value: object) -> Any:  # noqa: ANN401
+    """A setting as JSON; NotImplemented for what JSON cannot hold."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return float(value)
+    if isinstance(value, tuple | list):
+        parts = [plain(part) for part in value]
+        return NotImplemented if NotImplemented in parts else parts
+    return value if value is None or isinstance(value, bool | int | float | str) else NotImplemented
+
+
+def load_optimizer(
+    state: OptimizerState, optimizer: torch.optim.Optimizer, model: nn.Module | Mapping[str, Tensor]
+) -> None:
+    """Put state into a live optimizer of the same kind, parameter by parameter; its groups and settings stay.
+
+    Args:
+      state: by the names of the model's parameters.
+      optimizer: made with them; what it remembers of them is replaced.
+      model: the module, or its parameters by name.
+
+    Raises:
+      Refused: the state is of another kind of optimizer.
+      ArgumentError: the optimizer does not hold a parameter that the state has.
+      PlanMismatch: a slot has another shape than its parameter.
+    """
+    parameters = named(model) if isinstance(model, nn.Module) else dict(model)
+    if kind_of(optimizer) != state.kind:
+        raise Refused(
+            f"the state is of the optimizer '{state.kind}', this is a '{kind_of(optimizer)}'",
+            hint="surgery.torch.swap_optimizer carries state from one kind to another",
+        )
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    used = {name for members in state.slots.values() for name in members} | set(state.steps)
+    missing = sorted(name for name in used if name not in parameters or id(parameters[name]) not in held)
+    if missing:
+        raise ArgumentError(f"the optimizer does not hold {', '.join(missing[:5])}, of which there is state")
+    made = {name: made_state(state, name, parameters[name], optimizer) for name in used}
+    for name, members in made.items():
+        optimizer.state[parameters[name]] = members
+
+
+def made_state(
+    state: OptimizerState, name: str, parameter: Tensor, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """What the optimizer keeps of one parameter: tensors where the parameter is, and the step as PyTorch keeps it."""
+    members: dict[str, Any] = {}
+    if name in state.steps:
+        group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
+        on_device = bool(group.get("capturable") or group.get("fused"))
+        step = torch.tensor(state.steps[name], dtype=torch.float32)
+        members["step"] = step.to(parameter.device) if on_device else step
+    for slot, tensors in state.slots.items():
+        if name in tensors:
+            if shape_of(tensors[name]) != tuple(parameter.shape):
+                raise PlanMismatch(
+                    f"the {slot} of '{name}' is {list(shape_of(tensors[name]))}, "
+                    f"the parameter is {list(parameter.shape)}"
+                )
+            members[slot] = to_torch(tensors[name].numpy()).to(parameter.device, parameter.dtype)
+    return members
