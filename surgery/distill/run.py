@@ -23,7 +23,6 @@ from surgery.distill.settings import HEADS, Settings
 from surgery.distill.values import values_of
 from surgery.envs import complete, make
 from surgery.errors import ArgumentError
-from surgery.evaluate.causes import NOT_PLAYED
 from surgery.interface import Environment, Interface, LineageStep, PortPatch
 from surgery.json_values import Json
 from surgery.replay import Transitions, read_transitions
@@ -143,7 +142,7 @@ def plan_finetune(
       As `plan_distill`; ArgumentError: the model's output cannot learn by temporal differences.
     """
     values_of(model)
-    contract = _played(complete(environment))
+    contract = complete(environment)
     chosen = method_named("finetune")
     settings = Settings.scaled(
         chosen, contract, frames=options.frames, seed=options.seed, envs=options.envs
@@ -214,7 +213,7 @@ def _student(
     envs = make(contract, 1, seed=0, training=False)
     try:
         shape, actions, dtype = envs.observation_shape, envs.actions, envs.observation_dtype
-        meanings, contract = envs.action_meanings, _played(envs.contract)
+        meanings, contract = envs.action_meanings, envs.contract
     finally:
         envs.close()
     scale = 1 / 255 if dtype.name == "uint8" and len(shape) == 3 else None
@@ -228,12 +227,6 @@ def _student(
     outputs = {made.interface.outputs[0].name: PortPatch(labels=meanings)}
     interface: Interface = made.interface.annotated(inputs, outputs)
     return contract, made.replace(interface=interface, environment=contract)
-
-
-def _played(contract: Environment) -> Environment:
-    """A contract without what it says of the model that it came with."""
-    settings = {name: value for name, value in contract.settings.items() if name not in NOT_PLAYED}
-    return Environment(contract.id, settings)
 
 
 def _job(
