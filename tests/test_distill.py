@@ -290,6 +290,27 @@ def test_two_processes_cannot_share_a_run(teacher: surgery.Checkpoint, tmp_path:
         execute(job_of(teacher, tmp_path))
 
 
+def test_every_kept_checkpoint_has_all_its_segments_at_any_time(teacher: surgery.Checkpoint, tmp_path: Path):
+    missing: list[object] = []
+
+    def check(_: object) -> None:
+        for path in (tmp_path / "checkpoints").glob("*.pt"):
+            listed = json.loads(torch.load(path, weights_only=True)["record"])["segments"]
+            missing.extend(
+                (path.name, name, one["file"])
+                for name, some in listed.items()
+                for one in some
+                if not (tmp_path / name / one["file"]).is_file()
+            )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("surgery.distill.loop.STATUS_SECONDS", 0.0)
+        execute(job_of(teacher, tmp_path, replay=300, save_seconds=0.02), watch=check)
+    assert not missing
+    assert not list((tmp_path / "teacher_replay").glob("*"))
+    assert len(list((tmp_path / "replay").glob("*"))) < 30
+
+
 @pytest.mark.parametrize("how", ["truncated", "empty", "garbage"])
 def test_a_damaged_checkpoint_is_passed_over(how: str, teacher: surgery.Checkpoint, tmp_path: Path):
     execute(job_of(teacher, tmp_path))

@@ -417,7 +417,7 @@ def test_memory_is_said_before_it_is_taken():
     needed = estimate(10**9, (84, 84), "uint8")
     with pytest.raises(ArgumentError, match=r"takes 7071\.\d GB of memory, [\d.]+ GB is available") as error:
         check_memory(10**9, needed)
-    assert error.value.hint.startswith("keep fewer frames: --replay ")
+    assert error.value.hint.startswith("keep fewer frames: --set replay=")
     check_memory(1000, estimate(1000, (84, 84), "uint8"))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from surgery.cli import _live
+from surgery.cli import _environment, _live
 from surgery.cli._output import Output, size, table
 from surgery.errors import ArgumentError, MissingDependency
 
@@ -42,7 +42,6 @@ def options(function: F) -> F:
     """The options of every verb that trains, in order."""
     for option in reversed(
         (
-            click.option("--env", "environment", metavar="ID", help="Environment; else the one in the contract."),
             click.option(
                 "--frames", metavar="N", type=click.IntRange(min=1), default=10_000_000, show_default=True,
                 help="Frames to play: of the emulator on Atari, else environment steps. Schedules scale with it.",
@@ -62,7 +61,7 @@ def options(function: F) -> F:
         )
     ):  # fmt: skip
         function = option(function)
-    return function
+    return _environment.options(function)
 
 
 def library() -> None:
@@ -80,22 +79,18 @@ def library() -> None:
         ) from error
 
 
-def contract(checkpoint: Checkpoint, name: str | None, path: Path) -> Environment:
-    """The contract that a model carries; another id keeps the settings only for the same game.
+def contract(checkpoint: Checkpoint, name: str | None, words: tuple[str, ...], path: Path) -> Environment:
+    """The contract that a model carries, or what was asked for instead.
 
     Raises:
       ArgumentError: no environment is named anywhere.
     """
-    from surgery.interface import Environment
-
-    known = checkpoint.environment
-    if name is not None and name != known.id:
-        return Environment(name)
-    if known.id is None:
+    found = _environment.contract(checkpoint.environment, name, words)
+    if found.id is None:
         raise ArgumentError(
             f"{path} does not say which environment it is for", hint="name it: --env ALE/Breakout-v5"
         )
-    return known
+    return found
 
 
 def carry_out(job: Job, run: Options, output: Output, *, dry_run: bool) -> None:

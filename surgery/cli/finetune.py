@@ -27,6 +27,7 @@ def command(
     model: Path,
     optimizer: str,
     environment: str | None,
+    settings: tuple[str, ...],
     frames: int,
     seed: int,
     device: str,
@@ -55,7 +56,7 @@ def command(
         job = plan_finetune(
             checkpoint,
             folder,
-            environment=_training.contract(checkpoint, environment, model),
+            environment=_training.contract(checkpoint, environment, settings, model),
             optimizer=optimizer,
             options=run,
         )

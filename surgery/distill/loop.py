@@ -38,14 +38,16 @@ class Loop:
     Args:
       session: what to run.
       watch: called now and then with where the run is.
+      note: called with what should be said once.
       stop: asked between steps; true saves and raises `Stopped`.
     """
 
     def __init__(
         self, session: Session, *, watch: Callable[[Status], None] = lambda _: None,
+        note: Callable[[str], None] = lambda _: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
-        self._session, self._watch, self._stop = session, watch, stop
+        self._session, self._watch, self._note, self._stop = session, watch, note, stop
         self._progress, self._settings = session.progress, session.settings
         self._late: tuple[Array, Arriving] | None = None
         self._pace = Pace()
@@ -146,6 +148,8 @@ class Loop:
         session.learner.sync_target()
         if session.method.fresh_optimizer:
             session.forget_optimizer()
+        if not session.method.rehearsal:
+            session.free_teacher_replay()
 
     def _online(self) -> None:
         """Act and learn; λ moves with every evaluation."""
@@ -271,10 +275,12 @@ class Loop:
         weaned = session.method.weaned and before.value > 0 and session.weaning.value == 0
         if weaned and progress.teacher is not None:
             beaten = score.mean >= progress.teacher[0]
-            self._event(
-                "teacher beaten" if beaten else "cut-off", score=session.weaning.score, student=score.mean,
-                teacher=progress.teacher[0],
-            )  # fmt: skip
+            name = "teacher beaten" if beaten else "cut-off"
+            self._event(name, score=session.weaning.score, student=score.mean, teacher=progress.teacher[0])
+            self._note(
+                f"{name} after {session.frames:,} frames (student {score.mean:.4g}, teacher "
+                f"{progress.teacher[0]:.4g}): λ is 0 from here on, and learning goes on without it"
+            )
 
     def _play(self, act: Callable[[Array], Array], salt: int, episodes: int, mode: str) -> Score:
         envs = self._session.evaluation_envs(salt)

@@ -115,9 +115,9 @@ def plan_distill(
     if options.head not in HEADS:
         raise ArgumentError(f"a student's head is one of {', '.join(HEADS)}, got '{options.head}'")
     contract, student = _student(to, environment, teacher, options)
-    recorded = None
-    if teacher_replay is not None and chosen.collects:
-        recorded = read_transitions(teacher_replay)
+    if teacher_replay is not None and not chosen.collects:
+        raise ArgumentError(f"the method '{chosen.name}' learns from no transitions of the teacher")
+    recorded = None if teacher_replay is None else read_transitions(teacher_replay)
     settings = Settings.scaled(
         chosen, contract, frames=options.frames, seed=options.seed, envs=options.envs
     ).changed(options.changes or {})
@@ -184,9 +184,10 @@ def execute(
             resumed = session.progress.saved > 0
             if resumed:
                 note(f"going on from {session.frames:,} frames, {session.progress.updates:,} updates")
-            Loop(session, watch=watch, stop=lambda: interrupts.requested).run()
+            Loop(session, watch=watch, note=note, stop=lambda: interrupts.requested).run()
             return _outcome(session, resumed)
         except Stopped as stopped:
+            note("saved: the same command goes on from here")
             raise KeyboardInterrupt from stopped
         finally:
             session.close()

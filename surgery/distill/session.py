@@ -105,17 +105,9 @@ class Session:
             np.random.default_rng(sequence)
             for sequence in np.random.SeedSequence(self.settings.seed).spawn(2)
         )
-        self.replay = self._make_replay(
-            self.settings.replay, self.settings.envs, prioritised=self.settings.prioritised
-        )
-        self.teacher_replay: Replay | None = None
-        if self.method.collects:
-            given = job.recorded
-            count, streams = (
-                (self.settings.teacher_data, self.settings.envs) if given is None else (len(given), 1)
-            )
-            self.teacher_replay = self._make_replay(count, streams, prioritised=False)
+        self.replay, self.teacher_replay = self._make_replays()
         self._segments: dict[str, tuple[Segment, ...]] = dict.fromkeys(REPLAYS, ())
+        self._in_last: dict[str, tuple[Segment, ...]] = dict.fromkeys(REPLAYS, ())
         self._since = time.monotonic()
         self._saved_at = time.monotonic()
         self.journal: Journal | None = None
@@ -211,21 +203,43 @@ class Session:
             teacher_acts=teacher is not None and teacher.only_acts,
         )
 
-    def _make_replay(self, capacity: int, streams: int, *, prioritised: bool) -> Replay:
-        envs, settings = self.envs, self.settings
-        layout = Layout.of(envs.observation_shape, envs.observation_dtype, envs=streams, stacked=envs.stacked)
-        # Rows for the closing frames and first stacks of episodes, which are no transitions.
-        rows = max(round(1.05 * capacity), streams * 2 * (layout.stack + settings.n_step + 1))
-        needed = estimate(rows, layout.frame, layout.dtype, prioritised=prioritised)
+    def _make_replays(self) -> tuple[Replay, Replay | None]:
+        """The student's and the teacher's; that they fit, as far as they are needed at once, is checked first."""
+        settings, given = self.settings, self.job.recorded
+        own = self._rows(settings.replay, settings.envs)
+        shapes = {"replay": own}
+        if self.method.collects:
+            streams = settings.envs if given is None else 1
+            shapes["teacher"] = self._rows(settings.teacher_data if given is None else len(given), streams)
+        sizes = [
+            estimate(rows, layout.frame, layout.dtype, prioritised=settings.prioritised)
+            for layout, rows in shapes.values()
+        ]
+        needed = sum(sizes) if self.method.rehearsal else max(sizes)
         device = "cpu"
-        if self.job.device == "cuda" and needed < 0.8 * torch.cuda.mem_get_info()[0]:
+        if self.job.device == "cuda" and sum(sizes) < 0.8 * torch.cuda.mem_get_info()[0]:
             device = "cuda"
         else:
-            check_memory(rows, needed)
-        return Replay(
-            layout, rows, n_step=settings.n_step, gamma=settings.gamma, clip=settings.clip,
-            prioritised=prioritised, device=device,
-        )  # fmt: skip
+            check_memory(settings.replay, needed)
+        made = {
+            name: Replay(
+                layout, rows, n_step=settings.n_step, gamma=settings.gamma, clip=settings.clip,
+                prioritised=settings.prioritised and name == "replay", device=device,
+            )
+            for name, (layout, rows) in shapes.items()
+        }  # fmt: skip
+        return made["replay"], made.get("teacher")
+
+    def _rows(self, capacity: int, streams: int) -> tuple[Layout, int]:
+        """The layout of a replay, with rows for closing frames and first stacks, which are no transitions."""
+        envs = self.envs
+        layout = Layout.of(envs.observation_shape, envs.observation_dtype, envs=streams, stacked=envs.stacked)
+        return layout, max(round(1.05 * capacity), streams * 2 * (layout.stack + self.settings.n_step + 1))
+
+    def free_teacher_replay(self) -> None:
+        """Let the teacher's transitions go: nothing draws from them any more."""
+        self.teacher_replay = None
+        self._segments = {**self._segments, "teacher_replay": ()}
 
     def tick(self) -> float:
         """Count the time since the last tick; seconds spent in all."""
@@ -255,10 +269,10 @@ class Session:
                 listed[name] = write_segment(replay, folder / name, before[name])
         self.progress.saved += 1
         path = store.save(folder, self.progress.saved, self._tensors(), self._record(listed))
-        self._segments = listed
         kept = {
-            name: frozenset(segment.file for segment in (*before[name], *listed[name])) for name in REPLAYS
+            name: frozenset(one.file for one in (*self._in_last[name], *listed[name])) for name in REPLAYS
         }
+        self._segments, self._in_last = listed, listed
         store.sweep(folder, kept)
         self._saved_at = time.monotonic()
         return path
@@ -305,9 +319,14 @@ class Session:
             raise CorruptFile(f"{saved.path} does not fit this run: {error}") from error
 
     def _restore_replays(self, listed: Mapping[str, Json], priorities: torch.Tensor | None) -> None:
+        self._in_last = {
+            name: tuple(Segment.from_json(item) for item in cast("list[Json]", listed[name]))
+            for name in REPLAYS
+        }
+        self._segments = dict(self._in_last)
+        if self.progress.phase in ("online", "done") and not self.method.rehearsal:
+            self.free_teacher_replay()
         for name, replay in self._replays().items():
-            items = cast("list[Json]", listed[name])
-            self._segments[name] = tuple(Segment.from_json(item) for item in items)
             if self._segments[name]:
                 restore(replay, self.job.folder / name, self._segments[name])
         if priorities is not None:

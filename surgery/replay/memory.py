@@ -44,7 +44,7 @@ def check_memory(rows: int, needed: int) -> None:
     fits = int(rows * 0.9 * free / needed)
     raise ArgumentError(
         f"a replay of {rows:,} frames takes {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB is available",
-        hint=f"keep fewer frames: --replay {max(1, fits):,}".replace(",", ""),
+        hint=f"keep fewer frames: --set replay={max(1, fits)}",
     )
 
 
