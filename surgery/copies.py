@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from surgery.errors import ArgumentError, Refused
@@ -56,6 +56,12 @@ def _root(space: str, copy_of: Mapping[str, str]) -> str:
         space = copy_of[space]
         seen.add(space)
     return space
+
+
+def related(names: Iterable[str], analysis: Analysis, copies: Mapping[str, str]) -> tuple[str, ...]:
+    """Some spaces, and those that are edited with them."""
+    known = families(analysis, copies) if copies else {}
+    return tuple(dict.fromkeys(member for name in names for member in known.get(name, (name,))))
 
 
 def with_copies(

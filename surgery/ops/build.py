@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from surgery.checkpoint import Checkpoint
-from surgery.copies import with_copies
+from surgery.copies import related, with_copies
 from surgery.edits import SpaceEdit
 from surgery.execute import edited_tensors, grow_inputs
 from surgery.graph import layout
@@ -49,6 +49,7 @@ def build(
       Refused: if a number in the graph cannot follow, or a copy of a space.
     """
     edits = with_copies(edits, analysis, checkpoint.copies)
+    padded = related(padded, analysis, checkpoint.copies)
     edited = frozenset(edit.space for edit in edits)
     scales, epsilons = _rescaled(analysis, {edit.space: edit for edit in edits}, padded)
     tensors = tuple(
