@@ -16,11 +16,13 @@ def original_name(name: str, copies: Mapping[str, str]) -> str:
 
     Args:
       name: of a parameter.
-      copies: prefix of the copies -> prefix of their originals; the longest prefix that fits counts.
+      copies: prefix of the copies -> prefix of their originals; the longest prefix that fits counts. A copy of a copy
+        leads to the first original.
     """
-    for copy in sorted(copies, key=len, reverse=True):
-        if name.startswith(copy):
-            return copies[copy] + name.removeprefix(copy)
+    left = sorted(copies, key=len, reverse=True)
+    while (copy := next((prefix for prefix in left if name.startswith(prefix)), None)) is not None:
+        left.remove(copy)
+        name = copies[copy] + name.removeprefix(copy)
     return name
 
 
