@@ -135,7 +135,7 @@ class Chain:
             groups.setdefault(layer.group, Group(layer.group)).layers.append(layer)
         for group in groups.values():
             group.layers.sort(key=lambda layer: -1 if layer.place is None else layer.place)
-        order = list(groups.values())
+        order = _trunks_first(list(groups.values()))
         if self.observation is None:
             self._observe(order[0], reading, name, divide)
         for k, group in enumerate(order):
@@ -260,6 +260,18 @@ class Chain:
                 hint="say what it is: surgery convert FILE --activation relu -o OUT.onnx",
             )
         return str(activation_of(self.activation))
+
+
+def _trunks_first(groups: list[Group]) -> list[Group]:
+    """Groups in the file's order, unless that begins with one whose features only another one makes.
+
+    A state dict lists modules as the network's code makes them; other formats sort their names.
+    """
+    made = {id(group): {other.layers[-1].units for other in groups if other is not group} for group in groups}
+    roots = [g for g in groups if len(g.layers[0].shape) == 4 or g.layers[0].shape[-1] not in made[id(g)]]
+    if not roots or groups[0] in roots:
+        return groups
+    return [*roots, *(group for group in groups if group not in roots)]
 
 
 def _nature(layers: Sequence[Layer]) -> bool:

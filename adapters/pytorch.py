@@ -16,22 +16,24 @@ from surgery.formats import sniff
 from surgery.interface import Environment, Interface, Port, infer
 from surgery.optimizer import OptimizerState
 from surgery.optimizer_record import OptimizerRecord, merged, slots_of
-from surgery.tensors import MappedFile, Region, shape_of
+from surgery.tensors import MappedFile, Region, read_safetensors, shape_of, write_safetensors
 from surgery_adapters.chains import Chain, Part, custom, declare
 from surgery_adapters.layers import Layers
 from surgery_adapters.matching import checked, matched
 from surgery_adapters.torch_archive import TorchArchive
 from surgery_adapters.torch_patch import View, changes, rewrite
 
+SAFETENSORS = ".safetensors"
 _COPIES = ("target", "old", "ema", "avg")
 
 
 def detect(path: Path) -> bool:
-    """Whether a file is a PyTorch checkpoint in the zip format."""
+    """Whether a file is a PyTorch checkpoint in the zip format, or a state dict as safetensors."""
     try:
-        return sniff(path).name == "torch"
+        kind = sniff(path).name
     except FileError:
         return False
+    return kind == "torch" or (kind == "safetensors" and path.suffix.lower() == SAFETENSORS)
 
 
 def read(path: Path) -> object:
@@ -70,6 +72,8 @@ def training_state(path: Path) -> TrainingState:
     Raises:
       UnknownFormat: there is no network in it; and all that `read` raises.
     """
+    if path.suffix.lower() == SAFETENSORS:
+        return TrainingState({"model": read_safetensors(path).tensors})
     content = read(path)
     if not isinstance(content, dict):
         raise UnknownFormat(f"{path} holds a {type(content).__name__}, not a dict of networks")
@@ -145,11 +149,22 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
     """Write a copy of a checkpoint with other tensors; see `surgery.adapters.Adapter`."""
     state = training_state(like)
     old = {name: tensor for part in parts_of(state) for name, tensor in part.tensors.items()}
+    if like.suffix.lower() == SAFETENSORS:
+        return _save_safetensors({**old, **matched(old, checkpoint, like)}, path, like, force=force)
     replaced = changes(old, matched(old, checkpoint, like))
     replaced |= _changed_slots(state, checkpoint, changed=bool(replaced))
     needed = like.stat().st_size + sum(tensor.nbytes for tensor in replaced.values())
     with replacing([path], force=force, needed=needed, sources=[like]) as [part], part.open("wb") as out:
         rewrite(archive(like), replaced, out)
+    return [path]
+
+
+def _save_safetensors(
+    tensors: Mapping[str, ir.TensorProtocol], path: Path, like: Path, *, force: bool
+) -> list[Path]:
+    needed = sum(tensor.nbytes for tensor in tensors.values())
+    with replacing([path], force=force, needed=needed, sources=[like]) as [part]:
+        write_safetensors(part, tensors, read_safetensors(like).metadata)
     return [path]
 
 

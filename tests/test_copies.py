@@ -108,7 +108,7 @@ def test_files_and_plans_keep_the_copies(tmp_path):
     ("name", "original"),
     [
         ("target.fc0.weight", "fc0.weight"),
-        ("best.target.fc0.weight", "target.fc0.weight"),
+        ("best.target.fc0.weight", "fc0.weight"),
         ("fc0.weight", "fc0.weight"),
     ],
 )

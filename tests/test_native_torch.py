@@ -137,6 +137,16 @@ def test_views_that_share_a_storage_are_told_apart(tmp_path):
     assert torch.equal(wide["q.0.weight"][:8], state["q.0.weight"])
 
 
+def test_names_in_alphabetical_order_are_put_in_the_order_of_the_data(tmp_path):
+    row = ROWS["cleanrl ppo atari"]
+    net, _, _ = row.make()
+    torch.save(dict(sorted(net.state_dict().items())), tmp_path / "x.cleanrl_model")
+    found = runtime(surgery.load(tmp_path / "x.cleanrl_model").model)({"observation": row.inputs().numpy()})
+    with torch.no_grad():
+        for name, wanted in row.answers(net, row.inputs()).items():
+            np.testing.assert_allclose(found[name], wanted, atol=1e-6)
+
+
 def test_two_names_of_one_tensor_stay_one(tmp_path):
     net = ROWS["cleanrl dqn"].network()
     state = net.state_dict()
@@ -178,3 +188,17 @@ def test_the_command_line_asks_and_takes_the_answer(tmp_path, capsys):
     assert torch.load(back, weights_only=True)["target"]["network.0.weight"].shape == (16, 5)
     assert main(["convert", str(path), "--activation", "rleu", "-o", graph, "--force"]) == 2
     assert "relu" in capsys.readouterr().err
+
+
+def test_a_state_dict_as_safetensors_comes_in_and_goes_out(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    row = ROWS["cleanrl dqn"]
+    net, _, _ = row.make()
+    save_file(net.state_dict(), tmp_path / "x.safetensors", {"format": "pt"})
+    checkpoint = surgery.load(tmp_path / "x.safetensors", reading=Reading(activation="relu"))
+    found = runtime(checkpoint.model)({"observation": row.inputs().numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(found["q_values"], net.network(row.inputs()), atol=1e-6)
+    surgery.apply(surgery.widen(checkpoint, factor=2), checkpoint).save(tmp_path / "y.safetensors")
+    assert load_file(tmp_path / "y.safetensors")["network.0.weight"].shape == (16, 5)
