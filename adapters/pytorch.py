@@ -18,6 +18,7 @@ from surgery.optimizer import OptimizerState
 from surgery.optimizer_record import OptimizerRecord, merged, slots_of
 from surgery.tensors import MappedFile, Region, read_safetensors, shape_of, write_safetensors
 from surgery_adapters.chains import Chain, Part, custom, declare
+from surgery_adapters.contract import NAME, Notes, bare, notes_of
 from surgery_adapters.layers import Layers
 from surgery_adapters.matching import checked, matched
 from surgery_adapters.torch_archive import TorchArchive
@@ -130,10 +131,12 @@ def assemble(path: Path, state: TrainingState, reading: Reading, *, activation: 
         first = first or chain
         outputs += declare(layers, part, ends, {port.name for port in outputs})
     model = checked(layers.graph.model())
+    found, notes = Interface(infer(model).inputs, tuple(outputs)), _notes(path)
     return Checkpoint(
         model,
-        Interface(infer(model).inputs, tuple(outputs)),
-        environment=_contract(state),
+        notes.meaning(found),
+        environment=notes.environment if notes.environment != Environment() else _contract(state),
+        lineage=notes.lineage,
         optimizer=_optimizer(state, parts) if reading.optimizer else None,
         source={
             "adapter": "pytorch",
@@ -154,9 +157,17 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
     replaced = changes(old, matched(old, checkpoint, like))
     replaced |= _changed_slots(state, checkpoint, changed=bool(replaced))
     needed = like.stat().st_size + sum(tensor.nbytes for tensor in replaced.values())
+    extra = {} if (notes := notes_of(checkpoint, bare(checkpoint.interface))) is None else {NAME: notes}
     with replacing([path], force=force, needed=needed, sources=[like]) as [part], part.open("wb") as out:
-        rewrite(archive(like), replaced, out)
+        rewrite(archive(like), replaced, out, extra)
     return [path]
+
+
+def _notes(path: Path) -> Notes:
+    if path.suffix.lower() == SAFETENSORS:
+        return Notes()
+    found = archive(path)
+    return Notes.parse(found.content(NAME) if NAME in found else None)
 
 
 def _save_safetensors(

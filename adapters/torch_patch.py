@@ -61,13 +61,19 @@ def changes(
     return replaced
 
 
-def rewrite(archive: TorchArchive, replaced: Mapping[View, ir.TensorProtocol], out: BinaryIO) -> None:
+def rewrite(
+    archive: TorchArchive,
+    replaced: Mapping[View, ir.TensorProtocol],
+    out: BinaryIO,
+    extra: Mapping[str, bytes] | None = None,
+) -> None:
     """Write an archive with some tensors replaced.
 
     Args:
       archive: the original; left as it is.
       replaced: view -> the tensor that takes its place, of the same element type.
       out: where to write; it can seek.
+      extra: members to add or replace, their names without the prefix.
 
     Raises:
       CorruptFile: a view that the archive does not have.
@@ -79,7 +85,7 @@ def rewrite(archive: TorchArchive, replaced: Mapping[View, ir.TensorProtocol], o
         key = (
             name.removeprefix(f"{archive.prefix}data/") if name.startswith(f"{archive.prefix}data/") else None
         )
-        if name == f"{archive.prefix}data.pkl":
+        if name == f"{archive.prefix}data.pkl" and replaced:
             members[name] = dump(tree)
         elif key is None or key not in storages:
             members[name] = archive.zip.region(name)
@@ -88,7 +94,7 @@ def rewrite(archive: TorchArchive, replaced: Mapping[View, ir.TensorProtocol], o
     for key, tensor in storages.items():
         if tensor is not None:
             members[f"{archive.prefix}data/{key}"] = tensor
-    write_zip(out, members)
+    write_zip(out, members | {f"{archive.prefix}{name}": content for name, content in (extra or {}).items()})
 
 
 def write_zip(out: IO[bytes], members: Mapping[str, Content]) -> None:

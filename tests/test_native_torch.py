@@ -202,3 +202,20 @@ def test_a_state_dict_as_safetensors_comes_in_and_goes_out(tmp_path):
         np.testing.assert_allclose(found["q_values"], net.network(row.inputs()), atol=1e-6)
     surgery.apply(surgery.widen(checkpoint, factor=2), checkpoint).save(tmp_path / "y.safetensors")
     assert load_file(tmp_path / "y.safetensors")["network.0.weight"].shape == (16, 5)
+
+
+def test_contract_and_lineage_stay_in_the_file_and_torch_does_not_mind(tmp_path):
+    path, *_ = ROWS["model and target"].save(tmp_path)
+    before = load(ROWS["model and target"], path)
+    said = surgery.annotate(before, environment="CartPole-v1", settings={"frame_skip": 4})
+    result = surgery.apply(surgery.widen(said, factor=2), said)
+    result.save(tmp_path / "wide.pt")
+    after = surgery.load(tmp_path / "wide.pt", reading=Reading(activation="relu"))
+    assert after.environment == said.environment
+    assert [step.operation for step in after.lineage] == ["widen"]
+    assert set(torch.load(tmp_path / "wide.pt", weights_only=True)) == {
+        "model",
+        "target",
+        "optimizer",
+        "step",
+    }

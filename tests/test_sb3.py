@@ -14,6 +14,7 @@ import torch
 import surgery
 from surgery.cli import main
 from surgery.errors import ArgumentError, Refused
+from surgery.interface import PortPatch
 from surgery.ops.actions import NewAction
 from surgery.ops.extend import NewObservation
 from surgery.verify.outputs import runtime
@@ -287,3 +288,14 @@ def test_the_lineage_and_the_contract_stay_in_the_file(saved, tmp_path):
     after = surgery.load(tmp_path / "more.zip")
     assert [step.operation for step in after.lineage] == ["extend"]
     assert after.environment.settings["action_mask"] == {"logits": (True, True, True, False)}
+
+
+def test_what_was_declared_stays_in_the_file(saved, tmp_path):
+    before = surgery.load(saved["dqn"])
+    names = ["x", "y", "angle", "speed", "fuel"]
+    said = surgery.annotate(before, inputs={"observation": PortPatch(labels=names)}, environment="Small-v0")
+    surgery.save(said, tmp_path / "said.zip")
+    after = surgery.load(tmp_path / "said.zip")
+    assert after.interface == said.interface
+    assert after.environment.id == "Small-v0"
+    assert ROWS["dqn"].load(tmp_path / "said.zip").num_timesteps > 0

@@ -15,9 +15,9 @@ from surgery.formats import sniff
 from surgery.interface import Interface
 from surgery.optimizer import OptimizerState, ParamGroup
 from surgery.optimizer_record import OptimizerRecord, merged, slots_of
-from surgery_adapters.contract import notes_of, read_notes
+from surgery_adapters.contract import NAME, Notes, notes_of
 from surgery_adapters.matching import checked, matched
-from surgery_adapters.sb3.file import NOTES, Sb3File
+from surgery_adapters.sb3.file import Sb3File
 from surgery_adapters.sb3.networks import build
 from surgery_adapters.sb3.settings import follow
 from surgery_adapters.torch_patch import Content, changes, replace_members, rewritten
@@ -43,12 +43,12 @@ def load(path: Path, reading: Reading) -> Checkpoint:
     file = Sb3File.open(path)
     networks = build(file, reading)
     interface = Interface(tuple(networks.inputs), tuple(networks.outputs))
-    environment, lineage = read_notes(file.notes)
+    notes = Notes.parse(file.notes)
     return Checkpoint(
         checked(networks.layers.graph.model()),
-        interface,
-        environment=environment,
-        lineage=lineage,
+        notes.meaning(interface),
+        environment=notes.environment,
+        lineage=notes.lineage,
         optimizer=_optimizer(file, networks.scopes) if reading.optimizer else None,
         source={
             "adapter": "sb3",
@@ -57,7 +57,7 @@ def load(path: Path, reading: Reading) -> Checkpoint:
             "algorithm": networks.family,
             "activation": reading.activation,
             "steps": file.data.get("num_timesteps"),
-            "seen": len(lineage),
+            "seen": len(notes.lineage),
         },
         copies=networks.copies,
     )
@@ -71,12 +71,13 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
     policy = file.archive("policy.pth")
     if replaced := changes(file.policy, tensors):
         changed["policy.pth"] = rewritten(policy, replaced)
-    changed |= _optimizers(file, checkpoint, build(file, Reading(activation="identity")).scopes)
+    networks = build(file, Reading(activation="identity"))
+    changed |= _optimizers(file, checkpoint, networks.scopes)
     settings = follow(file, checkpoint, {**file.policy, **tensors})
     if settings != file.data:
         changed["data"] = json.dumps(settings, indent=4).encode()
-    if notes := notes_of(checkpoint):
-        changed[NOTES] = json.dumps(notes).encode()
+    if notes := notes_of(checkpoint, Interface(tuple(networks.inputs), tuple(networks.outputs))):
+        changed[NAME] = notes
     needed = sum(length for _, length in file.zip.members.values())
     with replacing([path], force=force, needed=needed, sources=[like]) as [part], part.open("wb") as out:
         replace_members(file.zip, changed, cast(BinaryIO, out))

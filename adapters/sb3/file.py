@@ -20,14 +20,12 @@ import onnx_ir as ir
 from surgery.errors import CorruptFile, UnknownFormat
 from surgery.files import check_readable
 from surgery.tensors import MappedFile, Region
+from surgery_adapters.contract import NAME
 from surgery_adapters.pickle_tree import Name, Tree, dump, parse
 from surgery_adapters.sb3.spaces import Space, read_space
 from surgery_adapters.torch_archive import StoredZip, TorchArchive
 
 SERIALIZED, TYPE = ":serialized:", ":type:"
-NOTES = "surgery.json"
-"""A member of our own: contract and lineage, which the framework's file has no place for."""
-
 _MAX_DATA = 1 << 26
 
 
@@ -146,16 +144,10 @@ class Sb3File:
         name = "_stable_baselines3_version"
         return self.zip.content(name)[:40].decode("utf-8", "replace").strip() if name in self.zip else ""
 
-    @cached_property
-    def notes(self) -> Mapping[str, Any]:
-        """Our own member; empty if there is none."""
-        if NOTES not in self.zip:
-            return {}
-        try:
-            found = json.loads(self.zip.content(NOTES))
-        except (ValueError, RecursionError) as error:
-            raise CorruptFile(f"the member '{NOTES}' is no JSON: {error}") from error
-        return found if isinstance(found, dict) else {}
+    @property
+    def notes(self) -> bytes | None:
+        """Our own member: what the framework's file has no place for."""
+        return self.zip.content(NAME) if NAME in self.zip else None
 
 
 def serialized(tree: Tree, kind: str, shown: Mapping[str, object]) -> dict[str, object]:
