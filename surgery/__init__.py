@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from surgery.plan import Plan as Plan
     from surgery.recipe import recipe as recipe
     from surgery.route import migrate as migrate
+    from surgery.sidecar import finish as finish
+    from surgery.sidecar import sidecar as sidecar
     from surgery.verify import Report as Report
     from surgery.verify import verify as verify
 
@@ -64,6 +66,7 @@ _HOMES = {
     "deepen": "surgery.ops.deepen",
     "diff": "surgery.difference",
     "extend": "surgery.ops.extend",
+    "finish": "surgery.sidecar",
     "grow_kernel": "surgery.ops.kernel",
     "invert": "surgery.ops.invert",
     "load": "surgery.checkpoint",
@@ -73,6 +76,7 @@ _HOMES = {
     "reorder": "surgery.ops.features",
     "retire": "surgery.ops.features",
     "save": "surgery.checkpoint",
+    "sidecar": "surgery.sidecar",
     "swap_optimizer": "surgery.ops.swap_optimizer",
     "verify": "surgery.verify",
     "widen": "surgery.ops.widen",
@@ -96,6 +100,7 @@ __all__ = [
     "deepen",
     "diff",
     "extend",
+    "finish",
     "grow_kernel",
     "invert",
     "load",
@@ -105,6 +110,7 @@ __all__ = [
     "reorder",
     "retire",
     "save",
+    "sidecar",
     "swap_optimizer",
     "verify",
     "widen",

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from surgery.errors import PlanMismatch
+from surgery.graph.beside import KIND
 from surgery.insertion import Insertion, NewNode, NewPort, NewTensor, Place
 from surgery.interface import Interface, Port
 from surgery.optimizer import OptimizerState, ParamGroup
@@ -87,6 +88,8 @@ def _register(
         compute, dtype=dtype, shape=shape, name=tensor.name, cache=small
     )  # fmt: skip
     value = ir.Value(name=tensor.name, shape=shape, type=ir.TensorType(dtype), const_value=held)
+    if tensor.start != "numbers":
+        value.metadata_props[KIND] = "BUFFER" if tensor.like is None else "PARAMETER"
     model.graph.register_initializer(value)
     return value
 
@@ -152,35 +155,44 @@ def with_states(interface: Interface, insertions: Sequence[Insertion]) -> Interf
 
 def join_optimizer(state: OptimizerState, insertions: Sequence[Insertion]) -> OptimizerState:
     """An optimizer that also trains the new layers: zero state, no step yet, in the group of the layer they follow."""
+    new = [
+        (t.name, t.shape, t.like) for insertion in insertions for t in insertion.tensors if t.like is not None
+    ]
+    return joined(state, new)
+
+
+def joined(state: OptimizerState, new: Sequence[tuple[str, Sequence[int], str]]) -> OptimizerState:
+    """An optimizer that also trains other parameters, from zero state and step 0.
+
+    Args:
+      state: with at least one group.
+      new: name, shape, and the parameter whose group it joins (the largest group, if that is in none) of each.
+    """
     groups, steps = list(state.groups), dict(state.steps)
     slots: dict[str, dict[str, ir.TensorProtocol]] = {slot: dict(held) for slot, held in state.slots.items()}
-    for insertion in insertions:
-        for tensor in insertion.tensors:
-            if tensor.like is None:
-                continue
-            k = _group(groups, tensor.like)
-            if k is None:
-                continue
-            groups[k] = replace(groups[k], parameters=(*groups[k].parameters, tensor.name))
-            for held in slots.values():
-                if any(name in held for name in state.groups[k].parameters):
-                    held[tensor.name] = _zeros(tensor, held)
-            if steps:
-                steps[tensor.name] = 0.0
+    for name, shape, like in new:
+        k = _group(state.groups, like)
+        if k is None:
+            continue
+        groups[k] = replace(groups[k], parameters=(*groups[k].parameters, name))
+        for held in slots.values():
+            if any(known in held for known in state.groups[k].parameters):
+                held[name] = _zeros(name, shape, held)
+        if steps:
+            steps[name] = 0.0
     return state.replace(slots=slots, steps=steps, groups=tuple(groups))
 
 
 def _group(groups: Sequence[ParamGroup], like: str) -> int | None:
-    """The group of a parameter; where it is in none, the largest."""
     for k, group in enumerate(groups):
         if like in group.parameters:
             return k
     return max(range(len(groups)), key=lambda k: len(groups[k].parameters), default=None)
 
 
-def _zeros(tensor: NewTensor, held: Mapping[str, ir.TensorProtocol]) -> ir.TensorProtocol:
+def _zeros(name: str, shape: Sequence[int], held: Mapping[str, ir.TensorProtocol]) -> ir.TensorProtocol:
     dtype = next(iter(held.values())).dtype
-    return ir.Tensor(np.zeros(tensor.shape, dtype.numpy()), dtype=dtype, name=tensor.name)
+    return ir.Tensor(np.zeros(tuple(shape), dtype.numpy()), dtype=dtype, name=name)
 
 
 def slot_counts(state: OptimizerState | None, insertions: Sequence[Insertion]) -> dict[str, int]:
