@@ -13,9 +13,9 @@ from surgery.architectures import new
 from surgery.cli import main
 from surgery.errors import ArgumentError, ClaimFailed, Refused
 from surgery.graph.beside import PREFIX
+from surgery.probes import probes
 from surgery.sidecar import GATE, finish, gate, set_gate, sidecar
 from surgery.verify.outputs import runtime
-from surgery.verify.probes import probes
 from tests import zoo
 from tests.originals import original
 from tests.test_deepen import with_adam
