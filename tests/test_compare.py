@@ -46,7 +46,7 @@ def test_the_interquartile_mean_is_rliables(rliable, case):
     _, metrics = rliable
     scores = SCORES[case]
     assert iqm(scores.reshape(-1)) == pytest.approx(metrics.aggregate_iqm(scores), abs=1e-12)
-    samples = RNG.permuted(np.repeat(scores.reshape(1, -1), 7, axis=0), axis=1)
+    samples = np.random.default_rng(1).permuted(np.repeat(scores.reshape(1, -1), 7, axis=0), axis=1)
     assert iqm(samples) == pytest.approx([metrics.aggregate_iqm(row[None]) for row in samples])
 
 
@@ -57,15 +57,18 @@ def test_the_interval_of_the_iqm_is_rliables_up_to_chance(rliable, case):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         values, bounds = library.get_interval_estimates(
-            {"a": scores}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=2000
+            {"a": scores},
+            lambda x: np.array([metrics.aggregate_iqm(x)]),
+            reps=2000,
+            random_state=np.random.RandomState(0),
         )
     ours = bootstrap(games(scores), iqm, samples=20_000)
     assert ours.value == pytest.approx(values["a"][0])
     # the 2.5% quantile of 2,000 draws, whose own error is that of their density there
     width = bounds["a"][1, 0] - bounds["a"][0, 0]
     assert (ours.low, ours.high) == (
-        pytest.approx(bounds["a"][0, 0], abs=0.1 * width),
-        pytest.approx(bounds["a"][1, 0], abs=0.1 * width),
+        pytest.approx(bounds["a"][0, 0], abs=0.12 * width),
+        pytest.approx(bounds["a"][1, 0], abs=0.12 * width),
     )
 
 
@@ -86,7 +89,7 @@ def test_the_iqm_of_rliables_own_samples_is_ours(rliable, case):
 def test_the_probability_of_improvement_is_rliables(rliable, case):
     library, metrics = rliable
     x = SCORES[case]
-    y = np.round(x[::-1] * 0.8 + 0.1, 1) if case != "ties" else RNG.integers(0, 3, (4, 3)).astype(float)
+    y = np.round(x[::-1] * 0.8 + 0.1, 1) if case != "ties" else x[1:5, ::-1]
     wanted = metrics.probability_of_improvement(x, y)
     ours = probability_of_improvement(games(x), games(y), samples=4000)
     assert ours.value == pytest.approx(wanted)
@@ -95,7 +98,10 @@ def test_the_probability_of_improvement_is_rliables(rliable, case):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _, bounds = library.get_interval_estimates(
-            {"a,b": (x, y)}, metrics.probability_of_improvement, reps=200
+            {"a,b": (x, y)},
+            metrics.probability_of_improvement,
+            reps=200,
+            random_state=np.random.RandomState(0),
         )
     assert ours.low == pytest.approx(float(bounds["a,b"][0, 0]), abs=0.08)
     assert ours.high == pytest.approx(float(bounds["a,b"][1, 0]), abs=0.08)
@@ -104,14 +110,21 @@ def test_the_probability_of_improvement_is_rliables(rliable, case):
 @pytest.mark.parametrize("case", SCORES)
 def test_the_performance_profile_is_rliables(rliable, case):
     library, _ = rliable
-    thresholds = np.linspace(0, 2, 9)
+    thresholds, scores = np.linspace(0, 2, 9), SCORES[case]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        wanted, bounds = library.create_performance_profile({"a": SCORES[case]}, thresholds, reps=400)
-    share, low, high = profile(games(SCORES[case]), thresholds)
+        wanted, _ = library.create_performance_profile({"a": scores}, thresholds, reps=10)
+        _, bounds = library.get_interval_estimates(
+            {"a": scores},
+            lambda x: np.array([(x > threshold).mean() for threshold in thresholds]),
+            reps=400,
+            random_state=np.random.RandomState(0),
+        )
+    share, low, high = profile(games(scores), thresholds)
     assert share == pytest.approx(wanted["a"])
-    assert low == pytest.approx(bounds["a"][0], abs=0.11)
-    assert high == pytest.approx(bounds["a"][1], abs=0.11)
+    step = 1 / scores.size  # shares move in steps of one run
+    assert low == pytest.approx(bounds["a"][0], abs=step + 0.02)
+    assert high == pytest.approx(bounds["a"][1], abs=step + 0.02)
 
 
 def test_the_interval_holds_the_truth_about_as_often_as_it_says():
