@@ -328,3 +328,12 @@ def test_actions_that_the_contract_forbids_need_no_counterpart():
 def test_scores_that_are_none_are_refused_where_they_are_declared(scores):
     with pytest.raises(ArgumentError, match="scores"):
         Environment("CartPole-v1", {"scores": scores})
+
+
+def test_the_python_of_the_document_runs(monkeypatch):
+    import re
+
+    root = TEACHERS.parent.parent
+    monkeypatch.chdir(root)
+    for block in re.findall(r"^```python\n(.*?)^```$", (root / "docs/evaluate.md").read_text(), re.M | re.S):
+        exec(compile(block, "docs/evaluate.md", "exec"), {})

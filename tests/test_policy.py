@@ -11,7 +11,7 @@ import pytest
 import surgery
 from surgery.builder import GraphBuilder
 from surgery.checkpoint import Checkpoint
-from surgery.errors import ArgumentError, Refused, UnknownName
+from surgery.errors import ArgumentError, Refused, SurgeryError, UnknownName
 from surgery.interface import Environment, Port, PortPatch, infer
 from surgery.probes import probes
 
@@ -355,6 +355,30 @@ def test_an_unknown_output_and_a_wrong_shape_are_refused():
         load(made, temperature=0.0)
     with pytest.raises(ArgumentError, match="device"):
         load(made, device="abacus")
+
+
+def test_an_output_that_is_not_what_it_was_taken_for_is_refused():
+    made = linear("q_values", (3, 11), "q_values")
+    with pytest.raises(ArgumentError, match=r"gives \(2, 3, 11\) for 2 observations: no q_values"):
+        load(made).scores(weights(2, 4))
+
+
+FIXTURES = sorted((Path(__file__).parent / "fixtures").glob("*/*.onnx"))
+
+
+@pytest.mark.parametrize("path", FIXTURES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_foreign_model_is_played_or_refused_in_words(path):
+    made = surgery.load(path)
+    try:
+        policy = load(made)
+        inputs = probes(made, 3, seed=0)
+        observation = next(port.name for port in made.interface.inputs if port.kind == "observation")
+        scores = policy.scores(inputs[observation])
+    except SurgeryError as error:
+        assert error.hint
+        return
+    assert scores.shape == (3, policy.actions)
+    assert torch.isfinite(scores).all()
 
 
 def test_an_input_that_nothing_feeds_is_refused():

@@ -174,9 +174,16 @@ class Policy:
     def _read(self, output: torch.Tensor, count: int) -> torch.Tensor:
         """The output as scores (n, actions)."""
         head = self.head
+        wide = head.kind in ("atom_logits", "quantiles")
+        wanted = count * (1 if head.kind == "action" else head.actions)
+        if output.numel() % wanted or (not wide and output.numel() != wanted):
+            raise ArgumentError(
+                f"output '{head.output}' gives {tuple(output.shape)} for {count} observations: no {head.kind}",
+                hint=f"say what it is: surgery annotate MODEL --output {head.output}:quantiles -o OUT",
+            )
         if head.kind == "action":
             return torch.nn.functional.one_hot(output.reshape(count).long(), head.actions).float()
-        if head.kind in ("atom_logits", "quantiles"):
+        if wide:
             spread = output.reshape(count, head.actions, -1).float()
             if head.support is None:
                 return spread.mean(-1)
