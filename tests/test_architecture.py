@@ -20,7 +20,7 @@ SOURCES = [
     *CORE,
     *(path for folder in ("adapters", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")),
 ]
-NEEDS_FRAMEWORKS = {"torch", "policy", "replay", "distill"}
+NEEDS_FRAMEWORKS = {"torch", "envs", "policy", "replay", "distill"}
 """Packages of the core whose modules need one, and whose `__init__` does not."""
 
 LOADED = """

@@ -161,7 +161,7 @@ def _distill(
     head = setting(checkpoint).head
     options = Options(frames=play.frames, seed=play.seed, head=head if head in ("c51", "qr") else "q")
     folder = Path(f"{target or model}.run")
-    contract = _training.contract(checkpoint, play.environment, model)
+    contract = _training.contract(checkpoint, play.environment, (), model)
     job = plan_distill(checkpoint, to, folder, environment=contract, options=options)
     if dry_run or target is None:
         _training.carry_out(job, options, output, dry_run=True)
