@@ -60,8 +60,10 @@ def test_transcripts_are_what_the_commands_print(folder: Path, capsys: pytest.Ca
     for command, wanted in sessions():
         program, *words = shlex.split(command)
         assert program == "surgery"
-        assert main(words) == 0, command
-        had = capsys.readouterr().out.splitlines()
+        refused = any(line.startswith("error:") for line in wanted)
+        assert main(words) == refused, command
+        out, err = capsys.readouterr()
+        had = (err if refused else out).splitlines()
         while wanted and not wanted[-1]:
             wanted = wanted[:-1]
         for part in _parts(wanted):
@@ -151,5 +153,5 @@ def test_every_command_is_in_the_readme(verb: str):
 
 def test_the_readme_stays_short():
     lines = README.read_text().splitlines()
-    assert len(lines) <= 170
-    assert lines.index("```console") <= 15
+    assert len(lines) <= 190
+    assert lines.index("```console") <= 10
