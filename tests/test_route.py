@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import surgery
 from surgery.architectures import new
+from surgery.architectures.layers import Dense
 from surgery.architectures.recognise import recognise
 from surgery.cli import main
 from surgery.errors import ArgumentError, FileError, Refused, UnknownName
@@ -227,6 +230,43 @@ def test_the_optimizers_slots_of_a_deeper_network_are_complete():
     for members in after.optimizer.slots.values():
         assert set(members) == trained
         assert all(tuple(slot.shape) == tuple(after.tensors[name].shape) for name, slot in members.items())
+
+
+_WIDTHS = st.lists(st.integers(2, 6), min_size=1, max_size=3)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(_WIDTHS, st.lists(st.integers(2, 9), min_size=1, max_size=5))
+def test_of_mlps_exactly_those_are_reached_into_which_the_old_layers_fit_in_order(have, want):
+    before = new("mlp-" + "-".join(map(str, have)), observation=(3,), actions=2)
+    target = "mlp-" + "-".join(map(str, want))
+    try:
+        journey = migrate(before, target)
+    except Refused as refusal:
+        assert refusal.where
+        assert not _fits(have, want)
+        return
+    assert _fits(have, want)
+    assert [layer.width for layer in recognise(journey.checkpoint).layers if isinstance(layer, Dense)] == [
+        *want,
+        2,
+    ]
+    assert journey.report.exact if journey.results else have == want
+
+
+def _fits(have: list[int], want: list[int]) -> bool:
+    """Each old layer becomes one that is no narrower, in order, the first one the first; what is put in behind a layer
+    starts as wide as that was."""
+    if not have:
+        return not want
+    if not want or want[0] < have[0]:
+        return False
+    behind = 1
+    while behind < len(want) and want[behind] >= have[0]:
+        behind += 1
+    return any(
+        _fits(have[1:], want[used:]) if len(have) > 1 else used == len(want) for used in range(1, behind + 1)
+    )
 
 
 REFUSALS = {

@@ -172,6 +172,8 @@ class _Aligner:
             return [], None
         if new < old:
             return [], f"the target has {new} units, fewer than {old}"
+        if old == 1:
+            return [], "a single unit is no axis that could grow"
         found = {part.space: part for part in units(have.units)}
         if len(found) != 1 or next(iter(found.values())).size != old:
             return [], "its units are of several kinds, or those of an output"
@@ -217,6 +219,8 @@ class _Aligner:
             return 1, Alignment((row,), (0, 1))
         pair = target[j : j + 2]
         if len(pair) < 2 or not self._is_identity(before, pair, target[j - 1] if j else None):
+            return None
+        if _width(want) < (_width_before(tree, i) or _width(want) + 1):
             return None
         rows = (
             Row(depth, "", "", str(want), (Insert("identity", before.after, want),)),
@@ -296,7 +300,7 @@ def _kernel(have: Found, old: Convolution, new: Convolution) -> tuple[list[Edit]
 
 def _narrower(have: Found, want: Layer) -> tuple[str, int] | None:
     """The space that has more units than the target, and how many that has."""
-    sizes = [getattr(layer, "channels", getattr(layer, "width", 0)) for layer in (have.layer, want)]
+    sizes = [_width(have.layer), _width(want)]
     found = {part.space for part in units(have.units)}
     return (found.pop(), sizes[1]) if len(found) == 1 and sizes[1] < sizes[0] else None
 
@@ -326,6 +330,21 @@ def _is_block(layer: Residual) -> bool:
         case (Activation() as first, Dense(), Activation() as second, Dense()):
             return first == second
     return False
+
+
+def _width(layer: Layer) -> int:
+    """How many units a layer has; 0 for one that has none of its own."""
+    return int(getattr(layer, "channels", getattr(layer, "width", 0)))
+
+
+def _width_before(tree: Tree, i: int) -> int | None:
+    """How many units there are at a place, as an identity would have them; None if no layer just before says so."""
+    for found in reversed(tree[:i]):
+        if isinstance(found.layer, (Convolution, Dense, Recurrent)):
+            return _width(found.layer)
+        if not isinstance(found.layer, (Activation, Pool, Norm)):
+            return None
+    return None
 
 
 def _cell(layer: Residual) -> Recurrent | None:

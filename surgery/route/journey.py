@@ -104,7 +104,10 @@ def migrate(
         check(found, target, checkpoint)
         if len(results) == _MOST_PLANS:
             raise RuntimeError(f"a route to '{target.name}' that does not end")
-        plan = _next(at, found, init, seed)
+        try:
+            plan = _next(at, found, init, seed)
+        except Refused as error:
+            raise error.within(route=f"to {target.name}, step {len(results) + 1}") from None
         if progress is not None:
             progress(plan)
         results.append(apply(plan, at, verify=False))
