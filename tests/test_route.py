@@ -206,6 +206,44 @@ def test_an_exported_impala_becomes_wider_and_deeper(style):
     assert not survey(journey.checkpoint, "impala-x2-b3")[1].edits
 
 
+@pytest.mark.parametrize("head", ["q", "dueling", "actor-critic"])
+@pytest.mark.parametrize(
+    ("name", "target", "states"),
+    [
+        ("lstm-6", "lstm-12-12", ["hidden", "cell", "lstm2.h", "lstm2.c"]),
+        ("lstm-6", "lstm-7-9-8", ["hidden", "cell", "lstm3.h", "lstm3.c", "lstm2.h", "lstm2.c"]),
+        ("gru-6-fc5", "gru-7-9", ["hidden", "gru2.h"]),
+        ("minatar-lstm-6", "minatar-x2-lstm-6-6", ["hidden", "cell", "lstm2.h", "lstm2.c"]),
+    ],
+)
+def test_a_recurrent_policy_gets_a_larger_state_and_more_layers(name, target, states, head):
+    journey = migrate(small(name, head), target)
+    assert journey.report.exact
+    assert not survey(journey.checkpoint, target)[1].edits
+    found = [port.name for port in journey.checkpoint.interface.inputs if port.kind == "state"]
+    assert sorted(found) == sorted(states)
+
+
+@pytest.mark.parametrize("style", zoo.STYLES)
+def test_an_exported_recurrent_policy_gets_twice_the_state_and_a_layer_by_name_and_by_file(tmp_path, style):
+    by_name = migrate(exported("lstm_policy", style), "lstm-26-26")
+    other = new("lstm-26-26-fc11", observation=(7,), actions=5, head="actor-critic")
+    surgery.save(other, tmp_path / "other.onnx")
+    by_file = migrate(exported("lstm_policy", style), str(tmp_path / "other.onnx"))
+    assert by_name.report.exact
+    assert by_file.report.exact
+    assert shapes(by_name.checkpoint) == shapes(by_file.checkpoint)
+
+
+@pytest.mark.parametrize("target", zoo.STYLES)
+def test_a_file_of_another_exporter_is_a_target(tmp_path, target):
+    wide = migrate(exported("impala", target), "impala-x2-b3").checkpoint
+    surgery.save(wide, tmp_path / "wide.onnx")
+    for style in zoo.STYLES:
+        journey = migrate(exported("impala", style), str(tmp_path / "wide.onnx"), verify=False)
+        assert recognise(journey.checkpoint).layers == recognise(wide).layers
+
+
 KERNELS = """
 [small]
 layers = [{ conv = 5, kernel = 3, padding = 1 }, "relu", "flatten", { dense = 7 }, "relu"]
