@@ -79,7 +79,21 @@ def recognise(checkpoint: Checkpoint, analysis: Analysis | None = None) -> Netwo
     interface = checkpoint.interface
     analysis = analysis or analyse(checkpoint.model, interface, checkpoint.trained)
     states = frozenset(port.name for port in (*interface.inputs, *interface.outputs) if port.kind == "state")
-    return Network(_Reader(Steps(analysis, states), analysis).read(), analysis)
+    steps = Steps(analysis, states)
+    tree = _Reader(steps, analysis).read()
+    if len(steps.outputs) > 1 and any(isinstance(f.layer, Other) and weighted(f) for f in tree):
+        tree = _apart(analysis, states, [name for name, _ in steps.outputs])
+    return Network(tree, analysis)
+
+
+def _apart(analysis: Analysis, states: frozenset[str], outputs: Sequence[str]) -> Tree:
+    """Networks that share inputs but not in one tree (an actor and critics that also read its action), side by side.
+
+    What they share occurs in each.
+    """
+    trees = tuple(_Reader(Steps(analysis, states, name), analysis).read() for name in outputs)
+    layers = tuple(tuple(found.layer for found in tree) for tree in trees)
+    return (Found(Branches(layers, "outputs"), "", branches=trees, outputs=tuple(outputs)),)
 
 
 def flat(tree: Sequence[Found]) -> Iterator[Found]:

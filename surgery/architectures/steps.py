@@ -57,17 +57,18 @@ class Step:
 
 
 class Steps:
-    """The steps of a graph on the way to its outputs (recurrent state left out), in order.
+    """The steps of a graph on the way to its outputs (recurrent state left out) or to one of them, in order.
 
     Attributes:
       sources: the inputs that are read. steps: in graph order.
       outputs: the outputs in order, with the value of each.
     """
 
-    def __init__(self, analysis: Analysis, states: frozenset[str]) -> None:
+    def __init__(self, analysis: Analysis, states: frozenset[str], only: str | None = None) -> None:
         self._analysis, self._facts = analysis, analysis.trace.facts
         graph = analysis.model.graph
-        self.outputs = [(str(v.name), v) for v in graph.outputs if v.name not in states]
+        named = [(str(v.name), v) for v in graph.outputs if v.name not in states]
+        self.outputs = [(name, value) for name, value in named if only in (None, name)]
         self._modules = modules(analysis.model, analysis.trace)
         self._fixed = self._not_moving()
         self._path = live = self._live(value for _, value in self.outputs)

@@ -86,7 +86,7 @@ class _Aligner:
             _, used, put, step = done[i, j]
             rows += step.rows
             i, j = i + used, j + put
-        return Alignment(tuple(rows), done[0, 0][0])
+        return Alignment(_numbered(rows, depth), done[0, 0][0])
 
     def _steps(
         self, tree: Tree, target: tuple[Layer, ...], i: int, j: int, depth: int
@@ -296,6 +296,20 @@ def _kernel(have: Found, old: Convolution, new: Convolution) -> tuple[list[Edit]
         if more != (taps // 2, taps - taps // 2):
             return [], f"kernel {_size(old)} with padding {before} does not become {_size(new)} with {after}"
     return [Kernel(have.weights[0], new.kernel)], None
+
+
+def _numbered(rows: Sequence[Row], depth: int) -> tuple[Row, ...]:
+    """New layers at one place of a sequence are told apart by their order."""
+    counts: dict[str, int] = {}
+    out: list[Row] = []
+    for row in rows:
+        edits = list(row.edits)
+        for k, edit in enumerate(edits):
+            if row.depth == depth and isinstance(edit, Insert):
+                edits[k] = replace(edit, index=counts.get(edit.after, 0))
+                counts[edit.after] = counts.get(edit.after, 0) + 1
+        out.append(replace(row, edits=tuple(edits)))
+    return tuple(out)
 
 
 def _narrower(have: Found, want: Layer) -> tuple[str, int] | None:

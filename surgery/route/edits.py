@@ -38,12 +38,14 @@ class Insert:
       kind: "identity", "residual" or "recurrent".
       after: the value. layer: what comes there.
       like: the weights of the block before it, whose names it continues; empty if there is none.
+      index: which of several at that place.
     """
 
     kind: Literal["identity", "residual", "recurrent"]
     after: str
     layer: Layer
     like: tuple[str, ...] = ()
+    index: int = 0
 
     def __str__(self) -> str:
         return f"new, {'starts as the identity' if self.kind == 'identity' else 'starts at zero'}"
@@ -92,8 +94,8 @@ class Alignment:
 
     @property
     def edits(self) -> tuple[Edit, ...]:
-        """All edits, in order."""
-        return tuple(edit for row in self.rows for edit in row.edits)
+        """All edits, in order; what several heads share is edited once."""
+        return tuple(dict.fromkeys(edit for row in self.rows for edit in row.edits))
 
     @property
     def reasons(self) -> dict[str, str]:
