@@ -14,6 +14,7 @@ import surgery
 from surgery.architectures import new
 from surgery.architectures.layers import Dense
 from surgery.architectures.recognise import recognise
+from surgery.builder import GraphBuilder
 from surgery.cli import main
 from surgery.errors import ArgumentError, FileError, Refused, UnknownName
 from surgery.interface import PortPatch
@@ -326,7 +327,7 @@ def test_no_route_is_refused_with_the_reason_for_the_layer_and_the_command_that_
         migrate(small(name), target)
     for layer, words in reasons.items():
         assert words in caught.value.where[layer]
-    assert caught.value.hint.endswith(f"surgery distill MODEL --to {target} --env ID -o DIR")
+    assert f"surgery distill MODEL --to {target} --env ID -o DIR" in caught.value.hint
     assert caught.value.exit_code == 1
 
 
@@ -438,3 +439,60 @@ def test_a_route_computes_the_same_on_inputs_that_it_was_not_proved_on():
     old, new_outputs = (runtime(c.model)({"observation": frames}) for c in (before, after))
     for name, array in old.items():
         np.testing.assert_allclose(new_outputs[name], array, rtol=0, atol=1e-6 * max(1.0, abs(array).max()))
+
+
+SACS = {"mlp-20-20": ["widen"], "mlp-16-16-20": ["deepen", "widen"]}
+
+
+@pytest.mark.parametrize("target", SACS)
+def test_an_actor_and_critics_that_share_an_observation_grow_together(tmp_path, target):
+    """Soft actor-critic: the critics read the observation and an action."""
+    graph = GraphBuilder("sac")
+    observation, action = graph.input("observation", (5,)), graph.input("action", (2,))
+
+    def tower(x, name, inputs, outputs):
+        for k, (n, m) in enumerate(((inputs, 16), (16, 16))):
+            weight = rng.standard_normal((m, n), dtype=np.float32) / 4
+            x = graph.op(
+                "Relu", graph.linear(x, f"{name}.{k}", weight, rng.standard_normal(m, dtype=np.float32))
+            )
+        return graph.linear(x, f"{name}.out", rng.standard_normal((outputs, 16), dtype=np.float32))
+
+    rng = np.random.default_rng(0)
+    graph.output(tower(observation, "actor", 5, 2), "mean", (2,))
+    both = graph.op("Concat", observation, action, axis=1)
+    for name in ("q1", "q2"):
+        graph.output(tower(both, name, 7, 1), name, (1,))
+    model = graph.model()
+    journey = migrate(surgery.Checkpoint(model, surgery.interface.infer(model)), target)
+    assert journey.report.exact
+    assert [result.plan.operation for result in journey.results] == SACS[target]
+    wanted = [int(part) for part in target.split("-")[1:]]
+    for tower_tree in recognise(journey.checkpoint).tree[0].branches:
+        assert [f.layer.width for f in tower_tree if isinstance(f.layer, Dense)][:-1] == wanted
+
+
+def test_by_side_car_a_nature_network_becomes_an_impala_exactly(tmp_path, capsys):
+    surgery.save(small("nature", "actor-critic"), tmp_path / "nature.onnx")
+    words = ["migrate", str(tmp_path / "nature.onnx"), "--to", "impala-b1", "--route", "sidecar"]
+    assert main([*words, "-o", str(tmp_path / "both.onnx"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["exact"]
+    assert "sidecar.gate" in surgery.load(tmp_path / "both.onnx").tensors
+    assert main([*words, "--or-distill", "-o", str(tmp_path / "other.onnx")]) == 2
+
+
+def test_or_distill_teaches_where_there_is_no_route(tmp_path, capsys):
+    out = tmp_path / "student.onnx"
+    words = [
+        "migrate",
+        str(TEACHERS / "cartpole-dqn.onnx"),
+        "--to",
+        "mlp-16",
+        "--or-distill",
+        "--frames",
+        "1000",
+    ]
+    assert main([*words, "-o", str(out), "--json"]) == 0
+    assert not json.loads(capsys.readouterr().out)["exact"]
+    assert (tmp_path / "student.onnx.run" / "config.json").is_file()
+    assert surgery.load(out).tensors["fc.weight"].shape[0] == 16

@@ -81,9 +81,15 @@ def recognise(checkpoint: Checkpoint, analysis: Analysis | None = None) -> Netwo
     states = frozenset(port.name for port in (*interface.inputs, *interface.outputs) if port.kind == "state")
     steps = Steps(analysis, states)
     tree = _Reader(steps, analysis).read()
-    if len(steps.outputs) > 1 and any(isinstance(f.layer, Other) and weighted(f) for f in tree):
-        tree = _apart(analysis, states, [name for name, _ in steps.outputs])
+    if len(steps.outputs) > 1 and _tangled(tree):
+        apart = _apart(analysis, states, [name for name, _ in steps.outputs])
+        tree = tree if _tangled(apart) else apart
     return Network(tree, analysis)
+
+
+def _tangled(tree: Tree) -> bool:
+    """Whether weights are in a part that is no tree of layers."""
+    return any(isinstance(found.layer, Other) and weighted(found) for found in flat(tree))
 
 
 def _apart(analysis: Analysis, states: frozenset[str], outputs: Sequence[str]) -> Tree:

@@ -120,6 +120,29 @@ def _rows(rows: tuple[Row, ...]) -> str:
     return table(("layer", "is", "becomes", "by"), lines)
 
 
+def beside(
+    model: Path, target: Path | None, to: str, proof: _edits.Proof, output: Output, *, force: bool
+) -> None:
+    """An untrained network of the architecture, or that of a file, beside the old one."""
+    from surgery import architectures
+
+    path = _files.check_target(target, [model], force=force)
+    checkpoint = surgery.load(model)
+    with output.step(f"putting {to} beside {model}"):
+        if to.endswith(".onnx"):
+            new = surgery.load(to, optimizer=False)
+        else:
+            new = architectures.new_like(to, checkpoint, seed=proof.seed)
+        outcome = surgery.sidecar(checkpoint, new, observations=proof.observations, seed=proof.seed)
+    outcome.save(path, force=force)
+    found = outcome.report
+    record = {
+        "output": str(path), "claim": "identical", "verified": True, "exact": found.exact, "to": to, "gate": 0.0,
+        "max_abs_error": found.max_abs_error, "max_rel_error": found.max_rel_error,
+    }  # fmt: skip
+    output.show(record, lambda: f"{to} beside {model} · gate 0 · {found.summary()} · wrote {path}")
+
+
 @dataclass(frozen=True)
 class Play:
     """Where and how long a new network plays that is taught because there is no route."""

@@ -9,12 +9,20 @@ import click
 
 from surgery.cli import _edits, _files, _options, _routes
 from surgery.cli._output import Output
+from surgery.errors import ArgumentError
 
 
 @click.command("migrate", short_help="Take a network to another architecture, exactly.")
 @_options.file_argument("model")
 @click.option("--to", "architecture", metavar="ARCH", required=True,
               help="A named architecture with modifiers, FILE.toml:NAME, or another .onnx file.")  # fmt: skip
+@click.option(
+    "--route",
+    type=click.Choice(["exact", "sidecar"]),
+    default="exact",
+    show_default=True,
+    help="By edits; or as a new network beside the old one, whatever the family.",
+)
 @click.option(
     "--init",
     type=click.Choice(["auto", "zero", "net2net"]),
@@ -39,6 +47,7 @@ def command(
     *,
     model: Path,
     architecture: str,
+    route: Literal["exact", "sidecar"],
     init: Literal["auto", "zero", "net2net"],
     or_distill: bool,
     environment: str | None,
@@ -56,16 +65,26 @@ def command(
     The layers of the model are found in its graph and compared with those of the target, one by one: they grow, their
     kernels grow, and new layers are put in that change nothing at first. If there is no such route the exit status is
     1, and the reasons are given layer by layer; with --or-distill a new network of that architecture is taught by
-    playing instead (`surgery distill`; the run lies in OUT.run). `surgery list architectures` has the names.
+    playing instead (`surgery distill`; the run lies in OUT.run). `--route sidecar` puts an untrained network of the
+    architecture beside the old one, with the same outputs at first (`surgery sidecar`): that goes from any family to
+    any other. `surgery list architectures` has the names.
 
     \b
     Example:
       surgery migrate agent.onnx --to nature-x2 -o larger.onnx
       surgery migrate agent.onnx --to impala-x2-b3 --dry-run
       surgery migrate agent.onnx --to other.onnx -o like-other.onnx
+      surgery migrate agent.onnx --to impala --route sidecar -o both.onnx
       surgery migrate agent.onnx --to impala --or-distill --frames 2000000 -o student.onnx
     """
     proof = _edits.Proof(not no_verify, _files.read_observations(observations), seed)
+    if route == "sidecar":
+        if or_distill or dry_run or no_verify or init != "auto":
+            raise ArgumentError(
+                "a side-car has no plan, and is always exact and proved", hint="leave the other options out"
+            )
+        _routes.beside(model, target, architecture, proof, output, force=force)
+        return
     if or_distill:
         play = _routes.Play(environment, frames, seed)
         _routes.travel_or_distill(
