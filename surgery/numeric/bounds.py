@@ -135,7 +135,7 @@ def bounds(model: ir.Model, inputs: Mapping[str, Bounds], wanted: Sequence[str])
     for value in model.graph.inputs:
         name = value.name or ""
         if name in inputs:
-            found[value] = inputs[name]
+            found[value] = _wide(inputs[name])
     for value in model.graph.initializers.values():
         if value.const_value is not None and value not in found:
             array = value.const_value.numpy()
@@ -250,6 +250,12 @@ class _Step:
             for b in operands:
                 still = still if b is None else still & (b.low == b.high)
         return [_unbounded(x, still) for x in results]
+
+
+def _wide(given: Bounds) -> Bounds:
+    if given.low.dtype.kind != "f":
+        return given
+    return Bounds(given.low.astype(np.float64), given.high.astype(np.float64))
 
 
 def _zeros(like: Bounds | None) -> Bounds | None:

@@ -104,12 +104,18 @@ def _activity(analysis: Analysis, places: list[Reader], space: Space, inputs: Ma
 def _taylor(analysis: Analysis, places: list[Reader], space: Space, inputs: Mapping[str, Array]) -> Array:
     """One complex-step run per unit, with a gate on what reads it."""
     total = np.zeros(space.size)
+    ranks = {
+        name: x.ndim
+        for name, x in run(analysis.model, inputs, outputs=sorted({p.value for p in places})).items()
+    }
     for k in range(space.size):
         moved = analysis.model.clone()
         twins = dict(zip(analysis.model.graph, moved.graph, strict=True))
         for place in places:
             unit, _ = units_along(place.layout, space.name)
-            _gate(moved, twins[place.node], place, np.where(unit == k, 1 + 1j * _STEP, 1.0))
+            gate = np.where(unit == k, 1 + 1j * _STEP, 1.0)
+            inner = ranks[place.value] - place.axis - 1
+            _gate(moved, twins[place.node], place.operand, gate.reshape((-1,) + (1,) * inner))
         found = run(moved, inputs, dtype=np.complex128)
         total[k] = np.sqrt(
             sum(float(np.square(y.imag / _STEP).mean()) for y in found.values() if y.dtype.kind == "c")
@@ -117,18 +123,15 @@ def _taylor(analysis: Analysis, places: list[Reader], space: Space, inputs: Mapp
     return total
 
 
-def _gate(model: ir.Model, node: ir.Node, place: Reader, gate: Array) -> None:
-    """Multiply one operand of a node by a gate along one axis, in place."""
-    value = node.inputs[place.operand]
-    assert value is not None and value.shape is not None
-    shaped = gate.reshape((-1,) + (1,) * (len(value.shape) - place.axis - 1))
-    name = f"{node.outputs[0].name}.gate{place.operand}"
-    factor = ir.Value(name=name, const_value=ir.Tensor(shaped, name=name))
+def _gate(model: ir.Model, node: ir.Node, operand: int, gate: Array) -> None:
+    """Multiply one operand of a node by a gate, in place."""
+    name = f"{node.outputs[0].name}.gate{operand}"
+    factor = ir.Value(name=name, const_value=ir.Tensor(gate, name=name))
     model.graph.register_initializer(factor)
-    product = ir.node("Mul", [value, factor])
+    product = ir.node("Mul", [node.inputs[operand], factor])
     product.outputs[0].name = f"{name}.product"
     model.graph.insert_before(node, product)
-    node.replace_input_with(place.operand, product.outputs[0])
+    node.replace_input_with(operand, product.outputs[0])
 
 
 def classes(analysis: Analysis, space: Space) -> Array:

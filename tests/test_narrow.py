@@ -1,0 +1,272 @@
+"""What can go exactly goes exactly: dead, constant and duplicated units; everything else only on request."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import surgery
+from surgery.builder import GraphBuilder
+from surgery.checkpoint import Checkpoint
+from surgery.cli import main
+from surgery.errors import ArgumentError, GraphError, PlanMismatch, Refused, UnknownName
+from surgery.execute import execute
+from surgery.graph.spaces import analyse
+from surgery.interface import PortPatch, infer
+from surgery.numeric import run
+from surgery.numeric.bounds import Bounds, bounds
+from surgery.ops.importance import SCORES, importance
+from surgery.plan import Plan
+from tests import zoo
+from tests.test_daily import with_state
+
+RNG = np.random.default_rng(7)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def dense(activation: str = "Relu", *, head_bias: bool = True, **first: np.ndarray) -> Checkpoint:
+    """4 → 6 → 3, the first layer's weight and bias as given."""
+    graph = GraphBuilder("dense")
+    x = graph.input("observation", (4,))
+    weight, shift = first.get("weight", normal(6, 4)), first.get("bias", normal(6))
+    x = graph.op(activation, graph.linear(x, "body", weight, shift))
+    x = graph.linear(x, "head", normal(3, 6), normal(3) if head_bias else None)
+    graph.output(x, "q_values", (3,))
+    return checkpoint(graph)
+
+
+def convolutional(*, pad: int, norm: bool) -> Checkpoint:
+    """A convolution whose second channel is constant, then another one, by itself or under a batch norm."""
+    graph = GraphBuilder("convolutional")
+    x = graph.input("observation", (2, 6, 6))
+    weight, bias = normal(4, 2, 3, 3), normal(4)
+    weight[1], bias[1] = 0, 0.75
+    x = graph.op("Relu", graph.convolution(x, "first", weight, bias))
+    x = graph.convolution(x, "second", normal(5, 4, 3, 3), None if norm else normal(5), pads=[pad] * 4)
+    if norm:
+        names = {"scale": normal(5), "shift": normal(5), "mean": normal(5), "var": 1 + normal(5) ** 2}
+        x = graph.op("BatchNormalization", x, *(graph.parameter(f"norm.{k}", v) for k, v in names.items()))
+    x = graph.op("GlobalAveragePool", graph.op("Relu", x))
+    x = graph.linear(graph.op("Flatten", x), "head", normal(3, 5), normal(3))
+    graph.output(x, "q_values", (3,))
+    return checkpoint(graph)
+
+
+def checkpoint(graph: GraphBuilder) -> Checkpoint:
+    model = graph.model()
+    return with_state(Checkpoint(model, infer(model)))
+
+
+def zeroed(k: int = 2, value: float = 0.5) -> dict[str, np.ndarray]:
+    """A first layer whose unit k does not depend on the observation."""
+    weight, bias = normal(6, 4), normal(6)
+    weight[k], bias[k] = 0, value
+    return {"weight": weight, "bias": bias}
+
+
+def proved(plan: Plan, before: Checkpoint) -> Checkpoint:
+    result = surgery.apply(plan, before)
+    assert plan.claim == "equivalent" and result.report is not None and result.report.ok
+    slots = result.report.check("optimizer slots")
+    assert slots is not None and slots.ok and slots.limit is not None
+    return result.checkpoint
+
+
+@pytest.mark.parametrize("activation", ["Relu", "Tanh", "Sigmoid", "Gelu", "Softplus", "Mish"])
+@pytest.mark.parametrize("value", [-0.8, 0.0, 0.5])
+def test_a_unit_without_incoming_weights_is_folded_into_the_bias(activation: str, value: float) -> None:
+    before = dense(activation, **zeroed(2, value))
+    plan = surgery.narrow(before)
+    (edit,) = plan.spaces
+    assert edit.folded == ((2, None),) and edit.source == (0, 1, 3, 4, 5)
+    after = proved(plan, before)
+    f = {"Relu": max(value, 0), "Tanh": np.tanh(value), "Sigmoid": 1 / (1 + np.exp(-value))}.get(activation)
+    if f is not None:
+        moved = before.tensors["head.bias"].numpy() + before.tensors["head.weight"].numpy()[:, 2] * f
+        np.testing.assert_allclose(after.tensors["head.bias"].numpy(), moved, rtol=1e-6)
+
+
+def test_a_unit_that_no_input_in_range_lets_through_is_dead() -> None:
+    weight, bias = normal(6, 4), normal(6)
+    weight[3], bias[3] = [1, -2, 0.5, 1], -4.6  # at most 4.5 within the range
+    before = dense(weight=weight, bias=bias)
+    with pytest.raises(Refused, match="no unit of this model"):
+        surgery.narrow(before)
+    before = surgery.annotate(before, inputs={"observation": PortPatch(low=-1.0, high=1.0)})
+    plan = surgery.narrow(before)
+    assert plan.spaces[0].folded == ((3, None),)
+    after = proved(plan, before)
+    np.testing.assert_array_equal(after.tensors["head.bias"].numpy(), before.tensors["head.bias"].numpy())
+
+
+@pytest.mark.parametrize(("pad", "norm"), [(0, False), (0, True)])
+def test_a_constant_channel_is_folded_into_the_next_bias_or_batch_norm(pad: int, norm: bool) -> None:
+    before = convolutional(pad=pad, norm=norm)
+    plan = surgery.narrow(before)
+    assert plan.sizes == {"first": 3}
+    after = proved(plan, before)
+    changed = {n for n in ("second.bias", "norm.mean") if n in before.tensors
+               and (before.tensors[n].numpy() != after.tensors[n].numpy()).any()}  # fmt: skip
+    assert changed == {"norm.mean" if norm else "second.bias"}
+
+
+def test_a_constant_channel_stays_where_a_border_of_zeros_ends_it() -> None:
+    with pytest.raises(Refused, match="no unit of this model"):
+        surgery.narrow(convolutional(pad=1, norm=False))
+
+
+def test_a_constant_without_a_bias_to_go_into_stays() -> None:
+    with pytest.raises(Refused, match="no unit of this model"):
+        surgery.narrow(dense(head_bias=False, **zeroed(2, 0.5)))
+    assert surgery.narrow(dense(head_bias=False, **zeroed(2, -0.5))).sizes == {
+        "body": 5
+    }  # zero leaves nothing behind
+
+
+def test_duplicates_give_their_outgoing_weights_to_one() -> None:
+    weight, bias = normal(6, 4), normal(6)
+    weight[4], bias[4] = weight[1], bias[1]
+    before = dense("Tanh", weight=weight, bias=bias)
+    plan = surgery.narrow(before)
+    assert plan.spaces[0].merged == ((4, 1),)
+    after, old = proved(plan, before), before.tensors["head.weight"].numpy()
+    np.testing.assert_allclose(after.tensors["head.weight"].numpy()[:, 1], old[:, 1] + old[:, 4], rtol=1e-6)
+    assert any("second moments" in note for note in plan.notes)
+
+
+def test_the_slots_of_merged_units_are_sums_of_gradients() -> None:
+    weight, bias = normal(6, 4), normal(6)
+    weight[4], bias[4] = weight[1], bias[1]
+    before = dense("Tanh", weight=weight, bias=bias)
+    assert before.optimizer is not None
+    after = execute(surgery.narrow(before), before)
+    m, v = (before.optimizer.slots[slot]["body.bias"].numpy() for slot in ("exp_avg", "exp_avg_sq"))
+    new = {slot: after.optimizer.slots[slot]["body.bias"].numpy() for slot in ("exp_avg", "exp_avg_sq")}
+    np.testing.assert_allclose(new["exp_avg"][1], m[1] + m[4], rtol=1e-6)
+    np.testing.assert_allclose(new["exp_avg_sq"][1], (np.sqrt(v[1]) + np.sqrt(v[4])) ** 2, rtol=1e-6)
+    kept = before.optimizer.slots["exp_avg"]["head.weight"].numpy()[:, :4]
+    np.testing.assert_array_equal(after.optimizer.slots["exp_avg"]["head.weight"].numpy()[:, :4], kept)
+
+
+def test_a_plan_of_another_checkpoint_is_refused_where_its_units_are_not_the_same() -> None:
+    weight, bias = normal(6, 4), normal(6)
+    weight[4], bias[4] = weight[1], bias[1]
+    merge, fold = surgery.narrow(dense(weight=weight, bias=bias)), surgery.narrow(dense(**zeroed()))
+    other = dense()
+    with pytest.raises(Refused, match="no longer the same"):
+        surgery.apply(merge, other)
+    with pytest.raises(Refused, match="not constant"):
+        surgery.apply(fold, other)
+    with pytest.raises(PlanMismatch):
+        surgery.apply(merge, convolutional(pad=0, norm=False))
+
+
+@pytest.mark.parametrize("by", SCORES)
+def test_other_units_go_by_importance_and_the_change_is_measured(by: str) -> None:
+    before = dense("Tanh", **zeroed(2))
+    with pytest.raises(Refused, match="1 are constant") as refusal:
+        surgery.narrow(before, widths={"body": 4})
+    assert "5 is exact" in (refusal.value.hint or "")
+    plan = surgery.narrow(before, widths={"body": 4}, by=by)
+    assert plan.claim == "changed" and 2 not in plan.spaces[0].source
+    report = surgery.apply(plan, before).report
+    assert report is not None and report.ok and not report.exact and report.max_abs_error > 1e-3
+
+
+@pytest.mark.parametrize("by", SCORES)
+def test_the_least_important_unit_is_the_one_that_hardly_matters(by: str) -> None:
+    before = dense("Tanh")
+    weight = before.tensors["head.weight"].numpy().copy()
+    weight[:, 3] *= 1e-4
+    before.model.graph.initializers["head.weight"].const_value = ir.tensor(weight, name="head.weight")
+    analysis = analyse(before.model, before.interface, before.trained)
+    scores = importance(before, analysis, analysis.space("body"), by)
+    assert scores.shape == (6,) and (scores >= 0).all() and scores.argmin() == 3
+
+
+def test_a_taylor_score_is_the_change_that_a_linear_readout_sees() -> None:
+    before = dense("Tanh")
+    analysis = analyse(before.model, before.interface, before.trained)
+    x = normal(32, 4)
+    scores = importance(before, analysis, analysis.space("body"), "taylor", observations={"observation": x})
+    head, h = before.tensors["head.weight"].numpy(), np.tanh(
+        x @ before.tensors["body.weight"].numpy().T + before.tensors["body.bias"].numpy()
+    )  # fmt: skip
+    wanted = [np.sqrt(np.square(np.outer(h[:, k], head[:, k])).mean()) for k in range(6)]
+    np.testing.assert_allclose(scores, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        pytest.param({"widths": {"body": 6}}, ArgumentError, id="as wide as it is"),
+        pytest.param({"widths": {"body": 0}}, ArgumentError, id="nothing left"),
+        pytest.param({"widths": {"nobody": 3}}, UnknownName, id="unknown space"),
+        pytest.param({"widths": {}}, ArgumentError, id="no widths"),
+        pytest.param({"widths": {"head": 2}}, Refused, id="an output"),
+        pytest.param({"widths": {"body": 3}, "by": "luck"}, ArgumentError, id="unknown score"),
+    ],
+)
+def test_a_request_that_cannot_be_met_is_refused(arguments: dict, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        surgery.narrow(dense(), **arguments)
+
+
+@pytest.mark.parametrize("name", sorted(zoo.NETS))
+def test_bounds_hold_every_value_of_every_network(name: str) -> None:
+    """Whatever the input within its range, no value of the graph leaves its bounds."""
+    checkpoint = surgery.load(
+        zoo.export(name, next(s for s in zoo.STYLES if s not in zoo.NETS[name].impossible))
+    )
+    model, rng = analyse(checkpoint.model, checkpoint.interface).model, np.random.default_rng(0)
+    samples = [zoo.sample(name, 2, rng) for _ in range(3)]
+    ranges = {key: Bounds(np.minimum.reduce(column), np.maximum.reduce(column))
+              for key in samples[0] if (column := [sample[key] for sample in samples])}  # fmt: skip
+    values = [str(out.name) for node in model.graph for out in node.outputs if out.name]
+    found = bounds(model, ranges, values)
+    assert any(b is not None for b in found.values())
+    for sample in samples:
+        for key, value in run(model, sample, outputs=[n for n in values if found[n] is not None]).items():
+            limits = found[key]
+            assert limits is not None and value.shape == limits.low.shape
+            slack = 1e-9 * (1 + np.abs(value)) if value.dtype.kind == "f" else 0
+            assert ((value >= limits.low - slack) & (value <= limits.high + slack)).all(), key
+
+
+def test_the_verb_folds_everything_that_is_exact_and_says_so(tmp_path, capsys) -> None:
+    surgery.save(dense(**zeroed()), tmp_path / "a.onnx")
+    assert main(["narrow", str(tmp_path / "a.onnx"), "-o", str(tmp_path / "b.onnx")]) == 0
+    assert "body 6→5" in capsys.readouterr().out
+    assert main(["narrow", str(tmp_path / "b.onnx"), "-o", str(tmp_path / "c.onnx")]) == 1
+    assert "dead, constant or a duplicate" in capsys.readouterr().err
+    assert (
+        main(["narrow", str(tmp_path / "b.onnx"), "--width", "body=3", "-o", str(tmp_path / "c.onnx")]) == 1
+    )
+    assert not (tmp_path / "c.onnx").exists()
+    words = [
+        "narrow",
+        str(tmp_path / "b.onnx"),
+        "--width",
+        "body=3",
+        "--by",
+        "l2",
+        "-o",
+        str(tmp_path / "c.onnx"),
+    ]
+    assert main(words) == 0
+    assert "outputs change by at most" in capsys.readouterr().out
+
+
+def test_scores_of_activity_need_a_network_that_can_be_run() -> None:
+    before = dense()
+    broken = before.model.clone()
+    next(node for node in broken.graph if node.op_type == "Relu").domain = "unknown.domain"
+    broken.opset_imports["unknown.domain"] = 1
+    with pytest.raises((GraphError, Refused)):
+        surgery.narrow(replace(before, model=broken), widths={"body": 3}, by="activation")
