@@ -233,10 +233,12 @@ def _order(
     if wanted > size and unnamed == "append":
         return [*range(size), *[None] * (wanted - size)], []
     side = "the model does not name them" if old is None else "the environment does not name its own"
+    which, append = (
+        ("new", "; or --unnamed append, if they stand behind the old ones") if wanted > size else ("gone", "")
+    )
     raise ArgumentError(
-        f"{what} has {wanted} features in the environment and {size} in the model, and {side}: which ones are new?",
-        hint="surgery annotate MODEL --input NAME:labels=[A,B,…]"
-        + ("; or --unnamed append, if they stand behind the old ones" if wanted > size else ""),
+        f"{what} has {wanted} units in the environment and {size} in the model, and {side}: which ones are {which}?",
+        hint=f"name them: surgery annotate MODEL … labels=[A,B,…], or --before OLD.json and --after NEW.json{append}",
     )
 
 
@@ -291,7 +293,7 @@ def _arrange_actions(
     new_action: str,
     unnamed: Unnamed | None,
 ) -> None:
-    _, space = action_space(analysis, _action_request(analysis, port.name))
+    _, space = action_space(analysis, _action_request(analysis, port))
     known = port.labels or (current.labels if current is not None else None)
     old = known if known is not None and len(known) == space.size else None
     order, gone = _order(f"output '{port.name}'", old, space.size, wanted.labels, wanted.count, unnamed)
@@ -314,12 +316,13 @@ def _arrange_actions(
         draft.masks[port.name] = mask
 
 
-def _action_request(analysis: Analysis, output: str) -> str:
-    """The output, or the only space of actions in it, where atoms stand beside them."""
-    axes = next((axes for side, name, axes in analysis.ports if (side, name) == ("output", output)), ())
+def _action_request(analysis: Analysis, port: Port) -> str:
+    """The output, or the space of the actions in it where atoms stand beside them."""
+    axes = next((axes for side, name, axes in analysis.ports if (side, name) == ("output", port.name)), ())
+    at = -2 if port.kind in ("atom_logits", "quantiles") and len(axes) > 2 else -1
     spaces = {space.name for space in analysis.spaces if "output" in space.kinds}
-    found = {part.space for axis in axes for part in units(axis)} & spaces
-    return found.pop() if len(found) == 1 else output
+    found = {part.space for part in units(axes[at])} & spaces if axes else set()
+    return found.pop() if len(found) == 1 else port.name
 
 
 def _mask(

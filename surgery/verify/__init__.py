@@ -10,6 +10,7 @@ import numpy as np
 
 from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, GraphError
+from surgery.graph.layout import units
 from surgery.plan import Claim, Plan
 from surgery.ports import grow, kept, settled, shrink
 from surgery.probes import Arrays, probes
@@ -101,7 +102,7 @@ def _judge(
     floor = noise(exactly, old)
     old, new = common(old), shrunk(found)
     absolute, relative, worst = difference(old, new)
-    limit = _limit(claim, floor)
+    limit = _limit(claim, floor + (_cancelled(plan, old) if plan else 0.0))
     checks = [
         structure,
         measured("outputs, float32", relative, limit, f"{tool}; own rounding {floor:.1e}{_worst(worst)}"),
@@ -119,6 +120,19 @@ def _judge(
 def _limit(claim: Claim, floor: float) -> float | None:
     """How far the float32 outputs may lie apart: not a bit, or as far as rounding takes them."""
     return {"identical": 0.0, "equivalent": max(FLOAT32_LIMIT, 4 * floor), "changed": None}[claim]
+
+
+def _cancelled(plan: Plan, outputs: Arrays) -> float:
+    """Rounding, relative, of logits that are moved by −log n and back when a probability is split."""
+    found = 0.0
+    for port in plan.ports:
+        spaces = {part.space for axis in port.axes for part in units(axis)}
+        starts = [edit.start for edit in plan.spaces if edit.start is not None and edit.space in spaces]
+        moved = max((abs(start.bias) for start in starts if start.kind == "split"), default=0.0)
+        if moved and port.side == "output":
+            largest = float(np.abs(outputs[port.name]).max(initial=0.0))
+            found = max(found, float(np.finfo(np.float32).eps) * moved / (largest or 1.0))
+    return found
 
 
 def _before(before: Checkpoint, inputs: Arrays) -> tuple[Arrays, str]:
