@@ -7,13 +7,15 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from torch import nn
 
+from surgery.edits import axis_maps
 from surgery.errors import ArgumentError, PlanMismatch, Refused, SurgeryError, UnknownName
-from surgery.torch import break_symmetry, follow
+from surgery.torch import break_symmetry, follow, operate
 from tests.growing import Pair, grow, train
 
 STEPS, LIMIT = 200, 1e-12
@@ -177,6 +179,50 @@ def test_after_detaching_the_optimizer_is_a_plain_one() -> None:
 # --- new entries ---
 
 
+@pytest.mark.parametrize(("name", "widths"), [("mlp", {"0": 9, "2": 7}), ("lstm", {"lstm": 8})])
+@pytest.mark.parametrize("optimizer", EVERYWHERE)
+def test_old_entries_go_on_exactly_while_new_ones_are_held_still(
+    name: str, widths: dict[str, int], optimizer: str
+) -> None:
+    both = grow(name, OPTIMIZERS[optimizer], widths=widths, init="zero")
+    trajectory = follow(both.new, both.twin, both.plan)
+    trajectory.settle(1000)
+    train(both.net, both.old, 100, seed=2)
+    train(both.twin, both.new, 100, seed=2)
+    for key, tracked in trajectory.tracked.items():
+        wanted, old = originals(both, key, lambda weight: weight.detach(), tracked)
+        assert np.abs(tracked.weight.detach().numpy() - wanted)[old].max() <= LIMIT * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("mlp", {"widths": {"0": 9, "2": 7}, "init": "zero"}),
+        ("normed", {"widths": {"0": 8}, "init": "zero"}),
+        ("cnn", {"factor": 1.6, "init": "net2net", "shares": "unequal"}),
+    ],
+)
+def test_the_state_is_that_of_the_small_network(name: str, how: dict[str, Any]) -> None:
+    """The scale of a normaliser, too, which a growth by no whole multiple rescales: its slots are the old ones."""
+    both = grow(name, OPTIMIZERS["adam amsgrad decay"], **how)
+    for key, tracked in follow(both.new, both.twin, both.plan).tracked.items():
+        for slot in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
+            wanted, old = originals(both, key, lambda weight, s=slot: both.old.state[weight][s], tracked)
+            found = both.new.state[tracked.weight][slot].numpy()
+            np.testing.assert_allclose(found[old], wanted[old], rtol=1e-13, atol=1e-300)
+
+
+def originals(
+    both: Pair, name: str, what: Callable[[Any], Any], tracked: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Something of the small network's parameter, copied to where its copies are; and where these are."""
+    array = what(dict(both.net.named_parameters())[name]).numpy()
+    for k, axis in enumerate(axis_maps(tracked.edit.axes, both.plan.edits)):
+        array = array if axis is None else np.take(array, axis.source, axis=k)
+    fresh = tracked.factors.fresh
+    return array, np.ones(array.shape, bool) if fresh is None else ~fresh.broadcast_to(array.shape).numpy()
+
+
 def next_losses(optimizer: Make, *, counted: bool) -> tuple[float, float]:
     """The mean loss of the next 10 updates: of the small network, and of the widened one after a zero start."""
     both = grow("mlp", optimizer, before=1500, widths={"0": 24, "2": 20}, init="zero", seed=3)
@@ -321,6 +367,11 @@ def refusals() -> list[tuple[str, type[SurgeryError], Callable[[Pair], object]]]
             Refused,
             lambda p: follow(torch.optim.LBFGS(p.twin.parameters()), p.twin, p.plan),
         ),
+        (
+            "follows a trajectory already",
+            ArgumentError,
+            lambda p: [follow(p.new, p.twin, p.plan) for _ in "12"],
+        ),
         ("closure", Refused, lambda p: (follow(p.new, p.twin, p.plan), p.new.step(lambda: 0.0))),
         ("unknown widened space", UnknownName, lambda p: break_symmetry(follow(p.new, p.twin, p.plan), "fc")),
         ("strength", ArgumentError, lambda p: break_symmetry(follow(p.new, p.twin, p.plan), "0", strength=2)),
@@ -337,6 +388,27 @@ def test_what_cannot_be_followed_is_refused(
 ) -> None:
     with pytest.raises(error, match=says):
         call(pair("mlp, mixed counts", "adamw"))
+
+
+def test_a_module_grows_twice_and_follows_the_small_one_for_as_long_as_it_is_told_to() -> None:
+    """Surgery on the live module, without a file: the same trajectory, and a second growth only after detaching."""
+    both = grow("mlp", OPTIMIZERS["adamw"], factor=2, init="net2net")
+    wide = copy.deepcopy(both.net)
+    optimizer = OPTIMIZERS["adamw"](wide.parameters())
+    optimizer.load_state_dict(copy.deepcopy(both.old.state_dict()))
+    x = torch.randn(4, 4, dtype=torch.float64)
+    done = operate(wide, optimizer, x, widths={"0": 7, "2": 8}, init="net2net")
+    trajectory = follow(optimizer, wide, done.plan)
+    train(both.net, both.old, 100, seed=2)
+    train(wide, optimizer, 100, seed=2)
+    torch.testing.assert_close(wide(x), both.net(x), rtol=1e-11, atol=1e-12)
+    with pytest.raises(ArgumentError, match="follows a trajectory"):
+        operate(wide, optimizer, x, widths={"0": 12})
+    trajectory.detach()
+    again = follow(optimizer, wide, operate(wide, optimizer, x, widths={"0": 12}).plan)
+    torch.testing.assert_close(wide(x), both.net(x), rtol=1e-11, atol=1e-12)
+    train(wide, optimizer, 5, seed=3)
+    assert again.tracked["0.weight"].counts is not None
 
 
 def test_a_step_that_failed_leaves_the_weights_of_before() -> None:

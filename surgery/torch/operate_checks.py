@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from surgery.errors import ArgumentError, Refused
 from surgery.optimizer import POWERS
 from surgery.torch.optimizer_state import kind_of, plain_name
+from surgery.torch.trajectory import DETACH, trajectory_of
 
 _WRAPPED = {
     "DistributedDataParallel": "operate on its .module on every rank, and wrap it again",
@@ -76,13 +77,15 @@ def check_optimizers(optimizers: Sequence[torch.optim.Optimizer], networks: Sequ
     """The number of parameters that the optimizers hold besides those of the networks.
 
     Raises:
-      ArgumentError: one holds none of them, or no optimizer.
+      ArgumentError: one holds none of them, or follows a trajectory; no optimizer.
     """
     own = {id(tensor) for network in networks for tensor in network.parameters()}
     others = 0
     for optimizer in optimizers:
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise ArgumentError(f"a {type(optimizer).__name__} is no torch.optim.Optimizer")
+        if trajectory_of(optimizer) is not None:
+            raise ArgumentError(f"the {type(optimizer).__name__} follows a trajectory", hint=DETACH)
         held = [id(p) for group in optimizer.param_groups for p in group["params"]]
         if not own.intersection(held):
             raise ArgumentError(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from surgery.errors import ArgumentError, Refused
 from surgery.ops.optimizer_moments import collected, window_matched
-from surgery.torch.trajectory import Trajectory, kind_of
+from surgery.torch.trajectory import Trajectory, ruled_kind
 
 Batch = TypeVar("Batch")
 _SLOTS: Mapping[str, tuple[str, str]] = {
@@ -46,7 +46,7 @@ def warm_moments(
     Raises:
       Refused: an optimizer without second moments. ArgumentError: no batches, or a gradient that is not finite.
     """
-    kind = kind_of(optimizer)
+    kind = ruled_kind(optimizer)
     if kind not in _SLOTS:
         raise Refused(
             f"'{kind}' has no mean of squares to fill",

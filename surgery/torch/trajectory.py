@@ -27,16 +27,15 @@ from torch import Tensor, nn
 
 from surgery.edits import SpaceEdit
 from surgery.errors import ArgumentError, PlanMismatch, Refused
-from surgery.optimizer import power
+from surgery.optimizer import POWERS, power
 from surgery.plan import Plan, TensorEdit
+from surgery.torch.optimizer_state import kind_of, plain_name
 from surgery.torch.trajectory_factors import Factors, factors
 from surgery.torch.trajectory_steps import CORRECTED, correct, grown_up
 
-_KINDS: Mapping[str, str] = {
-    "AdamW": "adamw", "Adam": "adam", "RAdam": "radam", "Adamax": "adamax", "RMSprop": "rmsprop",
-    "RMSpropTFLike": "rmsprop", "Adagrad": "adagrad", "Adadelta": "adadelta", "SGD": "sgd",
-}  # fmt: skip
-_WRAPPERS = ("_orig_mod.", "module.")
+DETACH = (
+    "end that with trajectory.detach() first: until then the state is in the coordinates of a smaller network"
+)
 
 
 def follow(
@@ -62,7 +61,8 @@ def follow(
 
     Raises:
       PlanMismatch: a parameter does not have the shape that the plan gives it, or none of the plan's is trained.
-      Refused: an optimizer without rules.
+      ArgumentError: the optimizer follows a trajectory already.
+      Refused: an optimizer without rules; a plan that merges units, which went different ways before.
     """
     return Trajectory(optimizer, model, plan, own_steps=own_steps)
 
@@ -96,9 +96,13 @@ class Trajectory:
         *,
         own_steps: bool,
     ) -> None:
+        if trajectory_of(optimizer) is not None:
+            raise ArgumentError("the optimizer follows a trajectory already", hint=DETACH)
         self.optimizer, self.plan, self.own_steps = optimizer, plan, own_steps
-        self.kind = kind_of(optimizer)
+        self.kind = ruled_kind(optimizer)
         self.edits: dict[str, SpaceEdit] = dict(plan.edits)
+        if merging := [name for name, edit in self.edits.items() if edit.merged]:
+            raise Refused(f"'{merging[0]}' merges units: there is no one trajectory to follow")
         named = model.named_parameters() if isinstance(model, nn.Module) else model
         self.tracked = dict(_track(optimizer, dict(named), plan, self.edits))
         if not self.tracked:
@@ -311,26 +315,33 @@ class Trajectory:
                 self.settling, self.fraction = 0, 1.0
 
 
-def kind_of(optimizer: torch.optim.Optimizer) -> str:
-    """What an optimizer's class, or the one it is derived from, is called in `surgery.optimizer.POWERS`.
+def ruled_kind(optimizer: torch.optim.Optimizer) -> str:
+    """What an optimizer is called in `surgery.optimizer.POWERS`.
 
     Raises:
       Refused: a class without rules.
     """
-    for parent in type(optimizer).__mro__:
-        if parent.__name__ in _KINDS:
-            return _KINDS[parent.__name__]
-    raise Refused(
-        f"there is no rule for the state of the optimizer '{type(optimizer).__name__}'",
-        hint=f"rules exist for {', '.join(_KINDS)} and what is derived from them",
-    )
+    kind = kind_of(optimizer)
+    if kind not in POWERS:
+        raise Refused(
+            f"there is no rule for the state of the optimizer '{type(optimizer).__name__}'",
+            hint=f"rules exist for {', '.join(POWERS)} and what is derived from them",
+        )
+    return kind
+
+
+def trajectory_of(optimizer: torch.optim.Optimizer) -> Trajectory | None:
+    """The trajectory that an optimizer follows, if it follows one."""
+    hooks = optimizer._optimizer_step_pre_hooks.values()
+    found = (getattr(hook, "__self__", None) for hook in hooks)
+    return next((owner for owner in found if isinstance(owner, Trajectory)), None)
 
 
 def _track(
     optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor], plan: Plan, edits: Mapping[str, SpaceEdit]
 ) -> Iterator[tuple[str, Tracked]]:
     trained = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
-    plain = {_unwrapped(name): weight for name, weight in named.items()}
+    plain = {plain_name(name): weight for name, weight in named.items()}
     for edit in plan.tensors:
         weight = plain.get(edit.name)
         if weight is None or id(weight) not in trained:
@@ -342,9 +353,3 @@ def _track(
                 hint="apply the plan to the module and its optimizer first",
             )
         yield edit.name, Tracked(edit, weight, factors(edit, edits, weight))
-
-
-def _unwrapped(name: str) -> str:
-    for wrapper in _WRAPPERS:
-        name = name.removeprefix(wrapper) if wrapper == "module." else name.replace(wrapper, "")
-    return name

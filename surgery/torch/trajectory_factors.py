@@ -1,8 +1,9 @@
 """A widened parameter in the coordinates of the small network it came from.
 
 A weight is w' = s·w and its gradient g' = t·g, element by element, with s the product of the shares of the axes that
-consume units, and t that of the axes that make them (docs/mathematics.md, sections 5 and 12). Both are kept as
-broadcast products of vectors, one per axis, so that they cost next to nothing.
+consume units (and of the tensor's own scale), and t that of the axes that make them (over that scale); see
+docs/mathematics.md, sections 5 and 12. Both are kept as broadcast products of vectors, one per axis, so that they cost
+next to nothing.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ def factors(edit: TensorEdit, edits: Mapping[str, SpaceEdit], like: Tensor) -> F
     made = [None if axis is None else axis.fresh_out for axis in maps]
     read = [None if axis is None else axis.fresh_in for axis in maps]
     value, gradient, part = (_product(found, like) for found in vectors.values())
+    if edit.scale != 1:  # γ of a normaliser whose statistic changes
+        value, gradient = value * edit.scale, gradient / edit.scale
     scaled = bool((value != 1).any())
     return Factors(value, gradient, part, scaled, _any(made, like), _any(read, like))
 
