@@ -11,7 +11,7 @@ import pytest
 import surgery
 from surgery.cli import main
 from surgery.envs import adjusted, make
-from surgery.errors import ArgumentError
+from surgery.errors import ArgumentError, Refused
 from surgery.evaluate import Score, below, evaluate, play, record, recorded, recorded_scores
 from surgery.evaluate.baselines import RANDOM_AND_HUMAN, normalised, random_and_human
 from surgery.evaluate.scores import LEVEL, _student, interval
@@ -138,6 +138,73 @@ def test_a_wrong_contract_is_noticed_and_named(case, tmp_path, capsys):
     assert any(named in cause for cause in report["causes"])
 
 
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({"action_set": [0, 3, 1]}, "outputs 1 and 2 exchanged: action_set [0, 1, 3]"),
+        ({"preprocessing": {"layout": "CHW", "scale": 0.02}}, "without the scale"),
+        ({"sticky_actions": 0.8}, "sticky actions 0"),
+    ],
+)
+def test_what_is_wrong_is_found_by_changing_one_thing_at_a_time(settings, found, tmp_path, capsys):
+    wrong = tmp_path / "wrong.onnx"
+    surgery.save(surgery.annotate(surgery.load(MINATAR), settings=settings), wrong)
+    assert main(["evaluate", str(wrong), "--episodes", "20", "--diagnose", "--json"]) == 1
+    findings = json.loads(capsys.readouterr().out)["diagnosis"]
+    reached = [one["change"] for one in findings if one["reaches"]]
+    assert found in reached
+    assert len(reached) <= 3 < len(findings)
+    assert main(["evaluate", str(wrong), "--episodes", "20", "--diagnose"]) == 1
+    assert "reaches it" in capsys.readouterr().out
+
+
+def test_a_stack_that_was_trained_the_other_way_round_is_found():
+    from surgery.evaluate import diagnose
+
+    teacher = surgery.load(CARTPOLE)
+    scores = [{"mode": "greedy", "mean": 500.0, "std": 0.0, "episodes": 30}]
+    stacked = _stacked(teacher).replace(
+        environment=Environment("CartPole-v1", {"frame_stack": 12, "scores": scores})
+    )
+    done = evaluate(stacked, episodes=5)
+    assert done.confirmed is False
+    best = diagnose(stacked, done, episodes=5)[0]
+    assert best.reaches
+    assert "stack order" in best.change
+
+
+def _stacked(teacher):
+    """The teacher behind a stack of twelve, of which it reads what it takes for the newest: the first."""
+    import onnx_ir as ir
+
+    model = teacher.model.clone()
+    graph, old = model.graph, model.graph.inputs[0]
+    new = ir.Value(
+        name="observation", shape=ir.Shape(["batch", 12, 4]), type=ir.TensorType(ir.DataType.FLOAT)
+    )
+    first = ir.node("Constant", [], {"value": ir.tensor(np.array(0))})
+    taken = ir.node("Gather", [new, first.outputs[0]], {"axis": 1})
+    old.name = "one"
+    old.replace_all_uses_with(taken.outputs[0])
+    graph.inputs[0] = new
+    graph.insert_before(graph[0], [first, taken])
+    return teacher.replace(model=model)
+
+
+def test_a_recurrent_graph_with_a_fixed_batch_is_played_in_as_many_environments():
+    import onnx_ir as ir
+
+    from tests.test_policy import recurrent
+
+    made, _ = recurrent("GRU")
+    for value in (*made.model.graph.inputs, *made.model.graph.outputs):
+        value.shape = ir.Shape([size if isinstance(size, int) else 1 for size in value.shape])
+    done = evaluate(
+        made, episodes=3, environment=Environment("CartPole-v1", {"action_mask": [True, True, False]})
+    )
+    assert done.score.episodes == 3
+
+
 def test_an_edited_model_that_plays_worse_is_said_to_be_edited():
     import onnx_ir as ir
 
@@ -171,6 +238,23 @@ def test_other_settings_are_compared_with_a_record_of_their_own():
     breakout = surgery.load(BREAKOUT)
     assert recorded(breakout, "sample", {"sticky_actions": 0.25}).mean == pytest.approx(20.85)
     assert recorded(breakout, "greedy") is None
+
+
+def test_a_teacher_below_its_record_teaches_nobody(tmp_path):
+    from surgery.distill import Options, execute, plan_distill
+
+    teacher = surgery.load(MINATAR)
+    wrong = surgery.annotate(teacher, settings={"action_set": [0, 3, 1]})
+    job = plan_distill(
+        wrong,
+        "mlp-16",
+        tmp_path / "run",
+        environment=wrong.environment,
+        options=Options(frames=2000, device="cpu"),
+    )
+    with pytest.raises(Refused, match="worse here than it is recorded to") as caught:
+        execute(job)
+    assert any("action set" in cause for cause in caught.value.where.values())
 
 
 def test_recording_replaces_a_score_of_the_same_kind_and_keeps_the_rest(tmp_path):

@@ -275,6 +275,10 @@ def test_a_tensor_is_taken_as_an_array_is():
     policy = load(linear("q", (3,), "q_values"))
     observation = weights(4, 4)
     assert torch.equal(policy.scores(observation), policy.scores(torch.from_numpy(observation)))
+    backwards = np.ascontiguousarray(observation[::-1])
+    backwards.flags.writeable = False
+    assert torch.equal(policy.scores(observation), policy.scores(backwards[::-1]))
+    assert torch.equal(policy.scores(backwards), policy.scores(observation).flip(0))
     assert not policy.scores(observation).requires_grad
     assert not policy.scores(observation).is_inference()  # a loss may save it
 

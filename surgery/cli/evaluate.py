@@ -9,11 +9,11 @@ import click
 
 import surgery
 from surgery.cli import _environment, _files, _options
-from surgery.cli._output import Output, section
+from surgery.cli._output import Output, section, table
 from surgery.errors import ArgumentError, SurgeryError
 
 if TYPE_CHECKING:
-    from surgery.evaluate import Evaluation, Score
+    from surgery.evaluate import Evaluation, Finding, Score
 
 
 @click.command("evaluate", short_help="Play a model in its environment and compare its score.")
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     "--teacher", metavar="FILE|RETURN", help="Normalise by a teacher too: its recorded score, or a number."
 )
 @click.option("--random", "measure", is_flag=True, help="Measure random play, even where it is known.")
+@click.option(
+    "--diagnose", is_flag=True, help="If the recorded score is not reached, find out what would reach it."
+)
 @click.option("--record", is_flag=True, help="Write the score into the model's contract.")
 @_options.output_file()
 @_options.force
@@ -44,6 +47,7 @@ def command(
     device: str,
     teacher: str | None,
     measure: bool,
+    diagnose: bool,
     record: bool,
     target: Path | None,
     force: bool,
@@ -58,6 +62,7 @@ def command(
     Example:
       surgery evaluate examples/teachers/minatar-breakout-dqn.onnx
       surgery evaluate agent.onnx --env ALE/Breakout-v5 --episodes 100 --mode epsilon:0.05
+      surgery evaluate agent.onnx --diagnose
       surgery evaluate agent.onnx --env-setting sticky_actions=0.25 --record -o agent-scored.onnx
     """
     from surgery import evaluate
@@ -88,7 +93,12 @@ def command(
     if path is not None and done.confirmed is not False:
         surgery.save(evaluate.record(checkpoint, done), path, force=force or target is None)
         written = str(path)
-    output.show({**done.to_json(), "output": written}, lambda: _text(done, written))
+    findings: tuple[Finding, ...] = ()
+    if diagnose and done.confirmed is False:
+        with output.step("changing one thing at a time"):
+            findings = evaluate.diagnose(checkpoint, done, device=device)
+    report = {**done.to_json(), "diagnosis": [one.to_json() for one in findings], "output": written}
+    output.show(report, lambda: _text(done, findings, written))
     return 1 if done.confirmed is False else 0
 
 
@@ -111,7 +121,7 @@ def _teacher(given: str | None) -> float | None:
     return played[0].mean
 
 
-def _text(done: Evaluation, written: str | None) -> str:
+def _text(done: Evaluation, findings: tuple[Finding, ...], written: str | None) -> str:
     from surgery.evaluate.scores import interval
 
     played, bounds = done.episodes, interval(done.score)
@@ -139,6 +149,12 @@ def _text(done: Evaluation, written: str | None) -> str:
     lines = [" · ".join(head), *(f"  {label:<9} {text}" for label, text in rows)]
     if done.causes:
         lines.append(section("likely causes", "\n".join(done.causes)))
+    if findings:
+        rows_found = [
+            (one.change, f"{one.score.mean:.3g} ± {one.score.std:.2g}", "reaches it" if one.reaches else "")
+            for one in findings
+        ]
+        lines.append(section("with one thing changed", table(("change", "return", ""), rows_found)))
     return "\n".join([*lines, *(f"note: {note}" for note in done.notes)])
 
 

@@ -399,7 +399,7 @@ def _check_record(found: Evaluation) -> None:
         f"the teacher plays worse here than it is recorded to: {found.mean:.4g}, recorded {found.known.mean:.4g} "
         f"({found.mode}, {found.known.episodes} episodes)",
         where={f"cause {number}": cause for number, cause in enumerate(found.causes, 1)},
-        hint="make the environment what it was, or record what is true now: surgery evaluate --record",
+        hint="find out why: surgery evaluate --diagnose; or record what is true now: surgery evaluate --record",
     )
 
 

@@ -10,7 +10,7 @@ from surgery import policy as policies
 from surgery.checkpoint import Checkpoint
 from surgery.distill.acting import Array
 from surgery.errors import Refused
-from surgery.evaluate.evaluation import fits
+from surgery.evaluate import fits
 from surgery.interface import Environment
 
 if TYPE_CHECKING:

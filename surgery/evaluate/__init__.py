@@ -4,16 +4,21 @@ evaluation = evaluate(checkpoint, episodes=30)
 print(evaluation.mean, evaluation.confirmed)
 """
 
+from surgery.evaluate.diagnosis import Finding, diagnose
 from surgery.evaluate.episodes import Episodes, play
 from surgery.evaluate.evaluation import Evaluation, evaluate, record
+from surgery.evaluate.measure import fits
 from surgery.evaluate.scores import Score, below, recorded, recorded_scores
 
 __all__ = [
     "Episodes",
     "Evaluation",
+    "Finding",
     "Score",
     "below",
+    "diagnose",
     "evaluate",
+    "fits",
     "play",
     "record",
     "recorded",

@@ -32,7 +32,7 @@ def changed(own: Environment, played: Environment) -> dict[str, Json]:
 
 
 def likely_causes(
-    checkpoint: Checkpoint, played: Environment, known: Score, episodes: Episodes, mode: str
+    checkpoint: Checkpoint, played: Environment, known: Score, mode: str, episodes: Episodes
 ) -> tuple[str, ...]:
     """The likely causes of a score below the recorded one, those that are certain first.
 
@@ -40,8 +40,8 @@ def likely_causes(
       checkpoint: with its own contract.
       played: the contract that was played, completed.
       known: the score that was not reached.
-      episodes: what was played.
       mode: how actions were chosen.
+      episodes: what was played.
     """
     return (
         *_edited(checkpoint, known),

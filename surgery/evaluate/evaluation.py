@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import cast
 
 import numpy as np
 
 from surgery.checkpoint import Checkpoint
 from surgery.envs import make
 from surgery.envs.contract import OF_THE_MODEL, game
-from surgery.envs.step import Envs
-from surgery.errors import ArgumentError
 from surgery.evaluate.baselines import SOURCE, normalised, random_and_human
 from surgery.evaluate.causes import changed, likely_causes
 from surgery.evaluate.episodes import Episodes, play
+from surgery.evaluate.measure import MOST_AT_ONCE, measure
 from surgery.evaluate.scores import Score, below, interval, recorded, recorded_scores
 from surgery.interface import Environment
 from surgery.json_values import Json
-
-if TYPE_CHECKING:
-    from surgery.policy import Policy
-
-MOST_AT_ONCE = 16
-Array = np.ndarray[Any, np.dtype[Any]]
-
 
 MEASURED = "measured"
 
@@ -154,47 +145,37 @@ def evaluate(
       ArgumentError, UnknownName, Refused, MissingDependency: as `surgery.policy.load` and `surgery.envs.make`; an
         environment that the network does not fit, with the command that makes it fit.
     """
-    from surgery.policy import load
-
-    if episodes < 1:
-        raise ArgumentError(f"at least one episode is needed, got {episodes}")
     own = checkpoint.environment
-    contract = own if environment is None else environment
-    policy = load(checkpoint, device=device, environment=contract)
-    chosen = _mode(checkpoint, policy) if mode is None else mode
-    choose, epsilon = _parsed(chosen)
-    envs = make(contract, num_envs or min(episodes, MOST_AT_ONCE), seed=seed, training=False)
-    try:
-        fits(checkpoint, policy, envs)
-        generator = np.random.default_rng(seed)
-
-        def act(observation: Array) -> Array:
-            return policy.act(observation, mode=choose, epsilon=epsilon, generator=generator)
-
-        start = time.perf_counter()
-        played = play(envs, act, episodes, ended=policy.reset, progress=progress)
-        seconds = time.perf_counter() - start
-    finally:
-        envs.close()
-    differ = changed(own, envs.contract)
+    measured = measure(
+        checkpoint,
+        own if environment is None else environment,
+        mode=mode,
+        episodes=episodes,
+        seed=seed,
+        num_envs=num_envs,
+        device=device,
+        progress=progress,
+    )
+    contract, played, chosen = measured.contract, measured.episodes, measured.mode
+    differ = changed(own, contract)
     known = recorded(checkpoint, chosen, differ)
     score = Score.of(played.returns.tolist(), chosen, differ, checkpoint.digest())
     fails = known is not None and below(score, known)
     done = Evaluation(
-        environment=envs.contract,
+        environment=contract,
         mode=chosen,
         seed=seed,
         episodes=played,
         score=score,
-        seconds=seconds,
+        seconds=measured.seconds,
         random=None,
-        human=_human(envs.contract),
+        human=_human(contract),
         teacher=teacher,
         known=known,
-        causes=likely_causes(checkpoint, envs.contract, known, played, chosen) if known and fails else (),
-        notes=_notes(envs.contract, choose),
+        causes=likely_causes(checkpoint, contract, known, chosen, played) if known and fails else (),
+        notes=_notes(contract, chosen),
     )
-    return replace(done, random=_random(checkpoint, envs.contract, differ, done, measure_random))
+    return replace(done, random=_random(checkpoint, contract, differ, done, measure_random))
 
 
 def record(checkpoint: Checkpoint, evaluation: Evaluation) -> Checkpoint:
@@ -216,60 +197,6 @@ def record(checkpoint: Checkpoint, evaluation: Evaluation) -> Checkpoint:
         listed[place : place + 1] = [new]  # the order stays: the first one says how the model is played
     scores = [score.to_json() for score in listed]
     return checkpoint.replace(environment=Environment(own.id, {**own.settings, "scores": scores}))
-
-
-def fits(checkpoint: Checkpoint, policy: Policy, envs: Envs) -> None:
-    """Refuse an environment that the network does not fit, naming the command that makes it fit.
-
-    Actions beyond those of the environment are allowed as long as the contract forbids them.
-
-    Raises:
-      ArgumentError.
-    """
-    where = {"model": checkpoint.path or "in memory", "environment": envs.contract.id}
-    model = checkpoint.path or "MODEL"
-    adapt = f"surgery adapt {model} --env {envs.contract.id} -o OUT"
-    try:
-        policy.check(envs.observation_shape)
-    except ArgumentError as error:
-        raise ArgumentError(f"{envs.contract.id}: {error.message}", where=where, hint=adapt) from error
-    surplus = policy.actions - envs.actions
-    names = "" if envs.action_meanings is None else f" ({', '.join(envs.action_meanings)})"
-    if surplus < 0:
-        raise ArgumentError(
-            f"output '{policy.head.output}' has {policy.actions} actions, the environment {envs.actions}{names}",
-            where=where,
-            hint=f"surgery extend {model} --action {policy.head.output}+{-surplus} -o OUT, or {adapt}",
-        )
-    allowed = policy.head.allowed or (True,) * policy.actions
-    if surplus and any(allowed[envs.actions :]):
-        raise ArgumentError(
-            f"output '{policy.head.output}' has {policy.actions} actions, the environment only {envs.actions}{names}",
-            where=where,
-            hint=f"say which they are: surgery annotate {model} --env-setting 'action_set=[…]' -o OUT, or {adapt}",
-        )
-
-
-def _mode(checkpoint: Checkpoint, policy: Policy) -> str:
-    modes = [one.mode for one in recorded_scores(checkpoint.environment) if not one.settings]
-    played = [mode for mode in modes if mode != "random"]
-    return played[0] if played else "sample" if policy.kind == "logits" else "greedy"
-
-
-def _parsed(mode: str) -> tuple[Any, float]:
-    """The mode, and ε."""
-    name, _, amount = mode.partition(":")
-    if name in ("greedy", "sample") and not amount:
-        return name, 0.0
-    try:
-        epsilon = float(amount)
-    except ValueError:
-        epsilon = -1.0
-    if name != "epsilon" or not 0 <= epsilon <= 1:
-        raise ArgumentError(
-            f"'{mode}' is no way to choose actions", hint="greedy, sample, or epsilon:E with 0 ≤ E ≤ 1"
-        )
-    return name, epsilon
 
 
 def _human(contract: Environment) -> float | None:

@@ -34,6 +34,7 @@ class StatePort:
     Attributes:
       shape: of the input; the batch is None.
       batch: which axis the batch is.
+      fixed: the batch that the graph insists on; None: any.
     """
 
     input: str
@@ -41,6 +42,7 @@ class StatePort:
     shape: tuple[int | None, ...]
     batch: int
     dtype: torch.dtype
+    fixed: int | None
 
     def zeros(self, count: int, device: torch.device) -> torch.Tensor:
         sizes = [count if size is None else size for size in self.shape]
@@ -83,7 +85,9 @@ class ObservationPort:
         Raises:
           ArgumentError: observations of another shape.
         """
-        x = torch.as_tensor(observation).to(device, non_blocking=True)
+        if isinstance(observation, np.ndarray):
+            observation = torch.from_numpy(np.require(observation, requirements=["C", "W"]))
+        x = observation.to(device, non_blocking=True)
         scale = self.scale
         if scale is None and x.dtype == torch.uint8 and self.high == 1:
             scale = 1 / 255
@@ -178,7 +182,7 @@ def _state(checkpoint: Checkpoint, name: str, output: str) -> StatePort:
         raise ArgumentError(f"nothing says which axis of the state '{name}' {_text(shape)} is the batch")
     batch = found[0] if found else len(shape) - 2  # (batch, units), or (layers, batch, units) as in torch
     sizes = tuple(None if k == batch else 1 if size is None else size for k, size in enumerate(shape))
-    return StatePort(name, output, sizes, batch, _dtype(value))
+    return StatePort(name, output, sizes, batch, _dtype(value), shape[batch])
 
 
 def _batches(checkpoint: Checkpoint) -> set[str]:

@@ -58,6 +58,11 @@ class Policy:
     def recurrent(self) -> bool:
         return bool(self._states)
 
+    @property
+    def at_once(self) -> int | None:
+        """How many environments it can play at once; None: any number."""
+        return next((state.fixed for state in self._states), None)
+
     def scores(self, observation: Array | torch.Tensor) -> torch.Tensor:
         """What the network says about each action; a recurrent one goes on from its last call.
 

@@ -1,0 +1,147 @@
+"""Playing a checkpoint: the policy and the environments that its contract asks for, put together and checked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from surgery.checkpoint import Checkpoint
+from surgery.envs import make
+from surgery.envs.step import Envs
+from surgery.errors import ArgumentError
+from surgery.evaluate.episodes import Episodes, play
+from surgery.evaluate.scores import recorded_scores
+from surgery.interface import Environment
+
+if TYPE_CHECKING:
+    from surgery.policy import Mode, Policy
+
+MOST_AT_ONCE = 16
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was played, by which contract, and how.
+
+    Attributes:
+      contract: completed.
+      mode: how actions were chosen.
+      seconds: that the playing took.
+    """
+
+    episodes: Episodes
+    contract: Environment
+    mode: str
+    seconds: float
+
+
+def measure(
+    checkpoint: Checkpoint,
+    contract: Environment,
+    *,
+    mode: str | None = None,
+    episodes: int,
+    seed: int,
+    num_envs: int | None = None,
+    device: str = "cpu",
+    seen: Callable[[Array], Array] = lambda observation: observation,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Measured:
+    """Play whole episodes.
+
+    Args:
+      checkpoint: the model.
+      contract: what it plays by.
+      mode: `greedy`, `sample`, `epsilon:E`; None: as the first recorded score, or by kind of output.
+      episodes: how many.
+      seed: of environments and actions.
+      num_envs: environments at once; None: as many as episodes, up to 16.
+      device: what the network runs on.
+      seen: what the policy is shown of observations (n, …).
+      progress: told how many episodes are done.
+
+    Raises:
+      As `surgery.policy.load`, `surgery.envs.make` and `fits`.
+    """
+    from surgery.policy import load
+
+    if episodes < 1:
+        raise ArgumentError(f"at least one episode is needed, got {episodes}")
+    policy = load(checkpoint, device=device, environment=contract)
+    chosen = _mode(checkpoint, policy) if mode is None else mode
+    choose, epsilon = parsed(chosen)
+    count = policy.at_once or num_envs or min(episodes, MOST_AT_ONCE)
+    envs = make(contract, count, seed=seed, training=False)
+    generator = np.random.default_rng(seed)
+
+    def act(observation: Array) -> Array:
+        return policy.act(seen(observation), mode=choose, epsilon=epsilon, generator=generator)
+
+    try:
+        fits(checkpoint, policy, envs)
+        start = time.perf_counter()
+        played = play(envs, act, episodes, ended=policy.reset, progress=progress)
+        return Measured(played, envs.contract, chosen, time.perf_counter() - start)
+    finally:
+        envs.close()
+
+
+def fits(checkpoint: Checkpoint, policy: Policy, envs: Envs) -> None:
+    """Refuse an environment that the network does not fit, naming the command that makes it fit.
+
+    Actions beyond those of the environment are allowed as long as the contract forbids them.
+
+    Raises:
+      ArgumentError.
+    """
+    where = {"model": checkpoint.path or "in memory", "environment": envs.contract.id}
+    model = checkpoint.path or "MODEL"
+    adapt = f"surgery adapt {model} --env {envs.contract.id} -o OUT"
+    try:
+        policy.check(envs.observation_shape)
+    except ArgumentError as error:
+        raise ArgumentError(f"{envs.contract.id}: {error.message}", where=where, hint=adapt) from error
+    surplus = policy.actions - envs.actions
+    names = "" if envs.action_meanings is None else f" ({', '.join(envs.action_meanings)})"
+    if surplus < 0:
+        raise ArgumentError(
+            f"output '{policy.head.output}' has {policy.actions} actions, the environment {envs.actions}{names}",
+            where=where,
+            hint=f"surgery extend {model} --action {policy.head.output}+{-surplus} -o OUT, or {adapt}",
+        )
+    allowed = policy.head.allowed or (True,) * policy.actions
+    if surplus and any(allowed[envs.actions :]):
+        raise ArgumentError(
+            f"output '{policy.head.output}' has {policy.actions} actions, the environment only {envs.actions}{names}",
+            where=where,
+            hint=f"say which they are: surgery annotate {model} --env-setting 'action_set=[…]' -o OUT, or {adapt}",
+        )
+
+
+def _mode(checkpoint: Checkpoint, policy: Policy) -> str:
+    modes = [one.mode for one in recorded_scores(checkpoint.environment) if not one.settings]
+    played = [mode for mode in modes if mode != "random"]
+    return played[0] if played else "sample" if policy.kind == "logits" else "greedy"
+
+
+def parsed(mode: str) -> tuple[Mode, float]:
+    """The mode, and ε."""
+    name, _, amount = mode.partition(":")
+    if mode == "greedy":
+        return "greedy", 0.0
+    if mode == "sample":
+        return "sample", 0.0
+    try:
+        epsilon = float(amount)
+    except ValueError:
+        epsilon = -1.0
+    if name != "epsilon" or not 0 <= epsilon <= 1:
+        raise ArgumentError(
+            f"'{mode}' is no way to choose actions", hint="greedy, sample, or epsilon:E with 0 ≤ E ≤ 1"
+        )
+    return "epsilon", epsilon
