@@ -19,11 +19,14 @@ class Observed:
     Attributes:
       name: its key in a dictionary of observations; "" where the observation is this array.
       shape: without a batch. labels: a name per feature (or channel); None if they have none.
+      low, high: bounds, one for all features or one per feature, in which None is unbounded; None if not known.
     """
 
     name: str
     shape: tuple[int, ...]
     labels: tuple[str, ...] | None = None
+    low: float | tuple[float | None, ...] | None = None
+    high: float | tuple[float | None, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,9 @@ class SpaceDescription:
                     "name": o.name,
                     "shape": list(o.shape),
                     "labels": None if o.labels is None else list(o.labels),
+                    **{
+                        side: bound for side, bound in (("low", o.low), ("high", o.high)) if bound is not None
+                    },
                 }
                 for o in self.observations
             ],
@@ -92,10 +98,23 @@ class SpaceDescription:
 def _observed(data: Json) -> Observed:
     fields = Fields(data, "observation of a space description")
     name, shape, labels = fields.text("name"), fields.anything("shape"), _labels(fields.anything("labels"))
+    low, high = (_bound(fields.anything(side), name) for side in ("low", "high"))
     fields.done()
     if not isinstance(shape, Sequence) or isinstance(shape, str) or not all(_count(n) for n in shape):
         raise CorruptFile(f"the shape of observation '{name}' is no list of sizes: {shape!r:.60}")
-    return Observed(name, tuple(int(n) for n in shape), labels)  # type: ignore[arg-type]
+    return Observed(name, tuple(int(n) for n in shape), labels, low, high)  # type: ignore[arg-type]
+
+
+def _bound(value: Json, name: str) -> float | tuple[float | None, ...] | None:
+    items = value if isinstance(value, list | tuple) else (value,)
+    numbers = [None if item is None else _number(item, name) for item in items]
+    return tuple(numbers) if isinstance(value, list | tuple) else numbers[0]
+
+
+def _number(value: Json, name: str) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise CorruptFile(f"a bound of observation '{name}' is no number: {value!r:.40}")
+    return float(value)
 
 
 def _actions(data: Json) -> Actions:

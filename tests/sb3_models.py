@@ -58,6 +58,15 @@ class World(gymnasium.Env):
         return self.observation_space.sample(), reward, False, self._step == 10, {}
 
 
+class Uneven(World):
+    """The small world, later: two more features, one of them unbounded, one more action."""
+
+    def __init__(self) -> None:
+        super().__init__("vector", "choice", 1)
+        high = np.array([2, 2, 2, 2, 2, 7, np.inf], np.float32)
+        self.observation_space = spaces.Box(-high, high, dtype=np.float32)
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """A kind of model.

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -18,7 +19,7 @@ from surgery.interface import PortPatch
 from surgery.ops.actions import NewAction
 from surgery.ops.extend import NewObservation
 from surgery.verify.outputs import runtime
-from tests.sb3_models import ROWS, Row, answers, given, observations
+from tests.sb3_models import ROWS, Row, Uneven, answers, given, observations
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 LIMIT = 1e-5
@@ -299,3 +300,21 @@ def test_what_was_declared_stays_in_the_file(saved, tmp_path):
     assert after.interface == said.interface
     assert after.environment.id == "Small-v0"
     assert ROWS["dqn"].load(tmp_path / "said.zip").num_timesteps > 0
+
+
+def test_adapt_fits_a_model_to_an_environment_and_it_loads_there_and_learns_on(saved, tmp_path, capsys):
+    gymnasium.register("SmallAndUneven-v1", lambda: Uneven())
+    try:
+        more = str(tmp_path / "more.zip")
+        words = ["adapt", str(saved["dqn"]), "--env", "SmallAndUneven-v1", "--unnamed", "append", "-o", more]
+        assert main(words) == 0, capsys.readouterr().err
+        env = gymnasium.make("SmallAndUneven-v1")
+        model = ROWS["dqn"].algorithm.load(more, env=env, device="cpu")
+        assert model.observation_space == env.observation_space
+        assert model.action_space.n == 4
+        old, seen = ROWS["dqn"].load(saved["dqn"]), observations(ROWS["dqn"], 16, more=2)["observation"]
+        wanted, _ = old.predict(seen[:, :5], deterministic=True)
+        assert (model.predict(seen, deterministic=True)[0] == wanted).all()
+        model.learn(20)
+    finally:
+        del gymnasium.registry["SmallAndUneven-v1"]

@@ -69,10 +69,14 @@ def _box_follows(name: str, part: Space, checkpoint: Checkpoint, side: str) -> b
     if axes:
         port = getattr(checkpoint.interface, side)(name)
         change_box(part, axes, port.low, port.high)
-    if bounds and part.kind == "Box":
-        for bound, array in bounds.items():
-            set_bound(part, bound, array.astype(part.dtype))
-    return bool(axes or bounds)
+    shape = read_space(part.node).shape
+    # bounds that were declared before the last change of the shape are bounds of something else
+    fitting = {
+        side: array for side, array in bounds.items() if part.kind == "Box" and array.shape in ((), shape)
+    }
+    for bound, array in fitting.items():
+        set_bound(part, bound, np.broadcast_to(array, shape).astype(part.dtype))
+    return bool(axes or fitting)
 
 
 def _declared_bounds(checkpoint: Checkpoint, name: str) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +95,11 @@ def _observed(space: gymnasium.Space[Any], name: str, labels: Any) -> Iterator[O
             members = dict(space.spaces)
         case spaces.Tuple():
             members = {str(k): member for k, member in enumerate(space.spaces)}
-        case spaces.Box() | spaces.MultiBinary():
+        case spaces.Box():
+            shape, names = tuple(int(n) for n in space.shape), _names(labels, name)
+            yield Observed(name, shape, names, _bound(space.low), _bound(space.high))
+            return
+        case spaces.MultiBinary():
             yield Observed(name, tuple(int(n) for n in space.shape or ()), _names(labels, name))
             return
         case spaces.Discrete():
@@ -109,6 +114,14 @@ def _observed(space: gymnasium.Space[Any], name: str, labels: Any) -> Iterator[O
     for key, member in members.items():
         inner = labels.get(key) if isinstance(labels, Mapping) else None
         yield from _observed(member, f"{name}.{key}" if name else key, inner)
+
+
+def _bound(bound: Any) -> float | tuple[float | None, ...] | None:  # noqa: ANN401
+    """The bound of a Box: one number where all are equal, else one per feature of a vector."""
+    values = [float(value) if math.isfinite(value) else None for value in bound.reshape(-1).tolist()]
+    if values and values[0] is not None and len(set(values)) == 1:
+        return values[0]
+    return tuple(values) if bound.ndim == 1 else None
 
 
 def _names(labels: Any, name: str) -> tuple[str, ...] | None:  # noqa: ANN401

@@ -86,6 +86,8 @@ def adapt(
     )  # fmt: skip
     fold(plan, checkpoint, prepared(checkpoint.model, checkpoint.trained), double=False)
     environment: dict[str, Any] = {"action_mask": draft.masks} if draft.masks else {}
+    if bounds := _bounds(checkpoint, wanted):
+        environment["spaces"] = bounds
     if draft.masks and "action_set" in checkpoint.environment.settings:
         environment["action_set"] = None
     return replace(plan, inexact_slots=tuple(draft.averaged), environment=environment)
@@ -115,6 +117,15 @@ def _pairs(checkpoint: Checkpoint, wanted: SpaceDescription) -> dict[str, Observ
             hint="feed it a constant, and retire its features but one: surgery retire",
         )
     return {name: parts[name] for name in inputs}
+
+
+def _bounds(checkpoint: Checkpoint, wanted: SpaceDescription) -> dict[str, Any]:
+    """What the contract keeps of the environment's bounds, by input: frameworks compare them with their own."""
+    return {
+        name: {"low": part.low, "high": part.high}
+        for name, part in _pairs(checkpoint, wanted).items()
+        if part.low is not None and part.high is not None
+    }
 
 
 def _flattened(parts: Sequence[Observed]) -> Observed:
