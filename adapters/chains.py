@@ -314,7 +314,7 @@ def declare(layers: Layers, part: Part, ends: Mapping[str, ir.Value], taken: Col
     deviation = next((name for name in free if _words(name) & WORDS["log_std"]), None)
     for group, value in ends.items():
         width = next(layer for layer in reversed(layers_of(part.tensors)) if layer.group == group).units
-        kind = _kind(group, part.label, width, gaussian=deviation is not None)
+        kind = kind_of(group, part.label, width, gaussian=deviation is not None)
         name = f"{'action_log_std' if kind == 'log_std' else kind}{suffix}"
         if name in {*taken, *(port.name for port in ports)}:
             name = f"{group.replace('.', '_')}{suffix}"
@@ -336,7 +336,7 @@ def _deviation(layers: Layers, name: str, mean: ir.Value, width: int, suffix: st
     return Port(f"action_log_std{suffix}", "log_std", declared=True)
 
 
-def _kind(group: str, label: str, width: int, *, gaussian: bool) -> str:
+def kind_of(group: str, label: str, width: int, *, gaussian: bool) -> str:
     """The kind of output that a group makes: by its name, else by that of its network, else by its width."""
     for name in (group, label):
         for kind, known in WORDS.items():

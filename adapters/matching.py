@@ -9,7 +9,9 @@ import onnx_ir as ir
 
 from surgery.adapters import SHARED
 from surgery.checkpoint import Checkpoint
-from surgery.errors import ArgumentError, CorruptFile
+from surgery.copies import original_name
+from surgery.errors import ArgumentError, CorruptFile, Refused
+from surgery.tensors import shape_of
 from surgery.verify.structure import check_structure
 
 
@@ -21,9 +23,13 @@ def matched(
     Raises:
       ArgumentError: it does not.
     """
+    traced = "module" in checkpoint.source  # an exporter's constants have names without a path
     tensors = {
-        name: tensor for name, tensor in checkpoint.tensors.items() if tensor.dtype.is_floating_point()
+        name: tensor
+        for name, tensor in checkpoint.tensors.items()
+        if tensor.dtype.is_floating_point() and (name in old or "." in name or not traced)
     }
+    _check_copies(old, tensors, checkpoint)
     if missing := [name for name in tensors if name not in old]:
         raise ArgumentError(
             f"the file has no parameter '{missing[0]}', the checkpoint has",
@@ -34,6 +40,21 @@ def matched(
     return {
         name: first[view] for name, tensor in old.items() if (view := tensor.meta.get(SHARED, name)) in first
     }
+
+
+def _check_copies(
+    old: Mapping[str, ir.TensorProtocol], tensors: Mapping[str, ir.TensorProtocol], checkpoint: Checkpoint
+) -> None:
+    """Copies that the graph does not compute cannot have followed."""
+    for name, tensor in old.items():
+        original = original_name(name, checkpoint.copies)
+        now = tensors.get(original)
+        if original != name and name not in tensors and now is not None and shape_of(now) != shape_of(tensor):
+            raise Refused(
+                f"'{name}' is a copy of '{original}', which is now {list(shape_of(now))}; the graph does not"
+                " compute it, so it has not followed",
+                hint="name code whose module computes both networks",
+            )
 
 
 def checked(model: ir.Model) -> ir.Model:

@@ -21,6 +21,7 @@ from surgery_adapters.chains import Chain, Part, custom, declare
 from surgery_adapters.contract import NAME, Notes, bare, notes_of
 from surgery_adapters.layers import Layers
 from surgery_adapters.matching import checked, matched
+from surgery_adapters.module import traced
 from surgery_adapters.torch_archive import TorchArchive
 from surgery_adapters.torch_patch import View, changes, rewrite
 
@@ -120,17 +121,7 @@ def assemble(path: Path, state: TrainingState, reading: Reading, *, activation: 
             f"{path} is a PyTorch checkpoint without a network: no tensor in it is the weight of a layer",
             hint=f"surgery attach MODEL.onnx {path} -o OUT takes optimizer state for a graph that was exported",
         )
-    layers = Layers(path.stem, {name: tensor for part in parts for name, tensor in part.tensors.items()})
-    outputs: list[Port] = []
-    first: Chain | None = None
-    for part in parts:
-        chain = Chain(layers, part.tensors, activation or custom(part.tensors))
-        if first is not None:
-            chain.observation, chain.features = first.observation, first.features
-        ends = chain.build(reading)
-        first = first or chain
-        outputs += declare(layers, part, ends, {port.name for port in outputs})
-    model = checked(layers.graph.model())
+    model, outputs = traced(parts, reading) if reading.module else _chained(path, parts, reading, activation)
     found, notes = Interface(infer(model).inputs, tuple(outputs)), _notes(path)
     return Checkpoint(
         model,
@@ -143,9 +134,27 @@ def assemble(path: Path, state: TrainingState, reading: Reading, *, activation: 
             "file": path.name,
             "activation": activation,
             "networks": list(state.networks),
+            **({"module": reading.module} if reading.module else {}),
         },
         copies={part.prefix: part.original for part in parts if part.original is not None},
     )
+
+
+def _chained(
+    path: Path, parts: Sequence[Part], reading: Reading, activation: str | None
+) -> tuple[ir.Model, list[Port]]:
+    """The graph of networks that are chains of layers, and its outputs."""
+    layers = Layers(path.stem, {name: tensor for part in parts for name, tensor in part.tensors.items()})
+    outputs: list[Port] = []
+    first: Chain | None = None
+    for part in parts:
+        chain = Chain(layers, part.tensors, activation or custom(part.tensors))
+        if first is not None:
+            chain.observation, chain.features = first.observation, first.features
+        ends = chain.build(reading)
+        first = first or chain
+        outputs += declare(layers, part, ends, {port.name for port in outputs})
+    return checked(layers.graph.model()), outputs
 
 
 def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list[Path]:

@@ -15,7 +15,7 @@ from surgery.cli import main
 from surgery.errors import ArgumentError, Refused
 from surgery.verify.outputs import runtime
 from tests.test_pytorch_files import same
-from tests.torch_models import ROWS, Row
+from tests.torch_models import ROWS, Residual, Row
 
 TEACHERS = {
     "breakout-ppo.onnx": None,
@@ -219,3 +219,52 @@ def test_contract_and_lineage_stay_in_the_file_and_torch_does_not_mind(tmp_path)
         "optimizer",
         "step",
     }
+
+
+def test_a_module_that_a_person_names_makes_the_graph_of_all_its_copies(tmp_path, capsys):
+    net, target = Residual(), Residual()
+    optimizer = torch.optim.Adam(net.parameters())
+    net(torch.randn(4, 5))[0].square().sum().backward()
+    optimizer.step()
+    content = {"model": net.state_dict(), "target": target.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save(content, tmp_path / "x.pt")
+    graph, wide, back = (str(tmp_path / name) for name in ("a.onnx", "w.onnx", "w.pt"))
+    words = ["convert", str(tmp_path / "x.pt"), "--module", "tests.torch_models:Residual", "-o", graph]
+    assert main(words) == 0, capsys.readouterr().err
+    assert main(["widen", graph, "--factor", "2", "-o", wide]) == 0
+    assert main(["convert", wide, "--like", str(tmp_path / "x.pt"), "-o", back]) == 0, capsys.readouterr().err
+    after, x = torch.load(back, weights_only=True), torch.randn(7, 5)
+    for old, key in ((net, "model"), (target, "target")):
+        new = Residual(16)
+        new.load_state_dict(after[key])
+        for ours, theirs in zip(new(x), old(x), strict=True):
+            torch.testing.assert_close(ours, theirs)
+    torch.optim.Adam(new.parameters()).load_state_dict(after["optimizer"])
+    assert after["optimizer"]["state"][2]["exp_avg"].shape == (16, 16)
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        ("tests.torch_models", "PACKAGE.MODULE:CALLABLE"),
+        ("tests.nowhere:Net", "makes no module"),
+        ("tests.torch_models:Row", "makes no module"),
+        ("builtins:dict", "makes a dict"),
+        ("tests.torch_models:Sequence", "other parameters"),
+    ],
+)
+def test_code_that_does_not_make_the_network_is_an_error(tmp_path, module, message):
+    torch.save(Residual().state_dict(), tmp_path / "x.pt")
+    with pytest.raises(ArgumentError) as caught:
+        surgery.load(tmp_path / "x.pt", reading=Reading(module=module))
+    assert message in caught.value.message + (caught.value.hint or "")
+
+
+def test_a_copy_that_the_graph_does_not_compute_is_not_left_behind(tmp_path):
+    path, *_ = ROWS["target within"].save(tmp_path)
+    partial = surgery.load(path, reading=Reading(module="tests.torch_models:OnlineOnly"))
+    assert not any(name.startswith("target") for name in partial.tensors)
+    result = surgery.apply(surgery.widen(partial, factor=2), partial)
+    with pytest.raises(Refused, match="has not followed"):
+        result.save(tmp_path / "wide.pt")
+    assert not (tmp_path / "wide.pt").exists()

@@ -101,6 +101,13 @@ class TwoQ(nn.Module):
         self.target_network = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
 
 
+class OnlineOnly(TwoQ):
+    """Code that computes one of the two"""
+
+    def forward(self, observation: torch.Tensor) -> torch.Tensor:
+        return self.q_network(observation)
+
+
 class Sequence(nn.Module):
     """CleanRL, dqn.py"""
 
@@ -119,6 +126,20 @@ class NatureActorCritic(nn.Module):
             nn.Flatten(), nn.Linear(7 * 7 * 7, 12), nn.ReLU(),
         )  # fmt: skip
         self.actor, self.critic = nn.Linear(12, 4), nn.Linear(12, 1)
+
+
+class Residual(nn.Module):
+    """What no state dict tells: a residual branch, an activation that is nowhere else, two heads"""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.first, self.branch = nn.Linear(5, width), nn.Linear(width, width)
+        self.policy, self.value = nn.Linear(width, 3), nn.Linear(width, 1)
+
+    def forward(self, observation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = nn.functional.softsign(self.first(observation))
+        x = x + nn.functional.gelu(self.branch(x))
+        return self.policy(x), self.value(x)
 
 
 @dataclasses.dataclass(frozen=True)
