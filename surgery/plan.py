@@ -187,6 +187,9 @@ class Plan:
             for space, before, after, names in lines
         )
 
+    def __str__(self) -> str:
+        return self.describe()
+
     def describe(self) -> str:
         """The plan in words, line by line."""
         lines = [f"{self.operation}: claim {self.claim}"]

@@ -260,7 +260,7 @@ def jitter(model: ir.Model, feeds: Arrays, old: Arrays, size: float) -> float:
     for seed in range(4):
         rng = np.random.default_rng(seed)
         moved = {
-            name: v.const_value.numpy() * (1 + size * rng.standard_normal(tuple(v.const_value.shape)))
+            name: _nudged(v.const_value.numpy(), size, rng)
             for name, v in model.graph.initializers.items()
             if v.const_value is not None and v.const_value.dtype.is_floating_point()
         }
@@ -271,6 +271,12 @@ def jitter(model: ir.Model, feeds: Arrays, old: Arrays, size: float) -> float:
         worst = max(worst, gap(old, run(model, {k: np.asarray(x, np.float64) for k, x in inputs.items()},
                                         parameters=moved)))  # fmt: skip
     return worst
+
+
+def _nudged(array: Array, size: float, rng: np.random.Generator) -> Array:
+    """Whole numbers are literals (the scale of a Resize, say), and stay."""
+    moved = array * (1 + size * rng.standard_normal(array.shape))
+    return np.where(array == np.round(array), array, moved)
 
 
 def _slots(

@@ -70,7 +70,8 @@ Ask = Callable[[Iterable[Atom]], Demand]
 
 def _padding(trace: Trace, roles: Roles, root: Atom, own: list[Norm], zero: Ask, mean: Ask) -> Padding | None:
     kinds = {norm.kind for norm in own}
-    limited = {find(leaf) for axis, mode, _ in trace.limits if mode == "zero" for leaf in leaves(axis)}
+    limits = [axis for axis, mode, _ in trace.limits if mode == "zero"] + [axis for axis, _ in trace.domains]
+    limited = {find(leaf) for axis in limits for leaf in leaves(axis)}
     if root.frozen or len(kinds) != 1 or root in limited or any(root in group for group in roles.alike):
         return None
     if not all(_whole_axis(norm) and _own_scale(trace, norm, own) for norm in own):

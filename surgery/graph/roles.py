@@ -72,6 +72,10 @@ def assign(trace: Trace) -> Roles:
         for leaf in leaves(axis):
             (roles.no_zero if mode == "zero" else roles.no_net2net).setdefault(find(leaf), reason)
     roles.consumers = consumed | asked
+    for axis, reason in trace.domains:
+        for leaf in leaves(axis):
+            if _parameters(roles, [(leaf,)]) & roles.consumers:
+                roles.no_zero.setdefault(find(leaf), reason)
     _common_blocks(trace, roles)
     _freezetogether(trace, roles)
     return roles

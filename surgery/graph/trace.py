@@ -85,6 +85,7 @@ class Trace:
       productions: (axis of a constant operand, the activation axis it became).
       uses: ("weight" | "bias" | "scale", axes of a constant operand), what a constant is for.
       limits: (axis, "zero" | "net2net", reason): an initialisation that an axis cannot take.
+      domains: (axis of a constant operand, reason): its elements must not become zero.
       opaque: nodes that no rule described, with the reason.
       ports: (side, name, axes) of every input and output.
     """
@@ -96,6 +97,7 @@ class Trace:
     productions: list[tuple[Axis, Axis]] = field(default_factory=list)
     uses: list[tuple[str, list[Axis]]] = field(default_factory=list)
     limits: list[tuple[Axis, str, str]] = field(default_factory=list)
+    domains: list[tuple[Axis, str]] = field(default_factory=list)
     opaque: dict[str, str] = field(default_factory=dict)
     ports: list[tuple[Literal["input", "output"], str, list[Axis]]] = field(default_factory=list)
     _of: dict[ir.Value, list[Axis] | None] = field(default_factory=dict)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx_ir as ir
 
 from surgery.graph.atoms import UNIT, Atom, Axis, leaves
@@ -128,12 +130,12 @@ def divide(t: Trace, node: ir.Node) -> None:
 
 
 def _homogeneous_in(t: Trace, x: ir.Value, y: ir.Value, whole: list[Axis]) -> list[Axis]:
-    """Let the results' units remember x as their only origin where x has the axis, unless y is zero where x is."""
+    """Let the results' units remember x as their only origin where x has the axis, unless y depends on what x does."""
     axes, others = t.axes(x), t.axes(y)
     for k, axis in enumerate(reversed(whole)):
         own = axes[-1 - k] if k < len(axes) else UNIT
         other = others[-1 - k] if k < len(others) else UNIT
-        if own and len(own) == len(axis) and not _vanishing(own) & _vanishing(other):
+        if own and len(own) == len(axis) and not _vanishing(own) & _behind(other):
             for atom, origin in zip(axis, own, strict=True):
                 if origin.size == atom.size:
                     atom.origins, atom.passes = (origin,), 2
@@ -142,12 +144,17 @@ def _homogeneous_in(t: Trace, x: ir.Value, y: ir.Value, whole: list[Axis]) -> li
 
 def _vanishing(axis: Axis) -> set[Atom]:
     """Everything that makes units of an axis zero when it is zero itself."""
+    return _behind(axis, lambda atom: atom.passes > 0)
+
+
+def _behind(axis: Axis, passes: Callable[[Atom], bool] = lambda atom: True) -> set[Atom]:
+    """Everything that units of an axis were computed from, through the occurrences that pass."""
     found, stack = set[Atom](), list(leaves(axis))
     while stack:
         atom = stack.pop()
         if atom not in found:
             found.add(atom)
-            if atom.passes:
+            if passes(atom):
                 stack.extend(leaves(atom.origins))
     return found
 
@@ -185,10 +192,16 @@ LIMITED = frozenset(["Log", "Sqrt", "Asin", "Acos", "Acosh", "Atanh", "Reciproca
 
 
 def _limited_domain(t: Trace, node: ir.Node, value: ir.Value) -> None:
-    if node.op_type not in LIMITED or t.constant(value) or (node.op_type == "Pow" and _whole_power(t, node)):
+    if node.op_type not in LIMITED or (node.op_type == "Pow" and _whole_power(t, node)):
+        return
+    axes = [axis for axis in t.axes(value) if axis]
+    if t.constant(value):
+        t.domains.extend(
+            (axis, f"zeros may not be finite after node '{label(node)}' ({node.op_type})") for axis in axes
+        )
         return
     reason = f"random units may not be finite after node '{label(node)}' ({node.op_type})"
-    t.limits.extend((axis, "zero", reason) for axis in t.axes(value) if axis)
+    t.limits.extend((axis, "zero", reason) for axis in axes)
 
 
 def _whole_power(t: Trace, node: ir.Node) -> bool:
