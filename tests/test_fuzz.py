@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-import surgery.edits
+import surgery.axis_maps
 import surgery.execute
 from surgery.edits import AxisMap, edit_slot, edit_weight
 from surgery.graph.rules import RULES
@@ -89,13 +89,13 @@ def test_a_wrong_slot_power_is_found(monkeypatch: pytest.MonkeyPatch, error: int
 
 def test_a_wrong_gradient_factor_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies whose gradient is said to be whole: every output is right, only derivatives tell."""
-    right = surgery.edits._factor_map
+    right = surgery.axis_maps._factor_map
 
     def wrong(factor: object, edits: object) -> AxisMap:
         axis = right(factor, edits)  # type: ignore[arg-type]
         return dataclasses.replace(axis, grad=np.ones_like(axis.grad))
 
-    monkeypatch.setattr(surgery.edits, "_factor_map", wrong)
+    monkeypatch.setattr(surgery.axis_maps, "_factor_map", wrong)
     assert first_failure()[1].kind == "slot rule"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -145,20 +147,12 @@ def test_the_oracle_rejects_a_wrong_edit(
     from surgery import execute
 
     def wrong(old, maps, *rest):
-        if damage == "order":
-            maps = [
-                m and type(m)(m.before, m.source[::-1], m.fresh_in, m.fresh_out, m.value, m.grad)
-                for m in maps
-            ]
-        elif damage == "share":
-            maps = [
-                m and type(m)(m.before, m.source, m.fresh_in, m.fresh_out, m.value**0, m.grad) for m in maps
-            ]
-        else:
-            maps = [
-                m and type(m)(m.before, m.source, m.fresh_in & False, m.fresh_out, m.value, m.grad)
-                for m in maps
-            ]
+        change = {
+            "order": lambda m: {"source": m.source[::-1]},
+            "share": lambda m: {"value": m.value**0},
+            "zero": lambda m: {"fresh_in": m.fresh_in & False},
+        }[damage]
+        maps = [m and dataclasses.replace(m, **change(m)) for m in maps]
         return right(old, maps, *rest)
 
     right = execute.edit_weight
