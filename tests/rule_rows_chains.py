@@ -38,7 +38,8 @@ ROWS = [
     *ATTENTION,
     # a weight divided by its own norm, or by itself: no row of it can start at zero
     row("n = ReduceSumSquare<axes=[1], keepdims=1>(a)\nu = Div(a, n)\n"
-        "m = MatMul(x, a)\ny = MatMul(m, w)\nz = MatMul(x, u)", [2], x=activation("N", 3), a=weight(3, 5), w=weight(5, 2), opsets=(13,)),
+        "m = MatMul(x, a)\ny = MatMul(m, w)\nz = MatMul(x, u)",
+        [2], x=activation("N", 3), a=weight(3, 5), w=weight(5, 2), opsets=(13,)),
     row("u = Div(a, a)\ny = MatMul(x, u)\nz = MatMul(x, a)", [5], x=activation("N", 3), a=weight(3, 5), opsets=(20,)),
     # one weight made of two; a weight norm written out
     row("v = MatMul(a, b)\ny = MatMul(x, v)", [3, 5, 7], x=activation("N", 3), a=weight(3, 5), b=weight(5, 7)),
