@@ -308,6 +308,30 @@ def _fits(have: list[int], want: list[int]) -> bool:
     )
 
 
+UNUSUAL = {
+    "d2rl": True, "gated": True, "mixture_of_experts": True, "embedding_pool": True, "temporal_conv": True, "iqn": True,
+    "rmsnorm": True, "gru_step": True, "lstm_bidirectional": True, "maxout": True, "pixel_shuffle": True,
+    "batchnorm_resnet": True, "densenet": True, "transformer": False, "shufflenet": False, "successor_features": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_a_file_of_the_same_network_in_other_sizes_is_reached_in_every_tensor_or_refused(tmp_path, name):
+    before = surgery.load(zoo.export(name, "dynamo"))
+    says = before.interface.outputs[0].name
+    before = surgery.annotate(before, outputs={says: PortPatch(kind="q_values")})
+    wide = surgery.apply(surgery.widen(before, factor=2), before, verify=False).checkpoint
+    surgery.save(wide, tmp_path / "wide.onnx")
+    if not UNUSUAL[name]:
+        with pytest.raises(Refused) as caught:
+            migrate(before, str(tmp_path / "wide.onnx"))
+        assert caught.value.where
+        return
+    journey = migrate(before, str(tmp_path / "wide.onnx"))
+    assert journey.report.exact
+    assert shapes(journey.checkpoint) == shapes(wide)
+
+
 REFUSALS = {
     "another family": ("nature", "impala", {"conv1": "stride 4 does not become 1"}),
     "fewer units": ("mlp-7-5", "mlp-6-9", {"fc1": "fewer than 7"}),

@@ -152,9 +152,14 @@ class Branches:
 
 @dataclass(frozen=True, slots=True)
 class Other:
-    """Anything else, by its operators."""
+    """Anything else, by its operators.
+
+    Attributes:
+      shapes: of its tensors.
+    """
 
     operator: str
+    shapes: tuple[Shape, ...] = field(default=(), compare=False)
 
     def __str__(self) -> str:
         return self.operator
@@ -212,6 +217,7 @@ def resolved(layers: Sequence[Layer], shape: Shape) -> tuple[tuple[Layer, ...], 
             continue
         if isinstance(layer, Flatten) and len(shape) == 2:
             raise ArgumentError("a list of entities is not flattened", hint="take their mean")
+        _check_rank(layer, shape, (1, 2, 3))
         done, shape = _resolved(layer, shape)
         out.append(done)
     return tuple(out), shape

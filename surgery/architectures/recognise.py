@@ -23,7 +23,7 @@ from surgery.architectures.layers import (
 )
 from surgery.architectures.steps import CENTRED, SCALING, Step, Steps
 from surgery.checkpoint import Checkpoint
-from surgery.graph.layout import Layout
+from surgery.graph.layout import Layout, size
 from surgery.graph.spaces import Analysis, analyse
 
 
@@ -258,7 +258,13 @@ class _Reader:
         step = self._steps[k]
         if step.layer is None:
             return []
-        return [Found(step.layer, str(step.outputs[0].name), tuple(step.weights), step.units)]
+        layer = self._sized(step.layer, step.weights) if isinstance(step.layer, Other) else step.layer
+        return [Found(layer, str(step.outputs[0].name), tuple(step.weights), step.units)]
+
+    def _sized(self, layer: Other, weights: Sequence[str]) -> Other:
+        """With the shapes of its tensors."""
+        tensors = self._analysis.tensors
+        return Other(layer.operator, tuple(tuple(map(size, tensors[name])) for name in weights))
 
     def _region(self, at: int, meeting: int) -> Found:
         """Everything between two steps as one layer."""
@@ -276,7 +282,7 @@ class _Reader:
         if attention is not None:
             return Found(attention, after, weights, steps[-1].units)
         kinds = [_kind(step.layer) for step in steps if step.layer is not None]
-        return Found(Other(" · ".join(kinds)), after, weights)
+        return Found(self._sized(Other(" · ".join(kinds)), weights), after, weights)
 
     def _attention(self, steps: Sequence[Step]) -> Attention | None:
         """softmax(Q Kᵀ) V of one value: three dense layers, two products of activations."""
@@ -298,7 +304,9 @@ class _Reader:
             last = out[-1] if out else None
             joined = out[-2] if len(out) > 1 and isinstance(out[-1].layer, Flatten) else last
             if last is not None and found.layer == SCALING == last.layer:
-                out[-1] = replace(found, weights=last.weights + found.weights)
+                shapes = (part.layer.shapes for part in (last, found) if isinstance(part.layer, Other))
+                layer = Other(SCALING.operator, tuple(shape for part in shapes for shape in part))
+                out[-1] = replace(found, layer=layer, weights=last.weights + found.weights)
             elif (
                 joined is not None and isinstance(joined.layer, Attention) and isinstance(found.layer, Dense)
             ):

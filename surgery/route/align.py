@@ -7,6 +7,7 @@ a layer with the activation in front of it as the identity, or a residual block 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -28,9 +29,10 @@ from surgery.architectures.layers import (
 )
 from surgery.architectures.recognise import Found, Tree
 from surgery.architectures.steps import SCALING
-from surgery.graph.layout import Units, units
+from surgery.graph.layout import Units, size, units
 from surgery.graph.spaces import Analysis
 from surgery.route.edits import Alignment, Cost, Edit, Insert, Kernel, Row, Widen
+from surgery.route.sizes import Axis, whole, widths
 
 _NO: Cost = (1, 0)
 IDEMPOTENT = ("Relu",)
@@ -97,7 +99,7 @@ class _Aligner:
             if matched is not None:
                 yield 1, 1, matched
         if j < len(target):
-            if isinstance(target[j], Flatten) or target[j] == SCALING:
+            if _passing(target[j]):
                 yield 0, 1, Alignment((), (0, 0))
             inserted = self._insert(tree, target, i, j, depth)
             if inserted is not None:
@@ -105,7 +107,7 @@ class _Aligner:
             yield self._missing(target, j, depth)
         if i < len(tree):
             have = tree[i]
-            if isinstance(have.layer, Flatten) or have.layer == SCALING:
+            if _passing(have.layer):
                 yield 1, 0, Alignment((Row(depth, "", str(have.layer), ""),), (0, 0))
             else:
                 reason = "the target has no such layer, and a layer is not taken away exactly"
@@ -163,26 +165,33 @@ class _Aligner:
                 return self._attention(have, old_attention, new_attention)
             case Flatten(), Flatten():
                 return [], None
+            case Other() as old_other, Other() as new_other if old_other == new_other:
+                return self._shapes(have, new_other)
         if have.layer == want:
             return [], None
         return [], _difference(have.layer, want)
 
     def _width(self, have: Found, old: int, new: int) -> tuple[list[Edit], str | None]:
-        if old == new:
+        if not have.units and old != new:
+            return [], "which axis of its tensors are its units is not known"
+        groups = size(have.units) // old  # the gates of a recurrent layer
+        return self._sizes([(have.units, groups * new)]) if old != new else ([], None)
+
+    def _shapes(self, have: Found, want: Other) -> tuple[list[Edit], str | None]:
+        """Anything else: its tensors, one by one; a named target says nothing of them."""
+        if not want.shapes:
             return [], None
-        if new < old:
-            return [], f"the target has {new} units, fewer than {old}"
-        if old == 1:
-            return [], "a single unit is no axis that could grow"
-        found = {part.space: part for part in units(have.units)}
-        if len(found) != 1 or next(iter(found.values())).size != old:
-            return [], "its units are of several kinds, or those of an output"
-        space = self._analysis.space(next(iter(found)))
-        if not space.widenable:
-            return [], f"'{space.name}' cannot grow exactly: {space.reason}"
-        if space.whole and new % old:
-            return [], f"'{space.name}' grows by whole multiples only: {space.whole}"
-        return [Widen(space.name, new)], None
+        tensors = [self._analysis.tensors[name] for name in have.weights]
+        if [len(tensor) for tensor in tensors] != [len(shape) for shape in want.shapes]:
+            return [], "its tensors are others than the target's"
+        pairs = zip(tensors, want.shapes, strict=True)
+        return self._sizes([pair for axes, shape in pairs for pair in zip(axes, shape, strict=True)])
+
+    def _sizes(self, axes: Sequence[Axis]) -> tuple[list[Edit], str | None]:
+        found = widths(self._analysis, axes)
+        if isinstance(found, str):
+            return [], found
+        return [Widen(space, width) for space, width in found.items()], whole(self._analysis, found)
 
     def _attention(self, have: Found, old: Attention, new: Attention) -> tuple[list[Edit], str | None]:
         """More heads, or larger ones: heads · size units in the queries and keys, and in the values."""
@@ -267,6 +276,12 @@ class _Aligner:
         if isinstance(want, Recurrent):
             return "a recurrent layer cannot start as the identity; as a residual block it can start at zero"
         return "nothing exact puts it in here"
+
+
+def _passing(layer: Layer) -> bool:
+    """Whether a layer says nothing of what a network can do: the order of units, one constant on all of them."""
+    one = isinstance(layer, Other) and all(math.prod(shape) <= 1 for shape in layer.shapes)
+    return isinstance(layer, Flatten) or (layer == SCALING and one)
 
 
 def _count(layer: Layer) -> int:
