@@ -43,6 +43,7 @@ VERBS = {
     "diff": "diff",
     "attach": "attach",
     "convert": "convert",
+    "code": "code",
     "annotate": "annotate",
     "evaluate": "evaluate",
     "compare": "compare",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from surgery.errors import MissingDependency
 
 if TYPE_CHECKING:
+    from surgery.torch.code import code as code
     from surgery.torch.export import from_module as from_module
     from surgery.torch.module import to_module as to_module
     from surgery.torch.operate import operate as operate
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Operation": "surgery.torch.operate_report",
     "Trajectory": "surgery.torch.trajectory",
+    "code": "surgery.torch.code",
     "break_symmetry": "surgery.torch.trajectory_break",
     "follow": "surgery.torch.trajectory",
     "from_module": "surgery.torch.export",
@@ -45,6 +47,7 @@ __all__ = [
     "Operation",
     "Trajectory",
     "break_symmetry",
+    "code",
     "follow",
     "from_module",
     "grow_states",

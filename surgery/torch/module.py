@@ -5,6 +5,7 @@ from __future__ import annotations
 import linecache
 import math
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
@@ -17,8 +18,8 @@ from torch.nn import functional as F
 
 from surgery.checkpoint import Checkpoint
 from surgery.errors import GraphError
-from surgery.torch.source import Names
-from surgery.torch.stored import initializers, place, to_torch, trainable
+from surgery.torch.source import Block, Names
+from surgery.torch.stored import initializers, place, reading, to_torch, trainable
 from surgery.torch.translate import Program, Scope, Stored, facts_of
 
 
@@ -29,7 +30,7 @@ class Network(nn.Module):
       source: the Python source of `forward`.
     """
 
-    source: str
+    source: str = ""
 
     def __reduce__(self) -> Any:  # noqa: ANN401
         return _restored, (self.source, type(self)._helpers), self.__dict__
@@ -61,11 +62,39 @@ def to_module(
       Unsupported: an operator, or a form of one, has no translation; names the node.
       GraphError: the graph is not valid, or holds types that cannot be trained.
     """
-    checkpoint = model if isinstance(model, Checkpoint) else None
+    made = translated(model, dtype=dtype, buffers=buffers)
+    return _classified(made.root, made.source, made.program.functions).eval()
+
+
+@dataclass
+class Translated:
+    """A graph in PyTorch's words.
+
+    Attributes:
+      root: holds the tensors. program: what the source refers to. inputs: the names of the arguments.
+      block: the lines of the forward pass.
+    """
+
+    root: Network
+    program: Program
+    inputs: list[str]
+    block: Block
+
+    @property
+    def source(self) -> str:
+        """`forward` as Python."""
+        head = f"def forward({', '.join(['self', *self.inputs])}):"
+        return "\n".join([head, *self.block.text()]) + "\n"
+
+
+def translated(
+    model: Checkpoint | ir.Model, *, dtype: torch.dtype | None = None, buffers: Collection[str] = ()
+) -> Translated:
+    """A graph's tensors in a tree of modules, and the source of its forward pass; arguments as in `to_module`."""
     graph = _inlined(model.model if isinstance(model, Checkpoint) else model)
     root = Network()
-    parameters = trainable(graph, checkpoint.trained if checkpoint else (), buffers)
-    stored = _store(root, graph, parameters, dtype)
+    trained = model.trained if isinstance(model, Checkpoint) else frozenset()
+    stored = _store(root, graph, trainable(graph, trained, buffers), dtype)
     program = Program(
         stored=stored,
         keep=lambda array: _literal(root, array, dtype),
@@ -74,8 +103,8 @@ def to_module(
         versions=dict(graph.opset_imports),
         facts=facts_of(graph),
     )
-    source = _forward(program, graph)
-    return _classified(root, source, program.functions).eval()
+    names, block = _forward(program, graph)
+    return Translated(root, program, names, block)
 
 
 def _inlined(model: ir.Model) -> ir.Model:
@@ -86,8 +115,7 @@ def _store(
     root: nn.Module, model: ir.Model, parameters: set[str], dtype: torch.dtype | None
 ) -> dict[ir.Value, Stored]:
     """Register the initializers that are tensors of the module's state: floats, unless they are bare numbers."""
-    stored: dict[ir.Value, Stored] = {}
-    offset = 0
+    placed: dict[ir.Value, torch.Tensor] = {}
     for value in initializers(model):
         name, tensor = str(value.name), value.const_value
         if tensor is None:
@@ -95,10 +123,13 @@ def _store(
         if name not in parameters and not (_floating(tensor) and len(tensor.shape)):
             continue
         data = to_torch(tensor.numpy())
-        data = data.to(dtype) if dtype is not None and data.dtype == torch.float32 else data
-        parameter = name in parameters and data.is_floating_point()
-        text = place(root, name, data, parameter=parameter)
-        stored[value] = Stored(name, text, tuple(data.shape), offset)
+        placed[value] = data.to(dtype) if dtype is not None and data.dtype == torch.float32 else data
+        place(root, name, placed[value], parameter=name in parameters and data.is_floating_point())
+    stored: dict[ir.Value, Stored] = {}
+    offset = 0
+    for value, data in placed.items():
+        name = str(value.name)
+        stored[value] = Stored(name, reading(root, name), tuple(data.shape), offset)
         offset += data.numel()
     return stored
 
@@ -111,12 +142,14 @@ def _literal(root: nn.Module, array: np.ndarray[Any, Any], dtype: torch.dtype | 
     data = to_torch(array)
     data = data.to(dtype) if dtype is not None and data.dtype == torch.float32 else data
     count = 0
-    while f"literal_{count}" in root._buffers:
+    while any(f"literal_{count}" in table for table in (root._buffers, root._parameters, root._modules)):
         count += 1
-    return place(root, f"literal_{count}", data, parameter=False, persistent=False)
+    name = f"literal_{count}"
+    place(root, name, data, parameter=False, persistent=False)
+    return reading(root, name)
 
 
-def _forward(program: Program, model: ir.Model) -> str:
+def _forward(program: Program, model: ir.Model) -> tuple[list[str], Block]:
     graph, scope = model.graph, Scope(program, model.graph)
     inputs = [value for value in graph.inputs if not value.is_initializer()]
     names = []
@@ -133,8 +166,7 @@ def _forward(program: Program, model: ir.Model) -> str:
         results.append(scope.tensor(found).text)
     scope.block.returned = ", ".join(results)
     scope.block.prune()
-    head = f"def forward({', '.join(['self', *names])}):"
-    return "\n".join([head, *scope.block.text()]) + "\n"
+    return names, scope.block
 
 
 def _classified(root: Network, source: str, helpers: Mapping[str, Any]) -> Network:
@@ -147,8 +179,9 @@ def _classified(root: Network, source: str, helpers: Mapping[str, Any]) -> Netwo
     kind = type(
         "Network", (Network,), {"forward": forward, "_helpers": dict(helpers), "__module__": __name__}
     )
-    root.__class__ = kind
-    root.source = source
+    # past nn.Module, which looks for parameters of these names
+    object.__setattr__(root, "__class__", kind)
+    object.__setattr__(root, "source", source)
     return root
 
 

@@ -49,11 +49,16 @@ class Names:
 
 @dataclass
 class Line:
-    """`target = text`; or `def target(…):` with a block."""
+    """`target = text`; or `def target(…):` with a block.
+
+    Attributes:
+      rank: the number of axes of the first operand of the node that it comes from, if it is known.
+    """
 
     target: str
     text: str
     block: Block | None = None
+    rank: int | None = None
 
     def words(self) -> set[str]:
         """Every identifier that it reads."""
@@ -87,8 +92,8 @@ class Block:
                 kept.append(line)
         self.lines = kept[::-1]
 
-    def text(self, indent: int = 1) -> Iterator[str]:
-        """The lines of the source; a name is deleted once nothing behind reads it."""
+    def text(self, indent: int = 1, *, free: bool = True) -> Iterator[str]:
+        """The lines of the source; a name is deleted once nothing behind reads it, unless `free` is off."""
         pad = "    " * indent
         kept = set(_WORD.findall(self.returned)).union(*(line.words() for line in self.lines if line.block))
         last = {word: at for at, line in enumerate(self.lines) for word in line.words()}
@@ -96,10 +101,10 @@ class Block:
         for at, line in enumerate(self.lines):
             if line.block:
                 yield f"{pad}def {line.target}({line.text}):"
-                yield from line.block.text(indent + 1)
+                yield from line.block.text(indent + 1, free=free)
                 continue
             yield f"{pad}{line.target} = {line.text}"
             dead = sorted(w for w in line.words() if w in own and last[w] == at and w not in kept)
-            if dead:
+            if dead and free:
                 yield f"{pad}del {', '.join(dead)}"
         yield f"{pad}return {self.returned}"

@@ -121,38 +121,50 @@ class Group(nn.Module):
     """A node of the tree of parameter names: `a.b.weight` lies in the group `b` of the group `a`."""
 
 
-def place(root: nn.Module, name: str, tensor: Tensor, *, parameter: bool, persistent: bool = True) -> str:
-    """Register a tensor under a dotted name; the expression that reads it from `self`.
+def place(root: nn.Module, name: str, tensor: Tensor, *, parameter: bool, persistent: bool = True) -> None:
+    """Register a tensor under a dotted name, whatever it is.
 
-    Names that are no attributes (of methods, of other groups, or empty) are registered all the same, and read from
-    the module's own tables.
+    Names that are no attributes (of methods, of other groups, or empty) go into the modules' own tables as well.
+
+    Raises:
+      GraphError: the name is that of a module's mode.
     """
+    *path, leaf = name.split(".")
+    if leaf == "training":
+        raise GraphError(f"a tensor cannot be called '{name}': every module has a mode of that name")
+    owner = root
+    for part in path:
+        child = owner._modules.get(part)
+        if child is None:
+            child = owner._modules[part] = Group()
+        owner = child
+    if parameter:
+        owner._parameters[leaf] = nn.Parameter(tensor)
+        return
+    owner._buffers[leaf] = tensor
+    if not persistent:
+        owner._non_persistent_buffers_set.add(leaf)
+
+
+def reading(root: nn.Module, name: str) -> str:
+    """The expression that reads a tensor from `self`, once all are registered."""
     *path, leaf = name.split(".")
     owner, text = root, "self"
     for part in path:
-        child = owner._modules.get(part)
-        plain = _is_attribute(owner, part)
-        if child is None:
-            child = owner._modules[part] = Group()
-        text = _read(text, part) if plain else f"{text}._modules[{part!r}]"
+        text = _read(text, part) if _is_attribute(owner, part) else f"{text}._modules[{part!r}]"
+        child = owner._modules[part]
+        assert child is not None
         owner = child
-    plain = _is_attribute(owner, leaf)
-    table = "_parameters" if parameter else "_buffers"
-    if parameter:
-        owner._parameters[leaf] = nn.Parameter(tensor)
-    else:
-        owner._buffers[leaf] = tensor
-        if not persistent:
-            owner._non_persistent_buffers_set.add(leaf)
-    return _read(text, leaf) if plain else f"{text}.{table}[{leaf!r}]"
+    if _is_attribute(owner, leaf):
+        return _read(text, leaf)
+    table = "_parameters" if leaf in owner._parameters else "_buffers"
+    return f"{text}.{table}[{leaf!r}]"
 
 
 def _is_attribute(owner: nn.Module, name: str) -> bool:
-    """Whether `owner.name` is, or can become, what is registered under that name."""
+    """Whether `owner.name` is what is registered under that name."""
     tables = [table for table in (owner._modules, owner._parameters, owner._buffers) if name in table]
-    if tables:
-        return tables == [owner._modules] and tables[0][name] is not None
-    return name != "" and not hasattr(owner, name)
+    return len(tables) == 1 and name != "" and not hasattr(type(owner), name) and name not in vars(owner)
 
 
 def _read(owner: str, name: str) -> str:

@@ -119,13 +119,16 @@ class Scope:
             return
         operands = tuple(None if v is None else self.find(v) for v in node.inputs)
         version = node.version or self.program.versions.get(node.domain, 1)
-        call = Call(node, version, operands, self, node.attributes)
+        call, before = Call(node, version, operands, self, node.attributes), len(self.block.lines)
         try:
             results = self._results(call)
         except SurgeryError as error:
             raise error.within(**call.where) from error
         except (ValueError, TypeError, LookupError, AssertionError) as error:
             raise call.refuse(f"a form that its translation does not know ({error})") from error
+        first = None if not node.inputs or node.inputs[0] is None else self.shape_of(node.inputs[0])
+        for line in self.block.lines[before:]:
+            line.rank = None if first is None else len(first)
         listed = results if isinstance(results, list) else [results]
         for value, result in zip(node.outputs, listed, strict=False):
             self.values[value] = result

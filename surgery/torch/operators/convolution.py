@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from surgery.torch.call import Call, Results, Translation
+from surgery.torch.call import Call, Ref, Results, Translation
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -59,6 +59,12 @@ def short(numbers: list[int]) -> Any:  # noqa: ANN401
     return numbers[0] if len(set(numbers)) == 1 else tuple(numbers)
 
 
+def bias_of(call: Call) -> Ref | None:
+    """The bias; none where it is a constant zero, as exporters write what has none."""
+    known = call.known(2)
+    return None if known is not None and not known.any() else call.get(2)
+
+
 def conv(call: Call) -> Results:
     """PyTorch's own convolution; padding that is not the same on both sides is put on before."""
     rank = spatial(call)
@@ -85,7 +91,7 @@ def conv(call: Call) -> Results:
         "groups": (call.integer("group", 1), 1),
     }
     stated = {name: number for name, (number, default) in named.items() if number != default}
-    bias = call.get(2)
+    bias = bias_of(call)
     return call.emit(CONV[rank], x, call[1], *(() if bias is None else (bias,)), **stated)
 
 
@@ -101,7 +107,7 @@ def conv_transpose(call: Call) -> Results:
     fits = all(e < max(s, d) for e, s, d in zip(extra, strides, dilations, strict=True))
     if mode == "NOTSET" and not shape and pads[:rank] == pads[rank:] and fits:
         named = {
-            "bias": (call.get(2), None),
+            "bias": (bias_of(call), None),
             "stride": (short(strides), 1),
             "padding": (short(pads[:rank]), 0),
             "output_padding": (short(extra), 0),

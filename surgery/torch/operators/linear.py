@@ -24,9 +24,8 @@ def gemm(call: Call) -> Results:
     """Y = α·A'·B' + β·C: a linear layer in nearly every graph."""
     alpha, beta = call.number("alpha", 1.0), call.number("beta", 1.0)
     turned = bool(call.integer("transA")), bool(call.integer("transB"))
-    bias = call.shape(2) if call.has(2) else None
     plain = alpha == 1 and (beta == 1 or not call.has(2)) and not turned[0]
-    if plain and (bias is None or (len(bias) == 1 and bias != [1])):
+    if plain and (not call.has(2) or call.shape(2) == [call.size(1, 0 if turned[1] else 1)]):
         return linear(call, call[0], call[1], turned[1], call.get(2))
     return call.emit(affine, call[0], call[1], call.get(2), alpha, beta, turned)
 

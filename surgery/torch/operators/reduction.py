@@ -10,8 +10,6 @@ from torch import Tensor
 
 from surgery.torch.call import Call, Results, Translation
 
-Axes = tuple[int, ...]
-
 
 def reducing(function: Callable[..., Any], method: str | None = None) -> Translation:
     """All axes if none are named, unless `noop_with_empty_axes`; then it acts on each element alone.
@@ -37,19 +35,19 @@ def reducing(function: Callable[..., Any], method: str | None = None) -> Transla
     return translate
 
 
-def total(x: Tensor, axes: Axes, keep: bool) -> Tensor:
+def total(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     """Σ x in the type of x."""
     return torch.sum(x, axes, keep, dtype=x.dtype)
 
 
-def average(x: Tensor, axes: Axes, keep: bool) -> Tensor:
+def average(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     """The mean, in the type of x."""
     if x.is_floating_point():
         return torch.mean(x, axes, keep)
     return torch.mean(x.double(), axes, keep).to(x.dtype)
 
 
-def product(x: Tensor, axes: Axes, keep: bool) -> Tensor:
+def product(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     """Π x, one axis at a time."""
     ordered = sorted(((axes,) if isinstance(axes, int) else axes), key=lambda axis: axis % x.dim())
     for axis in reversed([axis % x.dim() for axis in ordered]):
@@ -57,37 +55,37 @@ def product(x: Tensor, axes: Axes, keep: bool) -> Tensor:
     return x
 
 
-def largest(x: Tensor, axes: Axes, keep: bool) -> Tensor:
+def largest(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     """The maximum; gradients are shared among equal ones."""
     if x.dtype == torch.bool:
         return torch.any(x, axes, keep)
     return torch.amax(x, axes, keep)
 
 
-def smallest(x: Tensor, axes: Axes, keep: bool) -> Tensor:
+def smallest(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     """The minimum."""
     if x.dtype == torch.bool:
         return torch.all(x, axes, keep)
     return torch.amin(x, axes, keep)
 
 
-def absolute_sum(x: Tensor, axes: Axes, keep: bool) -> Tensor:
+def absolute_sum(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     """Σ |x|."""
     return torch.sum(torch.abs(x), axes, keep, dtype=x.dtype)
 
 
-def euclidean(x: Tensor, axes: Axes, keep: bool) -> Tensor:
+def euclidean(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     """√Σ x², with derivative 0 at 0."""
     norm: Tensor = torch.linalg.vector_norm(x, 2, axes, keep)
     return norm
 
 
-def log_total(x: Tensor, axes: Axes, keep: bool) -> Tensor:
+def log_total(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     """log Σ x."""
     return torch.log(torch.sum(x, axes, keep))
 
 
-def square_sum(x: Tensor, axes: Axes, keep: bool) -> Tensor:
+def square_sum(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     """Σ x²."""
     return torch.sum(x * x, axes, keep, dtype=x.dtype)
 
