@@ -23,11 +23,16 @@ from surgery.plan import Plan
 from tests import zoo
 from tests.test_daily import with_state
 
-RNG = np.random.default_rng(7)
+RNG = [np.random.default_rng(7)]
+
+
+@pytest.fixture(autouse=True)
+def _the_same_numbers() -> None:
+    RNG[0] = np.random.default_rng(7)
 
 
 def normal(*shape: int) -> np.ndarray:
-    return RNG.standard_normal(shape).astype(np.float32)
+    return RNG[0].standard_normal(shape).astype(np.float32)
 
 
 def dense(activation: str = "Relu", *, head_bias: bool = True, **first: np.ndarray) -> Checkpoint:
@@ -93,7 +98,7 @@ def test_a_unit_without_incoming_weights_is_folded_into_the_bias(activation: str
 
 
 def test_a_unit_that_no_input_in_range_lets_through_is_dead() -> None:
-    weight, bias = normal(6, 4), normal(6)
+    weight, bias = normal(6, 4), np.abs(normal(6))
     weight[3], bias[3] = [1, -2, 0.5, 1], -4.6  # at most 4.5 within the range
     before = dense(weight=weight, bias=bias)
     with pytest.raises(Refused, match="no unit of this model"):
@@ -200,6 +205,26 @@ def test_a_taylor_score_is_the_change_that_a_linear_readout_sees() -> None:
     )  # fmt: skip
     wanted = [np.sqrt(np.square(np.outer(h[:, k], head[:, k])).mean()) for k in range(6)]
     np.testing.assert_allclose(scores, wanted, rtol=1e-5)
+
+
+def test_a_target_network_loses_the_same_units_and_only_what_both_can_spare() -> None:
+    """Unit 2 is constant in both networks, unit 4 a duplicate in the online one alone."""
+    rng, graph = np.random.default_rng(0), GraphBuilder("pair")
+    x = graph.input("observation", (4,))
+    for prefix in ("online", "target"):
+        weight, bias = rng.standard_normal((2, 6, 4)).astype(np.float32)[0], np.full(6, 0.1, np.float32)
+        weight[2] = 0
+        if prefix == "online":
+            weight[4] = weight[1]
+        h = graph.op("Relu", graph.linear(x, f"{prefix}.body", weight, bias))
+        head = rng.standard_normal((3, 6)).astype(np.float32), np.full(3, 0.1, np.float32)
+        graph.output(graph.linear(h, f"{prefix}.head", *head), f"{prefix}_q", (3,))
+    both = replace(checkpoint(graph), copies={"target.": "online."})
+    plan = surgery.narrow(both)
+    assert {e.space: (e.folded, e.merged) for e in plan.spaces} == dict.fromkeys(
+        ("online.body", "target.body"), (((2, None),), ())
+    )
+    proved(plan, both)
 
 
 @pytest.mark.parametrize(

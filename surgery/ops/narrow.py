@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from surgery.axis_maps import units_along
 from surgery.checkpoint import Checkpoint
+from surgery.copies import related
 from surgery.errors import ArgumentError, Refused
 from surgery.graph.readers import Reader, mixed_parameters, readers
 from surgery.graph.spaces import Analysis, Space, analyse
@@ -61,10 +62,14 @@ def narrow(
     for space, width in wanted.items():
         _check(space, width)
     free = list(wanted) or [space for space in analysis.spaces if not space.reasons]
-    known = _bounds(checkpoint, analysis, free)
+    families = {space.name: _family(checkpoint, analysis, space) for space in free}
+    known = _bounds(checkpoint, analysis, [member for family in families.values() for member in family])
     edits, changed = [], False
     for space in free:
-        constant, merged = spare(analysis, space, known)
+        family = families[space.name]
+        if not wanted and family[0] is not space:
+            continue  # a copy follows its original
+        constant, merged = spare(analysis, family, known)
         goal = wanted.get(space, max(1, space.size - len(constant) - len(merged)))
         scores = None
         if space.size - goal > len(constant) + len(merged):
@@ -112,26 +117,39 @@ def _bounds(checkpoint: Checkpoint, analysis: Analysis, spaces: list[Space]) -> 
     return ranges(analysis.model, checkpoint.interface, sorted(wanted))
 
 
+def _family(checkpoint: Checkpoint, analysis: Analysis, space: Space) -> list[Space]:
+    """A space and the spaces of target and averaged networks that are edited with it, the original first."""
+    return [analysis.by_name[name] for name in related([space.name], analysis, checkpoint.copies)]
+
+
 def spare(
-    analysis: Analysis, space: Space, known: Mapping[str, Bounds | None]
+    analysis: Analysis, family: Sequence[Space], known: Mapping[str, Bounds | None]
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    """Units that can go exactly: constant ones, and (duplicate, the unit that it is equal to); one unit is left."""
-    if mixed_parameters(analysis, space.name):
+    """Units that can go exactly from a space and its copies: constant ones, and (duplicate, the unit it is equal to).
+
+    One unit is always left.
+    """
+    space = family[0]
+    if any(mixed_parameters(analysis, member.name) for member in family):
         return [], []
-    constant = _constant(readers(analysis, space.name), space, known) if space.no_zero is None else []
-    if len(constant) == space.size:
-        constant = constant[1:]
-    if space.no_net2net is not None:
-        return constant, []
-    first, gone = classes(analysis, space), set(constant)
-    pairs = [
-        (k, int(first[k]))
-        for k in range(space.size)
-        if first[k] != k and k not in gone and first[k] not in gone
-    ]
-    if space.whole is not None and len(set(np.bincount(first)[np.unique(first)])) > 1:
-        return constant, []
-    return constant, pairs
+    constant = set(range(space.size))
+    for member in family:
+        found = _constant(readers(analysis, member.name), member, known) if member.no_zero is None else []
+        constant &= set(found)
+    gone = sorted(constant)[1:] if len(constant) == space.size else sorted(constant)
+    if any(member.no_net2net is not None for member in family):
+        return gone, []
+    _, first, label = np.unique(
+        np.stack([classes(analysis, member) for member in family], 1),
+        axis=0,
+        return_index=True,
+        return_inverse=True,
+    )
+    same = first[label.reshape(-1)]
+    if space.whole is not None and len(set(np.bincount(same)[np.unique(same)])) > 1:
+        return gone, []
+    pairs = [(k, int(same[k])) for k in range(space.size) if same[k] != k]
+    return gone, [(k, kept) for k, kept in pairs if k not in constant and kept not in constant]
 
 
 def _constant(places: list[Reader], space: Space, known: Mapping[str, Bounds | None]) -> list[int]:
