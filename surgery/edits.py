@@ -167,14 +167,6 @@ def unknown_history(maps: Sequence[AxisMap | None]) -> Array | bool:
     return reduce(np.logical_or, masks) if masks else False
 
 
-def reads_fresh(maps: Sequence[AxisMap | None]) -> Array | bool:
-    """Mask of entries through which old units read fresh ones."""
-    made, read = _mask(maps, "fresh_out"), _mask(maps, "fresh_in")
-    if read is None:
-        return False
-    return read if made is None else read & ~made
-
-
 def tensor_rng(seed: int, name: str) -> np.random.Generator:
     """A generator of its own for every tensor, so that the order of the edits does not matter."""
     return np.random.default_rng([seed, zlib.crc32(name.encode())])

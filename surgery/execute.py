@@ -23,7 +23,7 @@ from surgery.insert import insert, join_optimizer, with_states
 from surgery.interface import Bound, Environment, Interface, Port
 from surgery.optimizer import OptimizerState, power
 from surgery.plan import Plan, TensorEdit
-from surgery.removal import check_duplicates, fold
+from surgery.removal import check_duplicates, check_unread, fold
 from surgery.tensors import shape_of
 
 KEEP_LIMIT = 1 << 28
@@ -48,6 +48,7 @@ def execute(plan: Plan, checkpoint: Checkpoint, *, double: bool = False) -> Chec
     model = prepared(checkpoint.model, checkpoint.trained)
     check_fits(plan, checkpoint, model)
     check_duplicates(plan, constants(model))
+    check_unread(plan, constants(model))
     fold(plan, checkpoint, model, double=double)
     keep = 8 * sum(math.prod(tensor.after(plan.sizes)) for tensor in plan.tensors) <= KEEP_LIMIT
     lookup = {tensor.name: _Edited(plan, tensor, double, keep) for tensor in plan.tensors}

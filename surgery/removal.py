@@ -54,6 +54,33 @@ def check_duplicates(plan: Plan, tensors: Mapping[str, ir.TensorProtocol]) -> No
                     )
 
 
+def check_unread(plan: Plan, tensors: Mapping[str, ir.TensorProtocol]) -> None:
+    """Refuse a plan that removes units which something that stays reads in this checkpoint.
+
+    Raises:
+      Refused: names the first weight through which it does.
+    """
+    edits = [edit for edit in plan.spaces if plan.claim != "changed" and edit.dropped]
+    for tensor in plan.tensors if edits else ():
+        array = tensors[tensor.name].numpy()
+        read, goes = np.zeros(array.shape, bool), np.zeros(array.shape, bool)
+        for k, axis in enumerate(tensor.axes):
+            for edit in edits:
+                consumed = np.isin(units_along(axis, edit.space, "in")[0], edit.dropped)
+                made = np.isin(units_along(axis, edit.space)[0], edit.dropped) & ~consumed
+                inner = (1,) * (array.ndim - k - 1)
+                read |= consumed.reshape(-1, *inner)
+                goes |= made.reshape(-1, *inner)
+        used = np.argwhere(read & ~goes & (array != 0))
+        if len(used):
+            at = [int(k) for k in used[0]]
+            raise Refused(
+                f"the units to be removed are in use: '{tensor.name}'{at} is {float(array[tuple(at)]):.3g}, not 0",
+                where={"entries in use": f"{len(used)} in '{tensor.name}'"},
+                hint="training has connected them; remove units by importance instead: surgery narrow --by l2",
+            )
+
+
 def unit_rows(array: Array, k: int, axis: layout.Layout, space: str, role: str = "out") -> Array:
     """What a tensor says about each unit that it makes: shape (units, numbers); empty if it makes none here."""
     unit, rest = units_along(axis, space, role)
@@ -140,6 +167,13 @@ def fold(plan: Plan, checkpoint: Checkpoint, model: ir.Model, *, double: bool) -
     """
     if not plan.folds or not any(edit.folded for edit in plan.spaces):
         return
+    try:
+        _fold(plan, checkpoint, model, double=double)
+    except (IndexError, KeyError, ValueError) as error:
+        raise PlanMismatch(f"the plan folds constants where the graph has none: {error}") from None
+
+
+def _fold(plan: Plan, checkpoint: Checkpoint, model: ir.Model, *, double: bool) -> None:
     nodes = {str(node.outputs[0].name): node for node in model.graph if node.outputs}
     for place in plan.folds:
         for name in [place.node, *([place.bias[0]] if place.bias else [])]:

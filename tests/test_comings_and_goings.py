@@ -142,6 +142,34 @@ def test_what_is_in_use_is_not_undone_and_the_weight_is_named() -> None:
             surgery.invert(plan, changed(after, name, where, 0.25))
 
 
+def test_a_plan_that_undoes_one_checkpoint_is_refused_for_one_that_uses_the_new_parts() -> None:
+    before = agent()
+    for plan, name, where in grown(before):
+        after = execute(plan, before)
+        back = surgery.invert(plan, after)
+        with pytest.raises(Refused):
+            surgery.apply(back, changed(after, name, where, 0.25))
+
+
+def test_a_plan_whose_constants_lead_nowhere_is_refused() -> None:
+    before = agent()
+    plan = surgery.retire(before, [Retired("observation", "wind", 0.5)])
+    (place,) = plan.folds
+    for wrong in (
+        {"operand": 7},
+        {"axis": 5},
+        {"node": "nowhere"},
+        {"bias": ["nowhere", 2]},
+        {"bias": [place.node, 9]},
+        {"bias": None},
+        {"layout": [3]},
+    ):
+        data = plan.to_json()
+        data["folds"] = [{**data["folds"][0], **wrong}]
+        with pytest.raises((PlanMismatch, Refused)):
+            surgery.apply(Plan.from_json(json.loads(json.dumps(data))), before)
+
+
 def test_a_trained_action_under_a_mean_is_not_undone() -> None:
     before = agent(head="dueling")
     plan = surgery.extend(before, actions=[NewAction("q_values", 1)])

@@ -55,13 +55,10 @@ def exact(plan: Plan, checkpoint: surgery.Checkpoint, inputs: dict[str, np.ndarr
     """The largest relative difference of outputs in float64, once the slot rule has been checked."""
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
     double, given = execute(plan, checkpoint, double=True), settled(plan, inputs)
-    for check in check_slots(plan, checkpoint, double, given, 0) if not plan.inexact_slots else ():
+    for check in check_slots(plan, checkpoint, double, given, 0):
         assert check.ok and (check.limit == LIMIT or "not evaluated" in check.detail), check
-    before = kept(plan, run(checkpoint.model, given))
-    for seed in (1, 2):
-        filled = grow(plan, given, np.random.default_rng(seed))
-        worst = difference(before, shrink(plan, run(double.model, filled)))[1]
-    return worst
+    filled = grow(plan, given, np.random.default_rng(1))
+    return difference(kept(plan, run(checkpoint.model, given)), shrink(plan, run(double.model, filled)))[1]
 
 
 def changes_of_observations(checkpoint: surgery.Checkpoint) -> Iterator[Callable[[], Plan]]:
@@ -74,7 +71,7 @@ def changes_of_observations(checkpoint: surgery.Checkpoint) -> Iterator[Callable
 @pytest.mark.parametrize(("name", "style"), EXPORTS)
 def test_observations_are_reordered_and_retired_exactly(name: str, style: str) -> None:
     checkpoint = with_state(surgery.load(zoo.export(name, style)))
-    inputs = zoo.sample(name, 2, np.random.default_rng(0))
+    inputs = zoo.sample(name, 1, np.random.default_rng(0))
     for make in changes_of_observations(checkpoint):
         try:
             plan = make()
@@ -99,8 +96,6 @@ def test_copies_are_merged_into_the_same_bytes(name: str, style: str) -> None:
     assert again.claim == "equivalent"
     assert {e.space: e.after for e in again.spaces} == {e.space: e.before for e in plan.spaces}
     same_bytes(checkpoint, execute(again, wide))
-    inputs = grow(plan, zoo.sample(name, 2, np.random.default_rng(0)))
-    assert exact(again, wide, inputs) <= FLOAT64
 
 
 @pytest.mark.parametrize(("name", "style"), EXPORTS)

@@ -11,7 +11,6 @@ import onnx_ir as ir
 
 from surgery.axis_maps import axis_maps
 from surgery.checkpoint import Checkpoint
-from surgery.edits import reads_fresh
 from surgery.errors import PlanMismatch, Refused
 from surgery.execute import constants
 from surgery.graph.layout import units
@@ -19,8 +18,7 @@ from surgery.graph.spaces import Analysis, analyse
 from surgery.interface import Interface
 from surgery.ops.build import build
 from surgery.plan import Plan
-from surgery.removal import check_duplicates, unit_rows
-from surgery.tensors import shape_of
+from surgery.removal import check_duplicates, check_unread, unit_rows
 from surgery.units import SpaceEdit
 
 _KNOWN = frozenset({"widen", "extend", "reorder", "adapt"})
@@ -55,7 +53,6 @@ def invert(plan: Plan, checkpoint: Checkpoint) -> Plan:
     analysis = analyse(checkpoint.model, checkpoint.interface, checkpoint.trained)
     edits = [_backwards(analysis, edit) for edit in plan.spaces]
     tensors = constants(analysis.model)
-    _check_unused(plan, tensors)
     averaged = _averaged(plan, analysis)
     for edit in averaged:
         _check_mean(analysis, edit, tensors)
@@ -66,6 +63,7 @@ def invert(plan: Plan, checkpoint: Checkpoint) -> Plan:
         notes=[f"'{edit.space}' is averaged over: its mean moves by rounding" for edit in averaged],
     )  # fmt: skip
     check_duplicates(result, tensors)
+    check_unread(replace(result, claim="equivalent"), tensors)
     return replace(result, environment=_contract(plan, checkpoint))
 
 
@@ -106,25 +104,6 @@ def _backwards(analysis: Analysis, edit: SpaceEdit) -> SpaceEdit:
     return SpaceEdit(
         edit.space, edit.after, tuple(first[old] for old in range(edit.before)), merged=tuple(copies)
     )
-
-
-def _check_unused(plan: Plan, tensors: Mapping[str, ir.TensorProtocol]) -> None:
-    """No old unit reads a fresh one."""
-    for tensor in plan.tensors:
-        if tensor.name not in tensors or shape_of(tensors[tensor.name]) != tensor.after(plan.sizes):
-            continue  # building the plan says what does not fit
-        mask = reads_fresh(axis_maps(tensor.axes, plan.edits))
-        if mask is False:
-            continue
-        array = tensors[tensor.name].numpy()
-        used = np.argwhere(np.broadcast_to(mask, array.shape) & (array != 0))
-        if len(used):
-            at = [int(k) for k in used[0]]
-            raise Refused(
-                f"the new units are in use: '{tensor.name}'{at} is {float(array[tuple(at)]):.3g}, not 0",
-                where={"entries in use": f"{len(used)} in '{tensor.name}'"},
-                hint="training has connected them; remove units by importance instead: surgery narrow --by l2",
-            )
 
 
 def _check_mean(analysis: Analysis, edit: SpaceEdit, tensors: Mapping[str, ir.TensorProtocol]) -> None:
