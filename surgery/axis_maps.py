@@ -141,6 +141,29 @@ def _outer_pairs(left: AxisMap, right: AxisMap, name: str) -> Array:
     return np.stack([new[extra], old[extra]])
 
 
+def belonging(layout: Layout, chosen: Mapping[str, Sequence[int]], role: str | None = None) -> Array:
+    """Mask of the elements of an axis, shape (size,), that belong to chosen units (space -> units) in any occurrence.
+
+    Args:
+      role: count only occurrences in this role; None for all.
+    """
+    mask = np.zeros(1, bool)
+    for factor in layout:
+        if isinstance(factor, Sum):
+            own = np.concatenate([belonging(part, chosen, role) for part in factor.parts])
+        elif isinstance(factor, Units):
+            counts = factor.space in chosen and role in (None, factor.role)
+            own = (
+                np.isin(np.arange(factor.size), chosen[factor.space])
+                if counts
+                else np.zeros(factor.size, bool)
+            )
+        else:
+            own = np.zeros(factor, bool)
+        mask = np.logical_or.outer(mask, own).reshape(-1)
+    return mask
+
+
 def units_along(layout: Layout, space: str, role: str | None = None) -> tuple[Array, Array]:
     """Which unit of a space each element of an axis belongs to.
 

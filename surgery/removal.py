@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from surgery.axis_maps import units_along
+from surgery.axis_maps import axis_map, belonging, units_along
 from surgery.checkpoint import Checkpoint
 from surgery.errors import PlanMismatch, Refused
 from surgery.graph import layout
@@ -19,6 +19,7 @@ from surgery.numeric.bounds import Bounds, bounds
 from surgery.numeric.evaluate import Evaluation, Frame
 from surgery.plan import Fold, Plan
 from surgery.tensors import shape_of
+from surgery.units import SpaceEdit
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Pins = Mapping[str, list[tuple[int, Array, Array]]]
@@ -40,18 +41,35 @@ def check_duplicates(plan: Plan, tensors: Mapping[str, ir.TensorProtocol]) -> No
     for edit in plan.spaces if plan.claim != "changed" else ():
         pairs = [(old, edit.source[new]) for old, new in edit.merged]
         for tensor in plan.tensors if pairs else ():
-            for k, axis in enumerate(tensor.axes):
-                rows = unit_rows(tensors[tensor.name].numpy(), k, axis, edit.space)
-                wrong = [
-                    pair for pair in pairs if rows.size and not np.array_equal(rows[pair[0]], rows[pair[1]])
-                ]
-                if wrong:
-                    one, other = wrong[0]
-                    raise Refused(
-                        f"units {other} and {one} of '{edit.space}' are no longer the same: '{tensor.name}' makes them"
-                        " differently",
-                        hint="training has told them apart; remove them by importance: surgery narrow --by l2",
-                    )
+            array = tensors[tensor.name].numpy()
+            if any(not alike(array, k, axis, edit, pairs) for k, axis in enumerate(tensor.axes)):
+                one, other = pairs[0]
+                raise Refused(
+                    f"units of '{edit.space}' that are to be merged are no longer the same ({other} and {one}, say):"
+                    f" '{tensor.name}' makes them differently",
+                    hint="training has told them apart; remove them by importance: surgery narrow --by l2",
+                )
+
+
+def alike(
+    array: Array, k: int, axis: layout.Layout, edit: SpaceEdit, pairs: Sequence[tuple[int, int]]
+) -> bool:
+    """Whether a tensor makes units by the same numbers: replacing one of each pair by the other changes nothing.
+
+    Args:
+      array: the tensor. k: one of its axes, with the layout `axis`, in which a space may occur several times.
+      edit: of that space. pairs: (unit, the unit that it should equal).
+    """
+    made = belonging(axis, {edit.space: [old for old, _ in pairs]}) & ~belonging(
+        axis, {edit.space: [old for old, _ in pairs]}, "in"
+    )
+    if not made.any():
+        return True
+    source = np.arange(edit.before)
+    source[[old for old, _ in pairs]] = [kept for _, kept in pairs]
+    still = axis_map(axis, {edit.space: SpaceEdit(edit.space, edit.before, tuple(int(n) for n in source))})
+    rows = np.moveaxis(array, k, 0)
+    return bool(np.array_equal(rows[made], rows[still.source[made]]))
 
 
 def check_unread(plan: Plan, tensors: Mapping[str, ir.TensorProtocol]) -> None:
@@ -66,11 +84,9 @@ def check_unread(plan: Plan, tensors: Mapping[str, ir.TensorProtocol]) -> None:
         read, goes = np.zeros(array.shape, bool), np.zeros(array.shape, bool)
         for k, axis in enumerate(tensor.axes):
             for edit in edits:
-                consumed = np.isin(units_along(axis, edit.space, "in")[0], edit.dropped)
-                made = np.isin(units_along(axis, edit.space)[0], edit.dropped) & ~consumed
-                inner = (1,) * (array.ndim - k - 1)
-                read |= consumed.reshape(-1, *inner)
-                goes |= made.reshape(-1, *inner)
+                gone, inner = {edit.space: edit.dropped}, (1,) * (array.ndim - k - 1)
+                read |= belonging(axis, gone, "in").reshape(-1, *inner)
+                goes |= (belonging(axis, gone, "out") | _other(axis, gone)).reshape(-1, *inner)
         used = np.argwhere(read & ~goes & (array != 0))
         if len(used):
             at = [int(k) for k in used[0]]
@@ -79,6 +95,11 @@ def check_unread(plan: Plan, tensors: Mapping[str, ir.TensorProtocol]) -> None:
                 where={"entries in use": f"{len(used)} in '{tensor.name}'"},
                 hint="training has connected them; remove units by importance instead: surgery narrow --by l2",
             )
+
+
+def _other(axis: layout.Layout, gone: Mapping[str, Sequence[int]]) -> Array:
+    """Elements that make units under a normaliser."""
+    return belonging(axis, gone, "mean") | belonging(axis, gone, "zero")
 
 
 def unit_rows(array: Array, k: int, axis: layout.Layout, space: str, role: str = "out") -> Array:

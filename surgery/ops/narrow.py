@@ -12,13 +12,14 @@ from surgery.axis_maps import units_along
 from surgery.checkpoint import Checkpoint
 from surgery.copies import related
 from surgery.errors import ArgumentError, Refused
+from surgery.execute import constants
 from surgery.graph.readers import Reader, mixed_parameters, readers
 from surgery.graph.spaces import Analysis, Space, analyse
 from surgery.numeric.bounds import Bounds
 from surgery.ops.build import build
 from surgery.ops.importance import Score, classes, importance
 from surgery.plan import Plan
-from surgery.removal import ranges
+from surgery.removal import alike, ranges
 from surgery.units import SpaceEdit
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -149,7 +150,17 @@ def spare(
     if space.whole is not None and len(set(np.bincount(same)[np.unique(same)])) > 1:
         return gone, []
     pairs = [(k, int(same[k])) for k in range(space.size) if same[k] != k]
-    return gone, [(k, kept) for k, kept in pairs if k not in constant and kept not in constant]
+    pairs = [(k, kept) for k, kept in pairs if k not in constant and kept not in constant]
+    return gone, pairs if all(_same(analysis, member, pairs) for member in family) else []
+
+
+def _same(analysis: Analysis, space: Space, pairs: Sequence[tuple[int, int]]) -> bool:
+    """Whether pairs are duplicates in every occurrence, also where an axis has the space several times."""
+    edit, tensors = SpaceEdit(space.name, space.size, tuple(range(space.size))), constants(analysis.model)
+    return not pairs or all(
+        alike(tensors[ref.tensor].numpy(), ref.axis, analysis.tensors[ref.tensor][ref.axis], edit, pairs)
+        for ref in space.axes
+    )
 
 
 def _constant(places: list[Reader], space: Space, known: Mapping[str, Bounds | None]) -> list[int]:
