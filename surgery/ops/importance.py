@@ -102,36 +102,32 @@ def _activity(analysis: Analysis, places: list[Reader], space: Space, inputs: Ma
 
 
 def _taylor(analysis: Analysis, places: list[Reader], space: Space, inputs: Mapping[str, Array]) -> Array:
-    """One complex-step run per unit, with a gate on what reads it."""
+    """One complex-step run per unit with a gate on what reads it, of the nodes behind these places only."""
+    values = run(analysis.model, inputs, outputs=sorted({place.value for place in places}))
+    cut = analysis.model.clone()
+    twins = dict(zip(analysis.model.graph, cut.graph, strict=True))
+    gates = [_entry(cut, twins[place.node], place.operand) for place in places]
     total = np.zeros(space.size)
-    ranks = {
-        name: x.ndim
-        for name, x in run(analysis.model, inputs, outputs=sorted({p.value for p in places})).items()
-    }
     for k in range(space.size):
-        moved = analysis.model.clone()
-        twins = dict(zip(analysis.model.graph, moved.graph, strict=True))
-        for place in places:
+        given = dict(inputs)
+        for name, place in zip(gates, places, strict=True):
             unit, _ = units_along(place.layout, space.name)
+            value = values[place.value]
             gate = np.where(unit == k, 1 + 1j * _STEP, 1.0)
-            inner = ranks[place.value] - place.axis - 1
-            _gate(moved, twins[place.node], place.operand, gate.reshape((-1,) + (1,) * inner))
-        found = run(moved, inputs, dtype=np.complex128)
+            given[name] = value * gate.reshape((-1,) + (1,) * (value.ndim - place.axis - 1))
+        found = run(cut, given, dtype=np.complex128)
         total[k] = np.sqrt(
             sum(float(np.square(y.imag / _STEP).mean()) for y in found.values() if y.dtype.kind == "c")
         )
     return total
 
 
-def _gate(model: ir.Model, node: ir.Node, operand: int, gate: Array) -> None:
-    """Multiply one operand of a node by a gate, in place."""
-    name = f"{node.outputs[0].name}.gate{operand}"
-    factor = ir.Value(name=name, const_value=ir.Tensor(gate, name=name))
-    model.graph.register_initializer(factor)
-    product = ir.node("Mul", [node.inputs[operand], factor])
-    product.outputs[0].name = f"{name}.product"
-    model.graph.insert_before(node, product)
-    node.replace_input_with(operand, product.outputs[0])
+def _entry(model: ir.Model, node: ir.Node, operand: int) -> str:
+    """Make an operand of a node an input of the graph, in place; its name."""
+    value = ir.Value(name=f"{node.outputs[0].name}.gated{operand}", type=ir.TensorType(ir.DataType.FLOAT))
+    model.graph.inputs.append(value)
+    node.replace_input_with(operand, value)
+    return str(value.name)
 
 
 def classes(analysis: Analysis, space: Space) -> Array:

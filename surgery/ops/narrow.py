@@ -13,6 +13,7 @@ from surgery.checkpoint import Checkpoint
 from surgery.copies import related
 from surgery.errors import ArgumentError, Refused
 from surgery.execute import constants
+from surgery.graph.layout import units
 from surgery.graph.readers import Reader, mixed_parameters, readers
 from surgery.graph.spaces import Analysis, Space, analyse
 from surgery.numeric.bounds import Bounds
@@ -88,7 +89,7 @@ def narrow(
     arguments = {"widths": {s.name: n for s, n in wanted.items()} or None, "by": by}
     return build(
         checkpoint, analysis, "narrow", edits, arguments=arguments, claim="changed" if changed else "equivalent",
-        seed=seed, notes=_notes(checkpoint, edits),
+        seed=seed, notes=_notes(checkpoint, analysis, edits),
     )  # fmt: skip
 
 
@@ -219,12 +220,24 @@ def _edit(
     return SpaceEdit(space.name, space.size, source, merged=pairs, folded=tuple((k, None) for k in fold))
 
 
-def _notes(checkpoint: Checkpoint, edits: list[SpaceEdit]) -> list[str]:
-    """What is said of the optimizer's second moments, which only proportional gradients determine."""
-    if checkpoint.optimizer is None or not any(edit.merged for edit in edits):
-        return []
-    names = ", ".join(f"'{edit.space}'" for edit in edits if edit.merged)
-    return [
-        f"second moments of merged units in {names} are exact where their outgoing weights were proportional, else an"
-        " upper bound"
-    ]
+def _notes(checkpoint: Checkpoint, analysis: Analysis, edits: list[SpaceEdit]) -> list[str]:
+    """What is said of second moments, which only proportional gradients determine, and of running hidden states."""
+    names = [edit.space for edit in edits if edit.merged]
+    states = {
+        part.space for side, _, axes in analysis.ports if side == "input" for a in axes for part in units(a)
+    }
+    notes = []
+    if checkpoint.optimizer is not None and names:
+        notes.append(
+            f"second moments of merged units in {_quoted(names)} are exact where their outgoing weights were"
+            " proportional, else an upper bound"
+        )
+    if running := [name for name in names if name in states]:
+        notes.append(
+            f"equal for hidden states in which merged units of {_quoted(running)} are equal, as from the start"
+        )
+    return notes
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
