@@ -73,6 +73,8 @@ def command(
     if record:
         path = _files.check_target(target, [model], force=force) if target else model
     checkpoint = surgery.load(model)
+    if path == model and checkpoint.origin is not None:
+        raise ArgumentError(f"{model} is a framework's own file, and is not changed in place", hint="-o OUT")
     contract = _environment.contract(checkpoint.environment, environment, settings)
     try:
         with output.counting("episodes", episodes) as progress:
