@@ -302,6 +302,26 @@ def test_where_one_backend_cannot_run_a_model_the_other_does(broken, left, monke
     assert np.allclose(policy.scores(observation), wanted, rtol=1e-5)
 
 
+def test_tensors_bound_where_they_lie_give_what_copied_ones_give():
+    """The path of a GPU, on the CPU."""
+    from surgery.policy import backends
+    from surgery.verify.outputs import session
+
+    for made in (
+        linear("q", (3,), "q_values"),
+        linear("q", (3,), "q_values", dtype="uint8"),
+        recurrent("LSTM")[0],
+    ):
+        feeds = {name: torch.from_numpy(array) for name, array in probes(made, 5, seed=0).items()}
+        names = [port.name for port in made.interface.outputs]
+        wanted = backends.in_runtime(made, torch.device("cpu"))(feeds)
+        opened, _ = session(made.model, optimise=True)
+        found = backends._bound(opened, feeds, names, torch.device("cpu"))
+        del opened
+        for name in names:
+            assert torch.equal(found[name], wanted[name])
+
+
 def test_a_module_that_computes_something_else_is_refused(monkeypatch):
     from surgery.errors import GraphError
     from surgery.policy import backends

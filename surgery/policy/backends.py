@@ -11,6 +11,7 @@ import torch
 
 from surgery.checkpoint import Checkpoint
 from surgery.errors import GraphError, SurgeryError
+from surgery.policy.feeds import ONNX_TYPES
 from surgery.probes import probes
 from surgery.torch import to_module
 from surgery.verify.outputs import session
@@ -72,21 +73,21 @@ def in_runtime(checkpoint: Checkpoint, device: torch.device) -> Run:
 
 
 def _bound(opened: Any, feeds: Mapping[str, torch.Tensor], names: list[str], device: torch.device) -> Tensors:  # noqa: ANN401
-    """Inputs are read where they lie, outputs are left on the device and handed over by DLPack."""
-    index = device.index or 0
+    """Inputs are read where they lie, outputs stay on the device and are handed over by DLPack: nothing is copied."""
+    place, index = device.type, device.index or 0
     binding = opened.io_binding()
     for name, tensor in feeds.items():
-        element = np.dtype(str(tensor.dtype).removeprefix("torch."))
-        binding.bind_input(name, "cuda", index, element, tuple(tensor.shape), tensor.data_ptr())
+        binding.bind_input(
+            name, place, index, int(ONNX_TYPES[tensor.dtype]), tuple(tensor.shape), tensor.data_ptr()
+        )
     for name in names:
-        binding.bind_output(name, "cuda", index)
-    torch.cuda.current_stream(device).synchronize()
+        binding.bind_output(name, place, index)
+    if place == "cuda":
+        torch.cuda.current_stream(device).synchronize()  # what feeds the inputs runs on torch's stream
     opened.run_with_iobinding(binding)
+    binding.synchronize_outputs()
     values = binding.get_outputs()
-    return {
-        name: torch.utils.dlpack.from_dlpack(value._ortvalue.to_dlpack())
-        for name, value in zip(names, values, strict=True)
-    }
+    return {name: torch.from_dlpack(value) for name, value in zip(names, values, strict=True)}  # type: ignore[attr-defined]
 
 
 def best(checkpoint: Checkpoint, device: torch.device) -> tuple[str, Run]:

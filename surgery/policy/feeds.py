@@ -25,6 +25,7 @@ _TORCH: Mapping[ir.DataType, torch.dtype] = {
     ir.DataType.INT64: torch.int64,
     ir.DataType.BOOL: torch.bool,
 }
+ONNX_TYPES: Mapping[torch.dtype, ir.DataType] = {ours: theirs for theirs, ours in _TORCH.items()}
 
 
 @dataclass(frozen=True)
