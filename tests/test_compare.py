@@ -202,23 +202,33 @@ def test_scores_are_on_one_scale_and_the_best_comes_first(runs):
 
 
 def test_unfinished_runs_are_compared_where_all_have_got_to(runs):
-    write_run(runs / "q" / "q9", "qdagger", 9, [2.0, 6.0])
+    write_run(runs / "q" / "q9", "qdagger", 9, [2.0, 6.0], budget=75_000)
     config = json.loads((runs / "q" / "q9" / "config.json").read_text())
     config["settings"]["budget"] = 100_000
     (runs / "q" / "q9" / "config.json").write_text(json.dumps(config))
     done = compare([runs])
     assert done.at == 50_000
-    assert any("1 runs are not finished" in note for note in done.notes)
+    assert any("1 run is not finished" in note for note in done.notes)
     at = compare([runs], at=12_500)
     assert at.groups[0].iqm.value == pytest.approx((4.1 - 0.5) / 7.5, abs=0.01)  # between two evaluations
-    with pytest.raises(ArgumentError, match="60,000"):
-        compare([runs], at=60_000)
+    late = compare([runs], at=60_000)
+    assert [(group.name, len(group.runs)) for group in late.groups] == [("qdagger", 1)]
+    assert any("have not taken 60,000 frames" in note for note in late.notes)
+    with pytest.raises(ArgumentError, match="no run has taken 200,000 frames"):
+        compare([runs], at=200_000)
 
 
 def test_a_run_that_is_going_on_ends_in_half_a_line(runs):
     with (runs / "q" / "q0" / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "evaluation", "fra')
     assert read_run(runs / "q" / "q0").returns.tolist() == [2.0, 6.0, 8.0]
+
+
+def test_a_run_that_was_not_evaluated_yet_is_left_out_and_said(runs):
+    (runs / "q" / "q0" / "metrics.jsonl").write_text("")
+    done = compare([runs])
+    assert len(done.groups[0].runs) == 4
+    assert "1 of 10 runs were not evaluated yet" in done.notes
 
 
 def test_several_games_are_averaged_on_their_own_scales(tmp_path):
@@ -246,6 +256,10 @@ def test_runs_are_grouped_by_what_is_asked_for(tmp_path):
         write_run(tmp_path / "new" / f"b{seed}", "qdagger", seed, [0, 5.0], n_step=1)
     assert [group.name for group in compare([tmp_path], by="folder").groups] == ["new", "old"]
     assert [group.name for group in compare([tmp_path], by="n_step").groups] == ["n_step=1", "n_step=3"]
+    assert [group.name for group in compare([tmp_path], by="method,n_step").groups] == [
+        "qdagger n_step=1",
+        "qdagger n_step=3",
+    ]
     with pytest.raises(ArgumentError, match="2 runs of 'qdagger' have seed 0"):
         compare([tmp_path])
     with pytest.raises(ArgumentError, match="no setting 'colour'"):
@@ -287,7 +301,7 @@ def _broken(runs, how):
     [
         ("line", CorruptFile, "line 1"),
         ("config", FileError, "does not exist"),
-        ("empty", CorruptFile, "not evaluated yet"),
+        ("empty", ArgumentError, "none of 1 runs was evaluated yet"),
         ("binary", CorruptFile, "not text"),
         ("list", CorruptFile, "not a JSON object"),
     ],

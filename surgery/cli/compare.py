@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 @click.command("compare", short_help="Compare runs: curves, interquartile means, intervals.")
 @_options.file_argument("runs", metavar="RUN...", many=True)
 @click.option(
-    "--by", metavar="WHAT", default="method", show_default=True, help="Group by method, folder or a setting."
+    "--by",
+    metavar="WHAT",
+    default="method",
+    show_default=True,
+    help="Group by method, folder, a setting, or several: method,n_step.",
 )
 @click.option("--scale", metavar="SCALE", help="teacher, human or none; else the first that every game has.")
 @click.option(
@@ -49,7 +53,7 @@ def command(
     \b
     Example:
       surgery compare runs/qdagger-* runs/scratch-* -o comparison.png
-      surgery compare runs --by n_step --at 1000000 --json
+      surgery compare runs --by method,n_step --at 1000000 --json
     """
     from surgery.compare import compare, figure
 

@@ -106,9 +106,11 @@ def compare(
 
     Args:
       paths: run directories, or folders that hold them.
-      by: what runs are grouped by: `method`, `folder` (the one that a run lies in), or a setting of `config.json`.
+      by: what runs are grouped by: `method`, `folder` (the one that a run lies in), a setting of `config.json`, or
+        several of these, separated by commas.
       scale: `teacher` or `human`: 0 is random play and 1 that; `none`: returns. None: the first that every game has.
-      at: frames at which final scores are compared; None: the most that every run has taken.
+      at: frames at which final scores are compared, without the runs that have not got there; None: the most that every
+        run has taken.
       samples: of the bootstrap.
       seed: of the bootstrap.
 
@@ -117,18 +119,32 @@ def compare(
       ArgumentError: two runs of one group with one game and seed, no game that all groups have, several games without
         a scale, frames that no run has reached.
     """
-    runs = [read_run(folder) for folder in find_runs(paths)]
+    folders = find_runs(paths)
+    runs = [run for run in map(read_run, folders) if run is not None]
+    if not runs:
+        raise ArgumentError(
+            f"none of {len(folders)} runs was evaluated yet", hint="wait for the first evaluation"
+        )
+    late = [run for run in runs if at is not None and run.frames[-1] < at]
+    if len(late) == len(runs):
+        raise ArgumentError(f"no run has taken {at:,} frames", hint="leave out --at, or give less")
     groups: dict[str, list[Run]] = {}
     for run in runs:
+        if run in late:
+            continue
         groups.setdefault(_label(run, by), []).append(run)
     for name, members in groups.items():
         _check_once(name, members)
     games, notes = _common(groups)
+    if len(runs) < len(folders):
+        notes.append(f"{len(folders) - len(runs)} of {len(folders)} runs were not evaluated yet")
+    if late:
+        notes.append(
+            f"left out, as they have not taken {at:,} frames: {', '.join(str(run.folder) for run in late)}"
+        )
     chosen, references = _references(runs, games, scale)
     kept = {name: [run for run in members if run.game in games] for name, members in groups.items()}
     least = min(int(run.frames[-1]) for members in kept.values() for run in members)
-    if at is not None and at > least:
-        raise ArgumentError(f"not every run has taken {at:,} frames", hint=f"--at {least} or less")
     place = least if at is None else at
     scored = {name: _scores(members, games, references, np.array([place])) for name, members in kept.items()}
     flat = np.concatenate([one for scores in scored.values() for one in scores])
@@ -157,18 +173,22 @@ def _at(scores: Games) -> Games:
 
 
 def _label(run: Run, by: str) -> str:
-    if by == "method":
+    return " ".join(_part(run, key) for key in by.split(","))
+
+
+def _part(run: Run, key: str) -> str:
+    if key == "method":
         return run.method
-    if by == "folder":
+    if key == "folder":
         return run.folder.parent.name
     settings = run.config.get("settings")
     places = [run.config, settings if isinstance(settings, Mapping) else {}]
     for place in places:
-        if by in place:
-            return f"{by}={place[by]}"
-    known = sorted({str(key) for place in places for key in place})
+        if key in place:
+            return f"{key}={place[key]}"
+    known = sorted({str(name) for place in places for name in place})
     raise ArgumentError(
-        f"{run.folder} has no setting '{by}' to group by", hint=f"method, folder, {', '.join(known)}"
+        f"{run.folder} has no setting '{key}' to group by", hint=f"method, folder, {', '.join(known)}"
     )
 
 
@@ -179,7 +199,7 @@ def _check_once(name: str, runs: Sequence[Run]) -> None:
             twice = [str(run.folder) for run in runs if (run.game, run.seed) == (game, seed)]
             raise ArgumentError(
                 f"{count} runs of '{name}' have seed {seed} of {game}: {', '.join(twice[:4])}",
-                hint="leave some out, or group by what differs: --by folder, --by n_step",
+                hint="leave some out, or group by what differs: --by folder, --by method,n_step",
             )
 
 
@@ -278,7 +298,8 @@ def _warnings(groups: Sequence[Group], at: int) -> list[str]:
     notes = []
     unfinished = [run for group in groups for run in group.runs if run.budget and run.frames[-1] < run.budget]
     if unfinished:
-        notes.append(f"{len(unfinished)} runs are not finished; all are compared after {at:,} frames")
+        words = "run is" if len(unfinished) == 1 else "runs are"
+        notes.append(f"{len(unfinished)} {words} not finished; all are compared after {at:,} frames")
     few = min(len(group.runs) for group in groups)
     if few < 3:
         notes.append(f"{few} run{'s' if few > 1 else ''} of a method: an interval of so few says little")

@@ -19,7 +19,7 @@ CONFIG, METRICS = "config.json", "metrics.jsonl"
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """One run.
 
@@ -71,12 +71,12 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     return list(found)
 
 
-def read_run(folder: Path) -> Run:
-    """A run directory.
+def read_run(folder: Path) -> Run | None:
+    """A run directory; None if the run was not evaluated yet.
 
     Raises:
       FileError: a file is missing or cannot be read.
-      CorruptFile: a file is damaged, or the run was not evaluated yet.
+      CorruptFile: a file is damaged.
     """
     check_readable(folder / CONFIG)
     config = loads(_text(folder / CONFIG), CONFIG)
@@ -94,7 +94,7 @@ def read_run(folder: Path) -> Run:
             if line.get("kind") == "event" and (value := _number(line.get(name))) is not None:
                 measured[name] = value
     if not evaluations:
-        raise CorruptFile(f"{folder} was not evaluated yet", hint="leave it out, or wait")
+        return None
     frames = sorted(evaluations)
     budget, skip = _number(settings.get("budget")), _number(settings.get("skip")) or 1
     return Run(
