@@ -11,7 +11,7 @@ import pytest
 import surgery
 from surgery.builder import GraphBuilder
 from surgery.checkpoint import Checkpoint
-from surgery.errors import ArgumentError, Refused, SurgeryError, UnknownName
+from surgery.errors import ArgumentError, GraphError, Refused, SurgeryError, UnknownName
 from surgery.interface import Environment, Port, PortPatch, infer
 from surgery.probes import probes
 
@@ -159,6 +159,28 @@ def test_no_forbidden_action_is_ever_taken(mode, mask):
     assert set(np.unique(actions)) == set(np.flatnonzero(mask))
 
 
+def test_an_input_that_masks_actions_is_fed_by_the_contract():
+    graph = GraphBuilder("masked")
+    x, mask = graph.input("observation", (4,)), graph.input("action_mask", (3,), "bool")
+    y = graph.linear(x, "head", weights(3, 4), weights(3))
+    graph.output(graph.op("Where", mask, y, graph.constant(-1e9, "float32")), "q_values", (3,))
+    made = checkpoint(graph.model())
+    observation = weights(50, 4)
+    assert load(made).scores(observation).min() > -1e3
+    allowed = Environment(None, {"action_mask": [True, True, False]})
+    masked = load(made, environment=allowed)
+    assert torch.isneginf(masked.scores(observation)[:, 2]).all()
+    assert masked.act(observation, mode="sample", generator=np.random.default_rng(0)).max() == 1
+
+
+def test_a_network_that_gives_nan_is_said_to_be_broken():
+    graph = GraphBuilder("broken")
+    x = graph.input("observation", (4,))
+    graph.output(graph.linear(x, "head", np.full((3, 4), np.nan, np.float32), weights(3)), "q_values", (3,))
+    with pytest.raises(GraphError, match="NaN"):
+        load(checkpoint(graph.model())).act(weights(2, 4), generator=np.random.default_rng(0))
+
+
 def test_an_extended_teacher_never_takes_its_new_action():
     teacher = surgery.load(TEACHERS / "minatar-breakout-dqn.onnx")
     plan = surgery.extend(teacher, actions=[surgery.NewAction("q_values", 2)])
@@ -287,7 +309,6 @@ def test_a_tensor_is_taken_as_an_array_is():
     ("broken", "left"), [("in_runtime", "torch"), ("checked_module", "onnxruntime")], ids=str
 )
 def test_where_one_backend_cannot_run_a_model_the_other_does(broken, left, monkeypatch):
-    from surgery.errors import GraphError
     from surgery.policy import backends
 
     made, observation = linear("q", (3,), "q_values"), weights(5, 4)
@@ -323,7 +344,6 @@ def test_tensors_bound_where_they_lie_give_what_copied_ones_give():
 
 
 def test_a_module_that_computes_something_else_is_refused(monkeypatch):
-    from surgery.errors import GraphError
     from surgery.policy import backends
 
     made = linear("q", (3,), "q_values")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from surgery.checkpoint import Checkpoint
-from surgery.errors import ArgumentError, MissingDependency
+from surgery.errors import ArgumentError, GraphError, MissingDependency
 from surgery.interface import Environment
 from surgery.policy import backends
 from surgery.policy.feeds import (
@@ -104,8 +104,15 @@ class Policy:
 
         Returns:
           (n,) int64
+
+        Raises:
+          ArgumentError: observations of another shape. GraphError: the network gives NaN.
         """
         scores = self.scores(observation).cpu().numpy()
+        if np.isnan(scores).any():
+            raise GraphError(
+                f"output '{self.head.output}' is NaN for some observations", hint="its training has diverged"
+            )
         if mode == "sample":
             # The largest of log p + Gumbel noise is distributed as p.
             return np.asarray((scores / self.temperature + generator.gumbel(size=scores.shape)).argmax(-1))
