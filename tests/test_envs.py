@@ -160,9 +160,11 @@ def test_neighbouring_seeds_share_no_environment():
     assert drawn.min() >= 0
 
 
-def test_a_second_reset_starts_other_episodes():
-    envs = make(Environment("MinAtar/Breakout-v1"), 16, seed=0, training=False)
-    starts = {envs.reset().tobytes() for _ in range(4)}
+@pytest.mark.parametrize("name", ["MinAtar/Breakout-v1", "CartPole-v1", "ALE/MsPacman-v5"])
+def test_a_second_reset_starts_other_episodes(name):
+    envs = make(Environment(name), 8, seed=0, training=False)
+    actions = np.zeros(8, np.int64)
+    starts = {(envs.reset(), envs.step(actions).observation)[1].tobytes() for _ in range(4)}
     assert len(starts) > 1
 
 

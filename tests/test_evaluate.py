@@ -269,6 +269,15 @@ def test_recording_replaces_a_score_of_the_same_kind_and_keeps_the_rest(tmp_path
     assert after.digest() == teacher.digest() == scores["epsilon:0.05"].model
 
 
+def test_an_exact_edit_plays_the_same_games_and_keeps_the_record():
+    teacher = surgery.load(MINATAR)
+    wide = surgery.apply(surgery.widen(teacher, factor=2), teacher).checkpoint
+    before, after = evaluate(teacher, episodes=8), evaluate(wide, episodes=8)
+    assert np.array_equal(before.episodes.returns, after.episodes.returns)
+    assert after.known == before.known
+    assert after.score.model != before.score.model
+
+
 def test_a_contract_without_environment_takes_over_what_was_played():
     bare = surgery.load(CARTPOLE).replace(environment=Environment())
     done = evaluate(bare, episodes=2, environment=Environment("CartPole-v1"))
@@ -385,6 +394,14 @@ def test_the_verb_plays_records_and_normalises(tmp_path, capsys):
     }
     assert len(report["returns"]) == report["episodes"] == 4
     assert recorded(surgery.load(scored), "greedy").episodes == 4
+
+
+def test_a_score_under_other_settings_is_shown_beside_the_record_and_not_compared(capsys):
+    words = ["evaluate", MINATAR, "--episodes", "4", "--env-setting", "sticky_actions=0.9"]
+    assert main(words) == 0
+    assert (
+        "7.93 ± 2.1 (30 episodes), but with another sticky_actions: not compared" in capsys.readouterr().out
+    )
 
 
 def test_a_score_that_is_not_reached_is_not_recorded(tmp_path):

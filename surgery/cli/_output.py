@@ -66,15 +66,15 @@ class Output:
             yield
 
     @contextmanager
-    def counting(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Show on a terminal's stderr how many of a number are done."""
+    def counting(self, label: str) -> Iterator[Callable[[int, int], None]]:
+        """Show on a terminal's stderr how many are done, and of how many."""
         if self.quiet or self.as_json or not sys.stderr.isatty():
-            yield lambda _: None
+            yield lambda done, total: None
             return
         from rich.console import Console
 
-        with Console(stderr=True).status(f"{label}: 0 of {total:,}") as status:
-            yield lambda done: status.update(f"{label}: {done:,} of {total:,}")
+        with Console(stderr=True).status(label) as status:
+            yield lambda done, total: status.update(f"{label}: {done:,} of {total:,}")
 
 
 def to_json(report: Mapping[str, object]) -> str:

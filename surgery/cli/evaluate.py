@@ -77,7 +77,7 @@ def command(
         raise ArgumentError(f"{model} is a framework's own file, and is not changed in place", hint="-o OUT")
     contract = _environment.contract(checkpoint.environment, environment, settings)
     try:
-        with output.counting("episodes", episodes) as progress:
+        with output.counting("episodes") as show:
             done = evaluate.evaluate(
                 checkpoint,
                 episodes=episodes,
@@ -87,7 +87,7 @@ def command(
                 teacher=_teacher(teacher),
                 measure_random=measure,
                 device=device,
-                progress=progress,
+                progress=lambda count: show(count, episodes),
             )
     except SurgeryError as error:
         raise error.within(model=model) from None
@@ -97,10 +97,11 @@ def command(
         written = str(path)
     findings: tuple[Finding, ...] = ()
     if diagnose and done.confirmed is False:
-        with output.step("changing one thing at a time"):
-            findings = evaluate.diagnose(checkpoint, done, device=device)
+        with output.counting("changing one thing at a time") as show:
+            findings = evaluate.diagnose(checkpoint, done, device=device, progress=show)
     report = {**done.to_json(), "diagnosis": [one.to_json() for one in findings], "output": written}
-    output.show(report, lambda: _text(done, findings, written))
+    own = evaluate.recorded(checkpoint, done.mode)
+    output.show(report, lambda: _text(done, own, findings, written))
     return 1 if done.confirmed is False else 0
 
 
@@ -123,7 +124,7 @@ def _teacher(given: str | None) -> float | None:
     return played[0].mean
 
 
-def _text(done: Evaluation, findings: tuple[Finding, ...], written: str | None) -> str:
+def _text(done: Evaluation, own: Score | None, findings: tuple[Finding, ...], written: str | None) -> str:
     from surgery.evaluate.scores import interval
 
     played, bounds = done.episodes, interval(done.score)
@@ -131,7 +132,7 @@ def _text(done: Evaluation, findings: tuple[Finding, ...], written: str | None) 
     sure = "" if bounds is None else f"95% interval of the mean {bounds[0]:.3g} … {bounds[1]:.3g}; "
     rows = [
         ("return", f"{_score(done.score)} ({sure}episodes {spread})"),
-        ("recorded", _recorded(done)),
+        ("recorded", _recorded(done, own)),
         *([("random", f"{done.random.mean:.3g} ({done.random.source})")] if done.random else []),
         *([("human", _share(done.human, done.normalised(done.human)))] if done.human is not None else []),
         *(
@@ -164,7 +165,10 @@ def _score(score: Score) -> str:
     return f"{score.mean:.3g} ± {score.std:.2g}"
 
 
-def _recorded(done: Evaluation) -> str:
+def _recorded(done: Evaluation, own: Score | None) -> str:
+    if done.known is None and own is not None:
+        changed = ", ".join(done.score.settings)
+        return f"{_score(own)} ({own.episodes} episodes), but with another {changed}: not compared"
     if done.known is None:
         return "nothing for this action selection and environment; --record writes it"
     verdict = "confirmed" if done.confirmed else "NOT reached"
