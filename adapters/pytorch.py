@@ -277,7 +277,8 @@ def _contract(state: TrainingState) -> Environment:
     for name, members in state.networks.items():
         if {"running_mean", "running_variance"} <= set(members) and name.startswith(("observation", "state")):
             mean, variance = (members[f"running_{key}"].numpy().tolist() for key in ("mean", "variance"))
-            return Environment(settings={"normaliser": {"mean": mean, "variance": variance}})
+            statistics = {"mean": mean, "variance": variance}
+            return Environment(settings={"normaliser": {"observation": statistics}})
     return Environment()
 
 

@@ -11,6 +11,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 import surgery
 from surgery.cli import main
@@ -318,3 +319,26 @@ def test_adapt_fits_a_model_to_an_environment_and_it_loads_there_and_learns_on(s
         model.learn(20)
     finally:
         del gymnasium.registry["SmallAndUneven-v1"]
+
+
+def test_the_statistics_of_vec_normalize_are_read_and_follow(tmp_path):
+    row = ROWS["ppo"]
+    env = VecNormalize(DummyVecEnv([row.env]))
+    model = row.algorithm(row.policy, env, seed=0, device="cpu", **row.settings)
+    model.learn(20)
+    model.save(tmp_path / "run.zip")
+    env.save(str(tmp_path / "vecnormalize.pkl"))
+    before = surgery.load(tmp_path / "run.zip")
+    noted = before.environment.settings["normaliser"]["observation"]
+    np.testing.assert_array_equal(noted["mean"], env.obs_rms.mean)
+    surgery.apply(_extension(row, before), before).save(tmp_path / "more.zip")
+    later = VecNormalize.load(str(tmp_path / "more.vecnormalize.pkl"), DummyVecEnv([lambda: row.env(1)]))
+    np.testing.assert_array_equal(later.obs_rms.mean, np.insert(env.obs_rms.mean, 1, 0))
+    np.testing.assert_array_equal(later.obs_rms.var, np.insert(env.obs_rms.var, 1, 1))
+    assert later.observation_space == row.env(1).observation_space
+    with (tmp_path / "more.zip").open("rb") as file:
+        new = row.algorithm.load(file, env=later, device="cpu")
+    raw = observations(row, 12, more=1)["observation"]
+    wanted, _ = model.predict(env.normalize_obs(np.delete(raw, 1, axis=1)), deterministic=True)
+    assert (new.predict(later.normalize_obs(raw), deterministic=True)[0] == wanted).all()
+    new.learn(20)

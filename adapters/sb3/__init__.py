@@ -12,14 +12,15 @@ from surgery.checkpoint import Checkpoint
 from surgery.errors import FileError, Refused, SurgeryError
 from surgery.files import replacing
 from surgery.formats import sniff
-from surgery.interface import Interface
+from surgery.interface import Environment, Interface
 from surgery.optimizer import OptimizerState, ParamGroup
 from surgery.optimizer_record import OptimizerRecord, merged, slots_of
 from surgery_adapters.contract import NAME, Notes, notes_of
 from surgery_adapters.matching import checked, matched
+from surgery_adapters.sb3 import normaliser
 from surgery_adapters.sb3.file import Sb3File
 from surgery_adapters.sb3.networks import build
-from surgery_adapters.sb3.settings import follow
+from surgery_adapters.sb3.settings import follow, statistics
 from surgery_adapters.torch_patch import Content, changes, replace_members, rewritten
 
 
@@ -44,10 +45,17 @@ def load(path: Path, reading: Reading) -> Checkpoint:
     networks = build(file, reading)
     interface = Interface(tuple(networks.inputs), tuple(networks.outputs))
     notes = Notes.parse(file.notes)
+    environment = notes.environment
+    if (
+        "normaliser" not in environment.settings
+        and (beside := normaliser.find(path, file.space("observation_space"))) is not None
+    ):
+        statistics = normaliser.contract(beside)
+        environment = Environment(environment.id, {**environment.settings, "normaliser": statistics})
     return Checkpoint(
         checked(networks.layers.graph.model()),
         notes.meaning(interface),
-        environment=notes.environment,
+        environment=environment,
         lineage=notes.lineage,
         optimizer=_optimizer(file, networks.scopes) if reading.optimizer else None,
         source={
@@ -79,9 +87,14 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
     if notes := notes_of(checkpoint, Interface(tuple(networks.inputs), tuple(networks.outputs))):
         changed[NAME] = notes
     needed = sum(length for _, length in file.zip.members.values())
-    with replacing([path], force=force, needed=needed, sources=[like]) as [part], part.open("wb") as out:
-        replace_members(file.zip, changed, cast(BinaryIO, out))
-    return [path]
+    beside = statistics(file, checkpoint, like)
+    targets = [*([normaliser.own(path)] if beside is not None else []), path]
+    with replacing(targets, force=force, needed=needed, sources=[like]) as parts:
+        if beside is not None:
+            parts[0].write_bytes(beside)
+        with parts[-1].open("wb") as out:
+            replace_members(file.zip, changed, cast(BinaryIO, out))
+    return targets
 
 
 def _optimizer(file: Sb3File, scopes: Mapping[str, tuple[str, ...]]) -> OptimizerState | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from surgery.json_values import thaw
 from surgery.ports import port_sources
 from surgery.tensors import shape_of
 from surgery_adapters.layers import Tensors
-from surgery_adapters.pickle_tree import Name, Tree
+from surgery_adapters.pickle_tree import Name, Tree, dump
+from surgery_adapters.sb3 import normaliser
 from surgery_adapters.sb3.file import Sb3File, serialized
 from surgery_adapters.sb3.spaces import Space, change_box, change_count, read_space, set_bound
 
@@ -98,12 +100,16 @@ def _filled(values: object, unbounded: float) -> np.ndarray[Any, np.dtype[Any]]:
 def _actions(file: Sb3File, checkpoint: Checkpoint, settings: dict[str, object]) -> None:
     tree = file.tree("action_space")
     assert tree is not None
-    space = read_space(tree.root)
-    output = next(port.name for port in checkpoint.interface.outputs if port.name in _HEADS)
-    sources = port_sources(_since(checkpoint), "output", output)
-    if not sources:
-        return
-    source = sources[1]
+    if _actions_follow(read_space(tree.root), checkpoint):
+        settings["action_space"] = _shown_space(tree, file.data["action_space"])
+
+
+def _actions_follow(space: Space, checkpoint: Checkpoint) -> bool:
+    """Whether there are other actions; if so, the node of their space is changed."""
+    output = next((port.name for port in checkpoint.interface.outputs if port.name in _HEADS), "")
+    source = port_sources(_since(checkpoint), "output", output).get(1)
+    if source is None:
+        return False
     if space.kind == "Discrete":
         change_count(space, len(source))
     elif space.kind == "Box" and len(space.shape) == 1:
@@ -113,7 +119,25 @@ def _actions(file: Sb3File, checkpoint: Checkpoint, settings: dict[str, object])
         change_box(space, {0: source}, low, high)
     else:
         raise Refused(f"a {space.kind} of actions cannot be extended in the file: its heads are not one list")
-    settings["action_space"] = _shown_space(tree, file.data["action_space"])
+    return True
+
+
+def statistics(file: Sb3File, checkpoint: Checkpoint, like: Path) -> bytes | None:
+    """`VecNormalize`'s pickle for other spaces; None if there is none, or the spaces are what they were."""
+    beside = normaliser.find(like, file.space("observation_space"))
+    if beside is None:
+        return None
+    tree = normaliser.read(beside)
+    state = tree.root.state
+    seen = read_space(state["observation_space"])
+    changed = _actions_follow(read_space(state["action_space"]), checkpoint)
+    for name, part in (seen.spaces or {"observation": seen}).items():
+        if _box_follows(name, part, checkpoint, "input"):
+            changed = True
+            if source := port_sources(_since(checkpoint), "input", name).get(1):
+                normaliser.insert(tree, name, source)
+    content: bytes = dump(tree)
+    return content if changed else None
 
 
 def _since(checkpoint: Checkpoint) -> Sequence[LineageStep]:

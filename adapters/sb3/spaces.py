@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from surgery.errors import CorruptFile, Refused
-from surgery.interface import Bound
+from surgery.interface import Bound as Bound
 from surgery_adapters.pickle_tree import Made, Name
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -1,0 +1,116 @@
+"""`VecNormalize`: the running statistics that observations are normalised with, in a pickle beside the model.
+
+    observation' = clip((observation − mean) / √(variance + ε), −c, c)
+
+The networks read what comes out. (stable_baselines3/common/vec_env/vec_normalize.py)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from surgery.errors import CorruptFile
+from surgery.files import check_readable, read_error
+from surgery.json_values import Json
+from surgery_adapters.pickle_tree import Made, Tree, parse
+from surgery_adapters.sb3.spaces import Source, Space, read_array, read_space, write_array
+
+NAME = "vecnormalize.pkl"
+_MOST = 1 << 12
+"""Features of which the contract keeps the statistics."""
+
+
+def find(model: Path, observation: Space) -> Path | None:
+    """The statistics that belong to a model: beside it, or in a folder of its name, as RL Zoo has it.
+
+    Args:
+      model: its file. observation: its space; statistics of other shapes are another model's.
+
+    Raises:
+      FileError, CorruptFile: see `read`.
+    """
+    places = (own(model), model.parent / NAME, model.parent / model.stem / NAME)
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        return None
+    seen = read_space(read(found).root.state["observation_space"])
+    return found if _shapes(seen) == _shapes(observation) else None
+
+
+def _shapes(space: Space) -> dict[str, tuple[int, ...]]:
+    return {name: part.shape for name, part in (space.spaces or {"": space}).items()}
+
+
+def own(model: Path) -> Path:
+    """Where the statistics of a model are written."""
+    return model.with_name(f"{model.stem}.{NAME}")
+
+
+def read(path: Path) -> Tree:
+    """The pickle as a tree.
+
+    Raises:
+      FileError: it cannot be read. CorruptFile: damaged, or it is no `VecNormalize`.
+    """
+    check_readable(path)
+    try:
+        tree = parse(path.read_bytes())
+    except OSError as error:
+        raise read_error(error, path) from error
+    except CorruptFile as error:
+        raise error.within(file=path) from error
+    if not isinstance(tree.root, Made) or not isinstance(tree.root.state, dict):
+        raise CorruptFile(f"{path} holds no VecNormalize")
+    return tree
+
+
+def contract(path: Path) -> dict[str, Json]:
+    """The statistics by input, for the contract of the environment.
+
+    Raises:
+      FileError, CorruptFile: see `read`.
+    """
+    tree = read(path)
+    state = tree.root.state
+    if not state.get("norm_obs", True):
+        return {}
+    found: dict[str, Json] = {}
+    for name, node in _statistics(state).items():
+        mean, variance = (read_array(node.state[key]) for key in ("mean", "var"))
+        if mean.ndim == 1 and mean.size <= _MOST:
+            found[name] = {
+                "mean": mean.tolist(),
+                "variance": variance.tolist(),
+                "epsilon": _number(state.get("epsilon"), 1e-8),
+                "clip": _number(state.get("clip_obs"), 10.0),
+            }
+    return found
+
+
+def insert(tree: Tree, name: str, source: Source) -> None:
+    """Give the statistics of an input new features, in place: they start with mean 0 and variance 1.
+
+    Args:
+      tree: the pickle. name: of the input. source: for every feature the old one that it was, or None.
+    """
+    statistics = _statistics(tree.root.state)
+    if name in statistics:
+        inner = statistics[name].state
+        for key, fresh in (("mean", 0.0), ("var", 1.0)):
+            old = read_array(inner[key])
+            new = np.array([fresh if k is None else old[k] for k in source], old.dtype)
+            inner[key] = write_array(inner[key], new)
+
+
+def _statistics(state: Mapping[str, Any]) -> dict[str, Made]:
+    found = state.get("obs_rms")
+    named = found if isinstance(found, dict) else {"observation": found}
+    return {str(k): v for k, v in named.items() if isinstance(v, Made) and isinstance(v.state, dict)}
+
+
+def _number(value: object, usual: float) -> float:
+    return float(value) if isinstance(value, int | float) else usual
