@@ -17,6 +17,7 @@ from surgery.interface import Environment, Interface, Port, infer
 from surgery.optimizer import OptimizerState
 from surgery.optimizer_record import OptimizerRecord, merged, slots_of
 from surgery.tensors import MappedFile, Region, read_safetensors, shape_of, write_safetensors
+from surgery_adapters import impala
 from surgery_adapters.chains import Chain, Part, custom, declare
 from surgery_adapters.contract import NAME, Notes, bare, notes_of
 from surgery_adapters.layers import Layers
@@ -147,12 +148,16 @@ def _chained(
     layers = Layers(path.stem, {name: tensor for part in parts for name, tensor in part.tensors.items()})
     outputs: list[Port] = []
     first: Chain | None = None
+    seen: ir.Value | None = None
     for part in parts:
         chain = Chain(layers, part.tensors, activation or custom(part.tensors))
-        if first is not None:
+        if impala.stages(part.tensors):
+            chain = Chain(layers, impala.rest(part.tensors), "relu")
+            chain.observation, chain.features = impala.build(layers, part.tensors, reading, seen)
+        elif first is not None:
             chain.observation, chain.features = first.observation, first.features
         ends = chain.build(reading)
-        first = first or chain
+        first, seen = first or chain, seen or layers.graph.model().graph.inputs[0]
         outputs += declare(layers, part, ends, {port.name for port in outputs})
     return checked(layers.graph.model()), outputs
 

@@ -17,11 +17,8 @@ from surgery.verify.outputs import runtime
 from tests.test_pytorch_files import same
 from tests.torch_models import ROWS, Residual, Row
 
-TEACHERS = {
-    "breakout-ppo.onnx": None,
-    "cartpole-dqn.pt": "relu",
-    "minatar-breakout-dqn.pt": None,
-}
+BARE = {name for name in ROWS if "impala" in name or ("cleanrl" in name and name != "cleanrl continuous")}
+"""Files without optimizer state."""
 
 
 def load(row: Row, path: Path) -> surgery.Checkpoint:
@@ -50,9 +47,7 @@ def test_the_graph_computes_what_the_network_computes(tmp_path, name):
         assert (found[key].argmax(1) == value.argmax(1)).all()
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in ROWS if "cleanrl" not in name or name == "cleanrl continuous"]
-)
+@pytest.mark.parametrize("name", [name for name in ROWS if name not in BARE])
 def test_optimizer_state_is_under_the_parameters_names(tmp_path, name):
     row = ROWS[name]
     path, net, _, optimizer = row.save(tmp_path)

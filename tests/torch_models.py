@@ -128,6 +128,50 @@ class NatureActorCritic(nn.Module):
         self.actor, self.critic = nn.Linear(12, 4), nn.Linear(12, 1)
 
 
+class ResidualBlock(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv0 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv1(torch.relu(self.conv0(torch.relu(x)))) + x
+
+
+class ConvSequence(nn.Module):
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(before, after, 3, padding=1)
+        self.res_block0, self.res_block1 = ResidualBlock(after), ResidualBlock(after)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.max_pool2d(self.conv(x), kernel_size=3, stride=2, padding=1)
+        return self.res_block1(self.res_block0(x))
+
+
+class Impala(nn.Module):
+    """CleanRL, qdagger_dqn_atari_impalacnn.py, with fewer channels"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Sequential(
+            ConvSequence(4, 3), ConvSequence(3, 4), ConvSequence(4, 5), nn.Flatten(), nn.ReLU(),
+            nn.Linear(5 * 11 * 11, 12), nn.ReLU(), nn.Linear(12, 4),
+        )  # fmt: skip
+
+
+class ImpalaActorCritic(nn.Module):
+    """CleanRL, ppo_procgen.py, with fewer channels"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Sequential(
+            ConvSequence(4, 3), ConvSequence(3, 4), ConvSequence(4, 5), nn.Flatten(), nn.ReLU(),
+            nn.Linear(5 * 11 * 11, 12), nn.ReLU(),
+        )  # fmt: skip
+        self.actor, self.critic = nn.Linear(12, 4), nn.Linear(12, 1)
+
+
 class Residual(nn.Module):
     """What no state dict tells: a residual branch, an activation that is nowhere else, two heads"""
 
@@ -209,6 +253,20 @@ ROWS: Mapping[str, Row] = {
         _bare, ".cleanrl_model", image=True,
     ),
     "cleanrl dqn": Row(Sequence, lambda m, x: {"q_values": m.network(x)}, _bare, ".cleanrl_model"),
+    "cleanrl impala": Row(
+        Impala, lambda m, x: {"q_values": m.network(x / 255)}, _bare, ".cleanrl_model", image=True,
+    ),
+    "cleanrl impala ppo": Row(
+        ImpalaActorCritic,
+        lambda m, x: {"logits": m.actor(m.network(x / 255)), "value": m.critic(m.network(x / 255))},
+        _bare, ".cleanrl_model", image=True,
+    ),
+    "impala and target": Row(
+        Impala,
+        lambda m, x: {"q_values": m.network(x / 255)},
+        lambda net, other, optimizer: {"model": net.state_dict(), "target": other.state_dict()},
+        image=True,
+    ),
     "cleanrl sac": Row(
         SacActor,
         lambda m, x: {"mean": m.fc_mean(m.trunk(x)), "action_log_std": m.fc_logstd(m.trunk(x))},
