@@ -1,4 +1,4 @@
-"""CleanRL's `.cleanrl_model` files: bare state dicts of PyTorch. (Flax writes the same suffix in another format.)
+"""CleanRL's `.cleanrl_model` files: bare state dicts of PyTorch, or parameters of flax under the same suffix.
 
 A state dict holds no activations; the scripts do, and their networks are told by their names.
 (https://github.com/vwxyzjn/cleanrl, cleanrl/*.py)
@@ -10,9 +10,8 @@ from pathlib import Path
 
 from surgery.adapters import Reading, TrainingState
 from surgery.checkpoint import Checkpoint
-from surgery.errors import UnknownFormat
 from surgery.formats import sniff
-from surgery_adapters import pytorch
+from surgery_adapters import cleanrl_flax, pytorch
 
 SUFFIX = ".cleanrl_model"
 
@@ -24,14 +23,17 @@ def detect(path: Path) -> bool:
 
 def training_state(path: Path) -> TrainingState:
     """The network; these files hold no optimizer."""
-    _check(path)
+    if _flax(path):
+        return TrainingState(cleanrl_flax.networks(path))
     state: TrainingState = pytorch.training_state(path)
     return state
 
 
 def load(path: Path, reading: Reading) -> Checkpoint:
     """The network as a graph, with the activation of the script that has such a network."""
-    _check(path)
+    if _flax(path):
+        made: Checkpoint = cleanrl_flax.load(path, reading)
+        return made
     network = training_state(path).networks["model"]
     names = {name.partition(".")[0] for name in network}
     # ppo.py and ppo_continuous_action.py are tanh throughout; all other scripts are ReLU
@@ -41,16 +43,12 @@ def load(path: Path, reading: Reading) -> Checkpoint:
     return found.replace(source={**found.source, "adapter": "cleanrl"})
 
 
-save = pytorch.save
+def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list[Path]:
+    """Write a copy of a model with other tensors; see `surgery.adapters.Adapter`."""
+    chosen = cleanrl_flax if _flax(like) else pytorch
+    written: list[Path] = chosen.save(checkpoint, path, like=like, force=force)
+    return written
 
 
 def _flax(path: Path) -> bool:
     return path.is_file() and sniff(path).name == "msgpack"
-
-
-def _check(path: Path) -> None:
-    if _flax(path):
-        raise UnknownFormat(
-            f"{path} is a model of one of CleanRL's JAX scripts, which is not read yet",
-            hint="export it with jax2onnx, or take the model of the PyTorch script of the same name",
-        )
