@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ from surgery.interface import PortPatch
 from surgery.ops.actions import NewAction
 from surgery.ops.extend import NewObservation
 from surgery.verify.outputs import runtime
+from surgery_adapters.pickle_tree import Made, Name, parse
+from surgery_adapters.sb3.spaces import change_box, read_space
 from tests.sb3_models import ROWS, Row, Uneven, answers, given, observations
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
@@ -235,7 +238,7 @@ def test_episodes_through_predict_and_through_our_graph_are_the_same(saved, name
 def test_the_command_line_takes_and_writes_the_frameworks_files(saved, tmp_path, capsys):
     source, wide, graph = str(saved["dqn"]), str(tmp_path / "wide.zip"), str(tmp_path / "agent.onnx")
     assert main(["inspect", source]) == 0
-    assert "q_net.q_net.0" in capsys.readouterr().out
+    assert "q_net_target.* is edited as q_net.* is" in capsys.readouterr().out
     assert main(["widen", source, "--factor", "2", "-o", wide]) == 0
     assert "q_net_target.q_net.0 12→24" in capsys.readouterr().out
     assert main(["verify", source, wide]) == 0
@@ -342,3 +345,16 @@ def test_the_statistics_of_vec_normalize_are_read_and_follow(tmp_path):
     wanted, _ = model.predict(env.normalize_obs(np.delete(raw, 1, axis=1)), deterministic=True)
     assert (new.predict(later.normalize_obs(raw), deterministic=True)[0] == wanted).all()
     new.learn(20)
+
+
+def test_spaces_of_old_gym_are_read_and_changed_as_they_are_stored():
+    """gym 0.17 under NumPy 1: `shape` without an underscore, arrays by `_reconstruct`, protocol 3."""
+    state = {"dtype": np.dtype("f4"), "shape": (3,), "low": np.full(3, -1, "f4"), "high": np.ones(3, "f4")}
+    tree = parse(pickle.dumps(state, 3).replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    space = Made(Name("gym.spaces.box", "Box"), (), "NEWOBJ", state=tree.root)
+    found = read_space(space)
+    assert (found.kind, found.shape) == ("Box", (3,))
+    change_box(found, {0: (0, None, 1, 2)}, None, (5.0, 6.0, 7.0, 8.0))
+    again = read_space(space)
+    np.testing.assert_array_equal(again.low, np.array([-1, -np.inf, -1, -1], "f4"))
+    np.testing.assert_array_equal(again.high, np.array([1, 6, 1, 1], "f4"))

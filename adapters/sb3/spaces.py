@@ -83,7 +83,7 @@ def read_space(node: object) -> Space:
         dtype = _dtype(state["dtype"])
         if kind == "Discrete":
             return Space(kind, (), str(dtype), node, counts=(_integer(state["n"]),))
-        shape = tuple(int(size) for size in state["_shape"])
+        shape = tuple(int(size) for size in state[_shape_key(state)])
         if kind == "MultiDiscrete":
             counts = tuple(int(count) for count in read_array(state["nvec"]).reshape(-1))
             return Space(kind, shape, str(dtype), node, counts=counts)
@@ -92,6 +92,10 @@ def read_space(node: object) -> Space:
         return Space(kind, shape, str(dtype), node, read_array(state["low"]), read_array(state["high"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptFile(f"a space of the file is damaged: {type(error).__name__}: {error}") from error
+
+
+def _shape_key(state: Mapping[str, Any]) -> str:
+    return "_shape" if "_shape" in state else "shape"  # before gym 0.18
 
 
 def _kind(node: Made) -> str:
@@ -124,7 +128,7 @@ def set_bound(space: Space, name: str, array: Array) -> None:
     """Give a Box's node a bound (`low` or `high`), its shape included, in place."""
     state = space.node.state
     assert isinstance(state, dict)
-    state["_shape"] = tuple(array.shape)
+    state[_shape_key(state)] = tuple(array.shape)
     state[name] = write_array(state[name], array)
     flag = {"low": "bounded_below", "high": "bounded_above"}[name]
     if flag in state:

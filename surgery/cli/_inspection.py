@@ -42,6 +42,7 @@ def inspection(
         "layers": _layers(graph),
         "spaces": [_space(space) for space in analysis.spaces],
         "optimizer": _optimizer(checkpoint.optimizer) if checkpoint.optimizer else None,
+        "copies": dict(checkpoint.copies),
         "environment": checkpoint.environment.to_json(),
         "lineage": [step.to_json() for step in checkpoint.lineage],
     }

@@ -77,6 +77,9 @@ def _text(report: Report) -> str:
         "frozen": _frozen(report["spaces"]),
         "fixed": _fixed(report["spaces"]),
         "optimizer": _optimizer(report["optimizer"]),
+        "copies": "\n".join(
+            f"{copy}* is edited as {original}* is" for copy, original in report["copies"].items()
+        ),
         "environment": _environment(report["environment"]),
         "lineage": _lineage(report["lineage"]),
     }
