@@ -132,3 +132,23 @@ def test_unknown_classes_are_refused_by_name() -> None:
         swap_optimizer(
             torch.optim.SGD([weight]), "adam", named_parameters=nn.Linear(2, 2).named_parameters(), lr=1.0
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_state_is_in_the_precision_of_its_parameter(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    net = nn.Linear(6, 3).to(dtype)
+    old = torch.optim.RMSprop(net.parameters(), centered=True, lr=1e-3)
+    for _ in range(5):
+        net(torch.randn(4, 6).to(dtype)).square().sum().backward()
+        old.step()
+    new = swap_optimizer(old, "adam")
+    for weight in net.parameters():
+        state = new.state[weight]
+        assert state["exp_avg"].dtype == state["exp_avg_sq"].dtype == dtype
+        assert (state["step"].dtype, float(state["step"])) == (torch.float32, 5.0)
+        wanted = old.state[weight]["square_avg"].double() / (1 - 0.99**5)
+        torch.testing.assert_close(
+            state["exp_avg_sq"].double() / (1 - 0.999**5), wanted, rtol=0.02, atol=1e-12
+        )
+    new.step()

@@ -12,9 +12,12 @@ from torch import Tensor
 
 from surgery.errors import ArgumentError, Refused
 from surgery.json_values import Json
+from surgery.ops.optimizer_moments import number
 from surgery.ops.optimizer_settings import CONVENTIONS
 from surgery.ops.swap_optimizer import Match, SwapReport, swap_state
-from surgery.optimizer import OptimizerState, ParamGroup
+from surgery.optimizer import OptimizerState
+from surgery.torch.optimizer_state import load_optimizer, read_optimizer
+from surgery.torch.stored import to_numpy
 
 _CLASSES: Mapping[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -57,15 +60,15 @@ def swap_optimizer(
       Refused: a class or state that cannot be carried over. ArgumentError, UnknownName: see `surgery.swap_optimizer`.
     """
     kind, conventions = _kind(optimizer)
-    names = _names(optimizer, named_parameters)
-    state = _state(optimizer, kind, names)
-    weights = {name: _tensor(weight) for weight, name in names.items()}
-    gradients = _gradients(names) if use_gradients else None
+    weights = _named(optimizer, named_parameters)
+    state = read_optimizer(optimizer, weights).replace(kind=kind)
+    gradients = _gradients(weights) if use_gradients else None
     new, found = swap_state(
-        state, to, weights=weights, match=match, was={**conventions, **(was or {})}, gradients=gradients, seed=seed,
-        options=options,
+        state, to, weights={name: ir.tensor(to_numpy(weight)) for name, weight in weights.items()}, match=match,
+        was={**conventions, **(was or {})}, gradients=gradients, seed=seed, options=options,
     )  # fmt: skip
-    made = _make(new, {name: weight for weight, name in names.items()})
+    made = _CLASSES[to](_groups(new, weights), lr=number(new.groups[0].hyper, "lr"))  # type: ignore[call-arg]
+    load_optimizer(new, made, weights)
     if report is not None:
         report(found)
     return made
@@ -87,78 +90,33 @@ def _kind(optimizer: torch.optim.Optimizer) -> tuple[str, Mapping[str, Json]]:
     )
 
 
-def _names(optimizer: torch.optim.Optimizer, named: Iterable[tuple[str, Tensor]] | None) -> dict[Tensor, str]:
-    """Every parameter's name: the model's, else the group's own, else its numbers."""
+def _named(optimizer: torch.optim.Optimizer, named: Iterable[tuple[str, Tensor]] | None) -> dict[str, Tensor]:
+    """All parameters by name: the model's, else the group's own, else their numbers."""
     known = {weight: name for name, weight in named or ()}
-    found: dict[Tensor, str] = {}
-    for number, group in enumerate(optimizer.param_groups):
-        own = group.get("param_names") or [f"{number}.{place}" for place in range(len(group["params"]))]
+    found: dict[str, Tensor] = {}
+    for place, group in enumerate(optimizer.param_groups):
+        own = group.get("param_names") or [f"{place}.{k}" for k in range(len(group["params"]))]
         for weight, name in zip(group["params"], own, strict=True):
             if known and weight not in known:
                 raise ArgumentError(
                     f"the optimizer holds a parameter of shape {list(weight.shape)} that the model does not have",
                     hint="give the named_parameters() of everything that it trains",
                 )
-            found[weight] = known.get(weight, name)
+            if weight.is_sparse or weight.is_complex() or weight.is_quantized:
+                raise Refused(f"'{known.get(weight, name)}' is sparse, complex or quantised: it has no swap")
+            found[known.get(weight, name)] = weight
     return found
 
 
-def _state(optimizer: torch.optim.Optimizer, kind: str, names: Mapping[Tensor, str]) -> OptimizerState:
-    slots: dict[str, dict[str, ir.TensorProtocol]] = {}
-    steps: dict[str, float] = {}
-    for weight, name in names.items():
-        for slot, value in optimizer.state.get(weight, {}).items():
-            if slot == "step":
-                steps[name] = float(value)
-            elif isinstance(value, Tensor):
-                slots.setdefault(slot, {})[name] = _tensor(value)
-            elif value is not None:
-                raise Refused(
-                    f"there is no rule for the optimizer's '{slot}' of '{name}', which is no tensor"
-                )
-    groups = [
-        ParamGroup(
-            tuple(names[weight] for weight in group["params"]),
-            {key: _plain(value) for key, value in group.items() if key not in ("params", "param_names")},
-        )
-        for group in optimizer.param_groups
-    ]
-    return OptimizerState(kind, slots, steps, tuple(groups))
-
-
-def _plain(value: object) -> Json:
-    if isinstance(value, Tensor):
-        return float(value)
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise Refused(f"a setting of the optimizer is a {type(value).__name__}, which cannot be carried over")
-
-
-def _tensor(value: Tensor) -> ir.TensorProtocol:
-    if value.is_sparse or value.is_complex() or value.is_quantized:
-        raise Refused("sparse, complex and quantised parameters have no swap")
-    return ir.tensor(value.detach().to("cpu", torch.float64).contiguous().numpy())
-
-
-def _gradients(names: Mapping[Tensor, str]) -> dict[str, np.ndarray[Any, np.dtype[Any]]] | None:
+def _gradients(weights: Mapping[str, Tensor]) -> dict[str, np.ndarray[Any, np.dtype[Any]]] | None:
     """The gradients at hand, one batch of them; None unless every parameter has one and some are not zero."""
-    held = {name: weight.grad for weight, name in names.items()}
-    if any(grad is None for grad in held.values()):
-        return None
-    arrays = {
-        name: grad.detach().to("cpu", torch.float64).numpy()[None]
-        for name, grad in held.items()
-        if grad is not None
-    }
-    usable = all(np.isfinite(array).all() for array in arrays.values()) and any(
-        array.any() for array in arrays.values()
-    )
-    return arrays if usable else None
+    held = {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
+    arrays = {name: to_numpy(grad.double())[None] for name, grad in held.items()}
+    usable = len(arrays) == len(weights) and all(np.isfinite(array).all() for array in arrays.values())
+    return arrays if usable and any(array.any() for array in arrays.values()) else None
 
 
-def _make(state: OptimizerState, weights: Mapping[str, Tensor]) -> torch.optim.Optimizer:
+def _groups(state: OptimizerState, weights: Mapping[str, Tensor]) -> list[dict[str, Any]]:
     groups = []
     for group in state.groups:
         for name in CONVENTIONS:
@@ -168,21 +126,7 @@ def _make(state: OptimizerState, weights: Mapping[str, Tensor]) -> torch.optim.O
                 )
         hyper = {name: _native(value) for name, value in group.hyper.items() if name not in CONVENTIONS}
         groups.append({**hyper, "params": [weights[name] for name in group.parameters]})
-    made = _CLASSES[state.kind](groups, lr=groups[0]["lr"])  # type: ignore[call-arg]
-    for name, weight in weights.items():
-        held = {
-            slot: torch.tensor(members[name].numpy(), dtype=weight.dtype, device=weight.device).reshape(
-                weight.shape
-            )
-            for slot, members in state.slots.items()
-            if name in members
-        }
-        if name in state.steps and held:
-            on_device = any(made.param_groups[0].get(key) for key in ("capturable", "fused"))
-            held["step"] = torch.tensor(state.steps[name], device=weight.device if on_device else "cpu")
-        if held:
-            made.state[weight] = held
-    return made
+    return groups
 
 
 def _native(value: Json) -> object:
