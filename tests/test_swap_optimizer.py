@@ -398,6 +398,13 @@ def test_the_command_swaps_and_says_what_it_did(
     assert main(["optimizer", str(agent), "--to", "nadam", "-n"]) == 1
     assert main(["optimizer", str(agent), "--to", "adam", "--set", "lr", "-n"]) == 2
     assert main(["optimizer", str(agent), "--to", "adam", "--set", "rho=1", "-n"]) == 2
+    assert main(["optimizer", str(agent), "--to", "adam", "--set", "lr=NaN", "-n"]) == 2
+    assert main(["optimizer", str(agent), "--to", "adam", "--was", "starts_at_one=3", "-n"]) == 2
+    assert main(["optimizer", str(agent), "--to", "adam", "--was", "ones=true", "-n"]) == 2
+    assert main(["optimizer", str(agent), "--to", "adam"]) == 2  # nothing to write to
+    assert (
+        main(["optimizer", str(agent), "--to", "adam", "-o", str(agent), "--force"]) == 2
+    )  # the source itself
     errors = capsys.readouterr().err
     assert "'lr' is not NAME=VALUE" in errors
     assert "unknown setting of 'adam' 'rho'" in errors

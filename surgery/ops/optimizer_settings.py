@@ -68,6 +68,8 @@ def check_pair(kind: str, old: Hyper, to: str, options: Mapping[str, Json], was:
     for name in was:
         if name not in CONVENTIONS:
             raise UnknownName("convention", name, CONVENTIONS)
+        if not isinstance(was[name], bool):
+            raise ArgumentError(f"{name} = {was[name]!r} is not possible", hint=f"{name} is true or false")
     _check_options(to, options)
     if kind == to and not options:
         raise ArgumentError(f"the optimizer is '{to}' already", hint="to change its settings, name them")
