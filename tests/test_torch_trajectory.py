@@ -120,6 +120,17 @@ def _advance(optimizer: torch.optim.Optimizer, schedule: Any) -> None:
     schedule.step()
 
 
+def test_names_may_be_those_of_a_compiled_module() -> None:
+    both = pair("mlp, mixed counts", "adamw")
+    wrapped = [(f"_orig_mod.{name}", weight) for name, weight in both.twin.named_parameters()]
+    assert set(follow(both.new, wrapped, both.plan).tracked) == {
+        name for name, _ in both.twin.named_parameters()
+    } - {"4.bias"}
+    train(both.net, both.old, 50, seed=2)
+    train(both.twin, both.new, 50, seed=2)
+    assert both.distance() <= LIMIT
+
+
 def test_single_precision_stays_within_its_own_rounding() -> None:
     both = pair("mlp, mixed counts", "adam amsgrad decay", dtype=torch.float32)
     follow(both.new, both.twin, both.plan)

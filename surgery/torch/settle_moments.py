@@ -123,30 +123,39 @@ def _fill(
     state = optimizer.state[weight]
     new = second not in state
     if new:
-        steps = _count(kind, group, count)
-        on_device = group.get("capturable") or group.get("fused")
-        state["step"] = torch.tensor(steps, device=weight.device if on_device else "cpu")
-        state[second] = torch.zeros_like(weight)
-        if kind != "rmsprop" or group.get("centered"):
-            state[first] = torch.zeros_like(weight)
-        if kind != "rmsprop" and group.get("amsgrad"):
-            state["max_exp_avg_sq"] = torch.zeros_like(weight)
-        if kind == "rmsprop" and group.get("momentum"):
-            state["momentum_buffer"] = torch.zeros_like(weight)
+        state.update(_empty(kind, group, weight, _count(kind, group, count)))
     mask = torch.ones_like(weight, dtype=torch.bool) if new or which == "all" else state[second] == 0
     decays = (group["alpha"],) * 2 if kind == "rmsprop" else group["betas"]
-    scales = [float(collected(float(decay), float(state["step"]))) for decay in decays]
-    for slot, statistic, scale in zip((first, second), statistics, scales, strict=True):
+    for slot, statistic, decay in zip((first, second), statistics, decays, strict=True):
         if slot in state:
-            state[slot].copy_(torch.where(mask, statistic * scale, state[slot]))
+            known = float(collected(float(decay), float(state["step"])))
+            state[slot].copy_(torch.where(mask, statistic * known, state[slot]))
     if "max_exp_avg_sq" in state:
         torch.maximum(state["max_exp_avg_sq"], state[second], out=state["max_exp_avg_sq"])
+    _come_of_age(trajectory, weight, mask)
+    return int(mask.sum())
+
+
+def _empty(kind: str, group: Mapping[str, Any], weight: Tensor, steps: float) -> dict[str, Tensor]:
+    """The state of a parameter that was never updated, as PyTorch lays it out."""
+    first, second = _SLOTS[kind]
+    wanted = {
+        second: True,
+        first: kind != "rmsprop" or group.get("centered"),
+        "max_exp_avg_sq": kind != "rmsprop" and group.get("amsgrad"),
+        "momentum_buffer": kind == "rmsprop" and group.get("momentum"),
+    }
+    device = weight.device if group.get("capturable") or group.get("fused") else torch.device("cpu")
+    slots = {slot: torch.zeros_like(weight) for slot, there in wanted.items() if there}
+    return {"step": torch.tensor(steps, device=device), **slots}
+
+
+def _come_of_age(trajectory: Trajectory | None, weight: Tensor, mask: Tensor) -> None:
+    """Entries whose moments are known count with their tensor from now on."""
     for tracked in trajectory.tracked.values() if trajectory is not None else ():
         if tracked.weight is weight and tracked.counts is not None:
-            tracked.counts = tracked.counts.masked_fill(mask, torch.inf)
-            if bool(torch.isinf(tracked.counts).all()):
-                tracked.counts = None
-    return int(mask.sum())
+            counts = tracked.counts.masked_fill(mask, torch.inf)
+            tracked.counts = None if bool(torch.isinf(counts).all()) else counts
 
 
 def _count(kind: str, group: Mapping[str, Any], batches: int) -> float:
