@@ -360,6 +360,16 @@ def test_averaged_copies_cannot_start_anew_and_are_left_as_they_were() -> None:
     break_symmetry(trajectory, "0", "reset", outputs=lambda: both.twin(x))
 
 
+def test_plain_sgd_has_nothing_to_forget() -> None:
+    both = grow("mlp", lambda p: torch.optim.SGD(p, lr=1e-2), widths={"0": 9}, init="net2net")
+    trajectory = follow(both.new, both.twin, both.plan)
+    with pytest.raises(Refused, match="remembers nothing"):
+        break_symmetry(trajectory, "0", "reset")
+    break_symmetry(trajectory, "0", "shares")
+    train(both.twin, both.new, 20, seed=3)
+    assert gap(both) > 1e-4
+
+
 def test_what_has_parted_is_not_shared_out_again() -> None:
     both = grow("mlp", lambda p: torch.optim.Adam(p, lr=1e-2), widths={"0": 9}, init="net2net")
     trajectory = follow(both.new, both.twin, both.plan)

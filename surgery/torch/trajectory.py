@@ -182,7 +182,7 @@ class Trajectory:
     def rejuvenate(self, tracked: Tracked, entries: Tensor) -> None:
         """Zero the state of some entries, and let them count their steps from 0."""
         mask = entries.broadcast_to(tracked.weight.shape)
-        for _, value in self._slots(tracked.weight):
+        for _, value in self.slots(tracked.weight):
             value.masked_fill_(mask, 0)
         if self.own_steps and self.kind in CORRECTED:
             old = torch.full_like(tracked.weight, torch.inf) if tracked.counts is None else tracked.counts
@@ -191,7 +191,7 @@ class Trajectory:
     def fade(self, tracked: Tracked, entries: Tensor, kept: float) -> None:
         """Keep only a part of the state of some entries: of its first power, and the square of it of the second."""
         mask = entries.broadcast_to(tracked.weight.shape)
-        for slot, value in self._slots(tracked.weight):
+        for slot, value in self.slots(tracked.weight):
             value.copy_(torch.where(mask, value * kept ** power(self.kind, slot), value))
 
     def state_dict(self) -> dict[str, Any]:
@@ -229,7 +229,7 @@ class Trajectory:
         for group in self.optimizer.param_groups:
             yield from group["params"]
 
-    def _slots(self, weight: Tensor) -> list[tuple[str, Tensor]]:
+    def slots(self, weight: Tensor) -> list[tuple[str, Tensor]]:
         """The state of a parameter that has its shape."""
         return [
             (slot, value)
@@ -240,7 +240,7 @@ class Trajectory:
     def _scale_state(self, sign: int) -> None:
         """From the widened network's coordinates to the small one's (−1), or back (+1)."""
         for tracked in self.tracked.values():
-            for slot, value in self._slots(tracked.weight):
+            for slot, value in self.slots(tracked.weight):
                 value.mul_(tracked.factors.gradient ** (sign * power(self.kind, slot)))
 
     def _translated(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
@@ -252,7 +252,7 @@ class Trajectory:
             if id(weight) in known and place in found:
                 scaled = {
                     slot: value * known[id(weight)] ** power(self.kind, slot)
-                    for slot, value in self._slots(weight)
+                    for slot, value in self.slots(weight)
                 }
                 found[place] = {**found[place], **scaled}
         return {**state, "state": found}

@@ -58,10 +58,14 @@ def break_symmetry(
 
     Raises:
       UnknownName: no such space in the plan. ArgumentError: it has no copies, or a strength out of range.
-      Refused: the copies have parted already (shares, zero), or the outputs would change.
+      Refused: the copies have parted already (shares, zero), there is no state to forget (reset), or the outputs
+        would change.
     """
     edit = _edit(trajectory, space, how, strength)
     layer = _Layer(trajectory, edit)
+    if how == "reset" and not layer.remembered():
+        raise Refused(f"the optimizer remembers nothing of '{space}' that its copies could forget",
+                      hint="part them by zero, shares or noise")  # fmt: skip
     saved, before = layer.weights(), None if outputs is None else outputs()
     new = edit
     if how == "shares":
@@ -125,6 +129,10 @@ class _Layer:
     def later(self, tracked: Tracked) -> Factors:
         """Factors whose fresh entries are those of the later copies."""
         return self.alone(tracked, dataclasses.replace(self.edit, fresh=later_copies(self.edit), shares=None))
+
+    def remembered(self) -> bool:
+        """Whether the optimizer has any state of these parameters (plain SGD never has)."""
+        return any(self.trajectory.slots(tracked.weight) for tracked in self.members())
 
     def weights(self) -> list[Tensor]:
         return [tracked.weight.detach().clone() for tracked in self.members()]
