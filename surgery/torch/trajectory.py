@@ -274,7 +274,8 @@ class Trajectory:
             if found.scaled or tracked.counts is not None or (self.settling and found.fresh is not None):
                 tracked.before = weight.detach().clone()
                 weight.div_(found.value)
-            weight.grad = weight.grad / found.gradient
+            if found.graded:
+                weight.grad = weight.grad / found.gradient
 
     @torch.no_grad()
     def _leave(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -282,25 +283,25 @@ class Trajectory:
         for tracked in self.tracked.values():
             weight, found = tracked.weight, tracked.factors
             if tracked.before is not None:
-                start = tracked.before / found.value
-                change = weight - start
+                # old value plus a change: where nothing changes, not even the last bit does
+                change = torch.addcdiv(weight, tracked.before, found.value, value=-1)
                 if tracked.counts is not None:
-                    change += self._corrected(tracked, groups[id(weight)], start)
+                    change += self._corrected(tracked, groups[id(weight)])
                 if self.settling and found.fresh is not None:
                     change = torch.where(found.fresh, self.fraction * change, change)
-                # old value plus a change: where nothing changes, not even the last bit does
-                weight.copy_(tracked.before + found.value * change)
+                torch.addcmul(tracked.before, found.value, change, out=weight.data)
             weight.grad, tracked.gradient, tracked.before = tracked.gradient, None, None
         self._settle_on()
 
-    def _corrected(self, tracked: Tracked, group: Mapping[str, Any], start: Tensor) -> Tensor:
+    def _corrected(self, tracked: Tracked, group: Mapping[str, Any]) -> Tensor:
         gradient = tracked.weight.grad
         assert gradient is not None
+        assert tracked.before is not None
         assert tracked.counts is not None
         if group.get("maximize"):
             gradient = -gradient
         if self.kind != "adamw" and group.get("weight_decay"):
-            gradient = gradient + float(group["weight_decay"]) * start
+            gradient = gradient + float(group["weight_decay"]) * (tracked.before / tracked.factors.value)
         tracked.counts += 1
         change = correct(self.kind, group, self.optimizer.state[tracked.weight], gradient, tracked.counts)
         if grown_up(self.kind, group, tracked.counts):

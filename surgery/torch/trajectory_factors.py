@@ -27,7 +27,7 @@ class Factors:
 
     Attributes:
       value: s. gradient: t. part: 1 over the number of copies of an element, 1 for a fresh one.
-      scaled: whether s is anything but 1.
+      scaled, graded: whether s, or t, is anything but 1.
       made, read: entries that make fresh units, and those through which old units read them; None without any.
     """
 
@@ -35,6 +35,7 @@ class Factors:
     gradient: Tensor
     part: Tensor
     scaled: bool
+    graded: bool
     made: Tensor | None
     read: Tensor | None
 
@@ -63,8 +64,8 @@ def factors(edit: TensorEdit, edits: Mapping[str, SpaceEdit], like: Tensor) -> F
     value, gradient, part = (_product(found, like) for found in vectors.values())
     if edit.scale != 1:  # γ of a normaliser whose statistic changes
         value, gradient = value * edit.scale, gradient / edit.scale
-    scaled = bool((value != 1).any())
-    return Factors(value, gradient, part, scaled, _any(made, like), _any(read, like))
+    scaled, graded = (bool((factor != 1).any()) for factor in (value, gradient))
+    return Factors(value, gradient, part, scaled, graded, _any(made, like), _any(read, like))
 
 
 def later_copies(edit: SpaceEdit) -> frozenset[int]:
