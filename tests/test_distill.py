@@ -10,6 +10,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -20,6 +21,7 @@ import surgery
 from surgery.architectures import new
 from surgery.cli import main
 from surgery.distill import METHODS, Job, Options, execute, plan_distill, plan_finetune
+from surgery.distill.acting import play_games
 from surgery.distill.interrupt import Stopped
 from surgery.distill.loop import Loop
 from surgery.distill.progress import PHASES, Progress
@@ -367,6 +369,30 @@ def test_a_dead_environment_stops_the_run_and_leaves_the_last_checkpoint(
     assert "last checkpoint" in str(error.value.hint)
     Explosive.steps = -10_000
     assert execute(job).frames == 1000
+
+
+class Endless:
+    """Games that never end by themselves: each step is worth a point."""
+
+    num_envs = 3
+
+    def reset(self):
+        return np.zeros((3, 1))
+
+    def step(self, actions: np.ndarray):
+        ones, over = np.ones(3), np.array([1])
+        finished = ((1, 7.0, 7),) if actions[0] == 4 else ()
+        never = np.zeros(3, bool)
+        return SimpleNamespace(
+            observation=np.zeros((3, 1)), reward=ones, valid=~never, finished=finished, terminated=over
+        )
+
+
+def test_games_without_end_are_cut_and_count_as_they_stand():
+    ages = iter(range(100))
+    games = play_games(Endless(), lambda x: np.full(3, next(ages)), 5, 10)
+    assert games.returns == (10.0, 7.0, 5.0, 10.0)
+    assert games.cut == 3
 
 
 def test_a_loss_that_is_no_number_stops_the_run(teacher: surgery.Checkpoint, tmp_path: Path):

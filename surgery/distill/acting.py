@@ -1,13 +1,17 @@
-"""Who acts: the student with ε, and the teacher in its part of an episode."""
+"""Who acts: the student with ε, and the teacher in its part of an episode; games that are counted."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from surgery.distill.methods import RollIn
+
+if TYPE_CHECKING:
+    from surgery.envs import Envs
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Act = Callable[[Array], Array]
@@ -66,3 +70,50 @@ class Turns:
     def _draw(self, envs: Array) -> None:
         self._age[envs] = 0
         self._length[envs] = self._generator.integers(1, self._longest + 1, size=len(envs))
+
+
+@dataclass(frozen=True)
+class Games:
+    """Games that were played to be counted.
+
+    Attributes:
+      returns: of each, true and undiscounted, environment by environment.
+      cut: how many of them were still going on when the steps ran out; they count as they stood.
+    """
+
+    returns: tuple[float, ...]
+    cut: int
+
+
+def play_games(envs: Envs, act: Act, count: int, limit: int) -> Games:
+    """Play whole games, a fixed number in each environment, within a limit of steps.
+
+    A student that does not know yet how to serve the ball stands still for half an hour in every game; without the
+    limit its evaluation would take longer than its training.
+
+    Args:
+      envs: made for evaluation; reset here.
+      act: the policy.
+      count: games to play.
+      limit: steps of each environment. A game that goes on then counts as it stands, if it is one of those to be
+        played.
+    """
+    share = np.full(envs.num_envs, count // envs.num_envs)
+    share[: count % envs.num_envs] += 1
+    returns: list[list[float]] = [[] for _ in range(envs.num_envs)]
+    running = np.zeros(envs.num_envs)
+    observation = envs.reset()
+    for _ in range(limit):
+        step = envs.step(act(observation))
+        running += np.where(step.valid, step.reward, 0.0)
+        for env, total, _ in step.finished:
+            running[env] = 0.0
+            if len(returns[env]) < share[env]:
+                returns[env].append(total)
+        if all(len(some) == wanted for some, wanted in zip(returns, share, strict=True)):
+            return Games(tuple(total for some in returns for total in some), 0)
+        observation = step.observation
+    open_games = [env for env in range(envs.num_envs) if len(returns[env]) < share[env]]
+    for env in open_games:
+        returns[env].append(float(running[env]))
+    return Games(tuple(total for some in returns for total in some), len(open_games))

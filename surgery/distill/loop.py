@@ -13,7 +13,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from surgery.distill.acting import Array, Turns, epsilon, explore
+from surgery.distill.acting import Array, Games, Turns, epsilon, explore, play_games
 from surgery.distill.guarded import alive
 from surgery.distill.interrupt import Stopped
 from surgery.distill.journal import Status
@@ -23,7 +23,7 @@ from surgery.distill.session import ASKING, Session
 from surgery.distill.weaning import Weaning, check_teacher
 from surgery.envs import Step
 from surgery.errors import Refused, RunFailed
-from surgery.evaluate import Evaluation, Score, evaluate, play
+from surgery.evaluate import Evaluation, Score, evaluate
 from surgery.json_values import Json
 from surgery.replay import Batch, Replay, fill
 
@@ -51,7 +51,7 @@ class Loop:
         self._progress, self._settings = session.progress, session.settings
         self._late: tuple[Array, Arriving] | None = None
         self._pace = Pace()
-        self._returns: list[float] = []
+        self._games = Games((), 0)
 
     def run(self) -> None:
         """Run the phases that are left; every evaluation writes the student.
@@ -254,7 +254,7 @@ class Loop:
         progress.evaluated = due + last
         progress.mean_return = score.mean
         progress.best_return = max(score.mean, progress.best_return or -math.inf)
-        session.score = score
+        session.score = None if self._games.cut else score
         self._wean(score)
         session.export()  # before the checkpoint: a run killed between the two evaluates once more
         session.save()
@@ -264,7 +264,7 @@ class Loop:
         before = session.weaning
         line: dict[str, Json] = {
             "return": score.mean, "error": standard_error(score), "episodes": score.episodes,
-            "returns": self._returns,
+            "returns": list(self._games.returns), "cut": self._games.cut,
         }  # fmt: skip
         if progress.teacher is not None:
             session.weaning = before.step(score.mean, progress.steps)
@@ -285,11 +285,10 @@ class Loop:
     def _play(self, act: Callable[[Array], Array], salt: int, episodes: int, mode: str) -> Score:
         envs = self._session.evaluation_envs(salt)
         try:
-            found = play(envs, self._patient(act), episodes)
+            self._games = play_games(envs, self._patient(act), episodes, self._settings.evaluation_steps)
         finally:
             envs.close()
-        self._returns = found.returns.tolist()
-        return Score.of(self._returns, mode, {}, None)
+        return Score.of(self._games.returns, mode, {}, None)
 
     def _patient(self, act: Callable[[Array], Array]) -> Callable[[Array], Array]:
         """The same policy, heeding a wish to stop in the midst of an evaluation."""

@@ -86,7 +86,7 @@ class Session:
 
     Attributes:
       notes: what had to be said on opening.
-      score: the student's newest, of these very weights; None before the first evaluation of this process.
+      score: the student's newest, of these very weights and of whole games; None before the first evaluation.
     """
 
     def __init__(self, job: Job) -> None:

@@ -51,6 +51,7 @@ class Settings:
       evaluate_every: steps between evaluations, at which λ changes.
       evaluation_episodes: per evaluation.
       evaluation_epsilon: exploration while evaluated.
+      evaluation_steps: of each environment in an evaluation; games that go on then count as they stand.
     """
 
     method: str
@@ -82,6 +83,7 @@ class Settings:
     evaluate_every: int
     evaluation_episodes: int
     evaluation_epsilon: float
+    evaluation_steps: int
 
     @staticmethod
     def scaled(method: Method, environment: Environment, *, frames: int, seed: int, envs: int) -> Settings:
@@ -89,7 +91,8 @@ class Settings:
 
         Budgets, the offline phase, t₀, ε's decay, evaluations, what is collected and kept are the same fractions
         of any budget. The target network's period shrinks with it as far as 1,000 steps (the papers': 8,000), and
-        learning begins no earlier than after 500 transitions (20,000).
+        learning begins no earlier than after 500 transitions (20,000). An evaluation takes 125,000 steps at most, at
+        a smaller budget 1/20 of it, but always up to 2,500 in each environment.
 
         Args:
           method: whose numbers.
@@ -140,6 +143,7 @@ class Settings:
             evaluate_every=-(-budget // 10),
             evaluation_episodes=20,
             evaluation_epsilon=0.001,
+            evaluation_steps=max(2500, budget // (20 * envs)),
         )
 
     def changed(self, changes: Mapping[str, object]) -> Settings:
@@ -202,14 +206,17 @@ def _like(name: str, value: object, settings: Settings) -> Any:  # noqa: ANN401
     return value
 
 
+_LEAST = {
+    **dict.fromkeys(("budget", "envs", "n_step", "batch", "update_period", "target_period", "replay"), 1),
+    **dict.fromkeys(("evaluate_every", "evaluation_episodes", "evaluation_steps"), 1),
+    **dict.fromkeys(("learn_after", "teacher_data", "offline_updates", "epsilon_decay"), 0),
+    **dict.fromkeys(("rate", "final_rate", "coefficient", "margin"), 0),
+}
+
+
 def _check(settings: Settings) -> None:
     method_named(settings.method)
-    least = {
-        "budget": 1, "envs": 1, "n_step": 1, "batch": 1, "update_period": 1, "target_period": 1, "replay": 1,
-        "evaluate_every": 1, "evaluation_episodes": 1, "learn_after": 0, "teacher_data": 0, "offline_updates": 0,
-        "epsilon_decay": 0, "rate": 0, "final_rate": 0, "coefficient": 0, "margin": 0,
-    }  # fmt: skip
-    for name, bound in least.items():
+    for name, bound in _LEAST.items():
         if getattr(settings, name) < bound:
             raise ArgumentError(f"the setting '{name}' is at least {bound}, got {getattr(settings, name)}")
     for name in ("gamma", "epsilon_end", "evaluation_epsilon"):
