@@ -486,6 +486,23 @@ def test_fine_tuning_carries_weights_and_optimizer_state_on(
     assert lines(tmp_path / "on", "train")[0]["epsilon"] == 0.01
 
 
+def test_fine_tuning_with_another_optimizer_turns_the_state_into_its(teachers: Path, tmp_path: Path):
+    with_state = surgery.attach(
+        surgery.load(teachers / "minatar-breakout-dqn.onnx"), teachers / "minatar-breakout-dqn.pt"
+    )
+    assert with_state.optimizer.kind == "rmsprop"
+    job = plan_finetune(
+        with_state, tmp_path / "run", environment=with_state.environment, options=Options(frames=1000, envs=2)
+    )
+    session = Session(job)
+    state = session.learner.optimizer.state
+    for name, parameter in session.student.module.named_parameters():
+        assert float(state[parameter]["exp_avg_sq"].abs().sum()) > 0, name
+        np.testing.assert_array_equal(parameter.detach().numpy(), with_state.tensors[name].numpy())
+    assert session.learner.optimizer.param_groups[0]["lr"] == 1e-5
+    session.close()
+
+
 def test_the_command_says_what_it_will_take_and_what_became_of_it(
     teachers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

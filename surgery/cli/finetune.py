@@ -18,7 +18,7 @@ from surgery.cli._output import Output
     type=click.Choice(["adam", "rmsprop"]),
     default="adam",
     show_default=True,
-    help="State of the same kind is carried on; of another it begins anew.",
+    help="State is carried on; that of another kind is swapped, as by surgery optimizer.",
 )
 @_training.options
 @_options.reported
@@ -39,8 +39,8 @@ def command(
 ) -> None:
     """Go on training a Q-network where it plays, at a lowered learning rate.
 
-    Weights and optimizer state are carried on; exploration is at its end from the first step. To keep the state of
-    another optimizer, convert it first with `surgery optimizer`.
+    Weights and optimizer state are carried on (`surgery attach` binds a framework's); exploration is at its end from
+    the first step.
 
     \b
     Example:
@@ -62,5 +62,5 @@ def command(
         )
     had = checkpoint.optimizer.kind if checkpoint.optimizer else None
     if had is not None and had != optimizer:
-        output.note(f"the state of {had} is not carried: {optimizer} begins anew")
+        output.note(f"the state of {had} was turned into that of {optimizer}")
     _training.carry_out(job, run, output, dry_run=dry_run)

@@ -22,6 +22,8 @@ PARTS = ("loss", "temporal", "auxiliary", "agreement", "value")
 """What is averaged between two lines of the log: the whole loss, its parts, how often the student's greedy action is
 the teacher's, the mean value of the action taken."""
 _WARM_UP = 3
+EPS = {"adam": 1.5e-4, "rmsprop": 1e-5}
+"""ε of each optimizer, outside the root: Dopamine's and the Nature DQN's."""
 
 
 @dataclass(frozen=True)
@@ -280,5 +282,5 @@ def make_optimizer(kind: str, network: Network, rate: float) -> torch.optim.Opti
     lr: float | Tensor = torch.tensor(rate, device="cuda") if cuda else rate
     parameters = list(network.module.parameters())
     if kind == "adam":
-        return torch.optim.Adam(parameters, lr=lr, eps=1.5e-4, fused=True, capturable=cuda)
-    return torch.optim.RMSprop(parameters, lr=lr, alpha=0.95, eps=1e-5, centered=True, capturable=cuda)
+        return torch.optim.Adam(parameters, lr=lr, eps=EPS[kind], fused=True, capturable=cuda)
+    return torch.optim.RMSprop(parameters, lr=lr, alpha=0.95, eps=EPS[kind], centered=True, capturable=cuda)

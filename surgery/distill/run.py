@@ -15,6 +15,7 @@ from surgery.checkpoint import Checkpoint
 from surgery.distill import store
 from surgery.distill.interrupt import Interrupts, Stopped
 from surgery.distill.journal import Status
+from surgery.distill.learner import EPS
 from surgery.distill.loop import Loop
 from surgery.distill.methods import Method, method_named
 from surgery.distill.network import choose_device
@@ -25,6 +26,7 @@ from surgery.envs import complete, make
 from surgery.errors import ArgumentError
 from surgery.interface import Environment, Interface, LineageStep, PortPatch
 from surgery.json_values import Json
+from surgery.ops.swap_optimizer import swap_optimizer
 from surgery.replay import Transitions, read_transitions
 
 
@@ -136,10 +138,13 @@ def plan_finetune(
     optimizer: str = "adam",
     options: Options = Options(),
 ) -> Job:
-    """What `finetune` would do: weights, target and, where it is of the same kind, optimizer state are carried on.
+    """What `finetune` would do: weights, target and optimizer state are carried on.
+
+    State of another optimizer than the one asked for is swapped (`surgery.swap_optimizer`), at the lowered learning
+    rate of fine-tuning, not at one that would go on as before.
 
     Raises:
-      As `plan_distill`; ArgumentError: the model's output cannot learn by temporal differences.
+      As `plan_distill`; ArgumentError: the model's output cannot learn by temporal differences; as `swap_optimizer`.
     """
     values_of(model)
     contract = complete(environment)
@@ -147,7 +152,13 @@ def plan_finetune(
     settings = Settings.scaled(
         chosen, contract, frames=options.frames, seed=options.seed, envs=options.envs
     ).changed(options.changes or {})
-    job = _job(folder, model, None, contract, settings, options, None, chosen)
+    student = model
+    if model.optimizer is not None and model.optimizer.kind != optimizer:
+        swapped = swap_optimizer(
+            model, optimizer, match="none", seed=options.seed, lr=settings.final_rate, eps=EPS[optimizer]
+        )
+        student = swapped.checkpoint
+    job = _job(folder, student, None, contract, settings, options, None, chosen)
     return replace(job, optimizer=optimizer)
 
 

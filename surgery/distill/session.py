@@ -14,7 +14,6 @@ import torch
 from surgery import torch as modules
 from surgery.checkpoint import Checkpoint, save
 from surgery.distill import store
-from surgery.distill.export import load_state, with_weights
 from surgery.distill.guarded import Guarded
 from surgery.distill.journal import Journal
 from surgery.distill.learner import Learner, make_optimizer
@@ -190,7 +189,7 @@ class Session:
         target.module.requires_grad_(False)
         optimizer = make_optimizer(job.optimizer, student, settings.rate)
         if job.student.optimizer is not None and job.student.optimizer.kind == job.optimizer:
-            load_state(optimizer, student.module, job.student.optimizer)
+            modules.load_optimizer(job.student.optimizer, optimizer, student.module)
         teacher = self.teacher
         temperature = settings.teacher_temperature or (teacher.temperature if teacher else 1.0)
         return Learner(
@@ -334,7 +333,7 @@ class Session:
 
     def result(self) -> Checkpoint:
         """The student as a checkpoint: weights, optimizer state, environment and lineage."""
-        made = with_weights(self.job.student, self.student.module, self.learner.optimizer)
+        made = modules.from_module(self.student.module, self.job.student, optimizer=self.learner.optimizer)
         lineage = (
             (*self.job.student.lineage, self.job.lineage) if self.job.lineage else self.job.student.lineage
         )
