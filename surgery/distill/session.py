@@ -285,7 +285,7 @@ class Session:
         return {
             "student": self.student.module.state_dict(),
             "target": self.learner.target.module.state_dict(),
-            "optimizer": self.learner.optimizer.state_dict(),
+            "optimizer": self.learner.optimizer.state_dict()["state"],
             "torch": torch.get_rng_state(),
             "priorities": None if priorities is None else torch.from_numpy(priorities),
         }
@@ -311,7 +311,10 @@ class Session:
             self.actions.bit_generator.state = cast("dict[str, Any]", random["actions"])
             self.student.module.load_state_dict(saved.tensors["student"])
             self.learner.target.module.load_state_dict(saved.tensors["target"])
-            self.learner.optimizer.load_state_dict(saved.tensors["optimizer"])
+            optimizer = self.learner.optimizer
+            # Settings stay those of this process: a run may go on on another device.
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": saved.tensors["optimizer"], "param_groups": groups})
             torch.set_rng_state(saved.tensors["torch"])
             self._restore_replays(listed, saved.tensors["priorities"])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
