@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from surgery.distill.acting import epsilon
+from surgery.distill.measuring import check_teacher
 from surgery.distill.methods import METHODS
 from surgery.distill.settings import PAPER, Settings, read_settings
-from surgery.distill.weaning import Weaning, check_teacher, normalised
+from surgery.distill.weaning import Weaning, normalised
 from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.interface import Environment
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -116,3 +117,29 @@ def _board(folder: Path, step: int) -> SummaryWriter | None:
     except ImportError:
         return None
     return SummaryWriter(str(folder), purge_step=step or None, flush_secs=60)
+
+
+class Pace:
+    """How fast something goes, and whether it is time to say so."""
+
+    def __init__(self) -> None:
+        self._said = 0.0
+        self._phase = ""
+        self._begun: tuple[float, int] = (0.0, 0)
+
+    def due(self, seconds: float) -> bool:
+        """Whether so much time has passed since this was last true."""
+        now = time.monotonic()
+        if now - self._said < seconds:
+            return False
+        self._said = now
+        return True
+
+    def rate(self, phase: str, done: int) -> float | None:
+        """Per second since the phase was first seen; None before there is anything to divide."""
+        now = time.monotonic()
+        if phase != self._phase:
+            self._phase, self._begun = phase, (now, done)
+            return None
+        elapsed = now - self._begun[0]
+        return (done - self._begun[1]) / elapsed if elapsed > 0 else None

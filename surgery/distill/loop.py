@@ -6,7 +6,6 @@ Everything that a phase changes is in the session, so that it can be left and ta
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from typing import cast
 
@@ -16,14 +15,15 @@ import torch
 from surgery.distill.acting import Array, Games, Turns, epsilon, explore, play_games
 from surgery.distill.guarded import alive
 from surgery.distill.interrupt import Stopped
-from surgery.distill.journal import Status
+from surgery.distill.journal import Pace, Status
 from surgery.distill.learner import Arriving, Objective
+from surgery.distill.measuring import check_record, check_teacher, standard_error
 from surgery.distill.mixing import mixed
 from surgery.distill.session import ASKING, Session
-from surgery.distill.weaning import Weaning, check_teacher
+from surgery.distill.weaning import Weaning
 from surgery.envs import Step
-from surgery.errors import Refused, RunFailed
-from surgery.evaluate import Evaluation, Score, evaluate
+from surgery.errors import RunFailed
+from surgery.evaluate import Score, evaluate
 from surgery.json_values import Json
 from surgery.replay import Batch, Replay, fill
 
@@ -90,7 +90,7 @@ class Loop:
                 num_envs=self._settings.envs, seed=self._settings.seed, device=session.job.device,
                 progress=lambda done: self._check_stop(),
             )  # fmt: skip
-        _check_record(found)
+        check_record(found)
         assert found.random is not None and found.random.score is not None
         score, chance = found.score, found.random.score
         self._progress.teacher = [score.mean, standard_error(score)]
@@ -353,53 +353,6 @@ class Loop:
                 "updates": progress.updates, "seconds": round(session.tick(), 3), **values,
             }
         )  # fmt: skip
-
-
-class Pace:
-    """How fast something goes, and whether it is time to say so."""
-
-    def __init__(self) -> None:
-        self._said = 0.0
-        self._phase = ""
-        self._begun: tuple[float, int] = (0.0, 0)
-
-    def due(self, seconds: float) -> bool:
-        """Whether so much time has passed since this was last true."""
-        now = time.monotonic()
-        if now - self._said < seconds:
-            return False
-        self._said = now
-        return True
-
-    def rate(self, phase: str, done: int) -> float | None:
-        """Per second since the phase was first seen; None before there is anything to divide."""
-        now = time.monotonic()
-        if phase != self._phase:
-            self._phase, self._begun = phase, (now, done)
-            return None
-        elapsed = now - self._begun[0]
-        return (done - self._begun[1]) / elapsed if elapsed > 0 else None
-
-
-def standard_error(score: Score) -> float:
-    """Of the mean of its returns; 0 for one episode."""
-    return float(score.std / (score.episodes - 1) ** 0.5) if score.episodes > 1 else 0.0
-
-
-def _check_record(found: Evaluation) -> None:
-    """Refuse a teacher who falls short of what its contract records.
-
-    Raises:
-      Refused: with the likely causes.
-    """
-    if found.confirmed is not False or found.known is None:
-        return
-    raise Refused(
-        f"the teacher plays worse here than it is recorded to: {found.mean:.4g}, recorded {found.known.mean:.4g} "
-        f"({found.mode}, {found.known.episodes} episodes)",
-        where={f"cause {number}": cause for number, cause in enumerate(found.causes, 1)},
-        hint="find out why: surgery evaluate --diagnose; or record what is true now: surgery evaluate --record",
-    )
 
 
 def _add(replay: Replay, observation: Array, actions: Array, step: Step) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 
-from surgery.errors import CorruptFile, Refused
+from surgery.errors import CorruptFile
 from surgery.json_values import Json
 
 
@@ -65,26 +65,3 @@ class Weaning:
 def normalised(mean_return: float, random: float, teacher: float) -> float:
     """(G − random) / (teacher − random): 0 for random play, 1 for the teacher."""
     return (mean_return - random) / (teacher - random)
-
-
-def check_teacher(teacher: float, teacher_error: float, random: float, random_error: float) -> None:
-    """Refuse a teacher who does not play better than chance: λ would have no meaning, and imitation no use.
-
-    Args:
-      teacher: mean return of the teacher.
-      teacher_error: standard error of that mean.
-      random: mean return of the random policy.
-      random_error: standard error of that mean.
-
-    Raises:
-      Refused: the difference is not above two standard errors of itself.
-    """
-    noise = 2 * (teacher_error**2 + random_error**2) ** 0.5
-    if teacher - random > noise:
-        return
-    raise Refused(
-        f"the teacher plays no better than chance: {teacher:.4g} ± {teacher_error:.2g}, random play "
-        f"{random:.4g} ± {random_error:.2g}",
-        hint="check its environment (sticky actions, action set, frame stack, scale) with surgery evaluate, "
-        "or learn without it: --method scratch",
-    )

@@ -1,0 +1,50 @@
+"""What a measured teacher must be: as good as it is recorded to be, and better than chance."""
+
+from __future__ import annotations
+
+from surgery.errors import Refused
+from surgery.evaluate import Evaluation, Score
+
+
+def standard_error(score: Score) -> float:
+    """Of the mean of its returns; 0 for one episode."""
+    return float(score.std / (score.episodes - 1) ** 0.5) if score.episodes > 1 else 0.0
+
+
+def check_record(found: Evaluation) -> None:
+    """Refuse a teacher who falls short of what its contract records.
+
+    Raises:
+      Refused: with the likely causes.
+    """
+    if found.confirmed is not False or found.known is None:
+        return
+    raise Refused(
+        f"the teacher plays worse here than it is recorded to: {found.mean:.4g}, recorded {found.known.mean:.4g} "
+        f"({found.mode}, {found.known.episodes} episodes)",
+        where={f"cause {number}": cause for number, cause in enumerate(found.causes, 1)},
+        hint="find out why: surgery evaluate --diagnose; or record what is true now: surgery evaluate --record",
+    )
+
+
+def check_teacher(teacher: float, teacher_error: float, random: float, random_error: float) -> None:
+    """Refuse a teacher who does not play better than chance: λ would have no meaning, and imitation no use.
+
+    Args:
+      teacher: mean return of the teacher.
+      teacher_error: standard error of that mean.
+      random: mean return of the random policy.
+      random_error: standard error of that mean.
+
+    Raises:
+      Refused: the difference is not above two standard errors of itself.
+    """
+    noise = 2 * (teacher_error**2 + random_error**2) ** 0.5
+    if teacher - random > noise:
+        return
+    raise Refused(
+        f"the teacher plays no better than chance: {teacher:.4g} ± {teacher_error:.2g}, random play "
+        f"{random:.4g} ± {random_error:.2g}",
+        hint="check its environment (sticky actions, action set, frame stack, scale) with surgery evaluate, "
+        "or learn without it: --method scratch",
+    )
