@@ -489,6 +489,24 @@ def test_fine_tuning_carries_weights_and_optimizer_state_on(
     assert lines(tmp_path / "on", "train")[0]["epsilon"] == 0.01
 
 
+def test_fine_tuning_begins_with_the_replay_that_it_is_given(teacher: surgery.Checkpoint, tmp_path: Path):
+    generator = np.random.default_rng(0)
+    states = generator.normal(size=(901, 4)).astype(np.float32)
+    np.savez(
+        tmp_path / "replay.npz", obs=states[:-1], next_obs=states[1:], action=generator.integers(0, 2, 900),
+        reward=np.ones(900, np.float32), terminated=generator.random(900) < 0.05,
+    )  # fmt: skip
+    options = Options(frames=1000, envs=4, changes={"evaluation_episodes": 2, "learn_after": 600})
+    job = plan_finetune(
+        teacher,
+        tmp_path / "on",
+        environment=teacher.environment,
+        options=options,
+        replay=tmp_path / "replay.npz",
+    )
+    assert execute(job).updates == pytest.approx(1000 / 4, abs=3)
+
+
 def test_fine_tuning_with_another_optimizer_turns_the_state_into_its(teachers: Path, tmp_path: Path):
     with_state = surgery.attach(
         surgery.load(teachers / "minatar-breakout-dqn.onnx"), teachers / "minatar-breakout-dqn.pt"

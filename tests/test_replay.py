@@ -11,6 +11,7 @@ import pytest
 
 from surgery.errors import ArgumentError, CorruptFile, FileError
 from surgery.replay import (
+    Batch,
     Layout,
     Replay,
     Segment,
@@ -360,6 +361,27 @@ def recorded(rng: np.random.Generator, tmp_path: Path, *, packed: bool) -> tuple
         obs_shape=data.observation.shape, action=data.action, reward=data.reward, terminated=terminated,
     )  # fmt: skip
     return tmp_path / "replay.npz", data
+
+
+@pytest.mark.parametrize("envs", [2, 7])
+def test_a_recorded_ring_is_shared_out_to_several_streams(
+    envs: int, rng: np.random.Generator, tmp_path: Path
+):
+    found = read_transitions(recorded(rng, tmp_path, packed=True)[0])
+    replay = Replay(Layout(envs, (3, 4), "uint8"), 400)
+    fill(replay, found, actions=3)
+    assert len(replay) == len(found)
+    batch = replay.sample(2000, rng)
+    drawn = {(a.tobytes(), int(b), c.tobytes()) for a, b, c in zip(*_columns(batch), strict=True)}
+    held = zip(found.observation, found.action, found.next_observation, strict=True)
+    whole = {(a.tobytes(), int(b), c.tobytes()) for a, b, c in held}
+    ends = sum(found.terminated)
+    assert len(drawn) >= len(whole) - 1
+    assert len(drawn - whole) <= ends  # what follows an end is arbitrary
+
+
+def _columns(batch: Batch) -> tuple[np.ndarray, ...]:
+    return batch.observation, batch.action, batch.next_observation
 
 
 @pytest.mark.parametrize("packed", [True, False])

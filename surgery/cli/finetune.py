@@ -20,12 +20,19 @@ from surgery.cli._output import Output
     show_default=True,
     help="State is carried on; that of another kind is swapped, as by surgery optimizer.",
 )
+@click.option(
+    "--replay",
+    metavar="FILE.npz",
+    type=_options.FILE,
+    help="Transitions of its training to begin with; else it plays first.",
+)
 @_training.options
 @_options.reported
 def command(
     *,
     model: Path,
     optimizer: str,
+    replay: Path | None,
     environment: str | None,
     settings: tuple[str, ...],
     frames: int,
@@ -59,6 +66,7 @@ def command(
             environment=_training.contract(checkpoint, environment, settings, model),
             optimizer=optimizer,
             options=run,
+            replay=replay,
         )
     had = checkpoint.optimizer.kind if checkpoint.optimizer else None
     if had is not None and had != optimizer:

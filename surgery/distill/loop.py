@@ -108,13 +108,14 @@ class Loop:
         A black box brings no replay of its own training; play without exploration would leave most states unseen.
         """
         session, progress, settings = self._session, self._progress, self._settings
-        replay = session.teacher_replay
-        if replay is None:
+        replay, recorded = session.teacher_replay, session.job.recorded
+        if recorded is not None:
+            own = session.replay if replay is None else replay
+            if not len(own):
+                fill(own, recorded, actions=session.envs.actions)
+            progress.collected = len(own)
             return
-        if session.job.recorded is not None:
-            if not len(replay):
-                fill(replay, session.job.recorded, actions=session.envs.actions)
-            progress.collected = len(replay)
+        if replay is None:
             return
         assert session.teacher is not None
         observation = session.envs.reset()

@@ -137,8 +137,9 @@ def plan_finetune(
     environment: Environment,
     optimizer: str = "adam",
     options: Options = Options(),
+    replay: Path | None = None,
 ) -> Job:
-    """What `finetune` would do: weights, target and optimizer state are carried on.
+    """What `finetune` would do: weights, target, optimizer state and, where given, the replay are carried on.
 
     State of another optimizer than the one asked for is swapped (`surgery.swap_optimizer`), at the lowered learning
     rate of fine-tuning, not at one that would go on as before.
@@ -158,7 +159,8 @@ def plan_finetune(
             model, optimizer, match="none", seed=options.seed, lr=settings.final_rate, eps=EPS[optimizer]
         )
         student = swapped.checkpoint
-    job = _job(folder, student, None, contract, settings, options, None, chosen)
+    recorded = None if replay is None else read_transitions(replay)
+    job = _job(folder, student, None, contract, settings, options, recorded, chosen)
     return replace(job, optimizer=optimizer)
 
 

@@ -58,7 +58,8 @@ class Job:
       device: `cpu` or `cuda`.
       precision: of the student's products; None: what pays here.
       optimizer: `adam` or `rmsprop`.
-      recorded: the teacher's transitions, where they are not to be collected.
+      recorded: the teacher's transitions, where they are not to be collected; in fine-tuning those of the model's
+        own training, which its replay begins with.
       lineage: what the student's file will say of how it was made.
       save_seconds: time between checkpoints.
     """
@@ -205,11 +206,10 @@ class Session:
     def _make_replays(self) -> tuple[Replay, Replay | None]:
         """The student's and the teacher's; that they fit, as far as they are needed at once, is checked first."""
         settings, given = self.settings, self.job.recorded
-        own = self._rows(settings.replay, settings.envs)
+        own = self._rows(settings.replay)
         shapes = {"replay": own}
         if self.method.collects:
-            streams = settings.envs if given is None else 1
-            shapes["teacher"] = self._rows(settings.teacher_data if given is None else len(given), streams)
+            shapes["teacher"] = self._rows(settings.teacher_data if given is None else len(given))
         sizes = [
             estimate(rows, layout.frame, layout.dtype, prioritised=settings.prioritised)
             for layout, rows in shapes.values()
@@ -229,11 +229,15 @@ class Session:
         }  # fmt: skip
         return made["replay"], made.get("teacher")
 
-    def _rows(self, capacity: int, streams: int) -> tuple[Layout, int]:
+    def _rows(self, capacity: int) -> tuple[Layout, int]:
         """The layout of a replay, with rows for closing frames and first stacks, which are no transitions."""
         envs = self.envs
-        layout = Layout.of(envs.observation_shape, envs.observation_dtype, envs=streams, stacked=envs.stacked)
-        return layout, max(round(1.05 * capacity), streams * 2 * (layout.stack + self.settings.n_step + 1))
+        layout = Layout.of(
+            envs.observation_shape, envs.observation_dtype, envs=envs.num_envs, stacked=envs.stacked
+        )
+        return layout, max(
+            round(1.05 * capacity), envs.num_envs * 2 * (layout.stack + self.settings.n_step + 1)
+        )
 
     def free_teacher_replay(self) -> None:
         """Let the teacher's transitions go: nothing draws from them any more."""

@@ -79,10 +79,10 @@ def _observations(array: Array, shape: Sequence[int], packed: bool) -> Array:
 
 
 def fill(replay: Replay, recorded: Transitions, *, actions: int) -> None:
-    """Append recorded transitions to the first stream of a replay.
+    """Append recorded transitions to a replay, an equal share to each of its streams.
 
     Args:
-      replay: of one environment; its layout is that of the environment that the student will learn in.
+      replay: its layout is that of the environment that the student will learn in.
       recorded: what to append.
       actions: number of actions of that environment.
 
@@ -102,14 +102,17 @@ def fill(replay: Replay, recorded: Transitions, *, actions: int) -> None:
             f"a replay of another environment: it holds action {int(recorded.action.max())}, "
             f"the environment has {actions} actions"
         )
-    never = np.zeros(1, np.bool_)
-    for i in range(len(recorded)):
+    share = -(-len(recorded) // layout.envs)
+    first, never = np.arange(layout.envs) * share, np.zeros(layout.envs, np.bool_)
+    for age in range(share):
+        index = np.minimum(first + age, len(recorded) - 1)
         replay.add(
-            recorded.observation[i : i + 1],
-            recorded.action[i : i + 1],
-            recorded.reward[i : i + 1],
-            recorded.terminated[i : i + 1],
+            recorded.observation[index],
+            recorded.action[index],
+            recorded.reward[index],
+            recorded.terminated[index],
             never,
-            recorded.next_observation[i : i + 1],
+            recorded.next_observation[index],
+            first + age < len(recorded),
         )
     replay.cut()
