@@ -223,3 +223,8 @@ def test_the_verbs(tmp_path, capsys) -> None:
     assert surgery.load(final).lineage[-1].operation == "finish"
     assert main(["gate", both, "--to", "2", "-o", str(tmp_path / "x.onnx")]) == 2
     assert main(["sidecar", str(old), str(old), "-o", both]) == 2  # exists
+    named = str(tmp_path / "named.onnx")
+    assert main(["migrate", str(old), "--to", "mlp-24-24", "--route", "sidecar", "-o", named, "--json"]) == 0
+    assert '"max_abs_error": 0' in capsys.readouterr().out
+    assert f"{PREFIX}q.weight" in surgery.load(named).tensors
+    assert main(["sidecar", str(old), "mlp-0", "-o", str(tmp_path / "y.onnx")]) == 2
