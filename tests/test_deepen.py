@@ -13,10 +13,12 @@ import onnx_ir as ir
 import pytest
 
 import surgery
+from surgery.builder import GraphBuilder
 from surgery.errors import ArgumentError, ClaimFailed, PlanMismatch, ProofFailed, Refused, UnknownName
 from surgery.execute import execute
 from surgery.graph.layers import layers
 from surgery.insertion import Insertion
+from surgery.interface import infer
 from surgery.numeric import run
 from surgery.ops.deepen import KINDS
 from surgery.optimizer import OptimizerState, ParamGroup
@@ -292,6 +294,63 @@ def test_one_plan_deepens_every_network_of_the_same_graph() -> None:
     first, second = (surgery.apply(plan, network).checkpoint for network in (online, target))
     for tensor in plan.insertions[0].tensors:
         assert first.tensors[tensor.name].tobytes() == second.tensors[tensor.name].tobytes()
+
+
+def twins(rng: np.random.Generator) -> surgery.Checkpoint:
+    """A Q-network and its target network side by side, as one framework checkpoint holds them; only one is trained."""
+    graph = GraphBuilder("twins")
+    x = graph.input("observation", (2, 8, 8))
+    for prefix, output in (("q_net.", "q_values"), ("q_net_target.", "target")):
+        h = x
+        for k, size in ((0, (4, 2, 3, 3)), (2, (5, 4, 3, 3))):
+            weights = [rng.standard_normal(shape).astype(np.float32) for shape in (size, size[:1])]
+            h = graph.op("Relu", graph.convolution(h, f"{prefix}{k}", *weights))
+        h = graph.op("Flatten", h)
+        head = [rng.standard_normal(shape).astype(np.float32) for shape in ((3, 80), (3,))]
+        graph.output(graph.linear(h, f"{prefix}5", *head), output, (3,))
+    model = graph.model()
+    checkpoint = surgery.Checkpoint(model, infer(model), copies={"q_net_target.": "q_net."})
+    full = with_adam(checkpoint)
+    state = full.optimizer
+    assert state is not None
+    own = [name for name in checkpoint.tensors if name.startswith("q_net.")]
+    slots = {slot: {n: held[n] for n in own} for slot, held in state.slots.items()}
+    groups = (ParamGroup(tuple(own), {"lr": 1e-3}),)
+    return checkpoint.replace(optimizer=OptimizerState("adam", slots, dict.fromkeys(own, 10.0), groups))
+
+
+@pytest.mark.parametrize("after", ["q_net.2", "q_net_target.2"])
+@pytest.mark.parametrize("kind", ["identity", "residual", "batchnorm"])
+def test_a_target_network_gets_the_same_layer_with_the_same_numbers(after: str, kind: str) -> None:
+    before = twins(np.random.default_rng(0))
+    result = surgery.apply(surgery.deepen(before, after, count=2, kind=kind), before)  # type: ignore[arg-type]
+    assert result.report is not None and result.report.ok and result.report.max_abs_error == 0
+    assert Plan.from_json(json.loads(json.dumps(result.plan.to_json()))) == result.plan
+    new = [name for name in result.checkpoint.tensors if name not in before.tensors]
+    ours = [name for name in new if name.startswith("q_net.")]
+    assert ours and len(new) == 2 * len(ours)
+    for name in ours:
+        copy = result.checkpoint.tensors[name.replace("q_net.", "q_net_target.")]
+        assert copy.tobytes() == result.checkpoint.tensors[name].tobytes()
+    state = result.checkpoint.optimizer
+    assert state is not None and all(name.startswith("q_net.") for name in state.parameters)
+    wide = surgery.apply(surgery.widen(result.checkpoint, factor=1.5), result.checkpoint)
+    assert wide.report is not None and wide.report.ok
+
+
+def test_a_target_network_gets_the_same_kernels() -> None:
+    before = twins(np.random.default_rng(0))
+    result = surgery.apply(surgery.grow_kernel(before, {"q_net.0": 5}), before)
+    assert result.report is not None and result.report.ok
+    for prefix in ("q_net", "q_net_target"):
+        assert tuple(result.checkpoint.tensors[f"{prefix}.0.weight"].shape) == (4, 2, 5, 5)
+
+
+def test_a_value_that_its_copies_do_not_have_is_refused() -> None:
+    before = twins(np.random.default_rng(0))
+    conv = next(node for node in before.model.graph if node.op_type == "Conv")
+    with pytest.raises(Refused, match="found again in the copies"):
+        surgery.deepen(before, str(conv.outputs[0].name), kind="residual")
 
 
 def test_a_plan_of_before_there_were_new_layers_is_still_read() -> None:

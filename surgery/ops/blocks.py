@@ -43,18 +43,20 @@ class Sketch:
     """Nodes and tensors of a layer in the making, at one place.
 
     Attributes:
-      names: of its tensors. spot: where it goes. at: which use of the layer this is.
+      names: of its tensors. original: the names that their random numbers are drawn under.
+      spot: where it goes. at: which use of the layer this is.
       activation: the node whose activation it takes over; None for a Relu.
       dtype: of its tensors. like: the parameter that it joins in the optimizer.
       batch: the size or symbol of a batch, and the input and axis of the graph that have it.
     """
 
     names: Names
+    original: Names
     spot: Spot
     at: int
     activation: ir.Node | None
     dtype: str
-    like: str
+    like: str | None
     batch: tuple[int | str, tuple[str, int]] = ("batch", ("", 0))
     nodes: list[NewNode] = field(default_factory=list)
     tensors: list[NewTensor] = field(default_factory=list)
@@ -82,7 +84,8 @@ class Sketch:
         axes: tuple[int, int] = (0, 1), trained: bool = True,
     ) -> str:  # fmt: skip
         """A tensor; its name."""
-        name = self.names.tensor(kind, part)
+        name, drawn = self.names.tensor(kind, part), self.original.tensor(kind, part)
+        like = self.like if trained else None
         self.tensors.append(
             NewTensor(
                 name,
@@ -91,7 +94,8 @@ class Sketch:
                 deviation,
                 axes,
                 dtype=self.dtype,
-                like=self.like if trained else None,
+                like=like,
+                drawn_as="" if drawn == name else drawn,
             )
         )
         return name

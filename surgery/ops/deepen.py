@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import onnx_ir as ir
 
 from surgery.checkpoint import Checkpoint
+from surgery.copies import original_name
 from surgery.errors import ArgumentError, Refused
-from surgery.graph.layers import Spot, is_activation, spots
+from surgery.graph.layers import Spot, is_activation, layers, spots
 from surgery.graph.ranges import bounds, keeps
 from surgery.graph.spaces import Analysis, analyse
 from surgery.insert import slot_counts
@@ -35,6 +36,16 @@ _PORTABLE = frozenset(
 
 MOST_LAYERS = 1000
 MOST_KERNEL = 63
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What to insert: a kind that is settled, its form, how many, and names if they are given."""
+
+    kind: str
+    form: blocks.Shape
+    count: int
+    given: tuple[str, ...]
 
 
 def deepen(
@@ -88,15 +99,20 @@ def deepen(
     _check(count, kind, width, kernel, name)
     analysis = analyse(checkpoint.model, checkpoint.interface, checkpoint.trained)
     module, places = spots(analysis, after)
-    chosen = _settle(analysis, places, kind, module)
-    places = [_before_activation(analysis, spot) if chosen != "identity" else spot for spot in places]
+    family = _family(analysis, places, checkpoint.copies)
+    chosen = _settle(analysis, [spot for member in family for spot in member], kind, module)
+    if chosen != "identity":
+        family = [[_before_activation(analysis, spot) for spot in member] for member in family]
+    places = family[0]
     _check_normalised(chosen, places[0])
     form = _form(places[0], width, kernel, parts)
     if chosen == "recurrent":
-        sequences.check_recurrent(checkpoint, places)
+        for member in family:
+            sequences.check_recurrent(checkpoint, member)
     elif chosen == "attention":
         form = replace(form, heads=sequences.check_attention(checkpoint, places, heads, form.width))
-    insertions = _insertions(analysis, checkpoint, places, chosen, form, count, name)
+    given = (name,) if isinstance(name, str) else tuple(name or ())
+    insertions = _insertions(analysis, checkpoint, family, _Request(chosen, form, count, given))
     return Plan(
         operation="deepen",
         arguments={
@@ -136,6 +152,24 @@ def _check(
         raise ArgumentError(
             f"'{next(n for n in names if not all(n.split('.')))}' is not the path of a module"
         )
+
+
+def _family(analysis: Analysis, places: list[Spot], copies: Mapping[str, str]) -> list[list[Spot]]:
+    """The places behind a layer, the original's first, and those behind its copies in target and averaged networks."""
+    if not copies:
+        return [places]
+    root = original_name(places[0].layer.weight, copies)
+    alike = dict.fromkeys(
+        layer.weight for layer in layers(analysis) if original_name(layer.weight, copies) == root
+    )
+    own = places[0].layer.weight
+    found = {weight: spots(analysis, weight)[1] for weight in alike}
+    if len(found) > 1 and [spot.value for spot in found[own]] != [spot.value for spot in places]:
+        raise Refused(
+            f"'{places[0].value.name}' is no place that can be found again in the copies of '{own}'",
+            hint="name the layer, not a value of the graph",
+        )
+    return [found[weight] for weight in sorted(found, key=lambda weight: weight != root)]
 
 
 def _check_normalised(kind: str, spot: Spot) -> None:
@@ -192,32 +226,63 @@ def _form(spot: Spot, width: int | None, kernel: int | None, parts: tuple[str, s
 def _insertions(
     analysis: Analysis,
     checkpoint: Checkpoint,
-    places: Sequence[Spot],
-    kind: str,
-    form: blocks.Shape,
-    count: int,
-    name: str | Sequence[str] | None,
+    family: Sequence[Sequence[Spot]],
+    request: _Request,
 ) -> list[Insertion]:
+    """New layers behind a layer, and the same ones behind its copies."""
     used, out = naming.taken(analysis), list[Insertion]()
-    given = [name] if isinstance(name, str) else list(name or [])
-    opens = places[0].activation is None
-    own = places[0].activation
-    activation = own if kind == "identity" or _portable(analysis, own) else _nearest(analysis, places[0])
-    dtype = _dtype(analysis, places[0])
-    values = [str(spot.value.name) for spot in places]
-    like = places[0].layer.weight
-    batch = sequences.batch_of(checkpoint) if kind == "recurrent" else ("", ("", 0))
-    for k in range(count):
-        layer = places[0].layer
-        names = naming.given(given[k]) if given else naming.follow(
-            analysis, layer, used, block=places[0].summed and kind != "identity"
-        )  # fmt: skip
-        sketches = [
-            blocks.Sketch(names, spot, at, activation, dtype, like, batch) for at, spot in enumerate(places)
-        ]
-        new = blocks.inserted(kind, _BRANCHES[kind], sketches, values, form, opens=opens)
+    names = _names(analysis, family[0][0], request, used)
+    root = family[0][0].layer.weight
+    for places in family:
+        weight = places[0].layer.weight
+        own = [found.moved(*_prefixes(weight, root, checkpoint.copies)) for found in names]
+        out += _chain(analysis, checkpoint, places, request, own, names)
+    for new in out:
         _check_free(new, used)
-        used |= {names.module, *(tensor.name for tensor in new.tensors)}
+    return out
+
+
+def _names(analysis: Analysis, spot: Spot, request: _Request, used: set[str]) -> list[naming.Names]:
+    if request.given:
+        return [naming.given(name) for name in request.given]
+    names, known = list[naming.Names](), set(used)
+    block = spot.summed and request.kind != "identity"
+    for _ in range(request.count):
+        names.append(naming.follow(analysis, spot.layer, known, block=block))
+        known.add(names[-1].module)
+    return names
+
+
+def _prefixes(weight: str, root: str, copies: Mapping[str, str]) -> tuple[str, str]:
+    """The prefix of the original network, and that of the copy which a weight belongs to."""
+    for copy, original in copies.items():
+        if weight.startswith(copy) and original_name(weight, copies) == root and weight != root:
+            return original, copy
+    return "", ""
+
+
+def _chain(
+    analysis: Analysis,
+    checkpoint: Checkpoint,
+    places: Sequence[Spot],
+    request: _Request,
+    names: Sequence[naming.Names],
+    originals: Sequence[naming.Names],
+) -> list[Insertion]:
+    """One layer behind another, at every place."""
+    own, kind = places[0].activation, request.kind
+    activation = own if kind == "identity" or _portable(analysis, own) else _nearest(analysis, places[0])
+    weight = places[0].layer.weight
+    like = weight if checkpoint.optimizer is None or weight in checkpoint.trained else None
+    batch = sequences.batch_of(checkpoint) if kind == "recurrent" else ("", ("", 0))
+    values, out = [str(spot.value.name) for spot in places], list[Insertion]()
+    for found, original in zip(names, originals, strict=True):
+        sketches = [
+            blocks.Sketch(found, original, spot, at, activation, _dtype(analysis, spot), like, batch)
+            for at, spot in enumerate(places)
+        ]
+        form, opens = request.form, own is None
+        new = blocks.inserted(kind, _BRANCHES[kind], sketches, values, form, opens=opens)
         values = [
             str(spot.value.name) if spot.value.is_graph_output() else place.result
             for spot, place in zip(places, new.places, strict=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from surgery.checkpoint import Checkpoint
+from surgery.copies import original_name
 from surgery.edits import SpaceEdit
 from surgery.errors import ArgumentError, Refused
 from surgery.graph.layers import CONVOLUTIONS, Layer, find, layers
@@ -61,13 +62,13 @@ def grow_kernel(checkpoint: Checkpoint, sizes: Mapping[str, int | Sequence[int]]
     tensors: list[TensorEdit] = []
     operands: list[OperandEdit] = []
     for name, wanted in sizes.items():
-        module, uses = find(analysis, name)
-        growth = _growth(analysis, module, uses, wanted)
-        if any(edit.space in growth.names for edit in edits):
-            raise ArgumentError(f"layer '{module}' is given twice")
-        edits += _edits(growth)
-        tensors.append(_tensor(analysis, growth))
-        operands += [edit for use in uses for edit in _operands(use.node, growth.taps)]
+        for module, uses in _family(analysis, name, checkpoint.copies):
+            growth = _growth(analysis, module, uses, wanted)
+            if any(edit.space in growth.names for edit in edits):
+                raise ArgumentError(f"layer '{module}' is given twice")
+            edits += _edits(growth)
+            tensors.append(_tensor(analysis, growth))
+            operands += [edit for use in uses for edit in _operands(use.node, growth.taps)]
     members = checkpoint.optimizer.slots.values() if checkpoint.optimizer else ()
     counts = {tensor.name: sum(tensor.name in member for member in members) for tensor in tensors}
     return Plan(
@@ -79,6 +80,16 @@ def grow_kernel(checkpoint: Checkpoint, sizes: Mapping[str, int | Sequence[int]]
         operands=tuple(operands),
         slots={name: count for name, count in counts.items() if count},
     )
+
+
+def _family(analysis: Analysis, name: str, copies: Mapping[str, str]) -> list[tuple[str, list[Layer]]]:
+    """A layer and its copies in target and averaged networks: (module, uses) of each."""
+    module, uses = find(analysis, name)
+    if not copies:
+        return [(module, uses)]
+    root = original_name(uses[0].weight, copies)
+    alike = (layer.weight for layer in layers(analysis) if original_name(layer.weight, copies) == root)
+    return [find(analysis, weight) for weight in dict.fromkeys(alike)]
 
 
 def _growth(analysis: Analysis, module: str, uses: Sequence[Layer], wanted: int | Sequence[int]) -> _Growth:

@@ -34,6 +34,13 @@ class Names:
             return self.bias.format(inner)
         return f"{self.module}{inner}.{kind}"
 
+    def moved(self, before: str, after: str) -> Names:
+        """The same names with one prefix for another: those of the layer in a copy of the network."""
+        if before == after:
+            return self
+        names = (self.module, self.weight, self.bias)
+        return Names(*(name and after + name.removeprefix(before) for name in names))
+
 
 def taken(analysis: Analysis) -> set[str]:
     """Every name in a graph."""
