@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from surgery.operate import apply as apply
     from surgery.ops.actions import NewAction as NewAction
     from surgery.ops.adapt import adapt as adapt
+    from surgery.ops.batchnorm import unfold_batchnorm as unfold_batchnorm
     from surgery.ops.deepen import deepen as deepen
     from surgery.ops.extend import NewObservation as NewObservation
     from surgery.ops.extend import extend as extend
@@ -37,7 +38,10 @@ if TYPE_CHECKING:
     from surgery.ops.invert import invert as invert
     from surgery.ops.kernel import grow_kernel as grow_kernel
     from surgery.ops.narrow import narrow as narrow
+    from surgery.ops.permute import permute as permute
+    from surgery.ops.rename import rename as rename
     from surgery.ops.swap_optimizer import swap_optimizer as swap_optimizer
+    from surgery.ops.untie import untie as untie
     from surgery.ops.widen import widen as widen
     from surgery.plan import Plan as Plan
     from surgery.recipe import recipe as recipe
@@ -79,6 +83,10 @@ _HOMES = {
     "sidecar": "surgery.sidecar",
     "swap_optimizer": "surgery.ops.swap_optimizer",
     "verify": "surgery.verify",
+    "permute": "surgery.ops.permute",
+    "rename": "surgery.ops.rename",
+    "unfold_batchnorm": "surgery.ops.batchnorm",
+    "untie": "surgery.ops.untie",
     "widen": "surgery.ops.widen",
 }
 
@@ -106,12 +114,16 @@ __all__ = [
     "load",
     "migrate",
     "narrow",
+    "permute",
     "recipe",
+    "rename",
     "reorder",
     "retire",
     "save",
     "sidecar",
     "swap_optimizer",
+    "unfold_batchnorm",
+    "untie",
     "verify",
     "widen",
 ]

@@ -24,6 +24,7 @@ from surgery.interface import Bound, Environment, Interface, Port
 from surgery.optimizer import OptimizerState, power
 from surgery.plan import Plan, TensorEdit
 from surgery.removal import check_duplicates, check_unread, fold
+from surgery.rewiring import Rewiring, rewire, rewired
 from surgery.tensors import shape_of
 
 KEEP_LIMIT = 1 << 28
@@ -64,12 +65,15 @@ def execute(plan: Plan, checkpoint: Checkpoint, *, double: bool = False) -> Chec
                 f"the plan cannot change '{operand.where}' of the node of '{operand.node}': {error}"
             ) from None
     insert(model, plan.insertions, seed=plan.seed, double=double)
+    rewire(model, plan.rewiring)
     if not double:
         merge_again(model)
         refresh_shapes(model)
     optimizer = _follow(plan, checkpoint.optimizer, lookup) if checkpoint.optimizer else None
     if optimizer is not None and plan.insertions:
         optimizer = join_optimizer(optimizer, plan.insertions)
+    if optimizer is not None and plan.rewiring != Rewiring():
+        optimizer = rewired(optimizer, plan.rewiring)
     interface = with_states(_described(checkpoint.interface, plan), plan.insertions)
     environment = checkpoint.environment
     if plan.environment:

@@ -19,8 +19,8 @@ from surgery.edits import natural, tensor_rng
 from surgery.errors import PlanMismatch
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Start = Literal["zero", "one", "identity", "normal", "numbers"]
-STARTS: tuple[Start, ...] = ("zero", "one", "identity", "normal", "numbers")
+Start = Literal["zero", "one", "identity", "normal", "fill", "numbers"]
+STARTS: tuple[Start, ...] = ("zero", "one", "identity", "normal", "fill", "numbers")
 Attribute = int | float | str | tuple[int, ...] | tuple[float, ...]
 
 MOST_ELEMENTS = 1 << 31
@@ -36,7 +36,8 @@ class NewTensor:
       name: of its initializer.
       shape: its shape.
       start: "zero", "one", "normal" (deviation `deviation`), "identity" (one where the index along both of `axes` is
-        the same, in the middle of every other axis), or the `numbers` themselves.
+        the same, in the middle of every other axis), "fill" (the first of the `numbers` everywhere), or the
+        `numbers` themselves.
       deviation: of "normal". axes: of "identity": those of what is made, and of what is read.
       numbers: of "numbers", flattened.
       dtype: numpy's name of its element type.
@@ -62,6 +63,8 @@ class NewTensor:
                 return np.zeros(self.shape, dtype)
             case "one":
                 return np.ones(self.shape, dtype)
+            case "fill":
+                return np.full(self.shape, self.numbers[0], dtype)
             case "numbers":
                 return np.array(self.numbers, dtype).reshape(self.shape)
             case "normal":
@@ -255,7 +258,7 @@ def _tensor(data: Mapping[str, Any]) -> NewTensor:
         raise ValueError(f"start {start!r} of {dtype!r}")
     if 0 in shape or math.prod(shape) > MOST_ELEMENTS or len(axes) != 2:
         raise ValueError(f"shape {list(shape)}")
-    if start == "numbers" and len(numbers) != math.prod(shape):
+    if len(numbers) != {"numbers": math.prod(shape), "fill": 1}.get(start, 0):
         raise ValueError(f"{len(numbers)} numbers for the shape {list(shape)}")
     if start == "identity" and (max(axes) >= len(shape) or shape[axes[0]] != shape[axes[1]]):
         raise ValueError(f"no identity of shape {list(shape)}")

@@ -20,6 +20,8 @@ from surgery.graph.layout import Layout
 from surgery.graph.spaces import Fill
 from surgery.insertion import Insertion, chained
 from surgery.insertion import from_json as insertion_from_json
+from surgery.rewiring import Rewiring
+from surgery.rewiring import from_json as rewiring_from_json
 
 SCHEMA = 1
 _MOST_OPERANDS = 64
@@ -142,6 +144,7 @@ class Plan:
       folds: where constants that go leave their contribution.
       notes: what else the user should know, a sentence each.
       copies: prefix of parameter names -> prefix of their originals, whose random numbers they take.
+      rewiring: tensors that are untied or renamed.
     """
 
     operation: str
@@ -161,6 +164,7 @@ class Plan:
     folds: tuple[Fold, ...] = ()
     notes: tuple[str, ...] = ()
     copies: Mapping[str, str] = field(default_factory=dict)
+    rewiring: Rewiring = field(default_factory=Rewiring)
 
     @property
     def edits(self) -> dict[str, SpaceEdit]:
@@ -210,6 +214,7 @@ class Plan:
                 for sizes in (None, self.sizes)
             )
             lines.append(f"  {port.side} '{port.name}' {before} → {after}")
+        lines.extend(self.rewiring.describe())
         lines.extend(f"  new layer {new.describe()}" for new in self.insertions)
         for fold in self.folds if any(edit.folded for edit in self.spaces) else ():
             into = (
@@ -262,6 +267,7 @@ class Plan:
             **({"folds": [_fold_to_json(fold) for fold in self.folds]} if self.folds else {}),
             **({"notes": list(self.notes)} if self.notes else {}),
             "copies": dict(self.copies),
+            **({"rewiring": self.rewiring.to_json()} if self.rewiring != Rewiring() else {}),
         }
 
     def digest(self) -> str:
@@ -330,6 +336,7 @@ def _parse(data: Mapping[str, Any]) -> Plan:
         folds=tuple(_fold(fold) for fold in data.get("folds", ())),
         notes=tuple(str(note) for note in data.get("notes", ())),
         copies={str(copy): str(original) for copy, original in data.get("copies", {}).items()},
+        rewiring=rewiring_from_json(data.get("rewiring", Rewiring().to_json())),
     )
 
 

@@ -256,6 +256,17 @@ def _follow(analysis: Analysis, layer: Layer) -> Spot:
     return _spot(analysis, place, layer, activation, summed=summed)
 
 
+def behind(analysis: Analysis, layer: Layer) -> Spot:
+    """The value directly behind a layer and its bias, before anything else."""
+    value, constant = _result(layer), analysis.trace.facts.constant
+    readers = [use.node for use in value.uses()]
+    if len(readers) == 1 and readers[0].op_type == "Add" and not value.is_graph_output():
+        (node,) = readers
+        if all(v is value or v in constant for v in node.inputs) and not _stops(analysis, node, value):
+            value = node.outputs[0]
+    return _spot(analysis, value, layer, None, summed=False)
+
+
 def _result(layer: Layer) -> ir.Value:
     used = [v for v in layer.node.outputs if v.uses() and not v.is_graph_output()]
     return used[0] if used else layer.node.outputs[0]

@@ -18,6 +18,9 @@ from surgery.graph.layers import CONVOLUTIONS, Spot
 from surgery.insertion import Attribute, Insertion, NewNode, NewPort, NewTensor, Place, Start
 from surgery.ops.naming import Names
 
+EPSILON = 1e-5
+"""Of new batch normalisations."""
+
 _GAIN = {"Relu": 2.0, "Clip": 2.0, "LeakyRelu": 2.0, "Max": 2.0, "Elu": 2.0}
 """Variance of a weight times its fan-in: 2 for rectifiers (He et al., 2015), else 1 (LeCun et al., 1998)."""
 
@@ -81,7 +84,7 @@ class Sketch:
 
     def tensor(
         self, kind: str, part: str, shape: Sequence[int], start: Start, *, deviation: float = 0.0,
-        axes: tuple[int, int] = (0, 1), trained: bool = True,
+        axes: tuple[int, int] = (0, 1), numbers: tuple[float, ...] = (), trained: bool = True,
     ) -> str:  # fmt: skip
         """A tensor; its name."""
         name, drawn = self.names.tensor(kind, part), self.original.tensor(kind, part)
@@ -93,6 +96,7 @@ class Sketch:
                 start,
                 deviation,
                 axes,
+                numbers,
                 dtype=self.dtype,
                 like=like,
                 drawn_as="" if drawn == name else drawn,
@@ -162,15 +166,22 @@ class Sketch:
         matrix = self.op("Transpose", weight, perm=(1, 0)) if rows else weight
         return self.op("Add", self.op("MatMul", value, matrix), bias)
 
-    def normalised(self, value: str, part: str, units: int, start: Start) -> str:
-        """Batch normalisation with running statistics 0 and 1."""
+    def normalised(self, value: str, part: str, units: int, start: Start, *, scale: float = 1.0) -> str:
+        """Batch normalisation with running statistics 0 and 1; its scale starts so, or is `scale` everywhere."""
         operands = [
-            self.tensor("weight", part, (units,), start),
+            self.tensor("weight", part, (units,), start, numbers=(scale,) if start == "fill" else ()),
             self.tensor("bias", part, (units,), "zero"),
             self.tensor("running_mean", part, (units,), "zero", trained=False),
             self.tensor("running_var", part, (units,), "one", trained=False),
         ]
-        return self.op("BatchNormalization", value, *operands, epsilon=1e-5, momentum=0.9)
+        return self.op("BatchNormalization", value, *operands, epsilon=EPSILON, momentum=0.9)
+
+
+def dtype_of(model: ir.Model, tensor: str) -> str:
+    """Numpy's name of a tensor's element type; float32 where there is none of that name."""
+    value = model.graph.initializers.get(tensor)
+    held = None if value is None else value.const_value
+    return "float32" if held is None else str(held.dtype.numpy())
 
 
 def _rows(node: ir.Node) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import onnx_ir as ir
 
@@ -275,10 +275,20 @@ def _chain(
     weight = places[0].layer.weight
     like = weight if checkpoint.optimizer is None or weight in checkpoint.trained else None
     batch = sequences.batch_of(checkpoint) if kind == "recurrent" else ("", ("", 0))
+    dtype = blocks.dtype_of(analysis.model, weight)
     values, out = [str(spot.value.name) for spot in places], list[Insertion]()
     for found, original in zip(names, originals, strict=True):
         sketches = [
-            blocks.Sketch(found, original, spot, at, activation, _dtype(analysis, spot), like, batch)
+            blocks.Sketch(
+                found,
+                original,
+                spot,
+                at,
+                activation,
+                dtype,
+                like,
+                batch,
+            )
             for at, spot in enumerate(places)
         ]
         form, opens = request.form, own is None
@@ -319,9 +329,3 @@ def _nearest(analysis: Analysis, spot: Spot) -> ir.Node | None:
     behind = [node for node in nodes if order[node] > here]
     before = [node for node in nodes if order[node] <= here]
     return behind[0] if behind else before[-1] if before else None
-
-
-def _dtype(analysis: Analysis, spot: Spot) -> str:
-    tensor: Any = analysis.model.graph.initializers.get(spot.layer.weight)
-    held = None if tensor is None else tensor.const_value
-    return "float32" if held is None else str(held.dtype.numpy())

@@ -47,13 +47,14 @@ def check_slots(plan: Plan, before: Checkpoint, exact: Checkpoint, inputs: Array
     shared = sorted(
         tensor.name for tensor in plan.tensors if tensor.name in trained and tensor.starts_at_mean(plan.edits)
     )
-    trained.difference_update(shared)
+    trained.difference_update(shared, plan.rewiring.apart)
+    names = {new: old for old, new in plan.rewiring.renames.items()}
     try:
-        moved = _moved(exact.model, trained, edited, seed, back=False)
+        moved = _moved(exact.model, trained, edited, seed, names, back=False)
         grown = grow(plan, inputs, np.random.default_rng(seed))
         new = shrink(plan, run(moved, grown, dtype=np.complex128), weighted=True)
         old = kept(
-            plan, run(_moved(before.model, trained, edited, seed, back=True), inputs, dtype=np.complex128)
+            plan, run(_moved(before.model, trained, edited, seed, {}, back=True), inputs, dtype=np.complex128)
         )
     except Unsupported as reason:
         return [Check("optimizer slots", True, 0.0, None, f"not evaluated: {reason}")]
@@ -73,8 +74,8 @@ def check_slots(plan: Plan, before: Checkpoint, exact: Checkpoint, inputs: Array
     relative = gap / scale if scale else float("inf")
     detail = "edited old gradient against the new model's, float64"
     if plan.inexact_slots:
-        names = ", ".join(f"'{name}'" for name in plan.inexact_slots)
-        return [measured("optimizer slots", relative, None, f"{detail}; gradients of {names} change")]
+        changed = ", ".join(f"'{name}'" for name in plan.inexact_slots)
+        return [measured("optimizer slots", relative, None, f"{detail}; gradients of {changed} change")]
     if shared:
         detail += f"; those of {', '.join(shared)} are shared with new units"
     return [measured("optimizer slots", relative, LIMIT, detail)]
@@ -85,13 +86,14 @@ def _moved(
     trained: set[str],
     edited: Mapping[str, tuple[Sequence[AxisMap | None], float]],
     seed: int,
+    names: Mapping[str, str],
     *,
     back: bool,
 ) -> ir.Model:
-    """The model with i·h·direction added to its trained parameters, computed as they are read."""
+    """The model with i·h·direction added to its trained parameters (by their old names), computed as they are read."""
     moved = model.clone()
-    for name, value in moved.graph.initializers.items():
-        tensor = value.const_value
+    for found, value in moved.graph.initializers.items():
+        name, tensor = names.get(found, found), value.const_value
         if tensor is None or name not in trained or not tensor.dtype.is_floating_point():
             continue
         value.const_value = _lazy(tensor, name, edited.get(name), seed, back)

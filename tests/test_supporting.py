@@ -1,0 +1,230 @@
+"""Operations that others rest on: units permuted, tensors renamed and untied, batch normalisations unfolded."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import surgery
+from surgery.builder import GraphBuilder
+from surgery.errors import ArgumentError, ClaimFailed, PlanMismatch, ProofFailed, Refused, UnknownName
+from surgery.execute import execute
+from surgery.graph.layers import layers
+from surgery.interface import infer
+from surgery.numeric import run
+from surgery.plan import Plan
+from surgery.ports import grow, shrink
+from surgery.verify.outputs import difference, runtime
+from tests import zoo
+from tests.originals import FLOAT64, original, relative
+from tests.test_deepen import with_adam
+
+DYNAMO = [name for name, net in zoo.NETS.items() if "dynamo" not in net.impossible]
+
+
+def through_json(plan: Plan) -> Plan:
+    again = Plan.from_json(json.loads(json.dumps(plan.to_json())))
+    assert again == plan
+    return again
+
+
+# ---- permute --------------------------------------------------------------------------------------------------
+
+
+def orders(analysis: surgery.graph.spaces.Analysis, seed: int) -> dict[str, list[int]]:  # type: ignore[name-defined]
+    rng = np.random.default_rng(seed)
+    return {s.name: rng.permutation(s.size).tolist() for s in analysis.spaces if not s.reasons}
+
+
+@pytest.mark.parametrize("name", DYNAMO)
+def test_permuted_units_compute_the_same(name: str) -> None:
+    before = original(name, "dynamo")
+    plan = through_json(surgery.permute(before.checkpoint, orders(before.analysis, 0)))
+    exact = execute(plan, before.checkpoint, double=True)
+    found = shrink(plan, run(exact.model, grow(plan, before.batches[0])))
+    assert relative(before.exact, found) <= FLOAT64
+
+
+@pytest.mark.parametrize("name", ["impala", "lstm_policy", "transformer", "groupnorm_cnn"])
+def test_a_permutation_and_its_inverse_give_back_every_bit_with_slots(name: str) -> None:
+    before = with_adam(original(name, "dynamo").checkpoint)
+    wanted = orders(original(name, "dynamo").analysis, 1)
+    there = surgery.apply(surgery.permute(before, wanted), before)
+    assert there.report is not None and there.report.ok
+    assert there.report.check("optimizer slots").limit is not None
+    moved = [n for n, t in before.tensors.items() if there.checkpoint.tensors[n].tobytes() != t.tobytes()]
+    assert moved
+    # spaces may be named after other parameters, but not their axes
+    inverse = {space: np.argsort(order).tolist() for space, order in wanted.items()}
+    back = execute(surgery.permute(there.checkpoint, inverse), there.checkpoint)
+    assert all(back.tensors[n].tobytes() == t.tobytes() for n, t in before.tensors.items())
+    for slot, held in before.optimizer.slots.items():
+        assert all(back.optimizer.slots[slot][n].tobytes() == t.tobytes() for n, t in held.items())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "error", "says"),
+    [
+        ({}, ArgumentError, "nothing to permute"),
+        ({"0": [0, 1]}, ArgumentError, "not an order of the 13 units"),
+        ({"0": [0] * 13}, ArgumentError, "not an order"),
+        ({"zero": [0]}, UnknownName, "unknown space"),
+        ({"4": [2, 1, 0, 3, 4, 5]}, ArgumentError, "not an order"),
+    ],
+)
+def test_what_is_no_permutation_is_refused(wanted, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        surgery.permute(original("mlp_relu", "dynamo").checkpoint, wanted)
+
+
+def test_actions_keep_their_places() -> None:
+    before = original("mlp_relu", "dynamo")
+    (space,) = [s for s in before.analysis.spaces if "output" in s.kinds]
+    with pytest.raises(Refused, match="cannot change places"):
+        surgery.permute(before.checkpoint, {space.name: range(space.size)})
+
+
+# ---- rename ---------------------------------------------------------------------------------------------------
+
+
+def test_renamed_tensors_take_their_state_along(tmp_path) -> None:
+    before = with_adam(original("impala", "dynamo").checkpoint)
+    plan = through_json(surgery.rename(before, {"stacks.0": "trunk.first", "fc.weight": "dense.weight"}))
+    result = surgery.apply(plan, before)
+    assert result.report is not None and result.report.ok and result.report.max_abs_error == 0
+    assert result.report.check("optimizer slots").limit is not None
+    result.save(tmp_path / "x.onnx")
+    again = surgery.load(tmp_path / "x.onnx")
+    assert "trunk.first.0.weight" in again.tensors and "stacks.0.0.weight" not in again.tensors
+    old, new = before.optimizer, again.optimizer
+    assert len(new.parameters) == len(old.parameters)
+    for slot, held in old.slots.items():
+        assert new.slots[slot]["dense.weight"].tobytes() == held["fc.weight"].tobytes()
+    assert new.group("trunk.first.0.weight").hyper["lr"] == 1e-3
+
+
+def test_names_can_be_exchanged() -> None:
+    before = original("actor_critic", "dynamo").checkpoint
+    plan = surgery.rename(before, {"actor.0.bias": "critic.0.bias", "critic.0.bias": "actor.0.bias"})
+    after = surgery.apply(plan, before).checkpoint
+    assert after.tensors["critic.0.bias"].tobytes() == before.tensors["actor.0.bias"].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("names", "error", "says"),
+    [
+        ({}, ArgumentError, "nothing to rename"),
+        ({"0": "0"}, ArgumentError, "nothing to rename"),
+        ({"7": "8"}, UnknownName, "unknown parameter '7'"),
+        ({"0": "2"}, ArgumentError, "two tensors would be called '2.bias'"),
+        ({"0": ""}, ArgumentError, "not a name"),
+        ({"0.weight": "relu"}, ArgumentError, "two tensors would be called 'relu'"),
+    ],
+)
+def test_a_name_that_does_not_fit_is_refused(names, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        surgery.rename(original("mlp_relu", "dynamo").checkpoint, names)
+
+
+# ---- untie ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"), [("tied_embedding", "embedding.weight"), ("shared_encoder", "encoder.0.weight")]
+)
+def test_untied_tensors_are_equal_at_first_and_start_anew(name: str, tensor: str) -> None:
+    before = with_adam(original(name, "dynamo").checkpoint)
+    result = surgery.apply(through_json(surgery.untie(before, tensor)), before)
+    assert result.report is not None and result.report.ok and result.report.max_abs_error == 0
+    apart = [use.name for use in result.plan.rewiring.untied]
+    assert apart
+    state = result.checkpoint.optimizer
+    for one in (tensor, *apart):
+        assert result.checkpoint.tensors[one].tobytes() == before.tensors[tensor].tobytes()
+        assert state.steps[one] == 0 and not state.slots["exp_avg"][one].numpy().any()
+    (kept,) = {n for n in state.slots["exp_avg"] if n == "fc.bias" or n == "mlp.0.bias"}
+    assert state.steps[kept] == 10
+
+
+def test_what_was_tied_can_be_widened_when_it_is_not() -> None:
+    before = original("tied_embedding", "dynamo").checkpoint
+    frozen = {s.name: s.reason for s in surgery.analyse(before.model).spaces if not s.widenable}
+    after = surgery.apply(surgery.untie(before, "embedding.weight"), before).checkpoint
+    free = [s for s in surgery.analyse(after.model).spaces if s.widenable and s.name in frozen]
+    assert free
+    assert surgery.apply(surgery.widen(after, widths={free[0].name: 20}), after).report.ok
+
+
+@pytest.mark.parametrize(
+    ("tensor", "error", "says"),
+    [("0.weight", ArgumentError, "is read once"), ("9.weight", UnknownName, "unknown tensor")],
+)
+def test_what_is_not_tied_is_refused(tensor: str, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        surgery.untie(original("mlp_relu", "dynamo").checkpoint, tensor)
+
+
+def test_a_plan_that_does_not_fit_is_refused() -> None:
+    checkpoint = original("tied_embedding", "dynamo").checkpoint
+    plan = surgery.untie(checkpoint, "embedding.weight")
+    (use,) = plan.rewiring.untied
+    wrong = dataclasses.replace(plan.rewiring, untied=(dataclasses.replace(use, operand=0),))
+    for broken in (dataclasses.replace(plan, rewiring=wrong), surgery.rename(checkpoint, {"mlp.0": "x"})):
+        with pytest.raises(PlanMismatch):
+            execute(broken, original("mlp_relu", "dynamo").checkpoint)
+
+
+# ---- batch normalisation --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("style", zoo.STYLES)
+@pytest.mark.parametrize("name", ["nature_nhwc", "impala", "mlp_tanh"])
+def test_an_unfolded_batch_normalisation_does_nothing_at_first(name: str, style: str) -> None:
+    before = original(name, style)
+    for module in list(dict.fromkeys(layer.module for layer in layers(before.analysis)))[:3]:
+        plan = through_json(surgery.unfold_batchnorm(before.checkpoint, module))
+        exact = run(execute(plan, before.checkpoint, double=True).model, before.batches[0])
+        assert relative(before.exact, exact) <= FLOAT64
+        stored = runtime(execute(plan, before.checkpoint).model)(dict(before.batches[0]))
+        assert difference(before.stored[0], stored)[1] <= before.limit
+
+
+def test_it_stands_before_the_activation_and_its_parameters_are_trained() -> None:
+    before = with_adam(original("impala", "dynamo").checkpoint)
+    result = surgery.apply(surgery.unfold_batchnorm(before, "stacks.0.2.conv1"), before)
+    assert result.report.ok
+    (new,) = result.plan.insertions
+    assert new.name == "stacks.0.2.bn1" and new.places[0].value == "conv2d_1"
+    assert new.trained == ("stacks.0.2.bn1.weight", "stacks.0.2.bn1.bias")
+    assert result.checkpoint.optimizer.steps["stacks.0.2.bn1.weight"] == 0
+    with pytest.raises(Refused, match="has a batch normalisation"):
+        surgery.unfold_batchnorm(result.checkpoint, "stacks.0.2.conv1")
+
+
+def test_a_scale_that_is_not_the_one_of_the_identity_is_caught() -> None:
+    before = original("impala", "dynamo").checkpoint
+    plan = surgery.unfold_batchnorm(before, "stacks.0.0")
+    (new,) = plan.insertions
+    tensors = tuple(dataclasses.replace(t, numbers=(1.1,)) if t.start == "fill" else t for t in new.tensors)
+    with pytest.raises((ClaimFailed, ProofFailed)):
+        surgery.apply(
+            dataclasses.replace(plan, insertions=(dataclasses.replace(new, tensors=tensors),)), before
+        )
+
+
+def test_a_sequence_of_vectors_takes_no_batch_normalisation() -> None:
+    with pytest.raises(Refused, match="batch normalisation is for images"):
+        surgery.unfold_batchnorm(original("lstm_policy", "dynamo").checkpoint, "encoder")
+
+
+def test_a_graph_of_our_own_builder_takes_one() -> None:
+    rng, graph = np.random.default_rng(0), GraphBuilder("dense")
+    x = graph.input("observation", (3,))
+    weights = rng.standard_normal((4, 3)).astype(np.float32), rng.standard_normal(4).astype(np.float32)
+    graph.output(graph.op("Relu", graph.linear(x, "fc1", *weights)), "q_values", (4,))
+    model = graph.model()
+    checkpoint = surgery.Checkpoint(model, infer(model))
+    assert surgery.apply(surgery.unfold_batchnorm(checkpoint, "fc1"), checkpoint).report.ok
