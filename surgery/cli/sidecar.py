@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from surgery.cli import _edits, _files, _options, _sidecar
+from surgery.cli import _edits, _files, _options, _routes
 from surgery.cli._output import Output
 
 
@@ -15,8 +15,7 @@ from surgery.cli._output import Output
 @click.argument("new", metavar="NEW")
 @_options.seed
 @_options.observations
-@_options.dry_run
-@_options.output_file()
+@_options.output_file(required=True)
 @_options.force
 @_options.reported
 def command(
@@ -25,8 +24,7 @@ def command(
     new: str,
     seed: int,
     observations: Path | None,
-    dry_run: bool,
-    target: Path | None,
+    target: Path,
     force: bool,
     output: Output,
 ) -> None:
@@ -42,4 +40,4 @@ def command(
       surgery sidecar nature.onnx other.onnx -o both.onnx
     """
     proof = _edits.Proof(True, _files.read_observations(observations), seed)
-    _sidecar.join(model, new, target, proof, output, force=force, dry_run=dry_run)
+    _routes.beside(model, target, new, proof, output, force=force)
