@@ -27,7 +27,7 @@ from tests.test_deepen import FIXTURES, with_adam
 
 CONVOLUTIONAL = [
     pytest.param(name, style, id=f"{name}-{style}")
-    for name in ("nature_dqn", "nature_nhwc", "impala", "decoder", "mobilenet", "temporal_conv", "shufflenet")
+    for name in ("nature_nhwc", "impala", "decoder", "mobilenet", "temporal_conv", "shufflenet")
     for style in zoo.STYLES
     if style not in zoo.NETS[name].impossible
 ]
