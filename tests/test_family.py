@@ -51,6 +51,7 @@ FOUND = {
     ),
     "lstm_policy": ("lstm", "lstm-13-fc11", {}),
     "actor_critic": ("mlp", None, {"log_probability.fc1": "actor.0", "value.fc2": "critic.2"}),
+    "mlp_elu": ("mlp", "mlp-13-11-elu", {}),
     "mlp_silu": ("mlp", "mlp-13-11-silu", {"fc1": "0", "fc2": "2"}),
     "c51": ("mlp", "mlp-13-11", {}),
     "dueling": (None, None, {"conv1": "conv", "value.fc": "value1", "advantage.fc": "advantage1"}),

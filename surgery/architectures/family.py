@@ -12,11 +12,11 @@ from surgery.architectures.layers import (
     Branches,
     Convolution,
     Dense,
-    Flatten,
     Layer,
     Recurrent,
     Residual,
     Shape,
+    passing,
     resolved,
     walk,
 )
@@ -132,8 +132,8 @@ def _resolved(name: str, observation: Shape) -> Layers | None:
 
 
 def _plain(layers: Sequence[Layer]) -> list[Layer]:
-    """Without flattens: they say in which order units lie, not how many there are."""
-    return [layer for layer in layers if not isinstance(layer, Flatten)]
+    """Without what says nothing of what a network can do."""
+    return [layer for layer in layers if not passing(layer)]
 
 
 def _recurrent(layer: Layer) -> bool:

@@ -8,6 +8,7 @@ Two layers are equal if they are the same layer of two networks; names do not co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -179,9 +180,17 @@ Layer = (
     | Branches
     | Other
 )
+SCALING = Other("a constant on every number")
+"""Arithmetic with constants, such as a division by 255."""
 PLAIN = (Activation, Pool, Flatten, Mean, Branches, Other)
 """Layers without weights, and so without a name."""
 ACTIVATIONS = ("Relu", "Tanh", "Elu", "Gelu", "Silu", "Sigmoid")
+
+
+def passing(layer: Layer) -> bool:
+    """Whether a layer says nothing of what a network can do: the order of units, one constant on all of them."""
+    one = isinstance(layer, Other) and all(math.prod(shape) <= 1 for shape in layer.shapes)
+    return isinstance(layer, Flatten) or (layer == SCALING and one)
 
 
 def change(layers: Sequence[Layer], edit: Callable[[Layer], Layer]) -> tuple[Layer, ...]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from surgery.architectures.layers import (
     PLAIN,
+    SCALING,
     Activation,
     Attention,
     Branches,
@@ -21,7 +22,7 @@ from surgery.architectures.layers import (
     Other,
     Residual,
 )
-from surgery.architectures.steps import CENTRED, SCALING, Step, Steps
+from surgery.architectures.steps import CENTRED, Step, Steps
 from surgery.checkpoint import Checkpoint
 from surgery.graph.layout import Layout, size
 from surgery.graph.spaces import Analysis, analyse

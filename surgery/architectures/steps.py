@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from surgery.architectures.layers import (
+    SCALING,
     Activation,
     Convolution,
     Dense,
@@ -33,8 +34,6 @@ _ARITHMETIC = frozenset(["Add", "Sub", "Mul", "Div"])
 _READS = dict.fromkeys(("LSTM", "GRU", "RNN", "CastLike", "Reshape", "Expand"), 1)
 """Operators whose further operands are weights, states, types or shapes -> how many are data."""
 _NAMES = {"Relu": "Relu", "Tanh": "Tanh", "Sigmoid": "Sigmoid", "Elu": "Elu", "Gelu": "Gelu", "Swish": "Silu"}
-SCALING = Other("a constant on every number")
-"""Arithmetic with constants, such as a division by 255."""
 CENTRED = "dueling"
 
 
@@ -353,7 +352,8 @@ class Steps:
             if value.name in self._analysis.tensors:
                 yield str(value.name)
             elif producer is not None:
-                pending.extend(v for v in producer.inputs if v is not None)
+                operands = producer.inputs[: _READS.get(producer.op_type, len(producer.inputs))]
+                pending.extend(v for v in operands if v is not None and v in self._fixed)
 
     def _units(self, tensor: str) -> Layout:
         """The layout of the axis that makes units."""

@@ -7,7 +7,6 @@ a layer with the activation in front of it as the identity, or a residual block 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -26,9 +25,9 @@ from surgery.architectures.layers import (
     Pool,
     Recurrent,
     Residual,
+    passing,
 )
 from surgery.architectures.recognise import Found, Tree
-from surgery.architectures.steps import SCALING
 from surgery.graph.layout import Units, size, units
 from surgery.graph.spaces import Analysis
 from surgery.route.edits import Alignment, Cost, Edit, Insert, Kernel, Row, Widen
@@ -99,7 +98,7 @@ class _Aligner:
             if matched is not None:
                 yield 1, 1, matched
         if j < len(target):
-            if _passing(target[j]):
+            if passing(target[j]):
                 yield 0, 1, Alignment((), (0, 0))
             inserted = self._insert(tree, target, i, j, depth)
             if inserted is not None:
@@ -107,7 +106,7 @@ class _Aligner:
             yield self._missing(target, j, depth)
         if i < len(tree):
             have = tree[i]
-            if _passing(have.layer):
+            if passing(have.layer):
                 yield 1, 0, Alignment((Row(depth, "", str(have.layer), ""),), (0, 0))
             else:
                 reason = "the target has no such layer, and a layer is not taken away exactly"
@@ -276,12 +275,6 @@ class _Aligner:
         if isinstance(want, Recurrent):
             return "a recurrent layer cannot start as the identity; as a residual block it can start at zero"
         return "nothing exact puts it in here"
-
-
-def _passing(layer: Layer) -> bool:
-    """Whether a layer says nothing of what a network can do: the order of units, one constant on all of them."""
-    one = isinstance(layer, Other) and all(math.prod(shape) <= 1 for shape in layer.shapes)
-    return isinstance(layer, Flatten) or (layer == SCALING and one)
 
 
 def _count(layer: Layer) -> int:
