@@ -214,7 +214,7 @@ def test_descriptions_come_back_from_json_and_damage_is_named() -> None:
             get_action_meanings=lambda: ["NOOP", "FIRE"],
         )
     )
-    assert found.observations == (Observed("", (2,), ("x", "y")),)
+    assert found.observations == (Observed("", (2,), ("x", "y"), -1.0, 1.0),)
     assert found.actions == Actions("discrete", 2, ("NOOP", "FIRE"))
     data = json.loads(json.dumps(found.to_json()))
     assert SpaceDescription.from_json(data) == found
@@ -229,7 +229,10 @@ def test_descriptions_come_back_from_json_and_damage_is_named() -> None:
 
 def test_registered_environments_are_described_by_their_id() -> None:
     found = describe("CartPole-v1")
-    assert found == SpaceDescription((Observed("", (4,)),), Actions("discrete", 2), "CartPole-v1")
+    (shown,) = found.observations
+    assert (shown.name, shown.shape, shown.labels) == ("", (4,), None)
+    assert shown.low is not None and shown.low[1] is None  # an unbounded velocity
+    assert (found.actions, found.environment) == (Actions("discrete", 2), "CartPole-v1")
     assert describe("Pendulum-v1").actions == Actions("continuous", 1)
     with pytest.raises((UnknownName, ArgumentError, MissingDependency)):
         describe("CartPool-v1")
