@@ -79,7 +79,9 @@ def apply(
             *({"space": c.space, "from": c.before, "to": c.after} for c in plan.changes),
             *record_ports(plan),
         ],
-        witness=None if report is None else {**report.to_json(), "plan": plan.digest()},
+        witness=None
+        if report is None
+        else {**report.to_json(), "plan": plan.digest(), "notes": list(plan.notes)},
     )
     return Result(after.replace(lineage=(*checkpoint.lineage, step)), report, plan)
 
