@@ -24,17 +24,10 @@ SCORES = {
 
 @pytest.fixture(scope="module")
 def rliable():
-    """rliable, whose bootstrap (arch) decorates with a pandas function that has another signature since 3.0."""
-    pytest.importorskip("rliable")
-    from pandas.util import _decorators
-
-    patch = pytest.MonkeyPatch()
-    patch.setattr(_decorators, "deprecate_kwarg", lambda *_, **__: lambda function: function)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from rliable import library, metrics
-    yield library, metrics
-    patch.undo()
+    return library, metrics
 
 
 def games(scores):
