@@ -146,7 +146,7 @@ def _way_out(found: Alignment, target: Target, checkpoint: Checkpoint) -> str:
     wrong = [row for row in found.rows if row.reason is not None]
     narrower = dict(row.narrower for row in wrong if row.narrower is not None)
     if any(row.narrower is None for row in wrong):
-        return f"{distill}; or beside the old one: surgery migrate {model} --to {target.name} --route sidecar -o OUT"
+        return distill
     widths = " ".join(f"--width {space}={width}" for space, width in narrower.items())
     return f"first make it narrower: surgery narrow {model} {widths} -o OUT; or: {distill}"
 
