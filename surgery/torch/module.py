@@ -18,9 +18,10 @@ from torch.nn import functional as F
 
 from surgery.checkpoint import Checkpoint
 from surgery.errors import GraphError
+from surgery.torch.origins import Stored
 from surgery.torch.source import Block, Names
 from surgery.torch.stored import initializers, place, reading, to_torch, trainable
-from surgery.torch.translate import Program, Scope, Stored, facts_of
+from surgery.torch.translate import Program, Scope, facts_of
 
 
 class Network(nn.Module):

@@ -15,19 +15,15 @@ from surgery.graph.facts import Facts, constant_tensor
 from surgery.numeric import compute
 from surgery.numeric.call import Unsupported
 from surgery.torch import host as arithmetic
+from surgery.torch import origins
 from surgery.torch.call import Call, Function, Operand, Ref
 from surgery.torch.host import Array, Host, Size
 from surgery.torch.operators import TRANSLATIONS
+from surgery.torch.origins import MOVED, Stored
 from surgery.torch.source import Block, Line, Names
 from surgery.torch.stored import torch_dtype
 
 FOLDED = 1 << 21
-MOVED = frozenset(
-    [
-        *("Gather", "Slice", "Concat", "Split", "Transpose", "Expand"),
-        *("Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten"),
-    ]
-)
 OTHER_PRIMES = (
     2003,
     2011,
@@ -46,21 +42,6 @@ OTHER_PRIMES = (
     2111,
     2113,
 )
-
-
-@dataclass
-class Stored:
-    """A tensor of the graph that the module keeps.
-
-    Attributes:
-      name: as the graph has it. text: the expression that reads it. shape: its sizes.
-      offset: its first number in `Scope.origin`.
-    """
-
-    name: str
-    text: str
-    shape: tuple[int, ...]
-    offset: int = 0
 
 
 @dataclass
@@ -106,7 +87,6 @@ class Scope:
         self.block = Block()
         self._merged: dict[ir.Node, Ref] = {}
         self._sizes: dict[tuple[str, int], Size] = {}
-        self._origins: dict[ir.Value, Array | None] = {}
 
     def run(self) -> None:
         """Translate the nodes that the results depend on."""
@@ -348,42 +328,11 @@ class Scope:
 
     def origin(self, value: ir.Value | None) -> Array | None:
         """Element by element, which number of which stored tensor a value is."""
-        if value is None:
-            return None
-        if value not in self._origins:
-            self._origins[value] = self._traced(value)
-        return self._origins[value]
-
-    def _traced(self, value: ir.Value) -> Array | None:
-        stored = self.program.stored.get(value)
-        if stored is not None:
-            count = int(np.prod(stored.shape))
-            return np.arange(stored.offset, stored.offset + count, dtype=np.int64).reshape(stored.shape)
-        node = value.producer()
-        if node is None or node.op_type not in MOVED:
-            return None
-        arrays: list[Array | None] = []
-        for at, operand in enumerate(node.inputs):
-            if at == 0 or node.op_type == "Concat":
-                moved = self.origin(operand)
-                if moved is None:
-                    return None
-                arrays.append(moved)
-                continue
-            found = None if operand is None else self.find(operand)
-            if operand is not None and not (isinstance(found, Host) and found.known):
-                return None
-            arrays.append(found.elements if isinstance(found, Host) else None)
-        results = compute(node, arrays, node.version or self.program.versions.get(node.domain, 1))
-        return results[list(node.outputs).index(value)]
+        return origins.traced(self.program.stored, self.program.versions, self.find, value)
 
     def whole(self, origin: Array) -> Ref | None:
         """The stored tensor that consists of these elements in this order and shape."""
-        for value, stored in self.program.stored.items():
-            if stored.shape == origin.shape and origin.size and int(origin.flat[0]) == stored.offset:
-                wanted = np.arange(stored.offset, stored.offset + origin.size).reshape(origin.shape)
-                return Ref(stored.text, value) if np.array_equal(origin, wanted) else None
-        return None
+        return origins.whole(self.program.stored, origin)
 
     def matrix(self, value: ir.Value | None) -> tuple[Ref | None, bool]:
         """The stored matrix behind a value, and whether it is (out, in)."""
