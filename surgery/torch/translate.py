@@ -13,7 +13,6 @@ import torch
 from surgery.errors import GraphError, SurgeryError
 from surgery.graph.facts import Facts, constant_tensor
 from surgery.numeric import compute
-from surgery.numeric.call import Unsupported
 from surgery.torch import host as arithmetic
 from surgery.torch import origins
 from surgery.torch.call import Call, Function, Operand, Ref
@@ -386,6 +385,3 @@ def _reads(node: ir.Node) -> Iterator[ir.Value]:
             for inner in attribute.value:
                 yield from _reads(inner)
             yield from attribute.value.outputs
-
-
-__all__ = ["Program", "Scope", "Stored", "Unsupported", "facts_of"]
