@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from surgery.operate import apply as apply
     from surgery.ops.actions import NewAction as NewAction
     from surgery.ops.adapt import adapt as adapt
+    from surgery.ops.batchnorm import fold_batchnorm as fold_batchnorm
     from surgery.ops.batchnorm import unfold_batchnorm as unfold_batchnorm
     from surgery.ops.deepen import deepen as deepen
     from surgery.ops.extend import NewObservation as NewObservation
@@ -85,6 +86,7 @@ _HOMES = {
     "verify": "surgery.verify",
     "permute": "surgery.ops.permute",
     "rename": "surgery.ops.rename",
+    "fold_batchnorm": "surgery.ops.batchnorm",
     "unfold_batchnorm": "surgery.ops.batchnorm",
     "untie": "surgery.ops.untie",
     "widen": "surgery.ops.widen",
@@ -109,6 +111,7 @@ __all__ = [
     "diff",
     "extend",
     "finish",
+    "fold_batchnorm",
     "grow_kernel",
     "invert",
     "load",

@@ -65,7 +65,7 @@ def execute(plan: Plan, checkpoint: Checkpoint, *, double: bool = False) -> Chec
                 f"the plan cannot change '{operand.where}' of the node of '{operand.node}': {error}"
             ) from None
     insert(model, plan.insertions, seed=plan.seed, double=double)
-    rewire(model, plan.rewiring)
+    rewire(model, plan.rewiring, double=double)
     if not double:
         merge_again(model)
         refresh_shapes(model)
@@ -73,7 +73,7 @@ def execute(plan: Plan, checkpoint: Checkpoint, *, double: bool = False) -> Chec
     if optimizer is not None and plan.insertions:
         optimizer = join_optimizer(optimizer, plan.insertions)
     if optimizer is not None and plan.rewiring != Rewiring():
-        optimizer = rewired(optimizer, plan.rewiring)
+        optimizer = rewired(optimizer, plan.rewiring, checkpoint.tensors)
     interface = with_states(_described(checkpoint.interface, plan), plan.insertions)
     environment = checkpoint.environment
     if plan.environment:

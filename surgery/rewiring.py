@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from surgery import norms
 from surgery.errors import PlanMismatch
+from surgery.norms import FoldedNorm, fold_norm, folded_state
 from surgery.optimizer import OptimizerState
 from surgery.tensors import shape_of
 
@@ -37,19 +39,23 @@ class Rewiring:
     Attributes:
       untied: uses that get tensors of their own.
       renames: old name -> new name, of initializers, after everything else.
+      folded: batch normalisations that go into the layers before them.
     """
 
     untied: tuple[Untied, ...] = ()
     renames: Mapping[str, str] = field(default_factory=dict)
+    folded: tuple[FoldedNorm, ...] = ()
 
     @property
     def apart(self) -> frozenset[str]:
-        """The tensors whose gradients were sums over uses that no longer share them, and the new ones."""
-        return frozenset(name for use in self.untied for name in (use.tensor, use.name))
+        """The tensors along which the old and the new network have no common direction, one by one."""
+        untied = frozenset(name for use in self.untied for name in (use.tensor, use.name))
+        return untied.union(*(norm.tensors for norm in self.folded))
 
     def describe(self) -> list[str]:
         """A line each."""
         lines = [f"  {use.tensor} in the node of '{use.node}' becomes {use.name}" for use in self.untied]
+        lines += [norm.describe() for norm in self.folded]
         return [*lines, *(f"  {old} → {new}" for old, new in self.renames.items())]
 
     def to_json(self) -> dict[str, Any]:
@@ -58,7 +64,8 @@ class Rewiring:
             {"tensor": use.tensor, "node": use.node, "operand": use.operand, "name": use.name}
             for use in self.untied
         ]
-        return {"untied": untied, "renames": dict(self.renames)}
+        folded = [asdict(norm) for norm in self.folded]
+        return {"untied": untied, "renames": dict(self.renames), "folded": folded}
 
 
 def from_json(data: Mapping[str, Any]) -> Rewiring:
@@ -70,7 +77,7 @@ def from_json(data: Mapping[str, Any]) -> Rewiring:
     renames = {_text(old): _text(new) for old, new in data["renames"].items()}
     if len(set(renames.values())) != len(renames):
         raise ValueError("two tensors would get one name")
-    return Rewiring(untied, renames)
+    return Rewiring(untied, renames, tuple(norms.from_json(norm) for norm in data.get("folded", ())))
 
 
 def _text(value: object) -> str:
@@ -85,8 +92,11 @@ def _natural(value: object) -> int:
     return value
 
 
-def rewire(model: ir.Model, rewiring: Rewiring) -> None:
-    """Untie and rename tensors of a graph, in place.
+def rewire(model: ir.Model, rewiring: Rewiring, *, double: bool = False) -> None:
+    """Untie and rename tensors of a graph and fold its normalisations, in place.
+
+    Args:
+      double: make new numbers in float64, for proofs.
 
     Raises:
       PlanMismatch: a tensor or use that is not there, or a name that is taken.
@@ -107,6 +117,8 @@ def rewire(model: ir.Model, rewiring: Rewiring) -> None:
         apart.metadata_props.update(value.metadata_props)
         graph.register_initializer(apart)
         node.replace_input_with(use.operand, apart)
+    for norm in rewiring.folded:
+        fold_norm(model, norm, double=double)
     values = {}
     for old in rewiring.renames:
         if old not in graph.initializers:
@@ -134,8 +146,15 @@ def _named(tensor: ir.TensorProtocol | None, name: str) -> ir.TensorProtocol:
     return ir.LazyTensor(lambda: tensor, dtype=tensor.dtype, shape=shape, name=name)
 
 
-def rewired(state: OptimizerState, rewiring: Rewiring) -> OptimizerState:
-    """An optimizer that follows: tensors that part start anew, all of them, since only their sum was recorded."""
+def rewired(
+    state: OptimizerState, rewiring: Rewiring, tensors: Mapping[str, ir.TensorProtocol]
+) -> OptimizerState:
+    """An optimizer that follows: tensors that part start anew, all of them, since only their sum was recorded.
+
+    Args:
+      tensors: of the model before.
+    """
+    state = folded_state(state, rewiring.folded, tensors)
     groups, steps = list(state.groups), dict(state.steps)
     slots: dict[str, dict[str, ir.TensorProtocol]] = {slot: dict(held) for slot, held in state.slots.items()}
     for use in rewiring.untied:

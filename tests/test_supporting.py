@@ -228,3 +228,74 @@ def test_a_graph_of_our_own_builder_takes_one() -> None:
     model = graph.model()
     checkpoint = surgery.Checkpoint(model, infer(model))
     assert surgery.apply(surgery.unfold_batchnorm(checkpoint, "fc1"), checkpoint).report.ok
+
+
+@pytest.mark.parametrize("style", ["dynamo"])
+@pytest.mark.parametrize("name", ["batchnorm_mlp", "batchnorm_resnet", "mobilenet"])
+def test_a_folded_batch_normalisation_leaves_the_function(name: str, style: str) -> None:
+    before, folded = original(name, style), 0
+    for module in dict.fromkeys(layer.module for layer in layers(before.analysis)):
+        try:
+            plan = through_json(surgery.fold_batchnorm(before.checkpoint, module))
+        except Refused as refusal:
+            assert module in refusal.message
+            continue
+        exact = run(execute(plan, before.checkpoint, double=True).model, before.batches[0])
+        assert relative(before.exact, exact) <= FLOAT64
+        assert surgery.apply(plan, before.checkpoint).report.ok
+        folded += 1
+    assert folded
+
+
+def test_slots_of_a_folded_weight_are_those_of_its_new_gradient() -> None:
+    """J_new v = J_old Eᵀv: along the weight v/s, and along β what the bias is moved by."""
+    before = with_adam(original("batchnorm_resnet", "dynamo").checkpoint)
+    module = next(
+        layer.module
+        for layer in layers(original("batchnorm_resnet", "dynamo").analysis)
+        if _folds(before, layer.module)
+    )
+    plan = surgery.fold_batchnorm(before, module)
+    (norm,) = plan.rewiring.folded
+    after, exact = execute(plan, before), execute(plan, before, double=True)
+    factor, rng = norm.factor(before.tensors), np.random.default_rng(0)
+    v, u = rng.standard_normal(tuple(before.tensors[norm.weight].shape)), rng.standard_normal(len(factor))
+    s = factor.reshape(-1, *([1] * (v.ndim - 1)))
+    inputs = original("batchnorm_resnet", "dynamo").batches[0]
+    old = _slope(before, inputs, {norm.weight: v / s, norm.shift: u})
+    new = _slope(exact, inputs, {norm.weight: v, norm.bias: u})
+    assert relative(old, new) <= 1e-12
+    slots, was = after.optimizer.slots, before.optimizer.slots
+    np.testing.assert_allclose(
+        slots["exp_avg"][norm.weight].numpy(), was["exp_avg"][norm.weight].numpy() / s, rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        slots["exp_avg_sq"][norm.weight].numpy(), was["exp_avg_sq"][norm.weight].numpy() / s**2, rtol=1e-6
+    )
+    assert slots["exp_avg"][norm.bias].tobytes() == was["exp_avg"][norm.shift].tobytes()
+    assert not {norm.scale, norm.shift, norm.mean} & {*after.tensors, *after.optimizer.parameters}
+
+
+def _folds(checkpoint: surgery.Checkpoint, module: str) -> bool:
+    try:
+        return bool(surgery.fold_batchnorm(checkpoint, module))
+    except Refused:
+        return False
+
+
+def _slope(checkpoint: surgery.Checkpoint, inputs, moves) -> dict[str, np.ndarray]:
+    step = 1e-30
+    moved = {n: checkpoint.tensors[n].numpy().astype(np.float64) + 1j * step * d for n, d in moves.items()}
+    outputs = run(checkpoint.model, inputs, dtype=np.complex128, parameters=moved)
+    return {name: value.imag / step for name, value in outputs.items()}
+
+
+def test_folding_undoes_unfolding() -> None:
+    before = original("impala", "dynamo").checkpoint
+    there = surgery.apply(surgery.unfold_batchnorm(before, "stacks.0.0"), before).checkpoint
+    back = surgery.apply(surgery.fold_batchnorm(there, "stacks.0.0"), there).checkpoint
+    assert set(back.tensors) == set(before.tensors)
+    for name, tensor in before.tensors.items():
+        np.testing.assert_allclose(back.tensors[name].numpy(), tensor.numpy(), rtol=1e-6, atol=1e-9)
+    with pytest.raises(Refused, match="no batch normalisation"):
+        surgery.fold_batchnorm(back, "stacks.0.0")

@@ -60,7 +60,7 @@ def set_operand(
     node.replace_input_with(where, new)
     if node.op_type == "Split" and "num_outputs" in node.attributes:
         del node.attributes["num_outputs"]
-    _drop_unused(model, old_value)
+    drop_unused(model, old_value)
 
 
 def _attribute(name: str, old: ir.Attr | None, value: Sequence[Number]) -> ir.Attr:
@@ -131,7 +131,7 @@ def _initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
     return value
 
 
-def _drop_unused(model: ir.Model, value: ir.Value | None) -> None:
+def drop_unused(model: ir.Model, value: ir.Value | None) -> None:
     """Remove what only computed an operand that has been replaced."""
     pending = [value]
     while pending:

@@ -1,17 +1,23 @@
-"""Unfold a batch normalisation: one that does nothing at first, behind a layer that has none."""
+"""Batch normalisations: one that does nothing at first unfolded, one that is there folded into its layer."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+
+import onnx_ir as ir
 
 from surgery.checkpoint import Checkpoint
 from surgery.errors import Refused
 from surgery.graph.layers import Spot, behind, find
+from surgery.graph.ranges import bounds
 from surgery.graph.spaces import Analysis, analyse
 from surgery.graph.trace import label
 from surgery.insert import slot_counts
+from surgery.norms import FoldedNorm
 from surgery.ops import blocks, naming
 from surgery.plan import Plan
+from surgery.rewiring import Rewiring
 
 
 def unfold_batchnorm(checkpoint: Checkpoint, layer: str, *, name: str | None = None) -> Plan:
@@ -50,6 +56,90 @@ def unfold_batchnorm(checkpoint: Checkpoint, layer: str, *, name: str | None = N
         slots=slot_counts(checkpoint.optimizer, [new]), insertions=(new,),
         notes=("in training mode the statistics of the batch count: the function is the same in evaluation mode",),
     )  # fmt: skip
+
+
+def fold_batchnorm(checkpoint: Checkpoint, layer: str) -> Plan:
+    """Take the batch normalisation behind a layer into the layer's weight and bias.
+
+        γ (W x + b − μ)/√(σ² + ε) + β  =  (s W) x + s (b − μ) + β        s = γ/√(σ² + ε)
+
+    It is exact as the network is evaluated; afterwards nothing normalises in training any more. Slots of the weight
+    are divided by s and its square, the bias takes those of β.
+
+    Args:
+      checkpoint: any checkpoint.
+      layer: a dense layer or convolution with a batch normalisation directly behind it.
+
+    Returns:
+      A plan that claims "equivalent".
+
+    Raises:
+      UnknownName: no such layer. Refused: one without a batch normalisation, or one whose weight has other uses.
+    """
+    analysis = analyse(checkpoint.model, checkpoint.interface, checkpoint.trained)
+    module, uses = find(analysis, layer)
+    if len(uses) > 1:
+        raise Refused(f"layer '{module}' is used {len(uses)} times: its normalisations differ")
+    node = uses[0].node
+    readers = [use.node for use in node.outputs[0].uses()]
+    if len(readers) != 1 or readers[0].op_type != "BatchNormalization" or node.outputs[0].is_graph_output():
+        raise Refused(
+            f"no batch normalisation stands directly and alone behind '{module}' (node '{label(node)}')"
+        )
+    norm = _folded(checkpoint, analysis, node, readers[0], module)
+    members = checkpoint.optimizer.slots.values() if checkpoint.optimizer else ()
+    counts = {name: sum(name in held for held in members) for name in (norm.weight, norm.shift)}
+    slots = {norm.weight: counts[norm.weight], norm.bias: counts[norm.shift]}
+    return Plan(
+        "fold_batchnorm", {"layer": layer}, "equivalent", (), (), (),
+        slots={name: count for name, count in slots.items() if count}, rewiring=Rewiring(folded=(norm,)),
+        notes=("nothing normalises in training any more: the function is the same in evaluation mode",),
+    )  # fmt: skip
+
+
+def _folded(
+    checkpoint: Checkpoint, analysis: Analysis, node: ir.Node, norm: ir.Node, module: str
+) -> FoldedNorm:
+    held = checkpoint.tensors
+    weight, *found = (str(v.name) if v is not None else "" for v in (node.inputs[1], *norm.inputs[1:5]))
+    plain = all(node.attributes.get_float(name, 1.0) == 1 for name in ("alpha", "beta"))
+    group: int = node.attributes.get_int("group", default=1)
+    rows: int = node.attributes.get_int("transB", default=0)
+    forms = {"Conv": 0, "Gemm": 0 if rows else 1, **({"ConvTranspose": 1} if group == 1 else {})}
+    if (
+        node.op_type not in forms
+        or not plain
+        or weight not in held
+        or any(name not in held for name in found)
+    ):
+        raise Refused(
+            f"the batch normalisation of '{module}' cannot be folded into node '{label(node)}' ({node.op_type})"
+        )
+    own = node.inputs[2] if len(node.inputs) > 2 else None
+    bare = own is None or _literal_zero(analysis, own, held)
+    bias = f"{module}.bias" if own is None or bare else str(own.name)
+    shared = [name for name in (weight, bias) if len(_uses(checkpoint, name)) > 1]
+    if shared or bare == (bias in held):
+        raise Refused(f"'{(shared or [bias])[0]}' is in use elsewhere, too", hint="surgery.untie it first")
+    scale, shift, mean, variance = found
+    epsilon = float(norm.attributes.get_float("epsilon", 1e-5))
+    return FoldedNorm(
+        str(norm.outputs[0].name), str(node.outputs[0].name), weight, forms[node.op_type], bias, bare, scale, shift,
+        mean, variance, epsilon,
+    )  # fmt: skip
+
+
+def _literal_zero(analysis: Analysis, value: ir.Value, held: Mapping[str, ir.TensorProtocol]) -> bool:
+    """Whether a bias is no parameter but the zeros that an exporter writes, or computes, for none."""
+    tensor = ir.convenience.get_const_tensor(value)
+    if value.name in held:
+        return False
+    return not tensor.numpy().any() if tensor is not None else bounds(value, analysis.trace.facts) == (0, 0)
+
+
+def _uses(checkpoint: Checkpoint, tensor: str) -> list[ir.Node]:
+    value = checkpoint.model.graph.initializers.get(tensor)
+    return [] if value is None else [use.node for use in value.uses() if use.node.op_type != "Shape"]
 
 
 def _check(module: str, spot: Spot) -> None:
