@@ -78,7 +78,8 @@ def check_unread(plan: Plan, tensors: Mapping[str, ir.TensorProtocol]) -> None:
     Raises:
       Refused: names the first weight through which it does.
     """
-    edits = [edit for edit in plan.spaces if plan.claim != "changed" and edit.dropped]
+    shrinking = [edit for edit in plan.spaces if edit.after < edit.before and edit.dropped]
+    edits = shrinking if plan.claim != "changed" else []
     for tensor in plan.tensors if edits else ():
         array = tensors[tensor.name].numpy()
         read, goes = np.zeros(array.shape, bool), np.zeros(array.shape, bool)

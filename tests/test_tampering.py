@@ -77,7 +77,7 @@ def test_consumers_that_are_not_zeroed_or_shared_are_caught(name: str, init: Ini
     before = original(name, "dynamo")
     for space in before.analysis.spaces:
         if refusal(space, init) is None and any(ref.role == "in" for ref in space.axes):
-            plan = surgery.widen(before.checkpoint, widths=grown(before.analysis, space), init=init)
+            plan = surgery.widen(before.checkpoint, widths=grown(before.analysis, space, init), init=init)
             _refused(_relabelled(plan, _with_role("in", "out")), before.checkpoint)
 
 
