@@ -41,7 +41,8 @@ from benchmarks.finetuning import (
     q_values,
     td_loss,
 )
-from surgery.edits import axis_maps
+from surgery.axis_maps import axis_maps
+from surgery.edits import SPREAD
 from surgery.optimizer import OptimizerState
 from surgery.torch import break_symmetry, follow, settle, warm_moments
 
@@ -95,9 +96,8 @@ class Arm:
         plan = surgery.widen(agent.online, factor=2, init=self.init, seed=seed)
         wide = agent.apply(plan)
         net, target = network(task, wide.online), network(task, wide.target)
-        if self.scale != 1:
-            for each in (net, target):
-                _rescale(each, plan, self.scale)
+        for each in (net, target):
+            _rescale(each, plan, self.scale)
         state = wide.online.optimizer
         assert state is not None
         assert agent.online.optimizer is not None
@@ -124,13 +124,13 @@ class Arm:
 
 
 def _rescale(net: nn.Module, plan: surgery.Plan, scale: float) -> None:
-    """Other sizes for the random weights of fresh units."""
+    """Random weights of fresh units with `scale` times the standard deviation of their tensor."""
     weights = dict(net.named_parameters())
     for tensor in plan.tensors:
         maps = axis_maps(tensor.axes, plan.edits)
         if tensor.fill == "random" and maps[0] is not None and maps[0].fresh_out.any():
             with torch.no_grad():
-                weights[tensor.name][torch.as_tensor(maps[0].fresh_out)] *= scale
+                weights[tensor.name][torch.as_tensor(maps[0].fresh_out)] *= scale / SPREAD
 
 
 ARMS = [

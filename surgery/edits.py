@@ -39,6 +39,10 @@ BLOCK = 1 << 22
 """Bytes of a tensor that are worked on at once."""
 
 
+SPREAD = 0.3
+"""Standard deviation of fresh weights, by that of their tensor: benchmarks/dip_after_surgery.py has what decided it."""
+
+
 def edit_weight(
     old: Array,
     maps: Sequence[AxisMap | None],
@@ -53,8 +57,8 @@ def edit_weight(
       old: the tensor; it is read in blocks, and beside it only the result is held whole.
       maps: one per axis.
       fill: how entries that make fresh units start.
-      rng: draws them, with the standard deviation of the tensor's own entries.
-      noise: added to copies, as a fraction of that deviation; anything but 0 changes the function.
+      rng: draws them, with `SPREAD` times the standard deviation of the tensor's own entries.
+      noise: added to copies, as a fraction of that standard deviation; anything but 0 changes the function.
       dtype: precision to compute and return it in; None for its own.
 
     Returns:
@@ -72,7 +76,7 @@ def edit_weight(
     for rows in _rows(new):
         block, fresh = new[rows], None if made is None else np.broadcast_to(made, new.shape)[rows]
         if fresh is not None and fill == "random":
-            block[fresh] = deviation * rng.standard_normal(int(fresh.sum()), dtype=np.float32)
+            block[fresh] = SPREAD * deviation * rng.standard_normal(int(fresh.sum()), dtype=np.float32)
         elif fresh is not None and fill == "zero":
             block[fresh] = 0
         if read is not None:
