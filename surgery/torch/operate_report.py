@@ -39,6 +39,9 @@ class Operation:
     recipe: Recipe | None = None
     regrouped: bool = False
 
+    def __str__(self) -> str:
+        return self.describe()
+
     def describe(self) -> str:
         """In words: a line that sums it up, then the optimizer's settings and what was not carried."""
         parts = [f"{c.space} {c.before}→{c.after}" for c in self.plan.changes]
