@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 import surgery
+from surgery.compare.statistics import bootstrap, iqm
 from surgery.distill import Options, execute, plan_distill
 from surgery.distill.acting import explore
 from surgery.envs import make
@@ -41,6 +42,22 @@ def main() -> None:
                 result["runs"][name] = run(words, teacher, method, seed)
                 words.out.write_text(json.dumps(result, indent=1) + "\n")
                 print(name, result["runs"][name]["final"], flush=True)
+    print(summary(result))
+
+
+def summary(result: dict) -> str:
+    """Scores by method: 0 random play, 1 the teacher; interquartile mean over seeds with its bootstrap interval."""
+    zero, one = (float(np.mean(result[name])) for name in ("random_returns", "teacher_returns"))
+    lines = [f"random {zero:.2f} · teacher {one:.2f} ({result['episodes']} games each)"]
+    for method in dict.fromkeys(name.split("/")[0] for name in result["runs"]):
+        runs = [found for name, found in result["runs"].items() if name.split("/")[0] == method]
+        scores = np.array([(found["final"] - zero) / (one - zero) for found in runs])
+        found = bootstrap([scores], iqm)
+        sure = "" if found.low is None else f"{found.low:.2f} … {found.high:.2f}"
+        cpu = np.mean([one["cpu_seconds"] for one in runs])
+        cost = f"{runs[0]['updates']:,} updates  {cpu:.0f} CPU s"
+        lines.append(f"{method:60s} {len(runs)} seeds  {found.value:.2f}  {sure}  {cost}")
+    return "\n".join(lines)
 
 
 def run(words: argparse.Namespace, teacher: surgery.Checkpoint, method: str, seed: int) -> dict:
