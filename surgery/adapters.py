@@ -50,17 +50,13 @@ class Reading:
     Attributes:
       activation: between the layers: "relu", "tanh", "elu" …
       observation: the shape of one observation, without the batch.
-      architecture: a name that `surgery list architectures` knows.
       module: "package.module:callable" that makes the network, imported from the person's own code.
-      trust: whether what the file names may be imported and called.
       optimizer: whether to read the optimizer state too.
     """
 
     activation: str | None = None
     observation: tuple[int, ...] | None = None
-    architecture: str | None = None
     module: str | None = None
-    trust: bool = False
     optimizer: bool = True
 
 

@@ -315,7 +315,7 @@ def _slopes(checkpoint: surgery.Checkpoint, case: Case, size: float) -> list[Arr
             array = value.const_value.numpy().astype(np.float64)
             moved = array * (1 + size * rng.standard_normal(array.shape))
             value.const_value = ir.Tensor(np.asarray(moved), name=value.name)
-    moved_model = _moved(model, set(checkpoint.optimizer.parameters), {}, 0, back=False)
+    moved_model = _moved(model, set(checkpoint.optimizer.parameters), {}, 0, {}, back=False)
     return [np.imag(x) / STEP for x in run(moved_model, case.feeds, dtype=np.complex128).values()]
 
 

@@ -10,10 +10,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 
+import surgery
 from surgery.cli import main
+from surgery.cli._architecture import recognised
 from surgery.draw import draw
 from surgery.draw.boxes import diagram
 from surgery.draw.layers import place
@@ -201,7 +202,10 @@ def test_inspect_writes_the_page_and_says_so(model, tmp_path, capsys):
     said = capsys.readouterr()
     assert "network.0" in said.out
     assert said.err == f"wrote {target}\n"
-    assert target.read_text(encoding="utf-8") == draw(analyse(ir.load(model)), title="agent.onnx")
+    checkpoint = surgery.load(model)
+    _, analysis = recognised(checkpoint, surgery.analyse(checkpoint.model, checkpoint.interface))
+    page = target.read_text(encoding="utf-8")
+    assert page == draw(analysis, title="agent.onnx") and "network.0 = conv1" in page
     assert {path.name for path in tmp_path.iterdir()} == {"agent.onnx", "out.html"}
 
 

@@ -236,7 +236,7 @@ def originals(
 
 def next_losses(make: Make) -> tuple[float, float, float]:
     """The mean loss of the next 10 updates: of the small network, of the widened one, and with counts of its own."""
-    both = grow("mlp", make, before=1500, widths={"0": 24, "2": 20}, init="zero", seed=3)
+    both = grow("mlp", make, before=1500, widths={"0": 96, "2": 80}, init="zero", seed=3)
     twin = copy.deepcopy(both.twin)
     counted = make(twin.parameters())
     counted.load_state_dict(copy.deepcopy(both.new.state_dict()))
@@ -254,7 +254,7 @@ def test_counts_of_their_own_keep_new_entries_from_overshooting(kind: str) -> No
     }
     kept, plain, counted = next_losses(makes[kind])
     assert plain > 1.8 * kept
-    assert counted < 1.15 * kept
+    assert counted < 1.25 * kept
 
 
 def test_young_entries_step_as_in_a_fresh_adam_and_old_ones_as_before() -> None:

@@ -7,7 +7,7 @@ import pytest
 from surgery.distill.acting import epsilon
 from surgery.distill.measuring import check_teacher
 from surgery.distill.methods import METHODS
-from surgery.distill.settings import PAPER, Settings, read_settings
+from surgery.distill.settings import PAPER, Settings
 from surgery.distill.weaning import Weaning, normalised
 from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.interface import Environment
@@ -97,13 +97,6 @@ def test_a_tenth_of_the_budget_is_a_tenth_of_every_phase(name: str):
     )
     for field in ("budget", "offline_updates", "cutoff", "epsilon_decay", "evaluate_every"):
         assert (getattr(whole, field) or 0) == 10 * (getattr(tenth, field) or 0), field
-
-
-def test_settings_survive_being_written_down():
-    settings = Settings.scaled(METHODS["qdagger"], ATARI, frames=10**6, seed=3, envs=8)
-    assert read_settings(settings.to_json()) == settings
-    with pytest.raises(ArgumentError, match="another version"):
-        read_settings({"method": "qdagger"})
 
 
 @pytest.mark.parametrize(

@@ -165,21 +165,6 @@ class Settings:
         return asdict(self)
 
 
-def read_settings(record: Mapping[str, Json]) -> Settings:
-    """The settings that `to_json` gave.
-
-    Raises:
-      ArgumentError: fields are missing, or of another version.
-    """
-    known = {field.name for field in fields(Settings)}
-    if set(record) != known:
-        odd = ", ".join(sorted(set(record) ^ known))
-        raise ArgumentError(
-            f"the run was configured by another version: {odd}", hint="start in another folder"
-        )
-    return Settings(**record)  # type: ignore[arg-type]
-
-
 def _skip(environment: Environment) -> int:
     skip = environment.settings.get("frame_skip", 1)
     return int(skip) if isinstance(skip, int) else 1

@@ -21,8 +21,6 @@ from surgery.envs.contract import action_set, chosen, flag, missing, number, pre
 from surgery.envs.step import Array, Ledger, Step, seeds
 from surgery.interface import Environment
 
-FULL_SET = tuple(range(18))
-
 
 class AtariEnvs:
     """`Envs` of one ROM; see `surgery.envs.make`."""
