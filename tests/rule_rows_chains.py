@@ -36,6 +36,9 @@ ATTENTION = [
 
 ROWS = [
     *ATTENTION,
+    # scales of a resize that are a bias, too
+    row('y = Resize<mode="nearest">(x,, s)\nz = Gemm<transB=1>(a, w, s)', [2, 3, 7], x=activation(7, 3, 2),
+        s=real((1.0, 1.0, 2.0)), a=activation("N", 2), w=weight(3, 2), opsets=(20,)),
     # a weight divided by its own norm, or by itself: no row of it can start at zero
     row("n = ReduceSumSquare<axes=[1], keepdims=1>(a)\nu = Div(a, n)\n"
         "m = MatMul(x, a)\ny = MatMul(m, w)\nz = MatMul(x, u)",

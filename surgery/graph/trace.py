@@ -152,7 +152,14 @@ class Trace:
         found = self.facts.ints(node.inputs[index])
         if found is None:
             raise Opaque(f"operand {index} of node '{label(node)}' is only known at run time")
+        self.keep(node, node.inputs[index])
         return found
+
+    def keep(self, node: ir.Node, value: ir.Value | None) -> None:
+        """A stored operand that is read number by number keeps its size, whatever else reads it."""
+        if value is not None and value.producer() is None and len(_readers(value)) > 1:
+            for axis in self.axes(value):
+                self.freeze(node, axis, "literal", "its elements are read as numbers")
 
     def scalar(self, value: ir.Value | None) -> np.ndarray | None:
         """A folded value, or None."""

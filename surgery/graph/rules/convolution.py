@@ -139,6 +139,8 @@ def resize(t: Trace, node: ir.Node) -> None:
     x = node.inputs[0]
     assert x is not None
     data, shape = t.axes(x), t.shape(node.outputs[0])
+    for value in node.inputs[1:]:
+        t.keep(node, value)
     if node.attributes.get_string("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
         raise Opaque("a crop")
     out = []
