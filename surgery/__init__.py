@@ -92,6 +92,17 @@ _HOMES = {
     "widen": "surgery.ops.widen",
 }
 
+_NAMING = {
+    "deepen": "after",
+    "fold_batchnorm": "layer",
+    "grow_kernel": "sizes",
+    "narrow": "widths",
+    "permute": "orders",
+    "unfold_batchnorm": "layer",
+    "widen": "widths",
+}
+"""Functions that take names of spaces or layers, those of a recognised architecture too, and where."""
+
 __all__ = [
     "Checkpoint",
     "NewAction",
@@ -139,6 +150,8 @@ def __getattr__(name: str) -> object:
         value: object = version("policy-surgery")
     elif name in _HOMES:
         value = getattr(import_module(_HOMES[name]), name)
+        if name in _NAMING:
+            value = import_module("surgery.aliases").aliased(value, _NAMING[name])
     else:
         raise AttributeError(f"module 'surgery' has no attribute '{name}'")
     globals()[name] = value

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from surgery.architectures.family import Family, identify
 from surgery.architectures.like import observed
 from surgery.architectures.recognise import recognise
 from surgery.cli import main
+from surgery.errors import ArgumentError, UnknownName
 from tests import zoo
 from tests.test_docs import ROOT
 
@@ -108,3 +111,42 @@ def test_widen_takes_the_names_of_the_family(tmp_path: Path):
     assert main(["widen", str(model), "--width", "conv1=20", "--width", "network.3=130", "-o", str(out)]) == 0
     assert surgery.load(out).tensors["network.0.weight"].shape[0] == 20
     assert main(["widen", str(model), "--width", "conv9=20", "-o", str(tmp_path / "no.onnx")]) == 2
+
+
+BY_NAME = {
+    "widen": (lambda c, name: surgery.widen(c, widths={name: 64}), "network.0", "conv1"),
+    "widen the dense layer": (lambda c, name: surgery.widen(c, widths={name: 600}), "network.7", "fc"),
+    "permute": (lambda c, name: surgery.permute(c, {name: range(31, -1, -1)}), "network.0", "conv1"),
+    "narrow": (lambda c, name: surgery.narrow(c, widths={name: 30}, by="l2"), "network.0", "conv1"),
+    "deepen": (lambda c, name: surgery.deepen(c, after=name), "network.7", "fc"),
+    "deepen, by place": (lambda c, name: surgery.deepen(c, name), "network.7", "fc"),
+    "kernel": (lambda c, name: surgery.grow_kernel(c, {name: 5}), "network.4", "conv3"),
+    "normalise": (lambda c, name: surgery.unfold_batchnorm(c, name), "network.0", "conv1"),
+}
+
+
+@pytest.mark.parametrize("case", BY_NAME)
+def test_the_library_takes_the_names_of_the_family_for_those_of_the_graph(case):
+    plan, own, alias = BY_NAME[case]
+    agent = surgery.load(ROOT / "examples" / "teachers" / "breakout-ppo.onnx")
+    by_alias, by_graph = plan(agent, alias).to_json(), plan(agent, own).to_json()
+    assert by_alias.pop("arguments") and by_graph.pop("arguments")
+    assert by_alias == by_graph
+
+
+def test_an_unknown_name_stays_unknown_and_no_space_is_named_twice():
+    agent = surgery.load(ROOT / "examples" / "teachers" / "breakout-ppo.onnx")
+    with pytest.raises(UnknownName, match="unknown space 'conv9'"):
+        surgery.widen(agent, widths={"conv9": 64})
+    with pytest.raises(ArgumentError, match="given twice"):
+        surgery.widen(agent, widths={"network.0": 64, "conv1": 96})
+
+
+def test_nothing_is_recognised_for_a_name_of_the_graph():
+    script = (
+        "import sys, surgery; agent = surgery.load(sys.argv[1]); surgery.widen(agent, widths={'network.0': 64});"
+        "assert 'surgery.architectures' not in sys.modules; surgery.widen(agent, widths={'conv1': 64});"
+        "assert 'surgery.architectures' in sys.modules"
+    )
+    agent = ROOT / "examples" / "teachers" / "breakout-ppo.onnx"
+    subprocess.run([sys.executable, "-c", script, str(agent)], check=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from surgery.architectures.layers import (
@@ -63,7 +63,7 @@ def identify(network: Network, observation: Shape) -> Family:
     for (prefix, shared, spine), (_, _, layers) in zip(spines, found, strict=True):
         for k, (label, space) in enumerate(zip(_names_of(layers), _spaces(spine), strict=True)):
             alias = label if k < shared else f"{prefix}{label}"
-            if space and space not in seen and alias not in known:
+            if space and space not in seen and not _taken(alias, space, known):
                 aliases.setdefault(alias, space)
             seen.add(space)
     families, names = {one[0] for one in found}, {one[1] for one in found}
@@ -73,6 +73,13 @@ def identify(network: Network, observation: Shape) -> Family:
         found[0][2],
         aliases,
     )
+
+
+def _taken(alias: str, space: str, known: Collection[str]) -> bool:
+    """Whether a name says something else in the graph: a space, the ending of just one name, a module of several."""
+    ending = [name for name in known if name.endswith(f".{alias}")]
+    inside = {name for name in known if name.startswith(f"{alias}.")}
+    return alias in known or (len(ending) == 1 and ending != [space]) or not inside <= {space}
 
 
 def with_aliases(analysis: Analysis, aliases: Mapping[str, str]) -> Analysis:

@@ -41,7 +41,7 @@ def command(*, model: Path, target: Path | None, force: bool, no_optimizer: bool
       surgery inspect agent.onnx --json
       surgery inspect agent.onnx --graph agent.html
     """
-    from surgery.cli._architecture import recognised
+    from surgery.aliases import recognised
     from surgery.cli._inspection import inspection
 
     if target is not None:

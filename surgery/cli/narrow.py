@@ -66,13 +66,10 @@ def command(
       surgery narrow agent.onnx --width network.7=500 -o small.onnx
       surgery narrow agent.onnx --width network.7=256 --by taylor --observations obs.npz -o small.onnx
     """
-    from surgery.cli._architecture import by_space
-
     recorded = _files.read_observations(observations)
     proof = _edits.Proof(not no_verify, recorded, seed)
 
     def describe(checkpoint: surgery.Checkpoint) -> surgery.Plan:
-        own = by_space(checkpoint, widths) if widths else None
-        return surgery.narrow(checkpoint, widths=own, by=by, observations=recorded, seed=seed)
+        return surgery.narrow(checkpoint, widths=widths, by=by, observations=recorded, seed=seed)
 
     _edits.edit(model, target, describe, proof, output, force=force, dry_run=dry_run)

@@ -95,12 +95,9 @@ def command(
         _routes.travel(model, target, architecture, proof, output, force=force, dry_run=dry_run, init=init)
         return
 
-    from surgery.cli._architecture import by_space
-
     def describe(checkpoint: surgery.Checkpoint) -> surgery.Plan:
-        own = by_space(checkpoint, widths) if widths else None
         return surgery.widen(
-            checkpoint, widths=own, factor=factor, init=init, shares=shares, noise=noise, seed=seed
+            checkpoint, widths=widths, factor=factor, init=init, shares=shares, noise=noise, seed=seed
         )
 
     _edits.edit(model, target, describe, proof, output, force=force, dry_run=dry_run)
