@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import surgery
 from surgery.architectures import new
@@ -243,6 +246,74 @@ def test_a_file_of_another_exporter_is_a_target(tmp_path, target):
     for style in zoo.STYLES:
         journey = migrate(exported("impala", style), str(tmp_path / "wide.onnx"), verify=False)
         assert recognise(journey.checkpoint).layers == recognise(wide).layers
+
+
+MUST_REACH = {
+    "mlp": ("mlp-12-10", (5,), "mlp-16-16-13", "deepen widen"),
+    "mlp of the same width": ("mlp-12-12", (5,), "mlp-12-12-12-12", "deepen"),
+    "nature": ("nature-fc40", (4, 36, 36), "nature-x2-fc50", "widen"),
+    "lstm": ("lstm-12", (7,), "lstm-24-24", "widen deepen"),
+    "impala": ("impala", (3, 16, 16), "impala-x2-b3", "widen deepen"),
+}
+
+
+@pytest.mark.parametrize("case", MUST_REACH)
+def test_a_target_made_like_the_teacher_is_reached_on_the_command_line(tmp_path, case):
+    name, observation, target, operations = MUST_REACH[case]
+    teacher, other, out = (str(tmp_path / f"{part}.onnx") for part in ("teacher", "other", "out"))
+    surgery.save(new(name, observation=observation, actions=3, head="actor-critic"), teacher)
+    assert main(["new", target, "--like", teacher, "-o", other]) == 0
+    assert main(["migrate", teacher, "--to", other, "-o", out]) == 0
+    reached = surgery.load(out)
+    assert " ".join(step.operation for step in reached.lineage) == f"new {operations}"
+    assert recognise(reached).layers == recognise(surgery.load(other)).layers
+    assert reached.lineage[-1].witness["checks"]
+    if case != "lstm":  # whose state has become larger
+        assert surgery.verify(surgery.load(teacher), reached).ok
+
+
+def _mlp(*widths: int) -> nn.Sequential:
+    layers = [part for pair in pairwise(widths) for part in (nn.Linear(*pair), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+def _nature(channels: int, dense: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(4, channels, 8, 4), nn.ReLU(), nn.Conv2d(channels, 2 * channels, 4, 2), nn.ReLU(),
+        nn.Conv2d(2 * channels, 2 * channels, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * channels, dense), nn.ReLU(),
+        nn.Linear(dense, 3),
+    )  # fmt: skip
+
+
+PLAIN = {
+    "mlp": (_mlp(5, 12, 10, 3), _mlp(5, 16, 16, 13, 3), (5,), "deepen widen"),
+    "mlp of the same width": (_mlp(5, 12, 10, 3), _mlp(5, 12, 12, 10, 10, 3), (5,), "deepen deepen"),
+    "nature": (_nature(32, 40), _nature(64, 80), (4, 36, 36), "widen"),
+}
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+@pytest.mark.parametrize("case", PLAIN)
+def test_a_target_that_torch_exported_is_reached_on_the_command_line(tmp_path, case, exporter):
+    teacher, other, observation, operations = PLAIN[case]
+    paths = [str(tmp_path / f"{part}.onnx") for part in ("teacher", "other", "out")]
+    for module, path in zip((teacher, other), paths, strict=False):
+        _torch_export(module, path, observation, exporter)
+    assert main(["migrate", paths[0], "--to", paths[1], "-o", paths[2]]) == 0
+    reached = surgery.load(paths[2])
+    assert " ".join(step.operation for step in reached.lineage) == operations
+    assert recognise(reached).layers == recognise(surgery.load(paths[1])).layers
+    assert surgery.verify(surgery.load(paths[0]), reached).ok
+
+
+def _torch_export(module: nn.Module, path: str, observation: tuple[int, ...], exporter: str) -> None:
+    dynamo = exporter == "dynamo"
+    axes = {"dynamic_shapes": ({0: "batch"},)} if dynamo else {"dynamic_axes": {"observation": {0: "batch"}}}
+    with zoo.quiet():
+        torch.onnx.export(
+            module, (torch.zeros(2, *observation),), path, dynamo=dynamo, input_names=["observation"],
+            output_names=["q_values"], **axes,
+        )  # fmt: skip
 
 
 KERNELS = """
