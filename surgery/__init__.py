@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from surgery.ops.narrow import narrow as narrow
     from surgery.ops.permute import permute as permute
     from surgery.ops.rename import rename as rename
+    from surgery.ops.split_fused import split_fused as split_fused
     from surgery.ops.swap_optimizer import swap_optimizer as swap_optimizer
     from surgery.ops.untie import untie as untie
     from surgery.ops.widen import widen as widen
@@ -82,6 +83,7 @@ _HOMES = {
     "retire": "surgery.ops.features",
     "save": "surgery.checkpoint",
     "sidecar": "surgery.sidecar",
+    "split_fused": "surgery.ops.split_fused",
     "swap_optimizer": "surgery.ops.swap_optimizer",
     "verify": "surgery.verify",
     "permute": "surgery.ops.permute",
@@ -135,6 +137,7 @@ __all__ = [
     "retire",
     "save",
     "sidecar",
+    "split_fused",
     "swap_optimizer",
     "unfold_batchnorm",
     "untie",

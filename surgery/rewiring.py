@@ -1,4 +1,4 @@
-"""Tensors under other names, and tied tensors apart: what a plan says of them, and how it is done."""
+"""Tensors renamed, tied ones apart, fused ones in parts: what a plan says of them, and how it is done."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from surgery import norms
+from surgery import norms, parting
 from surgery.errors import PlanMismatch
 from surgery.norms import FoldedNorm, fold_norm, folded_state
 from surgery.optimizer import OptimizerState
+from surgery.parting import Parted, part, parted_state
 from surgery.tensors import shape_of
 
 
@@ -40,22 +41,26 @@ class Rewiring:
       untied: uses that get tensors of their own.
       renames: old name -> new name, of initializers, after everything else.
       folded: batch normalisations that go into the layers before them.
+      parted: fused tensors that become several.
     """
 
     untied: tuple[Untied, ...] = ()
     renames: Mapping[str, str] = field(default_factory=dict)
     folded: tuple[FoldedNorm, ...] = ()
+    parted: tuple[Parted, ...] = ()
 
     @property
     def apart(self) -> frozenset[str]:
         """The tensors along which the old and the new network have no common direction, one by one."""
         untied = frozenset(name for use in self.untied for name in (use.tensor, use.name))
-        return untied.union(*(norm.tensors for norm in self.folded))
+        parted = (name for one in self.parted for name in (one.tensor, *one.names))
+        return untied.union(*(norm.tensors for norm in self.folded), parted)
 
     def describe(self) -> list[str]:
         """A line each."""
         lines = [f"  {use.tensor} in the node of '{use.node}' becomes {use.name}" for use in self.untied]
         lines += [norm.describe() for norm in self.folded]
+        lines += [one.describe() for one in self.parted]
         return [*lines, *(f"  {old} → {new}" for old, new in self.renames.items())]
 
     def to_json(self) -> dict[str, Any]:
@@ -65,7 +70,8 @@ class Rewiring:
             for use in self.untied
         ]
         folded = [asdict(norm) for norm in self.folded]
-        return {"untied": untied, "renames": dict(self.renames), "folded": folded}
+        parted = [one.to_json() for one in self.parted]
+        return {"untied": untied, "renames": dict(self.renames), "folded": folded, "parted": parted}
 
 
 def from_json(data: Mapping[str, Any]) -> Rewiring:
@@ -77,7 +83,8 @@ def from_json(data: Mapping[str, Any]) -> Rewiring:
     renames = {_text(old): _text(new) for old, new in data["renames"].items()}
     if len(set(renames.values())) != len(renames):
         raise ValueError("two tensors would get one name")
-    return Rewiring(untied, renames, tuple(norms.from_json(norm) for norm in data.get("folded", ())))
+    folded = tuple(norms.from_json(norm) for norm in data.get("folded", ()))
+    return Rewiring(untied, renames, folded, tuple(parting.from_json(one) for one in data.get("parted", ())))
 
 
 def _text(value: object) -> str:
@@ -93,7 +100,7 @@ def _natural(value: object) -> int:
 
 
 def rewire(model: ir.Model, rewiring: Rewiring, *, double: bool = False) -> None:
-    """Untie and rename tensors of a graph and fold its normalisations, in place.
+    """Untie, rename and part tensors of a graph and fold its normalisations, in place.
 
     Args:
       double: make new numbers in float64, for proofs.
@@ -119,6 +126,10 @@ def rewire(model: ir.Model, rewiring: Rewiring, *, double: bool = False) -> None
         node.replace_input_with(use.operand, apart)
     for norm in rewiring.folded:
         fold_norm(model, norm, double=double)
+    for one in rewiring.parted:
+        for name in one.names:
+            _free(model, name)
+        part(model, one)
     values = {}
     for old in rewiring.renames:
         if old not in graph.initializers:
@@ -154,7 +165,7 @@ def rewired(
     Args:
       tensors: of the model before.
     """
-    state = folded_state(state, rewiring.folded, tensors)
+    state = parted_state(folded_state(state, rewiring.folded, tensors), rewiring.parted)
     groups, steps = list(state.groups), dict(state.steps)
     slots: dict[str, dict[str, ir.TensorProtocol]] = {slot: dict(held) for slot, held in state.slots.items()}
     for use in rewiring.untied:

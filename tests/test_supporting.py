@@ -17,7 +17,7 @@ from surgery.interface import infer
 from surgery.numeric import run
 from surgery.plan import Plan
 from surgery.ports import grow, shrink
-from surgery.verify.outputs import difference, runtime
+from surgery.verify.outputs import difference, runtime, session
 from tests import zoo
 from tests.originals import FLOAT64, original, relative
 from tests.test_deepen import with_adam
@@ -299,3 +299,76 @@ def test_folding_undoes_unfolding() -> None:
         np.testing.assert_allclose(back.tensors[name].numpy(), tensor.numpy(), rtol=1e-6, atol=1e-9)
     with pytest.raises(Refused, match="no batch normalisation"):
         surgery.fold_batchnorm(back, "stacks.0.0")
+
+
+# ---- fused layers -----------------------------------------------------------------------------------------------
+
+FUSED = {
+    "gated": ("gate1", (13, 13)),
+    "film": ("film2", (7, 7)),
+    "transformer": ("layer.self_attn", (12, 12, 12)),
+    "multi_discrete": ("logits", (3, 5, 2)),
+    "lstm_policy": ("lstm", (13, 13, 13, 13)),
+    "gru_policy": ("gru", (13, 13, 13)),
+    "lstm_cell_loop": ("cell", (13, 13, 13, 13)),
+}
+
+
+FUSED_FILES = [(name, "dynamo") for name in FUSED] + [
+    (name, "dynamo-optimized") for name in FUSED if name not in ("lstm_policy", "gru_policy")
+]
+
+
+@pytest.mark.parametrize(("name", "style"), FUSED_FILES)
+def test_parts_of_a_fused_layer_are_its_rows_with_their_slots(name: str, style: str) -> None:
+    layer, sizes = FUSED[name]
+    before = with_adam(original(name, style).checkpoint)
+    result = surgery.apply(through_json(surgery.split_fused(before, layer)), before)
+    assert result.report is not None and result.report.ok
+    after, parted = result.checkpoint, result.plan.rewiring.parted
+    assert parted
+    for one in parted:
+        assert one.sizes == sizes and one.tensor not in {*after.tensors, *after.optimizer.parameters}
+        for old, new in [(before.tensors, after.tensors)] + [
+            (before.optimizer.slots[s], after.optimizer.slots[s]) for s in before.optimizer.slots
+        ]:
+            joined = np.concatenate([new[part].numpy() for part in one.names], one.axis)
+            assert joined.tobytes() == old[one.tensor].tobytes()
+        for part in one.names:
+            assert after.optimizer.steps[part] == before.optimizer.steps[one.tensor]
+            assert after.optimizer.group(part).hyper == before.optimizer.group(one.tensor).hyper
+    (one, _), (two, _) = (session(c.model, optimise=True) for c in (before, after))
+    for batch in original(name, style).batches:
+        old, new = (opened.run(None, dict(batch)) for opened in (one, two))
+        assert [x.tobytes() for x in old] == [x.tobytes() for x in new]
+
+
+def test_gates_of_a_recurrent_node_are_cut_by_no_node() -> None:
+    with pytest.raises(Refused, match="not fused"):
+        surgery.split_fused(original("lstm_policy", "dynamo-optimized").checkpoint, "lstm")
+
+
+@pytest.mark.parametrize("name", ["gated", "film", "gru_policy"])
+def test_what_was_split_can_be_saved_and_widened(tmp_path, name: str) -> None:
+    before = original(name, "dynamo").checkpoint
+    split = surgery.apply(surgery.split_fused(before, FUSED[name][0]), before)
+    split.save(tmp_path / "split.onnx")
+    again = surgery.load(tmp_path / "split.onnx")
+    assert set(again.tensors) == set(split.checkpoint.tensors)
+    assert surgery.apply(surgery.widen(again, factor=2), again).report.ok
+
+
+def test_parts_get_the_names_that_they_are_given() -> None:
+    before = original("transformer", "dynamo").checkpoint
+    plan = surgery.split_fused(before, "layer.self_attn", parts=("q", "k", "v"))
+    assert plan.rewiring.parted[0].names[0] == "layer.self_attn.q.in_proj_weight"
+    with pytest.raises(ArgumentError, match="need 3 different names"):
+        surgery.split_fused(before, "layer.self_attn", parts=("q", "k"))
+
+
+@pytest.mark.parametrize(
+    ("layer", "error", "says"), [("0", Refused, "not fused"), ("nine", UnknownName, "unknown layer")]
+)
+def test_what_is_not_fused_is_refused(layer: str, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        surgery.split_fused(original("mlp_relu", "dynamo").checkpoint, layer)
