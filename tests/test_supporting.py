@@ -372,3 +372,22 @@ def test_parts_get_the_names_that_they_are_given() -> None:
 def test_what_is_not_fused_is_refused(layer: str, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         surgery.split_fused(original("mlp_relu", "dynamo").checkpoint, layer)
+
+
+def test_copies_of_a_fused_layer_are_split_with_it() -> None:
+    rng, graph = np.random.default_rng(0), GraphBuilder("copies")
+    x = graph.input("observation", (3,))
+    for prefix in ("", "target.", "best.target."):
+        weights = rng.standard_normal((8, 3)).astype(np.float32), rng.standard_normal(8).astype(np.float32)
+        one, two = graph.ops(
+            "Split", graph.linear(x, f"{prefix}gate", *weights), outputs=2, axis=1, num_outputs=2
+        )
+        gated = graph.op("Mul", one, graph.op("Sigmoid", two))
+        last = rng.standard_normal((2, 4)).astype(np.float32), rng.standard_normal(2).astype(np.float32)
+        graph.output(graph.linear(gated, f"{prefix}out", *last), f"{prefix}q_values", (2,))
+    model = graph.model()
+    checkpoint = surgery.Checkpoint(model, infer(model), copies={"target.": "", "best.target.": "target."})
+    for named in ("gate", "target.gate"):
+        result = surgery.apply(surgery.split_fused(checkpoint, named), checkpoint)
+        assert result.report.ok
+        assert {f"{p}gate.1.bias" for p in ("", "target.", "best.target.")} <= set(result.checkpoint.tensors)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from surgery.checkpoint import Checkpoint
+from surgery.copies import original_name
 from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.graph import layout
 from surgery.graph.atoms import factors, size_of, summands
@@ -43,9 +44,9 @@ def split_fused(checkpoint: Checkpoint, layer: str, *, parts: Sequence[str] | No
     cuts = {name: cut for name in chosen if (cut := _cut(analysis, name)) is not None}
     if not cuts:
         raise Refused(f"'{layer}' is not fused: the graph does not cut the units that it makes")
-    for prefix, original in checkpoint.copies.items():
-        copies = {prefix + n.removeprefix(original): cut for n, cut in cuts.items() if n.startswith(original)}
-        cuts.update({name: cut for name, cut in copies.items() if name in checkpoint.tensors})
+    originals = {original_name(name, checkpoint.copies) for name in cuts}
+    copies = [name for name in held if original_name(name, checkpoint.copies) in originals]
+    cuts |= {name: cut for name in copies if (cut := _cut(analysis, name)) is not None}
     taken = {*checkpoint.tensors, *(str(v.name) for node in analysis.model.graph for v in node.outputs)}
     parted = []
     for name, (axis, sizes) in cuts.items():
