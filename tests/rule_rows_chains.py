@@ -36,6 +36,10 @@ ATTENTION = [
 
 ROWS = [
     *ATTENTION,
+    # an average over a·b + c: a and b would have to grow by one multiple together
+    row("h = MatMul(x, w)\nm = LayerNormalization<axis=-1>(h, g)\na, c = Split<axis=-1>(m, s)\n"
+        "d = Reshape(a, t)\ny = MatMul(d, u)\nz = MatMul(c, v)", [5, 7, 11], x=activation("N", 5), w=weight(5, 8),
+        g=weight(8), s=ints(6, 2), t=ints(0, 2, 3), u=weight(3, 7), v=weight(2, 11), opsets=(20,)),
     # scales of a resize that are a bias, too
     row('y = Resize<mode="nearest">(x,, s)\nz = Gemm<transB=1>(a, w, s)', [2, 3, 7], x=activation(7, 3, 2),
         s=real((1.0, 1.0, 2.0)), a=activation("N", 2), w=weight(3, 2), opsets=(20,)),

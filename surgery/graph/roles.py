@@ -154,6 +154,10 @@ def _average(roles: Roles, site: Site, reason: str) -> None:
             roles.no_zero.setdefault(root, reason)
             roles.whole.setdefault(root, reason)
         parts = summands(factor) if factor.segments is not None else []
+        for part in parts:
+            free = [atom for atom in part if not atom.frozen]
+            if len(free) > 1:  # the part grows by the product of their multiples, the other parts do not
+                freeze(tuple(free), Freeze("mixer", f"{reason} together with others, as a part of a product"))
         if any(not part for part in parts):
             for leaf in leaves((factor,)):
                 freeze((leaf,), Freeze("mixer", f"{reason} together with a single unit"))
