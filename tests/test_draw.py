@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import surgery
+from surgery.aliases import recognised
 from surgery.cli import main
-from surgery.cli._architecture import recognised
 from surgery.draw import draw
 from surgery.draw.boxes import diagram
 from surgery.draw.layers import place
