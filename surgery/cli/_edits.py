@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import surgery
-from surgery.cli import _files
+from surgery.cli import _files, _options
 from surgery.cli._output import Output, plural, section
 
 if TYPE_CHECKING:
@@ -45,26 +46,56 @@ def carry_out(
     return result
 
 
-def edit(
-    model: Path,
-    target: Path | None,
-    describe: Callable[[surgery.Checkpoint], surgery.Plan],
-    proof: Proof,
-    output: Output,
-    *,
-    force: bool,
-    dry_run: bool,
-) -> None:
-    """What a verb that edits one model does: plan, then either show the plan or carry it out and say what changed."""
-    path = None if dry_run else _files.check_target(target, [model], force=force)
-    with output.step(f"analysing {model}"):
-        checkpoint = surgery.load(model)
-        plan = describe(checkpoint)
-    if path is None:
-        output.show(plan_report(plan), plan.describe)
-        return
-    result = carry_out(plan, checkpoint, path, proof, output, force=force)
-    output.show(edit_report(result, path), lambda: edit_text(result, path))
+@dataclass(frozen=True)
+class Editing:
+    """What every verb that edits one model is told beside the edit itself."""
+
+    target: Path | None
+    proof: Proof
+    output: Output
+    force: bool
+    dry_run: bool
+
+    def edit(self, model: Path, describe: Callable[[surgery.Checkpoint], surgery.Plan]) -> None:
+        """Plan, then either show the plan or carry it out and say what changed."""
+        output = self.output
+        path = None if self.dry_run else _files.check_target(self.target, [model], force=self.force)
+        with output.step(f"analysing {model}"):
+            checkpoint = surgery.load(model)
+            plan = describe(checkpoint)
+        if path is None:
+            output.show(plan_report(plan), plan.describe)
+            return
+        result = carry_out(plan, checkpoint, path, self.proof, output, force=self.force)
+        output.show(edit_report(result, path), lambda: edit_text(result, path))
+
+
+def options(function: Callable[..., int | None]) -> Callable[..., int | None]:
+    """The options of every verb that edits one model, handed to the command as one `editing`."""
+
+    @_options.seed
+    @_options.observations
+    @_options.no_verify
+    @_options.dry_run
+    @_options.output_file()
+    @_options.force
+    @_options.reported
+    @functools.wraps(function)
+    def command(
+        *,
+        seed: int,
+        observations: Path | None,
+        no_verify: bool,
+        dry_run: bool,
+        target: Path | None,
+        force: bool,
+        output: Output,
+        **given: object,
+    ) -> int | None:
+        proof = Proof(not no_verify, _files.read_observations(observations), seed)
+        return function(editing=Editing(target, proof, output, force, dry_run), **given)
+
+    return command
 
 
 def plan_report(plan: surgery.Plan) -> dict[str, object]:
@@ -82,20 +113,19 @@ def edit_report(result: surgery.Result, target: Path) -> dict[str, object]:
         "exact": report.exact if report else None,
         "max_abs_error": report.max_abs_error if report else None,
         "max_rel_error": report.max_rel_error if report else None,
-        "changes": [
-            {
-                "space": change.space,
-                "from": change.before,
-                "to": change.after,
-                "tensors": change.tensors,
-                "slots": change.slots,
-            }
-            for change in plan.changes
-        ],
+        "changes": changes(plan),
         "frozen": [{"space": space, "reason": reason} for space, reason in plan.frozen],
         "notes": list(plan.notes),
         "recipe": found.to_json() if (found := _recipe(result)) else None,
     }
+
+
+def changes(plan: surgery.Plan) -> list[dict[str, object]]:
+    """The spaces that a plan changes, as `--json` has them."""
+    return [
+        {"space": c.space, "from": c.before, "to": c.after, "tensors": c.tensors, "slots": c.slots}
+        for c in plan.changes
+    ]
 
 
 def edit_text(result: surgery.Result, target: Path) -> str:

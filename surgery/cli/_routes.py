@@ -17,21 +17,12 @@ if TYPE_CHECKING:
     from surgery.route.edits import Alignment, Row
 
 
-def travel(
-    model: Path,
-    target: Path | None,
-    to: str,
-    proof: _edits.Proof,
-    output: Output,
-    *,
-    force: bool,
-    dry_run: bool,
-    init: Init = "auto",
-) -> None:
+def travel(model: Path, to: str, editing: _edits.Editing, *, init: Init = "auto") -> None:
     """Take a model to an architecture by exact edits, and write it; or show the route."""
     from surgery import route
 
-    path = None if dry_run else _files.check_target(target, [model], force=force)
+    proof, output, force = editing.proof, editing.output, editing.force
+    path = None if editing.dry_run else _files.check_target(editing.target, [model], force=force)
     with output.step(f"looking for a route to {to}"):
         checkpoint = surgery.load(model)
         if path is None:
@@ -62,7 +53,7 @@ def report(journey: Journey, path: Path) -> dict[str, object]:
         "to": journey.target.name,
         "layers": [_layer(row) for row in journey.rows],
         "steps": [_step(result) for result in journey.results],
-        "changes": [change for result in journey.results for change in _changes(result)],
+        "changes": [change for result in journey.results for change in _edits.changes(result.plan)],
     }
 
 
@@ -86,15 +77,8 @@ def _step(result: surgery.Result) -> dict[str, object]:
         "operation": result.plan.operation,
         "claim": result.plan.claim,
         "plan": result.plan.to_json(),
-        "changes": _changes(result),
+        "changes": _edits.changes(result.plan),
     }
-
-
-def _changes(result: surgery.Result) -> list[dict[str, object]]:
-    return [
-        {"space": c.space, "from": c.before, "to": c.after, "tensors": c.tensors, "slots": c.slots}
-        for c in result.plan.changes
-    ]
 
 
 def text(journey: Journey, path: Path) -> str:
@@ -152,28 +136,16 @@ class Play:
     seed: int
 
 
-def travel_or_distill(
-    model: Path,
-    target: Path | None,
-    to: str,
-    proof: _edits.Proof,
-    play: Play,
-    output: Output,
-    *,
-    force: bool,
-    dry_run: bool,
-) -> None:
+def travel_or_distill(model: Path, to: str, editing: _edits.Editing, play: Play) -> None:
     """A route if there is one; else a new network, taught in the run directory OUT.run and written to OUT."""
     try:
-        travel(model, target, to, proof, output, force=force, dry_run=dry_run)
+        travel(model, to, editing)
     except Refused as refusal:
-        output.note(f"{refusal.message}: {', '.join(f'{k}: {v}' for k, v in refusal.where.items())}")
-        _distill(model, target, to, play, output, force=force, dry_run=dry_run)
+        editing.output.note(f"{refusal.message}: {', '.join(f'{k}: {v}' for k, v in refusal.where.items())}")
+        _distill(model, to, play, editing)
 
 
-def _distill(
-    model: Path, target: Path | None, to: str, play: Play, output: Output, *, force: bool, dry_run: bool
-) -> None:
+def _distill(model: Path, to: str, play: Play, editing: _edits.Editing) -> None:
     from surgery.cli import _live, _training
 
     _training.library()
@@ -183,14 +155,15 @@ def _distill(
     checkpoint = surgery.load(model, optimizer=False)
     head = setting(checkpoint).head
     options = Options(frames=play.frames, seed=play.seed, head=head if head in ("c51", "qr") else "q")
+    target, output = editing.target, editing.output
     folder = Path(f"{target or model}.run")
     contract = _training.contract(checkpoint, play.environment, (), model)
     job = plan_distill(checkpoint, to, folder, environment=contract, options=options)
-    if dry_run or target is None:
+    if editing.dry_run or target is None:
         _training.carry_out(job, options, output, dry_run=True)
         return
     with _live.live(output) as watch:
         outcome = execute(job, threads=options.threads, watch=watch, note=output.note)
-    surgery.save(surgery.load(outcome.student), target, force=force)
+    surgery.save(surgery.load(outcome.student), target, force=editing.force)
     found = {**_training.report_of(outcome), "output": str(target), "exact": False}
     output.show(found, lambda: f"{_training.text_of(outcome)} and {target}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from surgery.cli import _environment, _live
+from surgery.cli import _environment, _live, _options
 from surgery.cli._output import Output, size, table
 from surgery.errors import ArgumentError, MissingDependency
 
@@ -46,8 +46,7 @@ def options(function: F) -> F:
                 "--frames", metavar="N", type=click.IntRange(min=1), default=10_000_000, show_default=True,
                 help="Frames to play: of the emulator on Atari, else environment steps. Schedules scale with it.",
             ),
-            click.option("--seed", metavar="N", type=click.IntRange(min=0), default=0, show_default=True,
-                         help="Seed of all that is random."),
+            _options.seed,
             click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
                          help="Where the networks run."),
             click.option("--envs", metavar="N", type=click.IntRange(min=1), default=8, show_default=True,

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 import surgery
-from surgery.cli import _edits, _files, _options
-from surgery.cli._output import Output
+from surgery.cli import _edits, _options
 from surgery.errors import ArgumentError, SurgeryError, UnknownFormat
 from surgery.files import check_readable
 from surgery.json_values import loads
@@ -62,13 +61,7 @@ def _constants(ctx: click.Context, parameter: click.Parameter, words: tuple[str,
 @click.option(
     "--unnamed", type=click.Choice(["append"]), help="New features without names stand behind the old ones."
 )
-@_options.seed
-@_options.observations
-@_options.no_verify
-@_options.dry_run
-@_options.output_file()
-@_options.force
-@_options.reported
+@_edits.options
 def command(
     *,
     model: Path,
@@ -78,13 +71,7 @@ def command(
     constants: dict[str, float],
     new_action: Literal["never", "mean"],
     unnamed: Literal["append"] | None,
-    seed: int,
-    observations: Path | None,
-    no_verify: bool,
-    dry_run: bool,
-    target: Path | None,
-    force: bool,
-    output: Output,
+    editing: _edits.Editing,
 ) -> None:
     """Compare an environment's spaces with what a model reads and does, and make the plan between them: new
     observations and actions are inserted where they stand, others put in order, observations that are gone are
@@ -101,17 +88,16 @@ def command(
     """
     if (environment is None) == (after is None):
         raise ArgumentError("say what to adapt to", hint="--env ID, or --after NEW.json")
-    with output.step("reading the spaces"):
+    with editing.output.step("reading the spaces"):
         wanted = _from_environment(environment) if environment is not None else _read(after)
         current = None if before is None else _read(before)
-    proof = _edits.Proof(not no_verify, _files.read_observations(observations), seed)
 
     def describe(checkpoint: surgery.Checkpoint) -> surgery.Plan:
         return surgery.adapt(
             checkpoint, wanted, current=current, new_action=new_action, constants=constants, unnamed=unnamed
         )
 
-    _edits.edit(model, target, describe, proof, output, force=force, dry_run=dry_run)
+    editing.edit(model, describe)
 
 
 def _from_environment(name: str) -> SpaceDescription:

@@ -8,8 +8,7 @@ from typing import Literal
 import click
 
 import surgery
-from surgery.cli import _edits, _files, _options, _routes
-from surgery.cli._output import Output
+from surgery.cli import _edits, _options, _routes
 from surgery.errors import ArgumentError
 
 Kind = Literal["auto", "identity", "residual", "rezero", "batchnorm", "recurrent", "attention"]
@@ -39,13 +38,7 @@ Kind = Literal["auto", "identity", "residual", "rezero", "batchnorm", "recurrent
 @click.option("--width", metavar="N", type=int, help="Units inside a branch; as many as outside by default.")
 @click.option("--kernel", metavar="N", type=int, help="Size of new convolutions; 3 by default.")
 @click.option("--name", metavar="PATH", multiple=True, help="Name of the new layer; once for each.")
-@_options.seed
-@_options.observations
-@_options.no_verify
-@_options.dry_run
-@_options.output_file()
-@_options.force
-@_options.reported
+@_edits.options
 def command(
     *,
     model: Path,
@@ -56,13 +49,7 @@ def command(
     width: int | None,
     kernel: int | None,
     name: tuple[str, ...],
-    seed: int,
-    observations: Path | None,
-    no_verify: bool,
-    dry_run: bool,
-    target: Path | None,
-    force: bool,
-    output: Output,
+    editing: _edits.Editing,
 ) -> None:
     """Insert layers so that the outputs stay the same, bit by bit; they learn from the first step.
 
@@ -77,11 +64,10 @@ def command(
       surgery deepen agent.onnx --to impala-b3 -o deeper.onnx
       surgery deepen agent.onnx --after actor.2 --kind residual --width 256 -o deeper.onnx
     """
-    proof = _edits.Proof(not no_verify, _files.read_observations(observations), seed)
     if architecture is not None:
         if after is not None or count != 1 or width or kernel or name or kind != "auto":
             raise ArgumentError("--to says which layers there will be", hint="leave the other options out")
-        _routes.travel(model, target, architecture, proof, output, force=force, dry_run=dry_run)
+        _routes.travel(model, architecture, editing)
         return
     if after is None:
         raise ArgumentError("behind which layer?", hint="give --after LAYER, or --to ARCH")
@@ -96,7 +82,7 @@ def command(
             width=width,
             kernel=kernel,
             name=name or None,
-            seed=seed,
+            seed=editing.proof.seed,
         )
 
-    _edits.edit(model, target, describe, proof, output, force=force, dry_run=dry_run)
+    editing.edit(model, describe)

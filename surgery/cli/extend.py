@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 import surgery
-from surgery.cli import _edits, _files, _options
-from surgery.cli._output import Output
+from surgery.cli import _edits, _options
 
 if TYPE_CHECKING:
     from surgery.ops.actions import Kind, NewAction
@@ -99,26 +98,14 @@ def _start(ctx: click.Context, parameter: click.Parameter, word: str) -> tuple[s
     help="How a new action starts: never (mean of the old ones, and forbidden), mean, zero, split:J (shares J's "
     "probability), or logit:X.",
 )
-@_options.seed
-@_options.observations
-@_options.no_verify
-@_options.dry_run
-@_options.output_file()
-@_options.force
-@_options.reported
+@_edits.options
 def command(
     *,
     model: Path,
     requests: list[NewObservation],
     actions: list[tuple[str, int, tuple[str, ...]]],
     start: tuple[Kind, float, str | None],
-    seed: int,
-    observations: Path | None,
-    no_verify: bool,
-    dry_run: bool,
-    target: Path | None,
-    force: bool,
-    output: Output,
+    editing: _edits.Editing,
 ) -> None:
     """Add observations and actions so that the policy does the same as before.
 
@@ -135,12 +122,11 @@ def command(
       surgery extend agent.onnx --action logits+1=JUMP --new-action logit:-5 -o more.onnx
       surgery extend agent.onnx --action logits+1=LEAP --new-action split:JUMP -o more.onnx
     """
-    proof = _edits.Proof(not no_verify, _files.read_observations(observations), seed)
 
     def describe(checkpoint: surgery.Checkpoint) -> surgery.Plan:
         return surgery.extend(checkpoint, requests, _new(actions, start))
 
-    _edits.edit(model, target, describe, proof, output, force=force, dry_run=dry_run)
+    editing.edit(model, describe)
 
 
 def _new(

@@ -8,30 +8,17 @@ import click
 
 import surgery
 from surgery.cli import _edits, _files, _options
-from surgery.cli._output import Output
 
 
 @click.command("invert", short_help="Undo a plan, as long as nothing new is in use.")
 @_options.file_argument("plan", metavar="PLAN.json")
 @_options.file_argument("model")
-@_options.seed
-@_options.observations
-@_options.no_verify
-@_options.dry_run
-@_options.output_file()
-@_options.force
-@_options.reported
+@_edits.options
 def command(
     *,
     plan: Path,
     model: Path,
-    seed: int,
-    observations: Path | None,
-    no_verify: bool,
-    dry_run: bool,
-    target: Path | None,
-    force: bool,
-    output: Output,
+    editing: _edits.Editing,
 ) -> None:
     """Undo a plan on a model that it has made, optimizer state included.
 
@@ -45,9 +32,8 @@ def command(
       surgery invert plan.json wide.onnx -o agent-again.onnx
     """
     recipe = _files.read_plan(plan)
-    proof = _edits.Proof(not no_verify, _files.read_observations(observations), seed)
 
     def describe(checkpoint: surgery.Checkpoint) -> surgery.Plan:
         return surgery.invert(recipe, checkpoint)
 
-    _edits.edit(model, target, describe, proof, output, force=force, dry_run=dry_run)
+    editing.edit(model, describe)

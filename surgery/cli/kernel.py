@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 
 import surgery
-from surgery.cli import _edits, _files, _options
-from surgery.cli._output import Output
+from surgery.cli import _edits, _options
 from surgery.errors import ArgumentError
 
 
@@ -33,24 +32,12 @@ def _sizes(
 @click.option(
     "--size", "sizes", metavar="LAYER=N", multiple=True, callback=_sizes, help="New size of a layer's kernel."
 )
-@_options.seed
-@_options.observations
-@_options.no_verify
-@_options.dry_run
-@_options.output_file()
-@_options.force
-@_options.reported
+@_edits.options
 def command(
     *,
     model: Path,
     sizes: dict[str, int | tuple[int, ...]],
-    seed: int,
-    observations: Path | None,
-    no_verify: bool,
-    dry_run: bool,
-    target: Path | None,
-    force: bool,
-    output: Output,
+    editing: _edits.Editing,
 ) -> None:
     """Grow kernels so that the outputs stay the same: the new taps are zero, and padding grows with them.
 
@@ -61,13 +48,4 @@ def command(
     """
     if not sizes:
         raise ArgumentError("no kernel to grow", hint="give at least one --size LAYER=N")
-    proof = _edits.Proof(not no_verify, _files.read_observations(observations), seed)
-    _edits.edit(
-        model,
-        target,
-        lambda checkpoint: surgery.grow_kernel(checkpoint, sizes),
-        proof,
-        output,
-        force=force,
-        dry_run=dry_run,
-    )
+    editing.edit(model, lambda checkpoint: surgery.grow_kernel(checkpoint, sizes))

@@ -7,8 +7,7 @@ from typing import Literal
 
 import click
 
-from surgery.cli import _edits, _files, _options, _routes
-from surgery.cli._output import Output
+from surgery.cli import _edits, _options, _routes
 from surgery.errors import ArgumentError
 
 
@@ -36,13 +35,7 @@ from surgery.errors import ArgumentError
 @click.option("--env", "environment", metavar="ID", help="Where it plays then; else the one in the contract.")
 @click.option("--frames", metavar="N", type=click.IntRange(min=1), default=10_000_000, show_default="10,000,000",
               help="How much it plays then.")  # fmt: skip
-@_options.seed
-@_options.observations
-@_options.no_verify
-@_options.dry_run
-@_options.output_file()
-@_options.force
-@_options.reported
+@_edits.options
 def command(
     *,
     model: Path,
@@ -52,13 +45,7 @@ def command(
     or_distill: bool,
     environment: str | None,
     frames: int,
-    seed: int,
-    observations: Path | None,
-    no_verify: bool,
-    dry_run: bool,
-    target: Path | None,
-    force: bool,
-    output: Output,
+    editing: _edits.Editing,
 ) -> None:
     """Take a network to another architecture by edits that keep its outputs, optimizer state included.
 
@@ -77,18 +64,17 @@ def command(
       surgery migrate agent.onnx --to impala --route sidecar -o both.onnx
       surgery migrate agent.onnx --to impala --or-distill --frames 2000000 -o student.onnx
     """
-    proof = _edits.Proof(not no_verify, _files.read_observations(observations), seed)
     if route == "sidecar":
-        if or_distill or dry_run or no_verify or init != "auto":
+        if or_distill or editing.dry_run or not editing.proof.verify or init != "auto":
             raise ArgumentError(
                 "a side-car has no plan, and is always exact and proved", hint="leave the other options out"
             )
-        _routes.beside(model, target, architecture, proof, output, force=force)
-        return
-    if or_distill:
-        play = _routes.Play(environment, frames, seed)
-        _routes.travel_or_distill(
-            model, target, architecture, proof, play, output, force=force, dry_run=dry_run
+        _routes.beside(
+            model, editing.target, architecture, editing.proof, editing.output, force=editing.force
         )
         return
-    _routes.travel(model, target, architecture, proof, output, force=force, dry_run=dry_run, init=init)
+    if or_distill:
+        play = _routes.Play(environment, frames, editing.proof.seed)
+        _routes.travel_or_distill(model, architecture, editing, play)
+        return
+    _routes.travel(model, architecture, editing, init=init)

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 import surgery
-from surgery.cli import _edits, _files, _options
-from surgery.cli._output import Output
+from surgery.cli import _edits, _options
 
 if TYPE_CHECKING:
     from surgery.ops.importance import Score
@@ -32,25 +31,13 @@ _SCORES = ("l1", "l2", "activation", "taylor")
     type=click.Choice(_SCORES),
     help="Remove further units, least important first; the outputs then change, and the result says by how much.",
 )
-@_options.seed
-@_options.observations
-@_options.no_verify
-@_options.dry_run
-@_options.output_file()
-@_options.force
-@_options.reported
+@_edits.options
 def command(
     *,
     model: Path,
     widths: dict[str, int] | None,
     by: Score | None,
-    seed: int,
-    observations: Path | None,
-    no_verify: bool,
-    dry_run: bool,
-    target: Path | None,
-    force: bool,
-    output: Output,
+    editing: _edits.Editing,
 ) -> None:
     """Remove units so that the outputs stay the same: dead and constant ones are folded into biases, duplicates
     are merged, optimizer state included.
@@ -66,10 +53,10 @@ def command(
       surgery narrow agent.onnx --width network.7=500 -o small.onnx
       surgery narrow agent.onnx --width network.7=256 --by taylor --observations obs.npz -o small.onnx
     """
-    recorded = _files.read_observations(observations)
-    proof = _edits.Proof(not no_verify, recorded, seed)
 
     def describe(checkpoint: surgery.Checkpoint) -> surgery.Plan:
-        return surgery.narrow(checkpoint, widths=widths, by=by, observations=recorded, seed=seed)
+        return surgery.narrow(
+            checkpoint, widths=widths, by=by, observations=editing.proof.observations, seed=editing.proof.seed
+        )
 
-    _edits.edit(model, target, describe, proof, output, force=force, dry_run=dry_run)
+    editing.edit(model, describe)

@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 
 import surgery
-from surgery.cli import _edits, _files, _options
-from surgery.cli._output import Output
+from surgery.cli import _edits, _options
 
 
 def _orders(
@@ -34,24 +33,12 @@ def _orders(
     callback=_orders,
     help="All features of an input, by name or number, in their new order.",
 )
-@_options.seed
-@_options.observations
-@_options.no_verify
-@_options.dry_run
-@_options.output_file()
-@_options.force
-@_options.reported
+@_edits.options
 def command(
     *,
     model: Path,
     orders: dict[str, tuple[str, ...]],
-    seed: int,
-    observations: Path | None,
-    no_verify: bool,
-    dry_run: bool,
-    target: Path | None,
-    force: bool,
-    output: Output,
+    editing: _edits.Editing,
 ) -> None:
     """Put the features of an input into another order; weights, optimizer state, names and ranges follow.
 
@@ -60,9 +47,8 @@ def command(
       surgery reorder agent.onnx --observation observation=velocity,angle,position -o same.onnx
       surgery reorder frames.onnx --observation observation[1]=3,2,1,0 -o newest_first.onnx
     """
-    proof = _edits.Proof(not no_verify, _files.read_observations(observations), seed)
 
     def describe(checkpoint: surgery.Checkpoint) -> surgery.Plan:
         return surgery.reorder(checkpoint, orders)
 
-    _edits.edit(model, target, describe, proof, output, force=force, dry_run=dry_run)
+    editing.edit(model, describe)

@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 
 import surgery
-from surgery.cli import _edits, _files, _options
-from surgery.cli._output import Output
+from surgery.cli import _edits, _options
 from surgery.errors import ArgumentError, UnknownName
 
 
@@ -38,24 +37,12 @@ def _features(
     callback=_features,
     help="A feature, by name or number, and the constant that it holds from now on.",
 )
-@_options.seed
-@_options.observations
-@_options.no_verify
-@_options.dry_run
-@_options.output_file()
-@_options.force
-@_options.reported
+@_edits.options
 def command(
     *,
     model: Path,
     features: list[tuple[str, float]],
-    seed: int,
-    observations: Path | None,
-    no_verify: bool,
-    dry_run: bool,
-    target: Path | None,
-    force: bool,
-    output: Output,
+    editing: _edits.Editing,
 ) -> None:
     """Take observations that are constant out of a model: what they contribute is added to the biases behind
     them, so that the policy stays the same wherever they hold that constant.
@@ -65,12 +52,11 @@ def command(
       surgery retire agent.onnx --observation observation.wind=0 -o less.onnx
       surgery retire agent.onnx --observation observation.3=0.5 --observation observation.4=1 -o less.onnx
     """
-    proof = _edits.Proof(not no_verify, _files.read_observations(observations), seed)
 
     def describe(checkpoint: surgery.Checkpoint) -> surgery.Plan:
         return surgery.retire(checkpoint, [_retired(checkpoint, *feature) for feature in features])
 
-    _edits.edit(model, target, describe, proof, output, force=force, dry_run=dry_run)
+    editing.edit(model, describe)
 
 
 def _retired(checkpoint: surgery.Checkpoint, feature: str, value: float) -> surgery.Retired:

@@ -8,8 +8,7 @@ from typing import Literal
 import click
 
 import surgery
-from surgery.cli import _edits, _files, _options, _routes
-from surgery.cli._output import Output
+from surgery.cli import _edits, _options, _routes
 from surgery.errors import ArgumentError
 
 
@@ -49,13 +48,7 @@ from surgery.errors import ArgumentError
     show_default=True,
     help="Noise on copies, as a fraction of each tensor's deviation; the outputs then change.",
 )
-@_options.seed
-@_options.observations
-@_options.no_verify
-@_options.dry_run
-@_options.output_file()
-@_options.force
-@_options.reported
+@_edits.options
 def command(
     *,
     model: Path,
@@ -65,13 +58,7 @@ def command(
     init: Literal["auto", "zero", "net2net"],
     shares: Literal["equal", "unequal"],
     noise: float,
-    seed: int,
-    observations: Path | None,
-    no_verify: bool,
-    dry_run: bool,
-    target: Path | None,
-    force: bool,
-    output: Output,
+    editing: _edits.Editing,
 ) -> None:
     """Widen layers so that the outputs stay the same, optimizer state included.
 
@@ -86,21 +73,26 @@ def command(
       surgery widen agent.onnx --factor 1.5 --dry-run --json > plan.json
     """
     _check_request(widths, factor, architecture, model)
-    proof = _edits.Proof(not no_verify, _files.read_observations(observations), seed)
     if architecture is not None:
         if noise or shares != "equal":
             raise ArgumentError(
                 "a route is exact: no noise, and equal shares", hint="leave --noise and --shares out"
             )
-        _routes.travel(model, target, architecture, proof, output, force=force, dry_run=dry_run, init=init)
+        _routes.travel(model, architecture, editing, init=init)
         return
 
     def describe(checkpoint: surgery.Checkpoint) -> surgery.Plan:
         return surgery.widen(
-            checkpoint, widths=widths, factor=factor, init=init, shares=shares, noise=noise, seed=seed
+            checkpoint,
+            widths=widths,
+            factor=factor,
+            init=init,
+            shares=shares,
+            noise=noise,
+            seed=editing.proof.seed,
         )
 
-    _edits.edit(model, target, describe, proof, output, force=force, dry_run=dry_run)
+    editing.edit(model, describe)
 
 
 def _check_request(
