@@ -64,7 +64,7 @@ class Adapter(Protocol):
     """The verbs of an adapter module."""
 
     def detect(self, path: Path) -> bool:
-        """Whether the file is one of the adapter's; never raises on any content."""
+        """Whether the file or folder is one of the adapter's; never raises on any content."""
 
     def load(self, path: Path, reading: Reading) -> Checkpoint:
         """All networks of the file in one graph, under the framework's own names, its optimizer state bound to them.
@@ -81,7 +81,7 @@ class Adapter(Protocol):
         """Write the checkpoint as a copy of `like` in which only what it changed is another.
 
         Raises:
-          FileError: see `surgery.files.replacing`.
+          FileError: see `surgery.files.replacing` and, for a folder, `replacing_folder`.
           ArgumentError: `like` has other parameters than the checkpoint.
           Refused: something that the framework could not load, with the reason.
         """
@@ -108,7 +108,7 @@ def find(path: Path) -> tuple[str, Adapter]:
       FileError: the file is missing or cannot be read.
       UnknownFormat: no adapter reads it; says what it is.
     """
-    check_readable(path)
+    check_readable(path, folder=True)
     found = detect(path)
     if found is not None:
         return found

@@ -50,7 +50,8 @@ class Checkpoint:
       source: what the framework it came from needs to get it back, as JSON.
       copies: prefix of parameter names -> prefix of those that they are a copy of (target and averaged networks);
         whatever is done to the spaces of the originals is done to the copies.
-      origin: the framework's file that it came from, which `save` writes back into; None if it came from an `.onnx`.
+      origin: the framework's file or folder that it came from, which `save` writes back into; None if it came from an
+        `.onnx`.
     """
 
     model: ir.Model
@@ -110,8 +111,8 @@ def load(path: str | Path, *, optimizer: bool = True, reading: Reading | None = 
     """Read a checkpoint; tensors are read when they are used, and nothing in the file is executed.
 
     Args:
-      path: an `.onnx` file, beside which weights and optimizer state may lie, or a file of a framework that an
-        installed adapter reads.
+      path: an `.onnx` file, beside which weights and optimizer state may lie, or a file or folder of a framework
+        that an installed adapter reads.
       optimizer: false leaves the optimizer state out.
       reading: what a framework's file does not say of itself.
 
@@ -192,7 +193,7 @@ def save(
     path = Path(path)
     original = like if like is not None else checkpoint.origin if path.suffix.lower() != ".onnx" else None
     if original is not None:
-        return find(Path(original))[1].save(checkpoint, path, like=Path(original), force=force)
+        return _save_native(checkpoint, path, Path(original), force=force)
     if path.suffix.lower() in NATIVE:
         raise ArgumentError(
             f"'{path.name}' is no name for an ONNX file, and which {path.suffix} file to write it into is not said",
@@ -226,6 +227,15 @@ def save(
         with parts[path].open("wb") as file:
             write_model(model, file)
     return targets
+
+
+def _save_native(checkpoint: Checkpoint, path: Path, like: Path, *, force: bool) -> list[Path]:
+    found = find(like)[1]
+    if like.is_dir() and path.suffix.lower() in NATIVE:
+        raise ArgumentError(
+            f"'{path.name}' is the name of a file, and '{like}' is a folder", hint="give the name of a folder"
+        )
+    return found.save(checkpoint, path, like=like, force=force)
 
 
 def _reference_to(target: Path, layout: Layout) -> Mapping[str, str]:

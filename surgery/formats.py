@@ -1,4 +1,4 @@
-"""What kind of file this is, from its first bytes, and what to do with a file of that kind."""
+"""What kind of file or folder this is, from its first bytes or members, and what to do with one of that kind."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from surgery.errors import FileError, UnknownFormat
-from surgery.files import check_readable, read_error
+from surgery.files import check_readable, models_in, read_error
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,29 @@ _SIGNATURES: tuple[tuple[bytes, Format], ...] = (
     (b"\x89PNG", Format("png", "a picture")),
     (b"%PDF", Format("pdf", "a PDF document")),
 )
+_FOLDERS: tuple[tuple[str, Format], ...] = (
+    (
+        "rllib_checkpoint.json",
+        Format(
+            "rllib", "a checkpoint of RLlib", "surgery list adapters shows whether its adapter is installed"
+        ),
+    ),
+    (
+        "saved_model.pb",
+        Format(
+            "savedmodel",
+            "a SavedModel of TensorFlow",
+            "python -m tf2onnx.convert --saved-model {path} --output model.onnx",
+        ),
+    ),
+    (
+        "_CHECKPOINT_METADATA",
+        Format(
+            "orbax", "a checkpoint of Orbax", "surgery list adapters shows whether its adapter is installed"
+        ),
+    ),
+)
+"""What a folder of a kind has in it."""
 _TEXT = Format("text", "a text file")
 _HTML = Format(
     "html", "a web page", "the download gave a page instead of the file: open its address in a browser"
@@ -68,12 +91,15 @@ _PICKLE = Format("pickle", "a Python pickle", "pickles can run any code and are 
 
 
 def sniff(path: Path) -> Format:
-    """The kind of a file, judged by its content.
+    """The kind of a file or of a folder, judged by its content.
 
     Raises:
-      FileError: missing, a folder, empty, or not readable.
+      FileError: missing, empty, or not readable.
     """
-    check_readable(path)
+    check_readable(path, folder=True)
+    if path.is_dir():
+        known = (kind for member, kind in _FOLDERS if (path / member).exists())
+        return next(known, Format("folder", "a folder", models_in(path)))
     try:
         with path.open("rb") as file:
             head = file.read(4096)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import shutil
@@ -9,12 +10,13 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
 
 from surgery.errors import FileError
-from surgery.files import check_readable, replacing
+from surgery.files import check_readable, replacing, replacing_folder
 
 
 def fill(paths: list[Path], text: str = "new") -> None:
@@ -225,3 +227,127 @@ def test_what_cannot_be_read_is_refused_with_a_reason(tmp_path, make, says, hint
     with pytest.raises(FileError, match=says) as caught:
         check_readable(make(tmp_path))
     assert hint in (caught.value.hint or "")
+
+
+def _run(folder: Path, text: str, name: str = "run") -> Path:
+    (folder / name / "learner").mkdir(parents=True)
+    fill([folder / name / "settings.json", folder / name / "learner" / "state.pkl"], text)
+    return folder / name
+
+
+def _content(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if not path.is_dir()
+    }
+
+
+def _ours(folder: Path) -> bool:
+    return (folder / "settings.json").exists()
+
+
+def _write(target: Path, text: str = "new", **options: object) -> None:
+    with replacing_folder(target, **{"owned": _ours, "force": True, **options}) as folder:
+        (folder / "learner").mkdir()
+        fill([folder / "settings.json", folder / "learner" / "state.pkl"], text)
+
+
+NEW = {"settings.json": "new", "learner/state.pkl": "new"}
+OLD = {"settings.json": "old", "learner/state.pkl": "old"}
+
+
+def test_a_folder_appears_whole_and_nothing_is_left_behind(tmp_path):
+    _write(tmp_path / "run", force=False)
+    assert _content(tmp_path / "run") == NEW
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["exchanged", "moved aside"])
+def test_force_replaces_a_whole_folder_and_keeps_its_permissions(tmp_path, monkeypatch, at_once):
+    if not at_once:
+        monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())  # a system without an exchange
+    target = _run(tmp_path, "old")
+    (target / "only in the old").touch()
+    target.chmod(0o750)
+    _write(target)
+    assert _content(target) == NEW
+    assert target.stat().st_mode & 0o777 == 0o750
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("error", [ValueError("bug"), KeyboardInterrupt(), SystemExit(1)], ids=repr)
+def test_an_old_folder_survives_any_exception(tmp_path, error):
+    target = _run(tmp_path, "old")
+    with pytest.raises(type(error)), replacing_folder(target, owned=_ours, force=True) as folder:
+        (folder / "settings.json").write_text("half")
+        raise error
+    assert _content(tmp_path / "run") == OLD
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def _of_something_else(folder: Path) -> Path:
+    (folder / "photographs").mkdir()
+    return folder / "photographs"
+
+
+def _link_to_a_folder(folder: Path) -> Path:
+    (folder / "latest").symlink_to(_run(folder, "old", "other"))
+    return folder / "latest"
+
+
+REFUSED = {
+    "it is a folder": _of_something_else,
+    "it is a folder (a link)": _link_to_a_folder,
+    "a file of that name": _existing,
+    "does not exist": lambda folder: folder / "missing" / "run",
+    "it is the input": lambda folder: folder / "source",
+    "lies in the other": lambda folder: folder / "source" / "learner" / "run",
+    "lies in the other (around)": lambda folder: folder,
+}
+
+
+@pytest.mark.parametrize("says", REFUSED)
+def test_no_folder_but_an_old_one_of_the_kind_is_replaced(tmp_path, says):
+    source = _run(tmp_path, "old", "source")
+    (tmp_path / "settings.json").touch()
+    target = REFUSED[says](tmp_path)
+    before = _content(tmp_path)
+    with pytest.raises(FileError) as caught:
+        _write(target, sources=[source])
+    assert says.partition(" (")[0] in caught.value.message
+    assert _content(tmp_path) == before
+
+
+def test_a_folder_that_exists_is_not_replaced_without_force(tmp_path):
+    with pytest.raises(FileError, match="it exists"):
+        _write(_run(tmp_path, "old"), force=False)
+    assert _content(tmp_path / "run") == OLD
+
+
+KILLED_FOLDER = """
+    import sys
+    from pathlib import Path
+    from surgery.files import replacing_folder
+    count = 0
+    while True:
+        with replacing_folder(Path(sys.argv[1]), owned=lambda folder: True, force=True) as folder:
+            for name in "abcdefgh":
+                (folder / name).write_text(str(count))
+        print(count, flush=True)
+        count += 1
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere an old folder is moved aside first")
+@pytest.mark.parametrize("delay", [0.0, 0.003, 0.01, 0.03])
+def test_a_killed_writer_leaves_one_whole_folder(tmp_path, delay):
+    target = tmp_path / "run"
+    command = [sys.executable, "-c", textwrap.dedent(KILLED_FOLDER), target]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        time.sleep(delay)
+        writer.send_signal(signal.SIGKILL)
+    found = _content(target)
+    assert sorted(found) == list("abcdefgh")
+    assert len(set(found.values())) == 1
+    assert all(path == target or path.name.startswith(".surgery-") for path in tmp_path.iterdir())

@@ -22,7 +22,7 @@ PLAN_HINT = "write a plan with: surgery widen … --dry-run --json"
 
 
 def check_target(target: Path | None, sources: Iterable[Path], *, force: bool) -> Path:
-    """The path to write, if it can be written.
+    """The path to write, if it can be written: a file, or the folder of a framework in place of an old one.
 
     Raises:
       ArgumentError: none is given.
@@ -31,10 +31,17 @@ def check_target(target: Path | None, sources: Iterable[Path], *, force: bool) -
     """
     if target is None:
         raise ArgumentError("nothing to write to", hint="name a file with -o OUT, or use --dry-run")
-    files.check_target(target, force, sources)
+    files.check_target(target, force, sources, owned=native_folder)
     if not os.access(target.parent, os.W_OK):
         raise FileError(f"cannot write '{target}': the folder is read-only")
     return target
+
+
+def native_folder(path: Path) -> bool:
+    """Whether a path is a folder that a framework takes for one checkpoint."""
+    from surgery.adapters import detect
+
+    return path.is_dir() and detect(path) is not None
 
 
 def read_plan(path: Path) -> surgery.Plan:

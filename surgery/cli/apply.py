@@ -129,7 +129,8 @@ def _expanded(models: tuple[Path, ...]) -> tuple[Path, ...]:
     """
     found: list[Path] = []
     for model in models:
-        inside = sorted(model.glob("*.onnx")) if model.is_dir() else [model]
+        several = model.is_dir() and not _files.native_folder(model)
+        inside = sorted(model.glob("*.onnx")) if several else [model]
         if not inside:
             raise ArgumentError(f"there is no .onnx file in '{model}'")
         found += inside

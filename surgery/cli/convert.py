@@ -71,7 +71,8 @@ def command(
     from surgery.adapters import Reading
 
     path = _files.check_target(target, [source, *([like] if like else [])], force=force)
-    if like is None and path.suffix.lower() != ".onnx" and path.suffix.lower() != source.suffix.lower():
+    native = source.is_dir() or path.suffix.lower() == source.suffix.lower()
+    if like is None and path.suffix.lower() != ".onnx" and not native:
         raise ArgumentError(
             f"which {path.suffix or 'file'} to write a changed copy of is not said",
             hint="name it with --like FILE",
