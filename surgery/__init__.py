@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from surgery.annotate import annotate as annotate
     from surgery.attach import attach as attach
     from surgery.checkpoint import Checkpoint as Checkpoint
     from surgery.checkpoint import load as load
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from surgery.difference import diff as diff
     from surgery.errors import SurgeryError as SurgeryError
     from surgery.graph.spaces import analyse as analyse
-    from surgery.interface import annotate as annotate
     from surgery.operate import Result as Result
     from surgery.operate import apply as apply
     from surgery.ops.actions import NewAction as NewAction
@@ -66,7 +66,7 @@ _HOMES = {
     "SurgeryError": "surgery.errors",
     "adapt": "surgery.ops.adapt",
     "analyse": "surgery.graph.spaces",
-    "annotate": "surgery.interface",
+    "annotate": "surgery.annotate",
     "apply": "surgery.operate",
     "attach": "surgery.attach",
     "deepen": "surgery.ops.deepen",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import onnx_ir as ir
 
@@ -17,9 +17,6 @@ INPUT_KINDS = ("observation", "state", "mask", "other")
 OUTPUT_KINDS = (
     "q_values", "atom_logits", "quantiles", "logits", "value", "mean", "log_std", "state", "action", "other",
 )  # fmt: skip
-
-if TYPE_CHECKING:
-    from surgery.checkpoint import Checkpoint
 
 Bound = float | tuple[float, ...] | None
 _T = TypeVar("_T")
@@ -141,36 +138,6 @@ def infer(model: ir.Model) -> Interface:
     return Interface(
         tuple(Port(name, kind) for name, kind in kinds_in.items()),
         tuple(Port(name, kind) for name, kind in kinds_out.items()),
-    )
-
-
-def annotate(
-    checkpoint: Checkpoint,
-    *,
-    inputs: Mapping[str, PortPatch] | None = None,
-    outputs: Mapping[str, PortPatch] | None = None,
-    environment: str | Environment | None = None,
-    settings: Mapping[str, Json] | None = None,
-) -> Checkpoint:
-    """Declare what inputs and outputs mean, and the environment.
-
-    Args:
-      checkpoint: left as it is.
-      inputs: input name -> what to declare about it.
-      outputs: output name -> what to declare about it.
-      environment: its id, or an `Environment` that replaces the one recorded.
-      settings: added to the environment's settings.
-
-    Raises:
-      UnknownName: a port that the model does not have.
-      ArgumentError: a kind that the port cannot have, bounds out of order, a label twice, a setting with a
-        value that it cannot have.
-    """
-    known = environment if isinstance(environment, Environment) else checkpoint.environment
-    name = environment if isinstance(environment, str) else known.id
-    return checkpoint.replace(
-        interface=checkpoint.interface.annotated(inputs or {}, outputs or {}),
-        environment=Environment(name, {**known.settings, **(settings or {})}),
     )
 
 

@@ -15,9 +15,10 @@ import pytest
 import safetensors.numpy
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from surgery.annotate import annotate
 from surgery.checkpoint import METADATA_KEY, Checkpoint, check_finite, load, save
 from surgery.errors import FileError, GraphError
-from surgery.interface import LineageStep, PortPatch, annotate
+from surgery.interface import LineageStep, PortPatch
 from surgery.model_file import all_tensors
 from surgery.optimizer import OptimizerState, ParamGroup
 from surgery.tensors import digest, equal

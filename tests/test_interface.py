@@ -6,9 +6,10 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
+from surgery.annotate import annotate
 from surgery.checkpoint import load
 from surgery.errors import ArgumentError, UnknownName
-from surgery.interface import Environment, Interface, Port, PortPatch, annotate, infer
+from surgery.interface import Environment, Interface, Port, PortPatch, infer
 from tests.small_models import mlp, write
 
 NAMES = {
