@@ -6,12 +6,10 @@ from dataclasses import dataclass
 
 import gymnasium
 import numpy as np
-import onnx_ir as ir
 import torch
 
 import surgery
-from surgery.optimizer import OptimizerState, ParamGroup
-from surgery.torch import to_module
+from surgery.torch import from_module, load_optimizer, to_module
 
 FEATURES = {"position": 0, "velocity": 1, "angle": 2, "spin": 3}  # anything else is a deprecated sensor
 STEPS, GAMES, SENSOR, RATE = 100, 8, 0.5, 0.01
@@ -57,8 +55,9 @@ def play(module: torch.nn.Module, checkpoint: surgery.Checkpoint, seed: int, *, 
 def train(checkpoint: surgery.Checkpoint, rounds: int, seed: int) -> tuple[surgery.Checkpoint, list[float]]:
     """Train on, from the checkpoint's optimizer state; and the mean length of the games of each round."""
     module, lengths = to_module(checkpoint), []
-    named, adam = dict(module.named_parameters()), torch.optim.Adam(module.parameters(), lr=RATE)
-    resume(checkpoint, named, adam)
+    adam = torch.optim.Adam(module.parameters(), lr=RATE)
+    if checkpoint.optimizer is not None:
+        load_optimizer(checkpoint.optimizer, adam, module)
     for k in range(rounds):
         games = play(module, checkpoint, seed + 1000 * k, greedy=False)
         alive = torch.tensor(games.alive)
@@ -68,31 +67,4 @@ def train(checkpoint: surgery.Checkpoint, rounds: int, seed: int) -> tuple[surge
         ((gain * alive).sum() / alive.sum()).backward()
         adam.step()
         lengths.append(float(games.alive.sum(0).mean()))
-    return stored(checkpoint, named, adam), lengths
-
-
-def resume(
-    checkpoint: surgery.Checkpoint, named: dict[str, torch.nn.Parameter], adam: torch.optim.Adam
-) -> None:
-    """Give the optimizer what the checkpoint remembers; a layer that has just been inserted has nothing yet."""
-    state = checkpoint.optimizer
-    for name in state.parameters if state else ():
-        slots = {slot: torch.tensor(members[name].numpy()) for slot, members in state.slots.items()}
-        adam.state[named[name]] = {"step": torch.tensor(float(state.steps[name])), **slots}
-
-
-def stored(
-    checkpoint: surgery.Checkpoint, named: dict[str, torch.nn.Parameter], adam: torch.optim.Adam
-) -> surgery.Checkpoint:
-    """The checkpoint with what was learned, optimizer state included."""
-    model = checkpoint.model.clone()
-    for name, parameter in named.items():
-        model.graph.initializers[name].const_value = ir.tensor(parameter.detach().numpy().copy(), name=name)
-    slots = {
-        slot: {name: ir.tensor(adam.state[p][slot].numpy().copy()) for name, p in named.items()}
-        for slot in ("exp_avg", "exp_avg_sq")
-    }
-    hyper = {"lr": RATE, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0}
-    steps = {name: float(adam.state[p]["step"]) for name, p in named.items()}
-    state = OptimizerState("adam", slots, steps, (ParamGroup(tuple(named), hyper),))
-    return checkpoint.replace(model=model, optimizer=state)
+    return from_module(module, checkpoint, optimizer=adam), lengths
