@@ -576,10 +576,11 @@ def test_by_side_car_a_nature_network_becomes_an_impala_exactly(tmp_path, capsys
     assert main([*words, "--or-distill", "-o", str(tmp_path / "other.onnx")]) == 2
 
 
-def test_or_distill_teaches_where_there_is_no_route(tmp_path, capsys):
+@pytest.mark.parametrize("verb", ["migrate", "widen"])
+def test_or_distill_teaches_where_there_is_no_route(tmp_path, capsys, verb):
     out = tmp_path / "student.onnx"
     words = [
-        "migrate",
+        verb,
         str(TEACHERS / "cartpole-dqn.onnx"),
         "--to",
         "mlp-16",

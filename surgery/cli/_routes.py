@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import click
 
 import surgery
 from surgery.cli import _edits, _files
@@ -17,8 +21,55 @@ if TYPE_CHECKING:
     from surgery.route.edits import Alignment, Row
 
 
-def travel(model: Path, to: str, editing: _edits.Editing, *, init: Init = "auto") -> None:
-    """Take a model to an architecture by exact edits, and write it; or show the route."""
+@dataclass(frozen=True)
+class Play:
+    """Where and how long a new network plays that is taught because there is no route."""
+
+    environment: str | None
+    frames: int
+
+
+def fallback(function: Callable[..., int | None]) -> Callable[..., int | None]:
+    """`--or-distill` and what belongs to it, handed to the command as one `play`, None without it."""
+
+    @click.option(
+        "--or-distill", is_flag=True, help="If there is no exact route, teach a new network by playing."
+    )
+    @click.option(
+        "--env", "environment", metavar="ID", help="Where it plays then; else the one in the contract."
+    )
+    @click.option(
+        "--frames",
+        metavar="N",
+        type=click.IntRange(min=1),
+        default=10_000_000,
+        show_default="10,000,000",
+        help="How much it plays then.",
+    )
+    @functools.wraps(function)
+    def command(*, or_distill: bool, environment: str | None, frames: int, **given: object) -> int | None:
+        return function(play=Play(environment, frames) if or_distill else None, **given)
+
+    return command
+
+
+def travel(
+    model: Path, to: str, editing: _edits.Editing, *, init: Init = "auto", play: Play | None = None
+) -> None:
+    """Take a model to an architecture by exact edits, and write it; or show the route.
+
+    Where there is none and `play` is given, a new network is taught in the run directory OUT.run and written to OUT.
+    """
+    try:
+        _travel(model, to, editing, init)
+    except Refused as refusal:
+        if play is None:
+            raise
+        editing.output.note(f"{refusal.message}: {', '.join(f'{k}: {v}' for k, v in refusal.where.items())}")
+        _distill(model, to, editing, play)
+
+
+def _travel(model: Path, to: str, editing: _edits.Editing, init: Init) -> None:
     from surgery import route
 
     proof, output, force = editing.proof, editing.output, editing.force
@@ -127,25 +178,7 @@ def beside(
     output.show(record, lambda: f"{to} beside {model} · gate 0 · {found.summary()} · wrote {path}")
 
 
-@dataclass(frozen=True)
-class Play:
-    """Where and how long a new network plays that is taught because there is no route."""
-
-    environment: str | None
-    frames: int
-    seed: int
-
-
-def travel_or_distill(model: Path, to: str, editing: _edits.Editing, play: Play) -> None:
-    """A route if there is one; else a new network, taught in the run directory OUT.run and written to OUT."""
-    try:
-        travel(model, to, editing)
-    except Refused as refusal:
-        editing.output.note(f"{refusal.message}: {', '.join(f'{k}: {v}' for k, v in refusal.where.items())}")
-        _distill(model, to, play, editing)
-
-
-def _distill(model: Path, to: str, play: Play, editing: _edits.Editing) -> None:
+def _distill(model: Path, to: str, editing: _edits.Editing, play: Play) -> None:
     from surgery.cli import _live, _training
 
     _training.library()
@@ -154,7 +187,9 @@ def _distill(model: Path, to: str, play: Play, editing: _edits.Editing) -> None:
 
     checkpoint = surgery.load(model, optimizer=False)
     head = setting(checkpoint).head
-    options = Options(frames=play.frames, seed=play.seed, head=head if head in ("c51", "qr") else "q")
+    options = Options(
+        frames=play.frames, seed=editing.proof.seed, head=head if head in ("c51", "qr") else "q"
+    )
     target, output = editing.target, editing.output
     folder = Path(f"{target or model}.run")
     contract = _training.contract(checkpoint, play.environment, (), model)

@@ -29,12 +29,7 @@ from surgery.errors import ArgumentError
     show_default=True,
     help="New units: random with zero outgoing weights, or copies.",
 )
-@click.option(
-    "--or-distill", is_flag=True, help="If there is no exact route, teach a new network by playing."
-)
-@click.option("--env", "environment", metavar="ID", help="Where it plays then; else the one in the contract.")
-@click.option("--frames", metavar="N", type=click.IntRange(min=1), default=10_000_000, show_default="10,000,000",
-              help="How much it plays then.")  # fmt: skip
+@_routes.fallback
 @_edits.options
 def command(
     *,
@@ -42,9 +37,7 @@ def command(
     architecture: str,
     route: Literal["exact", "sidecar"],
     init: Literal["auto", "zero", "net2net"],
-    or_distill: bool,
-    environment: str | None,
-    frames: int,
+    play: _routes.Play | None,
     editing: _edits.Editing,
 ) -> None:
     """Take a network to another architecture by edits that keep its outputs, optimizer state included.
@@ -65,7 +58,7 @@ def command(
       surgery migrate agent.onnx --to impala --or-distill --frames 2000000 -o student.onnx
     """
     if route == "sidecar":
-        if or_distill or editing.dry_run or not editing.proof.verify or init != "auto":
+        if play or editing.dry_run or not editing.proof.verify or init != "auto":
             raise ArgumentError(
                 "a side-car has no plan, and is always exact and proved", hint="leave the other options out"
             )
@@ -73,8 +66,4 @@ def command(
             model, editing.target, architecture, editing.proof, editing.output, force=editing.force
         )
         return
-    if or_distill:
-        play = _routes.Play(environment, frames, editing.proof.seed)
-        _routes.travel_or_distill(model, architecture, editing, play)
-        return
-    _routes.travel(model, architecture, editing, init=init)
+    _routes.travel(model, architecture, editing, init=init, play=play)

@@ -48,6 +48,7 @@ from surgery.errors import ArgumentError
     show_default=True,
     help="Noise on copies, as a fraction of each tensor's deviation; the outputs then change.",
 )
+@_routes.fallback
 @_edits.options
 def command(
     *,
@@ -58,6 +59,7 @@ def command(
     init: Literal["auto", "zero", "net2net"],
     shares: Literal["equal", "unequal"],
     noise: float,
+    play: _routes.Play | None,
     editing: _edits.Editing,
 ) -> None:
     """Widen layers so that the outputs stay the same, optimizer state included.
@@ -70,15 +72,18 @@ def command(
       surgery widen agent.onnx --factor 2 -o wide.onnx
       surgery widen agent.onnx --width network.0=64 --width fc=1024 -o wide.onnx
       surgery widen agent.onnx --to nature-x2 -o wide.onnx
+      surgery widen agent.onnx --to impala --or-distill --frames 2000000 -o student.onnx
       surgery widen agent.onnx --factor 1.5 --dry-run --json > plan.json
     """
     _check_request(widths, factor, architecture, model)
+    if play and architecture is None:
+        raise ArgumentError("--or-distill teaches a new architecture", hint="name it with --to")
     if architecture is not None:
         if noise or shares != "equal":
             raise ArgumentError(
                 "a route is exact: no noise, and equal shares", hint="leave --noise and --shares out"
             )
-        _routes.travel(model, architecture, editing, init=init)
+        _routes.travel(model, architecture, editing, init=init, play=play)
         return
 
     def describe(checkpoint: surgery.Checkpoint) -> surgery.Plan:
