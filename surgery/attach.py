@@ -14,7 +14,7 @@ from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, SurgeryError, UnknownName
 from surgery.interface import LineageStep
 from surgery.optimizer import OptimizerState
-from surgery.optimizer_record import OptimizerRecord, align, trainable
+from surgery.optimizer_record import OptimizerRecord, align, merged, told_names, trainable
 from surgery.tensors import equal, shape_of
 
 Tensors = Mapping[str, ir.TensorProtocol]
@@ -27,7 +27,7 @@ class Binding:
     Attributes:
       state: what the optimizer remembers of the graph's parameters.
       network: which network of the checkpoint the graph is.
-      optimizer: which of its optimizers.
+      optimizer: which of its optimizers; several, with commas between them, where each says what it trains.
       dropped: parameters that the optimizer trains and the graph does not have, by the checkpoint's names.
       stateless: the graph's parameters that the optimizer has no state for.
     """
@@ -84,7 +84,8 @@ def bind(
       checkpoint: the graph.
       path: the training checkpoint.
       network: which of its networks the graph is; None finds the one with the graph's names and weights.
-      optimizer: which of its optimizers; None if there is one, or one is named after the network.
+      optimizer: which of its optimizers; None if there is one, or one is named after the network, or all say by name
+        what they train.
       order: the names of the optimizer's parameters in its order, where the file does not tell.
       kind: the kind of optimizer, where the file does not tell (see `surgery.optimizer.POWERS`).
 
@@ -99,11 +100,10 @@ def bind(
     try:
         training = adapter.training_state(path)
         chosen, names = _find_network(training, checkpoint.tensors, network)
-        label = _find_optimizer(training, optimizer, chosen)
-        record = OptimizerRecord.parse(training.optimizers[label])
-        found = kind or record.kind()
-        places = record.bind(_scopes(training, chosen), order)
-        state, dropped = record.state(places, {theirs: ours for ours, theirs in names.items()}, found)
+        ours = {theirs: mine for mine, theirs in names.items()}
+        labels = _find_optimizers(training, optimizer, chosen, ours)
+        found = [_state(training, label, chosen, ours, order, kind) for label in labels]
+        state = merged([part for part, _ in found])
     except SurgeryError as error:
         raise error.within(checkpoint=path, graph=checkpoint.path or "in memory") from error
     _check_shapes(state, checkpoint.tensors)
@@ -111,7 +111,22 @@ def bind(
     stateless = [
         name for name, tensor in checkpoint.tensors.items() if trainable(name, tensor) and name not in known
     ]
-    return Binding(state, chosen, label, tuple(dropped), tuple(stateless))
+    dropped = tuple(name for _, names in found for name in names)
+    return Binding(state, chosen, ", ".join(labels), dropped, tuple(stateless))
+
+
+def _state(
+    training: TrainingState,
+    label: str,
+    network: str,
+    ours: Mapping[str, str],
+    order: Sequence[str] | None,
+    kind: str | None,
+) -> tuple[OptimizerState, list[str]]:
+    """What one optimizer remembers of the graph's parameters, and the names of the others that it trains."""
+    record = OptimizerRecord.parse(training.optimizers[label])
+    chosen = kind or record.kind()
+    return record.state(record.bind(_scopes(training, network), order), ours, chosen)
 
 
 def _find_network(
@@ -144,23 +159,28 @@ def _differing(tensors: Tensors, network: Tensors, names: Mapping[str, str]) -> 
     return [ours for ours, theirs in names.items() if not equal(tensors[ours], network[theirs])]
 
 
-def _find_optimizer(training: TrainingState, wanted: str | None, network: str) -> str:
+def _find_optimizers(
+    training: TrainingState, wanted: str | None, network: str, ours: Mapping[str, str]
+) -> list[str]:
+    """The one optimizer that there is, or that the network's name tells, or those that name parameters of the graph."""
     names = list(training.optimizers)
     if wanted is not None:
         if wanted not in names:
             raise UnknownName("optimizer", wanted, names)
-        return wanted
+        return [wanted]
     if not names:
         raise ArgumentError(
             "the checkpoint holds no optimizer state",
             hint="in training: torch.save({'model': net.state_dict(), 'optimizer': optimizer.state_dict()})",
         )
     own = names if len(names) == 1 else [name for name in names if name.startswith(network)]
-    if len(own) != 1:
-        known = ", ".join(names)
-        known = ", ".join(names)
-        raise ArgumentError(f"the checkpoint holds several optimizers: {known}", hint="choose: optimizer=...")
-    return own[0]
+    if len(own) == 1:
+        return own
+    if told := [name for name in names if not set(ours).isdisjoint(told_names(training.optimizers[name]))]:
+        return told
+    raise ArgumentError(
+        f"the checkpoint holds several optimizers: {', '.join(names)}", hint="choose: optimizer=..."
+    )
 
 
 def _scopes(training: TrainingState, network: str) -> list[Tensors]:

@@ -141,6 +141,11 @@ def _param_names(group: Mapping[str, object]) -> list[str]:
     return [str(name) for name in names] if isinstance(names, list) else []
 
 
+def told_names(record: Mapping[str, object]) -> list[str]:
+    """The names of its parameters that an optimizer's state dict holds."""
+    return [name for group in OptimizerRecord.parse(record).groups for name in _param_names(group)]
+
+
 def _candidates(scope: Tensors) -> list[tuple[str, Shape]]:
     """The trainable tensors of a state dict; one that has several names is listed under the first."""
     seen = set()

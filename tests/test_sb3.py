@@ -15,12 +15,15 @@ import torch
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 import surgery
+from surgery.attach import bind
 from surgery.cli import main
 from surgery.errors import ArgumentError, Refused
-from surgery.interface import PortPatch
+from surgery.interface import PortPatch, infer
 from surgery.ops.actions import NewAction
 from surgery.ops.extend import NewObservation
+from surgery.tensors import equal
 from surgery.verify.outputs import runtime
+from surgery_adapters.layers import Layers
 from surgery_adapters.pickle_tree import Made, Name, parse
 from surgery_adapters.sb3.spaces import change_box, read_space
 from tests.sb3_models import ROWS, Row, Uneven, answers, given, observations
@@ -128,6 +131,34 @@ def test_parameters_and_optimizer_state_have_the_frameworks_names(saved, name):
                     assert checkpoint.optimizer.steps[full] == float(value)
                 else:
                     assert checkpoint.optimizer.slots[slot][full].numpy().tobytes() == value.numpy().tobytes()
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_graph_gets_the_state_of_all_its_optimizers_back(saved, name):
+    whole = surgery.load(saved[name])
+    bound = surgery.attach(whole.replace(optimizer=None), saved[name]).optimizer
+    assert bound.steps == whole.optimizer.steps
+    assert bound.groups == whole.optimizer.groups
+    assert all(
+        equal(bound.slots[slot][parameter], tensor)
+        for slot, members in whole.optimizer.slots.items()
+        for parameter, tensor in members.items()
+    )
+
+
+def test_an_actor_that_was_exported_alone_gets_the_state_of_its_own_optimizer(saved):
+    whole = surgery.load(saved["sac"])
+    parts = {n.removeprefix("actor."): t for n, t in whole.tensors.items() if n.startswith("actor.")}
+    layers = Layers("actor", parts)
+    latent = layers.mlp(layers.graph.input("observation", (5,)), "latent_pi.", "relu", last=True)
+    layers.graph.output(layers.linear(latent, "mu"), "mean", (2,))
+    actor = surgery.Checkpoint(layers.graph.model(), infer(layers.graph.model()))
+    binding = bind(actor, saved["sac"])
+    assert binding.optimizer == "actor.optimizer"
+    assert {f"actor.{name}" for name in binding.state.parameters} < set(whole.optimizer.parameters)
+    assert set(binding.dropped) == {"actor.log_std.weight", "actor.log_std.bias"}
+    for slot, members in binding.state.slots.items():
+        assert all(equal(whole.optimizer.slots[slot][f"actor.{n}"], tensor) for n, tensor in members.items())
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from surgery.adapters import Reading, TrainingState
 from surgery.checkpoint import Checkpoint
-from surgery.errors import FileError, Refused, SurgeryError
+from surgery.errors import FileError, Refused
 from surgery.files import replacing
 from surgery.formats import sniff
 from surgery.interface import Environment, Interface
-from surgery.optimizer import OptimizerState, ParamGroup
-from surgery.optimizer_record import OptimizerRecord, merged, slots_of
+from surgery.optimizer_record import slots_of
 from surgery_adapters.contract import NAME, Notes, notes_of
 from surgery_adapters.matching import checked, matched
 from surgery_adapters.sb3 import normaliser
 from surgery_adapters.sb3.file import Sb3File
 from surgery_adapters.sb3.networks import build
+from surgery_adapters.sb3.optimizers import state_of, trained
 from surgery_adapters.sb3.settings import follow, statistics
 from surgery_adapters.torch_patch import Content, changes, replace_members, rewritten
 
@@ -33,9 +32,9 @@ def detect(path: Path) -> bool:
 
 
 def training_state(path: Path) -> TrainingState:
-    """The policy and its optimizers."""
+    """The policy, and its optimizers with the names of what they train."""
     file = Sb3File.open(path)
-    optimizers = {name: file.state(f"{name}.pth") for name in file.optimizers}
+    optimizers = {name: optimizer.named() for name, optimizer in trained(file).items()}
     return TrainingState({"policy": file.policy}, optimizers)
 
 
@@ -57,7 +56,7 @@ def load(path: Path, reading: Reading) -> Checkpoint:
         notes.meaning(interface),
         environment=environment,
         lineage=notes.lineage,
-        optimizer=_optimizer(file, networks.scopes) if reading.optimizer else None,
+        optimizer=state_of(file) if reading.optimizer else None,
         source={
             "adapter": "sb3",
             "file": path.name,
@@ -80,7 +79,7 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
     if replaced := changes(file.policy, tensors):
         changed["policy.pth"] = rewritten(policy, replaced)
     networks = build(file, Reading(activation="identity"))
-    changed |= _optimizers(file, checkpoint, networks.scopes)
+    changed |= _optimizers(file, checkpoint)
     settings = follow(file, checkpoint, {**file.policy, **tensors})
     if settings != file.data:
         changed["data"] = json.dumps(settings, indent=4).encode()
@@ -97,37 +96,11 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
     return targets
 
 
-def _optimizer(file: Sb3File, scopes: Mapping[str, tuple[str, ...]]) -> OptimizerState | None:
-    """The state of all optimizers, by parameter name."""
-    states = [_bound(file, name, scopes[name]) for name in scopes if name in file.optimizers]
-    return merged(states) if states else None
-
-
-def _bound(file: Sb3File, name: str, prefixes: tuple[str, ...]) -> OptimizerState:
-    record = OptimizerRecord.parse(file.state(f"{name}.pth"))
-    scopes = [
-        {key: tensor for key, tensor in file.policy.items() if key.startswith(prefix)} for prefix in prefixes
-    ]
-    # a critic that shares the actor's features extractor does not train it (sac/sac.py)
-    scopes.append({key: tensor for key, tensor in scopes[0].items() if "features_extractor" not in key})
-    try:
-        state, _ = record.state(record.bind(scopes, None), {key: key for key in file.policy}, record.kind())
-    except SurgeryError as error:
-        raise error.within(optimizer=name) from error
-    if not str(file.kwargs.get("optimizer_class", "")).endswith("RMSpropTFLike"):
-        return state
-    groups = tuple(ParamGroup(g.parameters, {**g.hyper, "eps_inside_root": True}) for g in state.groups)
-    return state.replace(groups=groups)
-
-
-def _optimizers(
-    file: Sb3File, checkpoint: Checkpoint, scopes: Mapping[str, tuple[str, ...]]
-) -> dict[str, Content]:
+def _optimizers(file: Sb3File, checkpoint: Checkpoint) -> dict[str, Content]:
     """The members of the optimizers whose state changed."""
     members: dict[str, Content] = {}
     state = checkpoint.optimizer
-    for name in (name for name in scopes if name in file.optimizers):
-        old = _bound(file, name, scopes[name])
+    for name, old in ((name, optimizer.state) for name, optimizer in trained(file).items()):
         if state is None:
             raise Refused(
                 "the file has optimizer state, and the checkpoint was read without it",

@@ -29,7 +29,6 @@ class Networks:
     Attributes:
       layers: the graph. inputs, outputs: what they mean.
       copies: prefixes of target networks -> of their originals.
-      scopes: optimizer -> prefixes that its parameters may have, the likeliest first.
       family: "dqn", "qrdqn", "actor-critic", "recurrent", "sac", "td3" or "tqc".
     """
 
@@ -38,7 +37,6 @@ class Networks:
     inputs: list[Port] = field(default_factory=list)
     outputs: list[Port] = field(default_factory=list)
     copies: dict[str, str] = field(default_factory=dict)
-    scopes: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def build(file: Sb3File, reading: Reading) -> Networks:
@@ -196,8 +194,6 @@ class _Value(_Builder):
             x = self.layers.mlp(x, f"{prefix}{net}.", self.activation, last=False)
             self._head(x, suffix)
         self.found.copies[f"{net}_target."] = f"{net}."
-        # before version 2.4 the target network was among the optimizer's parameters
-        self.found.scopes["policy.optimizer"] = (f"{net}.", "")
         return self.found
 
     def _head(self, x: ir.Value, suffix: str) -> None:
@@ -235,7 +231,6 @@ class _ActorCritic(_Builder):
                 "logits" if self.action.kind == "Discrete" else "other",
             )
         self.output(self.layers.linear(critic, "value_net"), "value", (1,), "value")
-        self.found.scopes["policy.optimizer"] = ("",)
         return self.found
 
     def latents(self) -> tuple[ir.Value, ir.Value]:
@@ -306,7 +301,6 @@ class _OffPolicy(_Builder):
         for prefix, suffix in (("critic.", ""), ("critic_target.", "_target")):
             self._critics(prefix, suffix, action)
         self.found.copies["critic_target."] = "critic."
-        self.found.scopes = {"actor.optimizer": ("actor.",), "critic.optimizer": ("critic.",)}
         return self.found
 
     def _stochastic(self, count: int) -> None:
