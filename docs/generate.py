@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from surgery.graph.operators import CLASSES, NO_RULE, Operator, operators
 
 PAGE = Path(__file__).parent / "operators.md"
+ADAPTERS = Path(__file__).parent / "adapters.md"
+FRAMEWORKS: Mapping[str, Mapping[str, Any]] = tomllib.loads(
+    (Path(__file__).parent / "adapters.toml").read_text(encoding="utf-8")
+)
+"""Framework -> what survives a round trip; tests/test_round_trips.py runs every line of it."""
 
 
 def operator_page(text: str) -> str:
@@ -19,10 +26,38 @@ def operator_page(text: str) -> str:
         "rules": _table(("operator", "axes", "exact", "float64"), _rules(known)),
         "unruled": f"{', '.join(f'`{o.name}`' for o in known if not o.ruled)}: {NO_RULE}.",
     }
+    return _placed(text, parts)
+
+
+def adapter_page(text: str) -> str:
+    """The page on adapters with its table as `docs/adapters.toml` has it."""
+    headings = (
+        "", "networks", "optimizer", "targets", "settings", "spaces", "normaliser", "unchanged copy",
+        "verbs that write back",
+    )  # fmt: skip
+    return _placed(text, {"round trips": _table(headings, map(_framework, FRAMEWORKS.values()))})
+
+
+def _framework(row: Mapping[str, Any]) -> Sequence[str]:
+    words = [str(row[key]) or "–" for key in ("settings", "spaces", "normaliser")]
+    kept = ["yes" if row[key] else "–" for key in ("optimizer", "targets")]
+    copied = {"bytes": "the same bytes", "values": "the same values"}[row["unchanged"]]
+    return (
+        row["read"],
+        row["networks"],
+        *kept,
+        *words,
+        copied,
+        ", ".join(f"`{verb}`" for verb in row["written"]),
+    )
+
+
+def _placed(text: str, parts: Mapping[str, str]) -> str:
+    """A page with other text between its marks."""
     for name, body in parts.items():
         found = re.search(rf"<!-- {name}: .* -->\n()(?s:.*?)()<!-- end of {name} -->", text)
         if found is None:
-            raise ValueError(f"no place for '{name}' in the page on operators")
+            raise ValueError(f"no place for '{name}' in the page")
         text = f"{text[: found.end(1)]}\n{body}\n\n{text[found.start(2) :]}"
     return text
 
@@ -60,4 +95,5 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(operator_page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page, written in ((PAGE, operator_page), (ADAPTERS, adapter_page)):
+        page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8")

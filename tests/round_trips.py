@@ -1,0 +1,146 @@
+"""A real file of every framework in docs/adapters.toml, and what is done to it there and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+import surgery
+from surgery.adapters import Reading
+from surgery.ops.actions import NewAction
+from surgery.ops.extend import NewObservation
+from tests import torch_models
+
+FLAX = Path(__file__).parent / "fixtures" / "flax"
+
+Edit = Callable[[surgery.Checkpoint, "Sample"], surgery.Checkpoint]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A file to try the verbs on.
+
+    Attributes:
+      write: puts it into a folder, and returns its path; it may skip the test where the real package is wanted.
+      after: the layer that `deepen` puts another one behind; behind a ReLU, in a sequence.
+      reading: what the file does not say.
+    """
+
+    write: Callable[[Path], Path]
+    after: str
+    reading: Reading = dataclasses.field(default_factory=Reading)
+
+
+def _sb3(folder: Path) -> Path:
+    sb3 = pytest.importorskip("stable_baselines3")
+    settings = {"learning_starts": 10, "buffer_size": 100, "batch_size": 8}
+    model = sb3.DQN(
+        "MlpPolicy", "CartPole-v1", seed=0, device="cpu", policy_kwargs={"net_arch": [12, 9]}, **settings
+    )
+    model.learn(40)
+    model.save(folder / "file.zip")
+    return folder / "file.zip"
+
+
+def _torch(name: str) -> Callable[[Path], Path]:
+    return lambda folder: torch_models.ROWS[name].save(folder)[0]
+
+
+def _safetensors(folder: Path) -> Path:
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    save_file(torch_models.Sequence().state_dict(), folder / "file.safetensors")
+    return folder / "file.safetensors"
+
+
+def _flax(folder: Path) -> Path:
+    return Path(shutil.copy(FLAX / "dqn.cleanrl_model", folder / "file.cleanrl_model"))
+
+
+def _onnx(folder: Path) -> Path:
+    made = _torch("model and target")(folder)
+    surgery.save(surgery.load(made, reading=Reading(activation="relu")), folder / "file.onnx")
+    return folder / "file.onnx"
+
+
+SAMPLES: Mapping[str, Sample] = {
+    "sb3": Sample(_sb3, "q_net.q_net.2"),
+    "pytorch": Sample(_torch("model and target"), "network.2", Reading(activation="relu")),
+    "safetensors": Sample(_safetensors, "network.2", Reading(activation="relu")),
+    "cleanrl": Sample(_torch("cleanrl dqn"), "network.2"),
+    "cleanrl-flax": Sample(_flax, "Dense_1"),
+    "onnx": Sample(_onnx, "network.2"),
+}
+"""By the names of docs/adapters.toml."""
+
+
+def _hidden(checkpoint: surgery.Checkpoint) -> tuple[str, int]:
+    """The first hidden space: neither observations nor actions."""
+    found = next(s for s in surgery.analyse(checkpoint.model, checkpoint.interface).spaces if s.widenable)
+    return found.name, found.size
+
+
+def _head(checkpoint: surgery.Checkpoint) -> str:
+    return next(p.name for p in checkpoint.interface.outputs if p.kind in ("q_values", "logits", "mean"))
+
+
+def _widen(checkpoint: surgery.Checkpoint, sample: Sample) -> surgery.Checkpoint:
+    return _done(surgery.widen(checkpoint, factor=2), checkpoint)
+
+
+def _narrow(checkpoint: surgery.Checkpoint, sample: Sample) -> surgery.Checkpoint:
+    name, size = _hidden(checkpoint)
+    return _done(surgery.narrow(checkpoint, widths={name: size - 1}, by="l1"), checkpoint)
+
+
+def _extend(checkpoint: surgery.Checkpoint, sample: Sample) -> surgery.Checkpoint:
+    seen = [NewObservation(checkpoint.interface.inputs[0].name, 1)]
+    return _done(surgery.extend(checkpoint, seen, [NewAction(_head(checkpoint), 1, "mean")]), checkpoint)
+
+
+def _retire(checkpoint: surgery.Checkpoint, sample: Sample) -> surgery.Checkpoint:
+    gone = surgery.Retired(checkpoint.interface.inputs[0].name, 1, 0.5)
+    return _done(surgery.retire(checkpoint, [gone]), checkpoint)
+
+
+def _reorder(checkpoint: surgery.Checkpoint, sample: Sample) -> surgery.Checkpoint:
+    size = checkpoint.model.graph.inputs[0].shape[1]
+    order = list(reversed(range(size)))
+    return _done(surgery.reorder(checkpoint, {checkpoint.interface.inputs[0].name: order}), checkpoint)
+
+
+def _invert(checkpoint: surgery.Checkpoint, sample: Sample) -> surgery.Checkpoint:
+    plan = surgery.widen(checkpoint, factor=2)
+    wide = _done(plan, checkpoint)
+    return _done(surgery.invert(plan, wide), wide)
+
+
+def _deepen(checkpoint: surgery.Checkpoint, sample: Sample) -> surgery.Checkpoint:
+    return _done(surgery.deepen(checkpoint, sample.after, kind="identity"), checkpoint)
+
+
+def _optimizer(checkpoint: surgery.Checkpoint, sample: Sample) -> surgery.Checkpoint:
+    return surgery.swap_optimizer(checkpoint, "rmsprop", match="all").checkpoint
+
+
+def _done(plan: surgery.Plan, checkpoint: surgery.Checkpoint) -> surgery.Checkpoint:
+    return surgery.apply(plan, checkpoint).checkpoint
+
+
+EDITS: Mapping[str, Edit] = {
+    "widen": _widen,
+    "narrow": _narrow,
+    "extend": _extend,
+    "retire": _retire,
+    "reorder": _reorder,
+    "invert": _invert,
+    "deepen": _deepen,
+    "optimizer": _optimizer,
+}
+"""Verb -> the checkpoint after it."""

@@ -1,0 +1,120 @@
+"""Every line of docs/adapters.toml is true: each verb on a real file of each framework, there and back."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import surgery
+from docs.generate import ADAPTERS, FRAMEWORKS, adapter_page
+from surgery.errors import SurgeryError
+from surgery.tensors import equal
+from surgery.verify.outputs import runtime
+from tests.round_trips import EDITS, SAMPLES
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Mapping[str, Path]:
+    """The sample of each framework, made when it is first asked for."""
+
+    class Written(dict):
+        def __missing__(self, name: str) -> Path:
+            self[name] = SAMPLES[name].write(tmp_path_factory.mktemp(name))
+            return self[name]
+
+    return Written()
+
+
+def load(name: str, path: Path) -> surgery.Checkpoint:
+    return surgery.load(path, reading=SAMPLES[name].reading)
+
+
+def members(path: Path) -> object:
+    """What a file holds, byte by byte."""
+    if not zipfile.is_zipfile(path):
+        return path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def answers(checkpoint: surgery.Checkpoint) -> dict[str, np.ndarray]:
+    """What a graph computes of random inputs."""
+    rng = np.random.default_rng(0)
+    inputs = {
+        v.name: rng.uniform(-1, 1, (16, *v.shape[1:])).astype(np.float32)
+        for v in checkpoint.model.graph.inputs
+    }
+    return runtime(checkpoint.model)(inputs)
+
+
+def test_the_page_on_adapters_is_up_to_date():
+    text = ADAPTERS.read_text(encoding="utf-8")
+    assert adapter_page(text) == text, "write it again: python docs/generate.py"
+
+
+def test_every_framework_of_the_page_has_a_sample_and_tests_of_its_own():
+    assert list(FRAMEWORKS) == list(SAMPLES)
+    for row in FRAMEWORKS.values():
+        assert set(row["written"]) <= set(EDITS)
+        assert row["tests"]
+        assert all((ROOT / test).is_file() for test in row["tests"])
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_optimizers_and_copies_come_in_and_an_unchanged_copy_is_the_same(written, tmp_path, name):
+    row, path = FRAMEWORKS[name], written[name]
+    before = load(name, path)
+    assert (before.optimizer is not None) == row["optimizer"]
+    assert bool(before.copies) == row["targets"]
+    copy = tmp_path / path.name
+    surgery.save(before, copy)
+    after = load(name, copy)
+    assert after.digest() == before.digest()
+    assert (members(copy) == members(path)) or row["unchanged"] == "values"
+    assert _same_state(before, after)
+
+
+@pytest.mark.parametrize("verb", EDITS)
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_verb_writes_back_or_refuses(written, tmp_path, name, verb):
+    path = written[name]
+    before, target = load(name, path), tmp_path / path.name
+    if verb not in FRAMEWORKS[name]["written"]:
+        with pytest.raises(SurgeryError):
+            surgery.save(EDITS[verb](before, SAMPLES[name]), target)
+        assert not list(tmp_path.iterdir())
+        return
+    wanted = EDITS[verb](before, SAMPLES[name])
+    surgery.save(wanted, target)
+    found = load(name, target)
+    ours, theirs = answers(found), answers(wanted)
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[output], theirs[output]) for output in ours)
+    assert _same_state(wanted, found, names=verb != "deepen")
+
+
+def _same_state(wanted: surgery.Checkpoint, found: surgery.Checkpoint, *, names: bool = True) -> bool:
+    """Whether the optimizer holds the same: under the same names, or, of deeper networks, as often."""
+    ours, theirs = found.optimizer, wanted.optimizer
+    if ours is None or theirs is None:
+        return ours is theirs
+    if not names:
+        return ours.kind == theirs.kind and {slot: len(held) for slot, held in ours.slots.items()} == {
+            slot: len(held) for slot, held in theirs.slots.items()
+        }
+    return (
+        (ours.kind, dict(ours.steps)) == (theirs.kind, dict(theirs.steps))
+        and ours.slots.keys() == theirs.slots.keys()
+        and all(
+            equal(ours.slots[slot][name], tensor)
+            for slot, held in theirs.slots.items()
+            for name, tensor in held.items()
+        )
+    )
