@@ -23,7 +23,7 @@ NATURE = ((8, 4), (4, 2), (3, 1))
 """Kernel and stride of the Nature DQN's convolutions (Mnih et al., 2015)."""
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-_HINT = "say which code makes it: surgery convert FILE --module PKG:CALLABLE -o OUT.onnx"
+HINT = "say which code makes it: surgery convert FILE --module PKG:CALLABLE -o OUT.onnx"
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def layers_of(tensors: Tensors) -> list[Layer]:
             kind = "batch" if f"{module}.running_mean" in tensors else "layer"
         elif len(shape) not in (2, 4):
             raise Refused(
-                f"'{name}' of shape {list(shape)} is of no layer whose order a state dict tells", hint=_HINT
+                f"'{name}' of shape {list(shape)} is of no layer whose order a state dict tells", hint=HINT
             )
         number = int(place) if place.isdecimal() else None
         found.append(Layer(module, shape, group if number is not None else module, number, kind))
@@ -192,7 +192,7 @@ class Chain:
                 return name, value
         if wanted == self.features:
             return None, self.observation
-        raise Refused(f"nothing makes the {wanted} features that '{group.name}' reads", hint=_HINT)
+        raise Refused(f"nothing makes the {wanted} features that '{group.name}' reads", hint=HINT)
 
     def _is_read(self, group: Group, later: Sequence[Group]) -> bool:
         """Whether a later group can only read this one."""
@@ -212,9 +212,7 @@ class Chain:
         for k, layer in enumerate(group.layers):
             if len(layer.shape) == 4:
                 if plan is None:
-                    raise Refused(
-                        f"the strides of '{layer.module}' have no trace in a state dict", hint=_HINT
-                    )
+                    raise Refused(f"the strides of '{layer.module}' have no trace in a state dict", hint=HINT)
                 x = self.layers.convolution(x, layer.module, plan[convolved][1])
                 convolved += 1
             elif layer.normalises:
@@ -234,7 +232,7 @@ class Chain:
             gap = (after.place or 0) - (layer.place or 0) - 1
             if gap > 2 or (gap == 2 and not flattens and len(layer.shape) == 4):
                 raise Refused(
-                    f"between '{layer.module}' and '{after.module}' are layers that no name tells", hint=_HINT
+                    f"between '{layer.module}' and '{after.module}' are layers that no name tells", hint=HINT
                 )
             active = gap > (1 if flattens else 0)
         if active:
@@ -311,7 +309,7 @@ def declare(layers: Layers, part: Part, ends: Mapping[str, ir.Value], taken: Col
     ports: list[Port] = []
     suffix = "" if part.original is None else f"_{part.prefix.strip('.').replace('.', '_')}"
     free = [name for name in part.tensors if not name.endswith((".weight", ".bias"))]
-    deviation = next((name for name in free if _words(name) & WORDS["log_std"]), None)
+    deviation = next((name for name in free if words_of(name) & WORDS["log_std"]), None)
     for group, value in ends.items():
         width = next(layer for layer in reversed(layers_of(part.tensors)) if layer.group == group).units
         kind = kind_of(group, part.label, width, gaussian=deviation is not None)
@@ -329,7 +327,7 @@ def _deviation(layers: Layers, name: str, mean: ir.Value, width: int, suffix: st
     """A deviation that does not depend on the observation, as `log_std` for every example."""
     graph = layers.graph
     value = layers.parameter(name)
-    if not _words(name) & {"log", "logstd"}:
+    if not words_of(name) & {"log", "logstd"}:
         value = graph.op("Log", value)  # rsl_rl keeps the deviation itself
     wide = graph.op("Expand", value, graph.op("Shape", mean))
     graph.output(wide, f"action_log_std{suffix}", (width,))
@@ -340,10 +338,11 @@ def kind_of(group: str, label: str, width: int, *, gaussian: bool) -> str:
     """The kind of output that a group makes: by its name, else by that of its network, else by its width."""
     for name in (group, label):
         for kind, known in WORDS.items():
-            if _words(name) & known and (kind != "value" or width == 1):
+            if words_of(name) & known and (kind != "value" or width == 1):
                 return "mean" if kind == "logits" and gaussian else kind
     return "value" if width == 1 else "q_values"
 
 
-def _words(name: str) -> set[str]:
+def words_of(name: str) -> set[str]:
+    """The words that a name is made of."""
     return {word for part in name.lower().split(".") for word in (part, *part.split("_"))}

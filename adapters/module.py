@@ -20,6 +20,7 @@ from surgery.interface import Port
 from surgery.optimizer_record import align
 from surgery.tensors import shape_of
 from surgery_adapters.chains import Part, kind_of
+from surgery_adapters.side_by_side import beside
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,7 +57,7 @@ def traced(parts: Sequence[Part], reading: Reading) -> tuple[ir.Model, list[Port
         if part.original == own.prefix and part is not own:
             other = _export(module, part, reading)
             ports += _outputs(other, part, copy=True)
-            _beside(model, other, part.prefix)
+            beside(model, other, part.prefix)
     return model, ports
 
 
@@ -157,27 +158,6 @@ def _outputs(model: ir.Model, part: Part, *, copy: bool) -> list[Port]:
         value.name = name if name not in {port.name for port in ports} else f"{name}_{len(ports)}"
         ports.append(Port(str(value.name), "other" if copy else kind, declared=True))
     return ports
-
-
-def _beside(model: ir.Model, other: ir.Model, prefix: str) -> None:
-    """Move one graph into another, in place: they read the same inputs, and share nothing else."""
-    graph, moved = model.graph, other.graph
-    for ours, theirs in zip(graph.inputs, moved.inputs, strict=True):
-        theirs.replace_all_uses_with(ours)
-    for name, value in list(moved.initializers.items()):
-        moved.initializers.pop(name)
-        value.name = name if name.startswith(prefix) else f"{prefix}{name}"
-        graph.register_initializer(value)
-    outputs = list(moved.outputs)
-    moved.outputs.clear()
-    for node in list(moved):
-        moved.remove(node)
-        node.name = f"{prefix}{node.name}"
-        for value in node.outputs:
-            if value not in outputs:
-                value.name = f"{prefix}{value.name}"
-        graph.append(node)
-    graph.outputs.extend(outputs)
 
 
 def _some(names: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from surgery.adapters import Reading, TrainingState
 from surgery.checkpoint import Checkpoint
-from surgery.errors import CorruptFile, FileError, Refused, SurgeryError, UnknownFormat
+from surgery.errors import ArgumentError, CorruptFile, FileError, Refused, SurgeryError, UnknownFormat
 from surgery.files import check_readable, replacing
 from surgery.formats import sniff
 from surgery.interface import Environment, Interface, Port, infer
@@ -23,6 +23,7 @@ from surgery_adapters.contract import NAME, Notes, bare, notes_of
 from surgery_adapters.layers import Layers
 from surgery_adapters.matching import checked, matched
 from surgery_adapters.module import traced
+from surgery_adapters.named import named
 from surgery_adapters.torch_archive import TorchArchive
 from surgery_adapters.torch_patch import View, changes, rewrite
 
@@ -122,8 +123,8 @@ def assemble(path: Path, state: TrainingState, reading: Reading, *, activation: 
             f"{path} is a PyTorch checkpoint without a network: no tensor in it is the weight of a layer",
             hint=f"surgery attach MODEL.onnx {path} -o OUT takes optimizer state for a graph that was exported",
         )
-    model, outputs = traced(parts, reading) if reading.module else _chained(path, parts, reading, activation)
-    found, notes = Interface(infer(model).inputs, tuple(outputs)), _notes(path)
+    model, found = _graph(path, parts, reading, activation)
+    notes = _notes(path)
     return Checkpoint(
         model,
         notes.meaning(found),
@@ -135,10 +136,23 @@ def assemble(path: Path, state: TrainingState, reading: Reading, *, activation: 
             "file": path.name,
             "activation": activation,
             "networks": list(state.networks),
-            **({"module": reading.module} if reading.module else {}),
+            **{key: word for key in ("module", "architecture") if (word := getattr(reading, key))},
         },
         copies={part.prefix: part.original for part in parts if part.original is not None},
     )
+
+
+def _graph(
+    path: Path, parts: Sequence[Part], reading: Reading, activation: str | None
+) -> tuple[ir.Model, Interface]:
+    """The graph of the networks, and what its inputs and outputs mean, by what a person said of them."""
+    if reading.architecture and reading.module:
+        raise ArgumentError("both an architecture and code are named", hint="name one of them")
+    if reading.architecture:
+        made: tuple[ir.Model, Interface] = named(parts, reading)
+        return made
+    model, outputs = traced(parts, reading) if reading.module else _chained(path, parts, reading, activation)
+    return model, Interface(infer(model).inputs, tuple(outputs))
 
 
 def _chained(

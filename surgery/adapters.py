@@ -51,12 +51,16 @@ class Reading:
       activation: between the layers: "relu", "tanh", "elu" …
       observation: the shape of one observation, without the batch.
       module: "package.module:callable" that makes the network, imported from the person's own code.
+      architecture: the name of the network's architecture (`surgery.architectures.parse`).
+      head: what the architecture says, where sizes do not tell (`surgery.architectures.heads.HEADS`).
       optimizer: whether to read the optimizer state too.
     """
 
     activation: str | None = None
     observation: tuple[int, ...] | None = None
     module: str | None = None
+    architecture: str | None = None
+    head: str | None = None
     optimizer: bool = True
 
 

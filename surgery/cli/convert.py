@@ -40,6 +40,12 @@ def _shape(ctx: click.Context, parameter: click.Parameter, word: str | None) -> 
 @click.option(
     "--module", metavar="PKG:CALLABLE", help="Your code that makes the network; it is imported and called."
 )
+@click.option(
+    "--architecture",
+    metavar="NAME",
+    help="What the network is, such as nature-x2; see surgery list architectures.",
+)
+@click.option("--head", metavar="HEAD", help="Its head, where sizes do not tell: q, c51, qr ….")
 @_options.no_optimizer
 @_options.output_file(required=True)
 @_options.force
@@ -51,6 +57,8 @@ def command(
     activation: str | None,
     observation: tuple[int, ...] | None,
     module: str | None,
+    architecture: str | None,
+    head: str | None,
     no_optimizer: bool,
     target: Path,
     force: bool,
@@ -67,6 +75,7 @@ def command(
       surgery widen   agent.onnx --factor 2 -o wide.onnx
       surgery convert wide.onnx --like run.zip -o wide.zip
       surgery convert model.pt --activation tanh -o agent.onnx
+      surgery convert model.pt --architecture impala-x2 -o agent.onnx
     """
     from surgery.adapters import Reading
 
@@ -77,7 +86,7 @@ def command(
             f"which {path.suffix or 'file'} to write a changed copy of is not said",
             hint="name it with --like FILE",
         )
-    reading = Reading(activation, observation, module=module)
+    reading = Reading(activation, observation, module=module, architecture=architecture, head=head)
     with output.step(f"reading {source}"):
         checkpoint = surgery.load(source, optimizer=not no_optimizer, reading=reading)
     with output.step(f"writing {path}"):
