@@ -14,8 +14,8 @@ from surgery.adapters import SHARED
 from surgery.errors import ArgumentError, Refused
 from surgery.optimizer_record import align, trainable
 from surgery.tensors import shape_of
-from surgery_adapters.chains import HINT, WORDS, words_of
-from surgery_adapters.layers import Tensors
+from surgery_adapters.chains import WORDS, words_of
+from surgery_adapters.layers import HINT, Tensors
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]

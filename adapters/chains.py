@@ -13,17 +13,18 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from surgery.adapters import Reading
+from surgery.adapters import SHARED, Reading
 from surgery.builder import GraphBuilder
 from surgery.errors import ArgumentError, Refused
 from surgery.interface import Port
-from surgery_adapters.layers import Layers, Tensors, activation_of
+from surgery_adapters.layers import HINT, Layers, Tensors, activation_of
+from surgery_adapters.module_tree import ModuleNode
+from surgery_adapters.torch_layers import activates, write
 
 NATURE = ((8, 4), (4, 2), (3, 1))
 """Kernel and stride of the Nature DQN's convolutions (Mnih et al., 2015)."""
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-HINT = "say which code makes it: surgery convert FILE --module PKG:CALLABLE -o OUT.onnx"
 
 
 @dataclass(frozen=True)
@@ -79,22 +80,35 @@ def layers_of(tensors: Tensors) -> list[Layer]:
       Refused: a weight of a kind that no layer here has.
     """
     found = []
+    weights = {tensor.meta.get(SHARED) for name, tensor in tensors.items() if name.endswith("weight")}
     for name, tensor in tensors.items():
         module, _, leaf = name.rpartition(".")
-        if leaf != "weight":
-            continue
         shape = tuple(tensor.shape.numpy())
+        if leaf != "weight":
+            if tensor.meta.get(SHARED, name) not in weights:
+                _check_free(name, shape)
+            continue
         group, _, place = module.rpartition(".")
         kind = None
         if len(shape) == 1:
             kind = "batch" if f"{module}.running_mean" in tensors else "layer"
-        elif len(shape) not in (2, 4):
-            raise Refused(
-                f"'{name}' of shape {list(shape)} is of no layer whose order a state dict tells", hint=HINT
-            )
+        elif len(shape) not in (2, 3, 4):
+            raise _nowhere(name, shape)
         number = int(place) if place.isdecimal() else None
         found.append(Layer(module, shape, group if number is not None else module, number, kind))
     return found
+
+
+def _check_free(name: str, shape: tuple[int, ...]) -> None:
+    """Refuse what no layer of a chain has: recurrent weights, embeddings, factors of matrices."""
+    if sum(size > 1 for size in shape) > 1:
+        raise _nowhere(name, shape)
+
+
+def _nowhere(name: str, shape: Sequence[int]) -> Refused:
+    return Refused(
+        f"'{name}' of shape {list(shape)} is of no layer whose order a state dict tells", hint=HINT
+    )
 
 
 @dataclass
@@ -105,6 +119,7 @@ class Chain:
       layers: the graph in the making. tensors: of this network.
       activation: between layers; None if it has not been said.
       observation: the input, and its size per example.
+      module: the whole module, where the file has it; prefix: of its parameters' names.
     """
 
     layers: Layers
@@ -112,6 +127,8 @@ class Chain:
     activation: str | None
     observation: ir.Value | None = None
     features: int = 0
+    module: ModuleNode | None = None
+    prefix: str = ""
     _ends: dict[str, tuple[ir.Value, int]] = field(default_factory=dict)
     _read: set[str] = field(default_factory=set)
 
@@ -135,6 +152,8 @@ class Chain:
             groups.setdefault(layer.group, Group(layer.group)).layers.append(layer)
         for group in groups.values():
             group.layers.sort(key=lambda layer: -1 if layer.place is None else layer.place)
+        if self.module is not None and self.module.kind == "Sequential":
+            return self._sequential(self.module, groups[found[0].group], found[-1].group, reading, name)
         order = _trunks_first(list(groups.values()))
         if self.observation is None:
             self._observe(order[0], reading, name, divide)
@@ -144,6 +163,15 @@ class Chain:
             self._ends[group.name] = (self._run(group, x, trunk), self._units(group))
             self._read |= {source} if source else set()
         return {group: value for group, (value, _) in self._ends.items() if group not in self._read}
+
+    def _sequential(
+        self, module: ModuleNode, first: Group, last: str, reading: Reading, name: str
+    ) -> dict[str, ir.Value]:
+        """A network that is nothing but a sequence: all that it does is in the file."""
+        if self.observation is None:
+            self._observe(first, reading, name, divide=False)
+        assert self.observation is not None
+        return {last: write(self.layers, self.observation, module, self.prefix)}
 
     def _observe(self, first: Group, reading: Reading, name: str, divide: bool | None) -> None:
         """Make the input that the first group reads."""
@@ -207,9 +235,17 @@ class Chain:
         return group.layers[-1].units
 
     def _run(self, group: Group, x: ir.Value, trunk: bool) -> ir.Value:
+        inside = None if self.module is None else self.module.at(group.name.removeprefix(self.prefix))
+        if inside is not None and inside.kind in ("Sequential", "ModuleList"):
+            if inside.kind == "ModuleList" or (trunk and not activates(inside)):
+                raise Refused(f"what follows the layers of '{group.name}' is in its code only", hint=HINT)
+            made: ir.Value = write(self.layers, x, inside, f"{group.name}.")
+            return made
         plan = _strides([layer for layer in group.layers if len(layer.shape) == 4])
         convolved = 0
         for k, layer in enumerate(group.layers):
+            if len(layer.shape) == 3:
+                raise _nowhere(f"{layer.module}.weight", layer.shape)
             if len(layer.shape) == 4:
                 if plan is None:
                     raise Refused(f"the strides of '{layer.module}' have no trace in a state dict", hint=HINT)
@@ -234,6 +270,11 @@ class Chain:
                 raise Refused(
                     f"between '{layer.module}' and '{after.module}' are layers that no name tells", hint=HINT
                 )
+            if gap == 0 and not (layer.normalises or after.normalises):
+                raise Refused(
+                    f"'{layer.module}' and '{after.module}' follow each other with nothing between them: this is no"
+                    " nn.Sequential, and its code is not in the file", hint=HINT,
+                )  # fmt: skip
             active = gap > (1 if flattens else 0)
         if active:
             x = self.layers.activate(x, self._known(group))

@@ -13,6 +13,7 @@ from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.tensors import shape_of
 
 Tensors = Mapping[str, ir.TensorProtocol]
+HINT = "say which code makes it: surgery convert FILE --module PKG:CALLABLE -o OUT.onnx"
 
 ACTIVATIONS: Mapping[str, Callable[[GraphBuilder, ir.Value], ir.Value]] = {
     "elu": lambda graph, x: graph.op("Elu", x, alpha=1.0),

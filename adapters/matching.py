@@ -23,7 +23,9 @@ def matched(
     Raises:
       ArgumentError: it does not.
     """
-    traced = "module" in checkpoint.source  # an exporter's constants have names without a path
+    traced = not {"module", "trust"}.isdisjoint(
+        checkpoint.source
+    )  # an exporter's constants have names without a path
     tensors = {
         name: tensor
         for name, tensor in checkpoint.tensors.items()

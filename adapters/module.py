@@ -1,6 +1,6 @@
 """Networks whose code a person names: the code makes the module, the file its parameters, the exporter the graph.
 
-This is the one place where code runs: the person's own, which they named. What the file names is never imported.
+This is the one place where code runs: the person's own, which they named; and, if they trust a file, what it names.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def traced(parts: Sequence[Part], reading: Reading) -> tuple[ir.Model, list[Port]]:
+def traced(path: Path, parts: Sequence[Part], reading: Reading) -> tuple[ir.Model, list[Port]]:
     """The graph of a module with the parameters of a file, and beside it that of each of the first network's copies.
 
     Args:
+      path: of the file, which is loaded if it is trusted and no code is named.
       parts: the networks of the file; the module is the first one, or the one whose names it has.
       reading: names the code, and the shape of an observation where the first weight does not tell it.
 
@@ -41,14 +42,14 @@ def traced(parts: Sequence[Part], reading: Reading) -> tuple[ir.Model, list[Port
       Refused: the module looks at the numbers of parameters in a way that the exporter cannot follow.
       MissingDependency: PyTorch is not installed.
     """
-    module = _make(str(reading.module))
+    module = _make(reading.module) if reading.module else _loaded(path, parts[0].label)
     whole = Part(
         "", parts[0].label, {name: tensor for part in parts for name, tensor in part.tensors.items()}
     )
     own = next((part for part in (whole, *parts) if _fits(module, part)), None)
     if own is None:
         raise ArgumentError(
-            f"the module of '{reading.module}' has other parameters than the file",
+            f"the module of '{reading.module or path.name}' has other parameters than the file",
             where={"module": _some(module.state_dict()), "file": _some(parts[0].tensors)},
         )
     model = _export(module, own, reading)
@@ -61,13 +62,44 @@ def traced(parts: Sequence[Part], reading: Reading) -> tuple[ir.Model, list[Port
     return model, ports
 
 
-def _make(name: str) -> nn.Module:
+def _require() -> None:
     try:
-        from torch import nn
+        import torch  # noqa: F401
     except ImportError as error:
         raise MissingDependency(
             "PyTorch is not installed", hint="pip install 'policy-surgery[torch]'"
         ) from error
+
+
+def _loaded(path: Path, label: str) -> nn.Module:
+    """The whole module of a trusted file, or the one of its entries that is called so."""
+    _require()
+    import torch
+    from torch import nn
+
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # the code that the file names may fail in any way
+        raise ArgumentError(
+            f"PyTorch cannot load '{path}': {type(error).__name__}: {' '.join(str(error).split())}",
+            hint="the classes that it names must be importable: PYTHONPATH=…, or name the code with --module",
+        ) from error
+    found = (
+        next((value for key, value in held.items() if key.removesuffix("_state_dict") == label), None)
+        if isinstance(held, dict)
+        else held
+    )
+    if not isinstance(found, nn.Module):
+        raise ArgumentError(
+            f"'{label}' of the file is no module", hint="name the code with --module PKG:CALLABLE"
+        )
+    return found.eval()
+
+
+def _make(name: str) -> nn.Module:
+    _require()
+    from torch import nn
+
     package, colon, attribute = name.partition(":")
     if not (package and colon and attribute):
         raise ArgumentError(f"'{name}' is not PACKAGE.MODULE:CALLABLE", hint="--module mygame.networks:Agent")

@@ -8,7 +8,7 @@ from typing import TypeGuard
 
 import onnx_ir as ir
 
-from surgery.adapters import Reading, TrainingState
+from surgery.adapters import SHARED, Reading, TrainingState
 from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, CorruptFile, FileError, Refused, SurgeryError, UnknownFormat
 from surgery.files import check_readable, replacing
@@ -17,13 +17,15 @@ from surgery.interface import Environment, Interface, Port, infer
 from surgery.optimizer import OptimizerState
 from surgery.optimizer_record import OptimizerRecord, merged, slots_of
 from surgery.tensors import MappedFile, Region, read_safetensors, shape_of, write_safetensors
-from surgery_adapters import impala
+from surgery_adapters import impala, module_tree
 from surgery_adapters.chains import Chain, Part, custom, declare
 from surgery_adapters.contract import NAME, Notes, bare, notes_of
 from surgery_adapters.layers import Layers
 from surgery_adapters.matching import checked, matched
 from surgery_adapters.module import traced
+from surgery_adapters.module_tree import ModuleNode, ModuleState, modules_in
 from surgery_adapters.named import named
+from surgery_adapters.pickle_tree import parse
 from surgery_adapters.torch_archive import TorchArchive
 from surgery_adapters.torch_patch import View, changes, rewrite
 
@@ -56,9 +58,20 @@ def read(path: Path) -> object:
         hint = kind.hint.format(path=path) if kind.hint else None
         raise UnknownFormat(f"{path} is not a PyTorch checkpoint: it is {kind.description}", hint=hint)
     try:
-        return archive(path).read()
+        return _content(archive(path))
     except CorruptFile as error:
         raise error.within(file=path) from error
+
+
+def _content(found: TorchArchive) -> object:
+    """What an archive holds; whole modules, which are no data, are read as their state dicts."""
+    try:
+        return found.read()
+    except CorruptFile:
+        tree = parse(found.pickle())
+        if not modules_in(tree):
+            raise
+        return module_tree.read(found, tree)
 
 
 def archive(path: Path) -> TorchArchive:
@@ -123,7 +136,7 @@ def assemble(path: Path, state: TrainingState, reading: Reading, *, activation: 
             f"{path} is a PyTorch checkpoint without a network: no tensor in it is the weight of a layer",
             hint=f"surgery attach MODEL.onnx {path} -o OUT takes optimizer state for a graph that was exported",
         )
-    model, found = _graph(path, parts, reading, activation)
+    model, found = _graph(path, state, parts, reading, activation)
     notes = _notes(path)
     return Checkpoint(
         model,
@@ -136,14 +149,14 @@ def assemble(path: Path, state: TrainingState, reading: Reading, *, activation: 
             "file": path.name,
             "activation": activation,
             "networks": list(state.networks),
-            **{key: word for key in ("module", "architecture") if (word := getattr(reading, key))},
+            **{key: word for key in ("module", "architecture", "trust") if (word := getattr(reading, key))},
         },
         copies={part.prefix: part.original for part in parts if part.original is not None},
     )
 
 
 def _graph(
-    path: Path, parts: Sequence[Part], reading: Reading, activation: str | None
+    path: Path, state: TrainingState, parts: Sequence[Part], reading: Reading, activation: str | None
 ) -> tuple[ir.Model, Interface]:
     """The graph of the networks, and what its inputs and outputs mean, by what a person said of them."""
     if reading.architecture and reading.module:
@@ -151,12 +164,16 @@ def _graph(
     if reading.architecture:
         made: tuple[ir.Model, Interface] = named(parts, reading)
         return made
-    model, outputs = traced(parts, reading) if reading.module else _chained(path, parts, reading, activation)
+    whole = any(isinstance(network, ModuleState) for network in state.networks.values())
+    if reading.module or (reading.trust and whole):
+        model, outputs = traced(path, parts, reading)
+    else:
+        model, outputs = _chained(path, state, parts, reading, activation)
     return model, Interface(infer(model).inputs, tuple(outputs))
 
 
 def _chained(
-    path: Path, parts: Sequence[Part], reading: Reading, activation: str | None
+    path: Path, state: TrainingState, parts: Sequence[Part], reading: Reading, activation: str | None
 ) -> tuple[ir.Model, list[Port]]:
     """The graph of networks that are chains of layers, and its outputs."""
     layers = Layers(path.stem, {name: tensor for part in parts for name, tensor in part.tensors.items()})
@@ -164,7 +181,10 @@ def _chained(
     first: Chain | None = None
     seen: ir.Value | None = None
     for part in parts:
-        chain = Chain(layers, part.tensors, activation or custom(part.tensors))
+        module = _module(state, part)
+        chain = Chain(
+            layers, part.tensors, activation or custom(part.tensors), module=module, prefix=part.prefix
+        )
         if impala.stages(part.tensors):
             chain = Chain(layers, impala.rest(part.tensors), "relu")
             chain.observation, chain.features = impala.build(layers, part.tensors, reading, seen)
@@ -174,6 +194,15 @@ def _chained(
         first, seen = first or chain, seen or layers.graph.model().graph.inputs[0]
         outputs += declare(layers, part, ends, {port.name for port in outputs})
     return checked(layers.graph.model()), outputs
+
+
+def _module(state: TrainingState, part: Part) -> ModuleNode | None:
+    """The whole module that a network is, or the part of one, if the file has it."""
+    network = state.networks.get(part.label)
+    if isinstance(network, ModuleState):
+        return network.module
+    alone = next(iter(state.networks.values()))
+    return alone.module.at(part.prefix.rstrip(".")) if isinstance(alone, ModuleState) else None
 
 
 def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list[Path]:
@@ -187,8 +216,22 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
     needed = like.stat().st_size + sum(tensor.nbytes for tensor in replaced.values())
     extra = {} if (notes := notes_of(checkpoint, bare(checkpoint.interface))) is None else {NAME: notes}
     with replacing([path], force=force, needed=needed, sources=[like]) as [part], part.open("wb") as out:
-        rewrite(archive(like), replaced, out, extra)
+        rewrite(archive(like), replaced, out, extra, _groups(checkpoint, old))
     return [path]
+
+
+def _groups(checkpoint: Checkpoint, old: Mapping[str, ir.TensorProtocol]) -> dict[View, int]:
+    """How many groups the convolutions of a checkpoint have, by where the file has their weights."""
+    return {
+        old[name].meta[SHARED]: node.attributes.get_int("group", 1)
+        for node in checkpoint.model.graph
+        if node.op_type in ("Conv", "ConvTranspose") and (name := _name(node)) in old
+    }
+
+
+def _name(convolution: ir.Node) -> str:
+    weight = convolution.inputs[1]
+    return "" if weight is None else str(weight.name)
 
 
 def _notes(path: Path) -> Notes:

@@ -154,7 +154,7 @@ class TorchArchive:
         Raises:
           CorruptFile: damaged or hostile, or it holds Python objects other than data; nothing was executed.
         """
-        return load_pickle(self.pickle(), _symbols(self), self.storage)
+        return load_pickle(self.pickle(), symbols(self), self.storage)
 
     def pickle(self) -> bytes:
         """The pickle that describes the object."""
@@ -242,7 +242,7 @@ def _bytes(file: MappedFile, offset: int, length: int) -> bytes:
     return b"".join(bytes(block) for block in file.blocks(offset, length, 1 << 22))
 
 
-def _symbols(archive: TorchArchive) -> Mapping[str, Symbol]:
+def symbols(archive: TorchArchive) -> Mapping[str, Symbol]:
     """The globals that a checkpoint may name, and what stands for them."""
 
     def tensor(storage: object, offset: object, size: object, stride: object, *rest: object) -> object:

@@ -1,6 +1,7 @@
 """Archives of `torch.save` with some tensors replaced, and everything else as it was.
 
 A tensor is addressed by its view (storage, offset, shape, strides), so that all names of one tensor follow together.
+Of whole modules the sizes that PyTorch's layers remember (`out_features` …) follow, too.
 Members that no replaced tensor lies in are copied byte for byte; the pickle is written again from its tree.
 """
 
@@ -19,6 +20,7 @@ import onnx_ir as ir
 from surgery.adapters import SHARED
 from surgery.errors import CorruptFile, Refused
 from surgery.tensors import MappedFile, Region, blocks, equal, shape_of
+from surgery_adapters.module_tree import modules_in, resize, weights_in
 from surgery_adapters.pickle_tree import Made, Persistent, Tree, dump, parse
 from surgery_adapters.torch_archive import StoredZip, TorchArchive
 
@@ -66,6 +68,7 @@ def rewrite(
     replaced: Mapping[View, ir.TensorProtocol],
     out: BinaryIO,
     extra: Mapping[str, bytes] | None = None,
+    groups: Mapping[View, int] | None = None,
 ) -> None:
     """Write an archive with some tensors replaced.
 
@@ -74,12 +77,17 @@ def rewrite(
       replaced: view -> the tensor that takes its place, of the same element type.
       out: where to write; it can seek.
       extra: members to add or replace, their names without the prefix.
+      groups: weight of a grouped convolution -> how many groups it now has, which no shape tells.
 
     Raises:
       CorruptFile: a view that the archive does not have.
     """
     tree = parse(archive.pickle())
+    modules = modules_in(tree) if replaced else []
+    weights = [(node, _view(weight)) for module in modules for node, weight in weights_in(module)]
     storages = _retarget(tree, replaced, archive)
+    for node, view in weights:
+        resize(node, (groups or {}).get(view))
     members: dict[str, Content] = {}
     for name in archive.zip.members:
         key = (

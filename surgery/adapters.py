@@ -53,6 +53,7 @@ class Reading:
       module: "package.module:callable" that makes the network, imported from the person's own code.
       architecture: the name of the network's architecture (`surgery.architectures.parse`).
       head: what the architecture says, where sizes do not tell (`surgery.architectures.heads.HEADS`).
+      trust: whether code that the file names may be imported and run.
       optimizer: whether to read the optimizer state too.
     """
 
@@ -61,6 +62,7 @@ class Reading:
     module: str | None = None
     architecture: str | None = None
     head: str | None = None
+    trust: bool = False
     optimizer: bool = True
 
 

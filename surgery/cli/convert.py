@@ -46,6 +46,7 @@ def _shape(ctx: click.Context, parameter: click.Parameter, word: str | None) -> 
     help="What the network is, such as nature-x2; see surgery list architectures.",
 )
 @click.option("--head", metavar="HEAD", help="Its head, where sizes do not tell: q, c51, qr ….")
+@click.option("--trust", is_flag=True, help="Let PyTorch load the file, which runs code that the file names.")
 @_options.no_optimizer
 @_options.output_file(required=True)
 @_options.force
@@ -59,6 +60,7 @@ def command(
     module: str | None,
     architecture: str | None,
     head: str | None,
+    trust: bool,
     no_optimizer: bool,
     target: Path,
     force: bool,
@@ -86,7 +88,7 @@ def command(
             f"which {path.suffix or 'file'} to write a changed copy of is not said",
             hint="name it with --like FILE",
         )
-    reading = Reading(activation, observation, module=module, architecture=architecture, head=head)
+    reading = Reading(activation, observation, module, architecture, head, trust)
     with output.step(f"reading {source}"):
         checkpoint = surgery.load(source, optimizer=not no_optimizer, reading=reading)
     with output.step(f"writing {path}"):
