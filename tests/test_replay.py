@@ -182,6 +182,31 @@ def test_every_sample_is_a_transition_of_the_textbook_replay(name: str, n_step: 
     check(replay, listed)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_what_the_teacher_said_stays_with_its_observation(name: str, device: str, tmp_path: Path):
+    layout, padding = LAYOUTS[name]
+    replay = Replay(layout, 300, device=device, scores=3)
+    for step in World(layout, 3, padding=padding).steps(250):
+        replay.add(
+            step.observation, step.action, step.reward, step.terminated, step.truncated, step.next_observation,
+            step.valid, said(step.observation),
+        )  # fmt: skip
+    again = Replay(layout, 300, device=device, scores=3)
+    restore(again, tmp_path, write_segment(replay, tmp_path, ()))
+    for held in (replay, again):
+        batch = held.sample(200, np.random.default_rng(0))
+        np.testing.assert_array_equal(np.asarray(batch.scores), said(np.asarray(batch.observation)))
+    with pytest.raises(CorruptFile, match="scores"):
+        restore(Replay(layout, 300, scores=4), tmp_path, write_segment(replay, tmp_path, ()))
+
+
+def said(observation: np.ndarray) -> np.ndarray:
+    """Scores of three actions that depend on all of an observation."""
+    flat = observation.reshape(len(observation), -1).astype(np.float32)
+    return np.stack([flat.sum(1), flat[:, 0], -flat.max(1)], axis=1).astype(np.float32)
+
+
 @pytest.mark.parametrize("prioritised", [False, True])
 def test_a_full_ring_gives_only_what_it_still_holds(prioritised: bool):
     layout = Layout(2, (2, 3), "uint8", 4)

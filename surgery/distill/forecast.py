@@ -10,7 +10,7 @@ import torch
 
 from surgery.distill.acting import Array
 from surgery.distill.learner import Objective
-from surgery.distill.session import ASKING, Job, Session
+from surgery.distill.session import Job, Session
 from surgery.replay import Batch, estimate
 
 STEPS = 4
@@ -53,7 +53,10 @@ def forecast(job: Job, *, threads: int = 1) -> Forecast:
         shape, kind = session.envs.observation_shape, session.envs.observation_dtype
         frame = shape[1:] if session.envs.stacked else shape
         rows = settings.replay + settings.teacher_data
-        memory = estimate(rows, frame, kind, prioritised=settings.prioritised)
+        scores = max(
+            replay.scores for replay in (session.replay, session.teacher_replay) if replay is not None
+        )
+        memory = estimate(rows, frame, kind, prioritised=settings.prioritised, scores=scores)
         weights = sum(parameter.numel() * 4 for parameter in session.student.module.parameters())
         return Forecast(
             memory=memory,
@@ -70,16 +73,13 @@ def _update_seconds(session: Session) -> float:
     settings, envs = session.settings, session.envs
     blank = np.zeros((settings.batch, *envs.observation_shape), envs.observation_dtype)
     ones = np.ones(settings.batch, np.float32)
-    batch = Batch(
-        np.zeros(settings.batch, np.int64), blank, np.zeros(settings.batch, np.int64), ones, ones, blank, ones
-    )
+    zeros, scores = np.zeros(settings.batch, np.int64), np.zeros((settings.batch, envs.actions), np.float32)
+    batch = Batch(zeros, blank, zeros, ones, ones, blank, ones, scores)
     loss = session.method.offline_loss if settings.offline_updates else session.method.online_loss
     objective = Objective(session.method.temporal, loss)
 
     def update() -> None:
-        teacher = session.teacher if loss in ASKING else None
-        scores = teacher.scores(blank) if teacher else None
-        session.learner.update(batch, objective, scores=scores, weight=1.0, rate=0.0)
+        session.learner.update(batch, objective, weight=1.0, rate=0.0)
 
     update()
     begun = time.perf_counter()
@@ -91,7 +91,10 @@ def _update_seconds(session: Session) -> float:
 
 def _step_seconds(session: Session) -> float:
     observation: Array = session.envs.reset()
+    teacher = session.teacher if session.asks_teacher("online", 1.0) else None
     begun = time.perf_counter()
     for _ in range(STEPS * 4):
+        if teacher is not None:
+            teacher.scores(observation)
         observation = session.envs.step(session.student.greedy(observation)).observation
     return (time.perf_counter() - begun) / (STEPS * 4 * session.settings.envs)

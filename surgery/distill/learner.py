@@ -98,15 +98,12 @@ class Learner:
         self._count = 0
         self._captured: dict[Objective, Captured] = {}
 
-    def update(
-        self, batch: Batch, objective: Objective, *, scores: Tensor | None, weight: float, rate: float
-    ) -> Tensor:
+    def update(self, batch: Batch, objective: Objective, *, weight: float, rate: float) -> Tensor:
         """One gradient step.
 
         Args:
-          batch: drawn from a replay.
+          batch: drawn from a replay; with the teacher's scores where the objective asks for them.
           objective: what is minimised.
-          scores: (B, A) of the teacher at the batch's observations; None where they are not used.
           weight: λ · coefficient.
           rate: learning rate.
 
@@ -120,7 +117,7 @@ class Learner:
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
-        tensors = self._tensors(batch, scores)
+        tensors = self._tensors(batch)
         self._count += 1
         if self.student.device != "cuda":
             return self._step(tensors, objective)
@@ -145,12 +142,15 @@ class Learner:
         self._count = 0
         return dict(zip(PARTS, means, strict=True))
 
-    def _tensors(self, batch: Batch, scores: Tensor | None) -> Tensors:
+    def _tensors(self, batch: Batch) -> Tensors:
         student = self.student
         columns = [batch.action, batch.returns, batch.discount, batch.weight]
         action, returns, discount, weight = (self._small(column) for column in columns)
+        scores = batch.scores
         if scores is None:
             scores = torch.zeros(len(batch.rows), self._actions, device=student.device)
+        elif not isinstance(scores, Tensor):
+            scores = torch.from_numpy(scores)
         return Tensors(
             student.tensor(batch.observation),
             action,

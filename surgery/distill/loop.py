@@ -19,7 +19,7 @@ from surgery.distill.journal import Pace, Status
 from surgery.distill.learner import Arriving, Objective
 from surgery.distill.measuring import check_record, check_teacher, standard_error
 from surgery.distill.mixing import mixed
-from surgery.distill.session import ASKING, Session
+from surgery.distill.session import Session
 from surgery.distill.weaning import Weaning
 from surgery.envs import Step
 from surgery.errors import RunFailed
@@ -112,20 +112,24 @@ class Loop:
         if recorded is not None:
             own = session.replay if replay is None else replay
             if not len(own):
-                fill(own, recorded, actions=session.envs.actions)
+                label = session.teacher.label if session.teacher and own.scores else None
+                fill(own, recorded, actions=session.envs.actions, label=label)
             progress.collected = len(own)
             return
         if replay is None:
             return
-        assert session.teacher is not None
-        observation = session.envs.reset()
+        teacher = session.teacher
+        assert teacher is not None
+        observation = session.begin()
         while progress.collected < settings.teacher_data:
             self._turn("collecting", progress.collected, settings.teacher_data, "steps")
             chance = epsilon(progress.collected, settings.teacher_data, settings.epsilon_end)
-            wanted = session.teacher.act(observation, session.actions)
+            scores = teacher.scores(observation)
+            wanted = teacher.choose(scores, session.actions)
             actions = explore(wanted, chance, session.envs.actions, session.actions)
             step = session.envs.step(actions)
-            _add(replay, observation, actions, step)
+            _add(replay, observation, actions, step, scores)
+            teacher.forget(step.begins)
             progress.collected += int(step.valid.sum())
             observation = step.observation
         replay.cut()
@@ -158,37 +162,49 @@ class Loop:
         turns = None
         if session.method.roll_in is not None:
             turns = Turns(session.method.roll_in, settings.envs, session.actions)
-        observation = session.envs.reset()
+        observation = session.begin()
         while True:
             self._evaluate_if_due()
             if progress.steps >= settings.budget:
                 return
             self._turn("online", session.frames, settings.budget * settings.skip, "frames")
-            actions = self._act(observation, turns)
+            actions, scores = self._act(observation, turns)
             self._learn()  # queued on a device, it runs while the environments step
             step = session.envs.step(actions)
-            _add(session.replay, observation, actions, step)
+            _add(session.replay, observation, actions, step, scores)
+            if session.teacher is not None:
+                session.teacher.forget(step.begins)
             self._count(step, turns)
             observation = step.observation
 
-    def _act(self, observation: Array, turns: Turns | None) -> Array:
-        session, settings = self._session, self._settings
+    def _act(self, observation: Array, turns: Turns | None) -> tuple[Array, torch.Tensor | None]:
+        """What is done, and what the teacher says of the observation where that is needed."""
+        session, settings, teacher = self._session, self._settings, self._session.teacher
         chance = epsilon(self._progress.steps, settings.epsilon_decay, settings.epsilon_end)
         actions = explore(session.student.greedy(observation), chance, session.envs.actions, session.actions)
-        if turns is None or session.teacher is None:
-            return actions
+        if teacher is None:
+            return actions, None
+        if turns is None:
+            asked = session.asks_teacher("online", self._weight())
+            return actions, teacher.scores(observation) if asked else None
         fraction = self._progress.steps / settings.budget
         turns.progress(fraction)
         guided = turns.teacher_acts(fraction)
-        if not guided.any():
-            return actions
-        return np.where(guided, session.teacher.act(observation, session.actions), actions)
+        if not (guided.any() or teacher.remembers):
+            return actions, None
+        scores = teacher.scores(observation)
+        return np.where(guided, teacher.choose(scores, session.actions), actions), scores
+
+    def _weight(self) -> float:
+        """λ now."""
+        session = self._session
+        session.weaning = session.weaning.past_cutoff(self._progress.steps)
+        return session.weaning.value if session.method.weaned else 1.0
 
     def _learn(self) -> None:
         """The gradient steps that are due."""
         session, progress, settings = self._session, self._progress, self._settings
-        session.weaning = session.weaning.past_cutoff(progress.steps)
-        weight = session.weaning.value if session.method.weaned else 1.0
+        weight = self._weight()
         auxiliary = session.method.online_loss if weight > 0 else "none"
         objective = Objective(session.method.temporal, auxiliary)
         while progress.owed >= 1:
@@ -200,17 +216,12 @@ class Loop:
 
     def _update(self, batch: Batch, objective: Objective, weight: float, replay: Replay | None) -> None:
         session, settings = self._session, self._settings
-        scores = None
-        if objective.auxiliary in ASKING and session.teacher is not None:
-            scores = session.teacher.scores(batch.observation)
         rate = settings.rate
         if session.method.weaned:
             rate = weight * settings.rate + (1 - weight) * settings.final_rate
         elif self._progress.phase == "online":
             rate = settings.final_rate
-        loss = session.learner.update(
-            batch, objective, scores=scores, weight=weight * settings.coefficient, rate=rate
-        )
+        loss = session.learner.update(batch, objective, weight=weight * settings.coefficient, rate=rate)
         self._progress.updates += 1
         if replay is not None and replay.prioritised:
             self._prioritise(replay, batch, loss)
@@ -356,7 +367,7 @@ class Loop:
         )  # fmt: skip
 
 
-def _add(replay: Replay, observation: Array, actions: Array, step: Step) -> None:
+def _add(replay: Replay, observation: Array, actions: Array, step: Step, scores: torch.Tensor | None) -> None:
     replay.add(
-        observation, actions, step.reward, step.terminated, step.truncated, step.next_observation, step.valid
-    )
+        observation, actions, step.reward, step.terminated, step.truncated, step.next_observation, step.valid, scores
+    )  # fmt: skip

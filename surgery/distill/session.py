@@ -14,6 +14,7 @@ import torch
 from surgery import torch as modules
 from surgery.checkpoint import Checkpoint, save
 from surgery.distill import store
+from surgery.distill.acting import Array
 from surgery.distill.guarded import Guarded
 from surgery.distill.journal import Journal
 from surgery.distill.learner import Learner, make_optimizer
@@ -150,6 +151,12 @@ class Session:
         """Environments of whole games and true returns; the same salt gives the same games."""
         return self._make_envs(training=False, salt=salt)
 
+    def begin(self) -> Array:
+        """Start episodes in all training environments; nobody remembers those before."""
+        if self.teacher is not None:
+            self.teacher.forget()
+        return self.envs.reset()
+
     def renew_envs(self) -> None:
         """Make the training environments anew, as after a restart: open episodes are cut off."""
         self.envs.close()
@@ -211,8 +218,10 @@ class Session:
         if self.method.collects:
             shapes["teacher"] = self._rows(settings.teacher_data if given is None else len(given))
         sizes = [
-            estimate(rows, layout.frame, layout.dtype, prioritised=settings.prioritised)
-            for layout, rows in shapes.values()
+            estimate(
+                rows, layout.frame, layout.dtype, prioritised=settings.prioritised, scores=self._scores(name)
+            )
+            for name, (layout, rows) in shapes.items()
         ]
         needed = sum(sizes) if self.method.rehearsal else max(sizes)
         device = "cpu"
@@ -224,10 +233,16 @@ class Session:
             name: Replay(
                 layout, rows, n_step=settings.n_step, gamma=settings.gamma, clip=settings.clip,
                 prioritised=settings.prioritised and name == "replay", device=device,
+                scores=self._scores(name),
             )
             for name, (layout, rows) in shapes.items()
         }  # fmt: skip
         return made["replay"], made.get("teacher")
+
+    def _scores(self, name: str) -> int:
+        """Actions for which the teacher's scores are kept with the transitions of a replay."""
+        asked = self.method.online_loss if name == "replay" else self.method.offline_loss
+        return self.envs.actions if asked in ASKING else 0
 
     def _rows(self, capacity: int) -> tuple[Layout, int]:
         """The layout of a replay, with rows for closing frames and first stacks, which are no transitions."""

@@ -25,7 +25,7 @@ from surgery.errors import ArgumentError, CorruptFile, FileError
 from surgery.files import check_readable, replacing, write_error
 from surgery.json_values import Json, dumps, loads
 
-SCHEMA = 1
+SCHEMA = 2
 KEPT = 2
 """Checkpoints that are kept: the newest, and one more should it be damaged."""
 CONFIG, CHECKPOINTS, STUDENT = "config.json", "checkpoints", "student.onnx"

@@ -1,4 +1,10 @@
-"""The teacher as a black box: scores of observations, actions, and what it must have in common with the student."""
+"""The teacher as a black box: scores of observations, actions, and what it must have in common with the student.
+
+It is asked once for every observation, when the environment shows it, and what it says is kept in the replay: it never
+changes, so an answer holds as long as its transition does. That is an eighth of the work of asking it for every example
+of every batch (batches of 32 every 4 steps). It is also what makes teachers with a memory as good as others: they are
+asked in the order of the game, with the state that they would have had in it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +15,7 @@ import numpy as np
 from surgery import policy as policies
 from surgery.checkpoint import Checkpoint
 from surgery.distill.acting import Array
-from surgery.errors import Refused
+from surgery.errors import ArgumentError
 from surgery.evaluate import fits
 from surgery.interface import Environment
 
@@ -20,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Teacher:
-    """A trained policy that is only asked.
+    """A trained policy that is only asked, in the order of the game.
 
     Args:
       checkpoint: any network with discrete actions: values, logits, distributions, or actions only.
@@ -29,7 +35,7 @@ class Teacher:
 
     Raises:
       ArgumentError: its outputs are no policy.
-      Refused: it is recurrent, or its actions are continuous.
+      Refused: its actions are continuous.
     """
 
     def __init__(self, checkpoint: Checkpoint, environment: Environment, *, device: str) -> None:
@@ -39,12 +45,6 @@ class Teacher:
         self.environment = Environment(environment.id, settings)
         self._policy = policies.load(checkpoint, environment=self.environment, device=device)
         self._usable = self._policy.actions
-        if self._policy.recurrent:
-            raise Refused(
-                "the teacher is recurrent: what it says of a single observation drawn from a replay is not what it "
-                "would have said in the game",
-                hint="learn from a teacher without memory, or widen this one as it is: surgery widen",
-            )
 
     @property
     def temperature(self) -> float:
@@ -52,19 +52,33 @@ class Teacher:
         return self._policy.temperature
 
     @property
+    def remembers(self) -> bool:
+        """Whether it has a state, so that it must see every observation of an episode."""
+        return self._policy.recurrent
+
+    @property
     def only_acts(self) -> bool:
         """Whether it gives actions and no scores."""
         return self._policy.kind == "action"
 
     def scores(self, observation: Array | torch.Tensor) -> torch.Tensor:
-        """(n, A) of observations as the environment gives them; actions that it lacks, and the contract forbids, are
-        left out."""
+        """(n, A) of the next observations as the environment gives them; actions that it lacks, and the contract
+        forbids, are left out. One with a memory goes on from the call before."""
         return self._policy.scores(observation)[:, : self._usable]
 
-    def act(self, observation: Array, generator: np.random.Generator) -> Array:
+    def choose(self, scores: torch.Tensor, generator: np.random.Generator) -> Array:
         """Actions (n,) as it was trained to act: drawn from logits, else the best."""
         mode: Any = "sample" if self._policy.kind == "logits" else "greedy"
-        return self._policy.act(observation, mode=mode, generator=generator)
+        return self._policy.choose(scores, mode=mode, generator=generator)
+
+    def forget(self, begins: Array | None = None) -> None:
+        """Its memory of environments (n,) bool in which an episode begins; None: of all."""
+        self._policy.reset(begins)
+
+    def label(self, observation: Array, begins: Array) -> torch.Tensor:
+        """`scores`, after forgetting where an episode begins: for recorded transitions."""
+        self.forget(begins)
+        return self.scores(observation)
 
     def check(self, envs: Envs) -> None:
         """Refuse an environment with other actions or observations.
@@ -73,4 +87,9 @@ class Teacher:
           ArgumentError: names the command that would make it fit.
         """
         fits(self.checkpoint, self._policy, envs)
+        if self._policy.at_once not in (None, envs.num_envs):
+            raise ArgumentError(
+                f"the teacher's state is of {self._policy.at_once} environments, the run has {envs.num_envs}",
+                hint=f"--envs {self._policy.at_once}, or export the teacher with a free batch",
+            )
         self._usable = envs.actions

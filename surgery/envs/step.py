@@ -35,6 +35,13 @@ class Step:
     valid: Array
     finished: tuple[tuple[int, float, int], ...]
 
+    @property
+    def begins(self) -> Array:
+        """(n,) bool: where `observation` is the first one of an episode; what a policy remembers ends there."""
+        found = np.zeros(len(self.reward), bool)
+        found[[env for env, _, _ in self.finished]] = True
+        return found
+
 
 class Envs(Protocol):
     """n environments that are stepped together and reset themselves.

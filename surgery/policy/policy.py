@@ -108,7 +108,18 @@ class Policy:
         Raises:
           ArgumentError: observations of another shape. GraphError: the network gives NaN.
         """
-        scores = self.scores(observation).cpu().numpy()
+        return self.choose(self.scores(observation), mode=mode, epsilon=epsilon, generator=generator)
+
+    def choose(
+        self,
+        given: torch.Tensor,
+        *,
+        mode: Mode = "greedy",
+        epsilon: float = 0.0,
+        generator: np.random.Generator,
+    ) -> Array:
+        """Actions (n,) from what `scores` gave; arguments and errors as of `act`."""
+        scores = given.cpu().numpy()
         if np.isnan(scores).any():
             raise GraphError(
                 f"output '{self.head.output}' is NaN for some observations", hint="its training has diverged"

@@ -5,7 +5,8 @@ replay.add(observation, action, reward, terminated, truncated, next_observation)
 batch = replay.sample(32, generator)
 """
 
-from surgery.replay.buffer import NOWHERE, Batch, Layout, Replay
+from surgery.replay.batch import Batch, Layout
+from surgery.replay.buffer import NOWHERE, Replay
 from surgery.replay.memory import check_memory, estimate
 from surgery.replay.recorded import Transitions, fill, read_transitions
 from surgery.replay.segments import Segment, restore, write_segment

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from surgery.errors import ArgumentError
-from surgery.replay.frames import Array, DeviceFrames, Frames, HostFrames
+from surgery.replay.batch import Batch, Layout
+from surgery.replay.frames import Array, Frames, make_frames
 from surgery.replay.sum_tree import SumTree
 
 if TYPE_CHECKING:
@@ -22,54 +21,6 @@ NOWHERE = -1
 """A row of a batch that was put there from elsewhere: it has no priority to set."""
 _TRIES = 1000
 _EXPONENT = 0.5
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The shape of experience.
-
-    Attributes:
-      envs: number of environments, each a stream of its own.
-      frame: shape of what is new in an observation: without the stack axis when there is one.
-      dtype: element type of the observations.
-      stack: frames in an observation, newest last on its first axis; 1 if observations are not stacked.
-    """
-
-    envs: int
-    frame: tuple[int, ...]
-    dtype: str
-    stack: int = 1
-
-    @staticmethod
-    def of(observation: Sequence[int], dtype: np.dtype[Any], *, envs: int, stacked: bool) -> Layout:
-        """The layout of observations of a shape, whose first axis is a frame stack if `stacked`."""
-        shape = tuple(observation)
-        if stacked and shape[0] > 1:
-            return Layout(envs, shape[1:], dtype.name, shape[0])
-        return Layout(envs, shape, dtype.name)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Transitions drawn from a replay; B of them, arrays on the host or tensors where the frames lie.
-
-    Attributes:
-      rows: (B,) the rows drawn, for `Replay.set_priorities`.
-      observation: (B, *observation).
-      action: (B,) int64.
-      returns: (B,) float32, the sum of γ^j r_j over the next n steps, or up to the episode's end.
-      discount: (B,) float32, γ^m for the m steps summed; 0 where the episode terminated among them.
-      next_observation: (B, *observation) m steps on; what it holds under discount 0 is arbitrary.
-      weight: (B,) float32, importance weights, largest 1; all ones without priorities.
-    """
-
-    rows: Array
-    observation: Array | torch.Tensor
-    action: Array
-    returns: Array
-    discount: Array
-    next_observation: Array | torch.Tensor
-    weight: Array
 
 
 class Replay:
@@ -87,6 +38,7 @@ class Replay:
       clip: rewards are cut to ±clip when drawn, and kept whole; None leaves them.
       prioritised: draw in proportion to priority (`set_priorities`); else uniformly.
       device: where the frames lie: `cpu` is the host's memory.
+      scores: actions for each of which a teacher's score is kept with every transition; 0: none are.
 
     Raises:
       ArgumentError: a share is too small for one stack and n steps.
@@ -103,6 +55,7 @@ class Replay:
         clip: float | None = None,
         prioritised: bool = False,
         device: str = "cpu",
+        scores: int = 0,
     ) -> None:
         self.layout, self.n_step, self.gamma, self.clip = layout, n_step, gamma, clip
         self.length = capacity // layout.envs
@@ -112,12 +65,8 @@ class Replay:
                 f"at least {2 * (layout.stack + n_step)} are needed"
             )
         rows = self.length * layout.envs
-        kind = np.dtype(layout.dtype)
-        self._frames: Frames = (
-            HostFrames(rows, layout.frame, kind)
-            if device == "cpu"
-            else DeviceFrames(rows, layout.frame, kind, device)
-        )
+        self._frames: Frames = make_frames(rows, layout.frame, np.dtype(layout.dtype), device)
+        self._scores = make_frames(rows, (scores,), np.dtype(np.float32), device) if scores else None
         self._kind = np.zeros(rows, np.uint8)
         self._action = np.zeros(rows, np.int64)
         self._reward = np.zeros(rows, np.float32)
@@ -135,6 +84,11 @@ class Replay:
         return self._transitions
 
     @property
+    def scores(self) -> int:
+        """Actions for each of which a teacher's score is kept; 0: none are."""
+        return 0 if self._scores is None else self._scores.shape[0]
+
+    @property
     def prioritised(self) -> bool:
         """Whether draws follow priorities."""
         return self._tree is not None
@@ -148,6 +102,7 @@ class Replay:
         truncated: Array,
         next_observation: Array,
         valid: Array | None = None,
+        scores: Array | torch.Tensor | None = None,
     ) -> None:
         """Append what one step of every environment gave.
 
@@ -159,6 +114,7 @@ class Replay:
           truncated: (envs,) the episode was cut off; values are taken from `next_observation`.
           next_observation: (envs, *observation) the true successor, never one of the next episode.
           valid: (envs,) false where no transition happened; all true if None.
+          scores: (envs, A) of the teacher at `observation`, where they are kept; zeros if None.
         """
         used = np.arange(self.layout.envs) if valid is None else np.flatnonzero(valid)
         current, after = self._frames_of(observation), self._frames_of(next_observation)
@@ -170,11 +126,21 @@ class Replay:
             used, current[used, -1], TRANSITION, np.asarray(action)[used], np.asarray(reward)[used],
             np.asarray(terminated)[used],
         )  # fmt: skip
+        self._write_scores(used, scores)
         if self._expected is None:
             self._expected = np.zeros_like(after)
         self._expected[used] = after[used]
         self._open[used] = ~np.asarray(terminated, np.bool_)[used]
         self._close(used[(np.asarray(truncated)[used] != 0) & self._open[used]])
+
+    def _write_scores(self, used: Array, scores: Array | torch.Tensor | None) -> None:
+        """The teacher's scores of the transitions that were appended last."""
+        if self._scores is None or not len(used):
+            return
+        if scores is None:
+            scores = np.zeros((self.layout.envs, *self._scores.shape), np.float32)
+        rows = self._row(used, self.written[used] - 1)
+        self._scores.write(rows, scores if len(used) == self.layout.envs else scores[used])
 
     def cut(self) -> None:
         """Cut off every open episode: what is added next is of another one (an environment was made anew)."""
@@ -242,8 +208,9 @@ class Replay:
         both = self._frames.gather(np.concatenate([here, there]).ravel())
         shape = self.layout.frame if self.layout.stack == 1 else (self.layout.stack, *self.layout.frame)
         both = both.reshape(2 * size, *shape)
+        scores = None if self._scores is None else self._scores.gather(rows)
         return Batch(
-            rows, both[:size], self._action[rows], returns, discount, both[size:], self._weight(rows)
+            rows, both[:size], self._action[rows], returns, discount, both[size:], self._weight(rows), scores
         )
 
     def _draw(self, size: int, generator: np.random.Generator) -> Array:
@@ -358,12 +325,14 @@ class Replay:
     def export(self, streams: Array, counts: Array) -> dict[str, Array]:
         """The rows that some entries of some streams lie in: frames and columns, for `segments`."""
         rows = self._row(streams, counts)
+        scores = {} if self._scores is None else {"scores": self._scores.read(rows)}
         return {
             "frames": self._frames.read(rows),
             "kind": self._kind[rows],
             "action": self._action[rows],
             "reward": self._reward[rows],
             "terminated": self._terminated[rows],
+            **scores,
         }
 
     def append_rows(self, stream: int, columns: dict[str, Array]) -> None:
@@ -380,6 +349,8 @@ class Replay:
         closing = self._row(np.full(len(kind), stream), counts - 1)[kind == CLOSING]
         self._transitions += int((kind == TRANSITION).sum()) - int((self._kind[rows] == TRANSITION).sum())
         self._frames.write(rows, columns["frames"])
+        if self._scores is not None:
+            self._scores.write(rows, columns["scores"])
         for name, column in (
             ("kind", self._kind),
             ("action", self._action),

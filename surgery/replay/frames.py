@@ -16,7 +16,11 @@ Array = np.ndarray[Any, np.dtype[Any]]
 class Frames(Protocol):
     """Rows of frames that are written and gathered by row number."""
 
-    def write(self, rows: Array, frames: Array) -> None:
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one frame."""
+
+    def write(self, rows: Array, frames: Array | torch.Tensor) -> None:
         """Put frames (B, *frame) at rows (B,)."""
 
     def gather(self, rows: Array) -> Array | torch.Tensor:
@@ -24,6 +28,15 @@ class Frames(Protocol):
 
     def read(self, rows: Array) -> Array:
         """The frames (B, *frame) at rows (B,), on the host."""
+
+
+def make_frames(rows: int, frame: Sequence[int], dtype: np.dtype[Any], device: str) -> Frames:
+    """Rows for frames: on the host if the device is `cpu`.
+
+    Raises:
+      MemoryError: they cannot be reserved.
+    """
+    return HostFrames(rows, frame, dtype) if device == "cpu" else DeviceFrames(rows, frame, dtype, device)
 
 
 class HostFrames:
@@ -34,14 +47,14 @@ class HostFrames:
     """
 
     def __init__(self, rows: int, frame: Sequence[int], dtype: np.dtype[Any]) -> None:
-        self._shape = tuple(frame)
+        self.shape = tuple(frame)
         self._frames = np.zeros((rows, int(np.prod(frame, dtype=np.int64))), dtype)
 
-    def write(self, rows: Array, frames: Array) -> None:
+    def write(self, rows: Array, frames: Array | torch.Tensor) -> None:
         self._frames[rows] = np.asarray(frames).reshape(len(rows), -1)
 
     def gather(self, rows: Array) -> Array:
-        return self._frames.take(rows, axis=0).reshape(len(rows), *self._shape)
+        return self._frames.take(rows, axis=0).reshape(len(rows), *self.shape)
 
     read = gather
 
@@ -52,19 +65,19 @@ class DeviceFrames:
     def __init__(self, rows: int, frame: Sequence[int], dtype: np.dtype[Any], device: str) -> None:
         import torch
 
-        self._shape = tuple(frame)
+        self.shape = tuple(frame)
         kind = torch.from_numpy(np.zeros(1, dtype)).dtype
         self._device = torch.device(device)
         self._frames = torch.zeros((rows, int(np.prod(frame, dtype=np.int64))), dtype=kind, device=device)
 
-    def write(self, rows: Array, frames: Array) -> None:
+    def write(self, rows: Array, frames: Array | torch.Tensor) -> None:
         import torch
 
-        flat = np.ascontiguousarray(frames).reshape(len(rows), -1)
-        self._frames.index_copy_(0, self._rows(rows), torch.from_numpy(flat).to(self._device))
+        given = frames if isinstance(frames, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(frames))
+        self._frames.index_copy_(0, self._rows(rows), self._there(given.reshape(len(rows), -1)))
 
     def gather(self, rows: Array) -> torch.Tensor:
-        return self._frames.index_select(0, self._rows(rows)).view(len(rows), *self._shape)
+        return self._frames.index_select(0, self._rows(rows)).view(len(rows), *self.shape)
 
     def read(self, rows: Array) -> Array:
         found: Array = self.gather(rows).cpu().numpy()
@@ -73,7 +86,11 @@ class DeviceFrames:
     def _rows(self, rows: Array) -> torch.Tensor:
         import torch
 
-        numbers = torch.from_numpy(np.ascontiguousarray(rows, np.int64))
-        if self._device.type == "cuda":
-            return numbers.pin_memory().to(self._device, non_blocking=True)
-        return numbers
+        return self._there(torch.from_numpy(np.ascontiguousarray(rows, np.int64)))
+
+    def _there(self, tensor: torch.Tensor) -> torch.Tensor:
+        """On the device, without waiting for what it is doing: what is copied lies in pinned memory."""
+        if tensor.device.type == self._device.type:
+            return tensor
+        pinned = tensor.pin_memory() if self._device.type == "cuda" else tensor
+        return pinned.to(self._device, non_blocking=True)

@@ -16,10 +16,12 @@ TREE = 32
 """Bytes of a row in a sum tree: leaves and nodes in float64, at most doubled by rounding up to a power of 2."""
 
 
-def estimate(rows: int, frame: Sequence[int], dtype: DTypeLike, *, prioritised: bool = False) -> int:
-    """Bytes that a replay of `rows` frames takes once it is full."""
+def estimate(
+    rows: int, frame: Sequence[int], dtype: DTypeLike, *, prioritised: bool = False, scores: int = 0
+) -> int:
+    """Bytes that a replay of `rows` frames, with a teacher's scores of so many actions, takes once it is full."""
     size = int(np.prod(frame, dtype=np.int64)) * np.dtype(dtype).itemsize
-    return rows * (size + ROW + (TREE if prioritised else 0))
+    return rows * (size + ROW + 4 * scores + (TREE if prioritised else 0))
 
 
 def available() -> int | None:

@@ -7,9 +7,10 @@ With `packed` true the observations are bits (`np.packbits`) of the shape `obs_s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +18,13 @@ from surgery.errors import ArgumentError, CorruptFile
 from surgery.replay.buffer import Replay
 from surgery.replay.frames import Array
 from surgery.replay.npz import read_npz
+
+if TYPE_CHECKING:
+    import torch
+
+Label = Callable[[Array, Array], "Array | torch.Tensor"]
+"""Observations (envs, *observation), and which of them do not follow from those before (envs,) bool -> a teacher's
+scores (envs, A)."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +86,14 @@ def _observations(array: Array, shape: Sequence[int], packed: bool) -> Array:
     return array.reshape(shape)
 
 
-def fill(replay: Replay, recorded: Transitions, *, actions: int) -> None:
+def fill(replay: Replay, recorded: Transitions, *, actions: int, label: Label | None = None) -> None:
     """Append recorded transitions to a replay, an equal share to each of its streams.
 
     Args:
       replay: its layout is that of the environment that the student will learn in.
       recorded: what to append.
       actions: number of actions of that environment.
+      label: asks the teacher; called in the order of each stream, for teachers with a memory.
 
     Raises:
       ArgumentError: observations of another shape, or actions that the environment does not have: a replay of
@@ -106,13 +115,25 @@ def fill(replay: Replay, recorded: Transitions, *, actions: int) -> None:
     first, never = np.arange(layout.envs) * share, np.zeros(layout.envs, np.bool_)
     for age in range(share):
         index = np.minimum(first + age, len(recorded) - 1)
+        observation = recorded.observation[index]
+        scores = None
+        if label is not None:
+            scores = label(observation, ~never if age == 0 else _apart(observation, recorded, index - 1))
         replay.add(
-            recorded.observation[index],
+            observation,
             recorded.action[index],
             recorded.reward[index],
             recorded.terminated[index],
             never,
             recorded.next_observation[index],
             first + age < len(recorded),
+            scores,
         )
     replay.cut()
+
+
+def _apart(observation: Array, recorded: Transitions, before: Array) -> Array:
+    """Whether observations are others than those that some transitions led to."""
+    differs = observation != recorded.next_observation[before]
+    found: Array = differs.any(axis=tuple(range(1, differs.ndim)))
+    return found

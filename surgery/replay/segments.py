@@ -140,6 +140,11 @@ def _unpacked(columns: dict[str, Array], replay: Replay) -> dict[str, Array]:
     if columns.pop("packed", None) is not None:
         size = int(np.prod(shape, dtype=np.int64))
         columns["frames"] = np.unpackbits(columns["frames"], count=size).astype(dtype).reshape(shape)
-    if any(len(columns[name]) != shape[0] for name in _COLUMNS):
+    if replay.scores and columns["scores"].shape[1:] != (replay.scores,):
+        raise ValueError(
+            f"its teacher's scores are {list(columns['scores'].shape[1:])}, not [{replay.scores}]"
+        )
+    names = (*_COLUMNS, "scores") if replay.scores else _COLUMNS
+    if any(len(columns[name]) != shape[0] for name in names):
         raise ValueError("its columns differ in length")
     return columns
