@@ -281,11 +281,9 @@ class Chain:
         return self._graph.op("Flatten", x, axis=1) if flattens else x
 
     def _normalised(self, x: ir.Value, layer: Layer) -> ir.Value:
-        scale, shift = (self.layers.parameter(f"{layer.module}.{leaf}") for leaf in ("weight", "bias"))
-        if layer.normalises == "batch":
-            statistics = [self.layers.parameter(f"{layer.module}.{leaf}") for leaf in _STATISTICS[:2]]
-            return self._graph.op("BatchNormalization", x, scale, shift, *statistics, epsilon=1e-5)
-        return self._graph.op("LayerNormalization", x, scale, shift, axis=-1, epsilon=1e-5)
+        normalise = self.layers.batch_norm if layer.normalises == "batch" else self.layers.layer_norm
+        normalised: ir.Value = normalise(x, layer.module)
+        return normalised
 
     @property
     def _graph(self) -> GraphBuilder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -74,6 +74,12 @@ def notes_of(checkpoint: Checkpoint, found: Interface) -> bytes | None:
         "interface": None if meaning is None else meaning.to_json(),
     }
     return json.dumps(record).encode()
+
+
+def since(checkpoint: Checkpoint) -> Sequence[LineageStep]:
+    """What was done since the file was read, as `source["seen"]` steps of lineage tell."""
+    seen = checkpoint.source.get("seen", 0)
+    return checkpoint.lineage[seen if isinstance(seen, int) else 0 :]
 
 
 def bare(interface: Interface) -> Interface:

@@ -104,6 +104,17 @@ class Layers:
             kernel_shape=list(weight[2:]), strides=[stride, stride], pads=list(pads),
         )  # fmt: skip
 
+    def batch_norm(self, x: ir.Value, module: str) -> ir.Value:
+        """Batch-norm with its running statistics, x (batch, in, …)."""
+        names = ("weight", "bias", "running_mean", "running_var")
+        parameters = [self.parameter(f"{module}.{name}") for name in names]
+        return self.graph.op("BatchNormalization", x, *parameters, epsilon=1e-5)
+
+    def layer_norm(self, x: ir.Value, module: str) -> ir.Value:
+        """Layer-norm over the last axis."""
+        parameters = [self.parameter(f"{module}.{name}") for name in ("weight", "bias")]
+        return self.graph.op("LayerNormalization", x, *parameters, axis=-1, epsilon=1e-5)
+
     def activate(self, x: ir.Value, kind: str) -> ir.Value:
         """An activation of `ACTIVATIONS`."""
         return ACTIVATIONS[kind](self.graph, x)

@@ -16,7 +16,7 @@ from surgery.ops.actions import NewAction
 from surgery.ops.extend import NewObservation
 from tests import torch_models
 
-FLAX = Path(__file__).parent / "fixtures" / "flax"
+FIXTURES = Path(__file__).parent / "fixtures"
 
 Edit = Callable[[surgery.Checkpoint, "Sample"], surgery.Checkpoint]
 
@@ -59,8 +59,9 @@ def _safetensors(folder: Path) -> Path:
     return folder / "file.safetensors"
 
 
-def _flax(folder: Path) -> Path:
-    return Path(shutil.copy(FLAX / "dqn.cleanrl_model", folder / "file.cleanrl_model"))
+def _copy(fixture: str) -> Callable[[Path], Path]:
+    suffix = Path(fixture).suffix
+    return lambda folder: Path(shutil.copy(FIXTURES / fixture, folder / f"file{suffix}"))
 
 
 def _onnx(folder: Path) -> Path:
@@ -71,10 +72,11 @@ def _onnx(folder: Path) -> Path:
 
 SAMPLES: Mapping[str, Sample] = {
     "sb3": Sample(_sb3, "q_net.q_net.2"),
+    "d3rlpy": Sample(_copy("d3rlpy/dqn.d3"), "q_funcs.0._encoder._layers.2"),
     "pytorch": Sample(_torch("model and target"), "network.2", Reading(activation="relu")),
     "safetensors": Sample(_safetensors, "network.2", Reading(activation="relu")),
     "cleanrl": Sample(_torch("cleanrl dqn"), "network.2"),
-    "cleanrl-flax": Sample(_flax, "Dense_1"),
+    "cleanrl-flax": Sample(_copy("flax/dqn.cleanrl_model"), "Dense_1"),
     "onnx": Sample(_onnx, "network.2"),
 }
 """By the names of docs/adapters.toml."""

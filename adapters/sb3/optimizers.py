@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -11,6 +10,7 @@ from surgery.errors import SurgeryError
 from surgery.optimizer import OptimizerState
 from surgery.optimizer_record import OptimizerRecord, merged
 from surgery_adapters.sb3.file import Sb3File
+from surgery_adapters.trained import Trained
 
 TF_LIKE = "RMSpropTFLike"
 """The framework's own RMSProp, with ε inside the root, whose squares start at one."""
@@ -30,34 +30,6 @@ def scopes(names: Mapping[str, object]) -> dict[str, tuple[str, ...]]:
     if {"actor", "critic"} <= parts:
         return {"actor.optimizer": ("actor.",), "critic.optimizer": ("critic.",)}
     return {"policy.optimizer": ("",)}
-
-
-@dataclass(frozen=True)
-class Trained:
-    """One optimizer of the file.
-
-    Attributes:
-      record: what it holds. places: the names of its parameters, group by group.
-    """
-
-    record: OptimizerRecord
-    places: tuple[tuple[str, ...], ...]
-
-    @property
-    def state(self) -> OptimizerState:
-        """What it remembers, by parameter name."""
-        names = {name: name for group in self.places for name in group}
-        return self.record.state(self.places, names, self.record.kind())[0]
-
-    def named(self) -> dict[str, object]:
-        """The optimizer's state dict with the names of its parameters, as PyTorch writes those that it knows."""
-        groups = [
-            {**group, "params": list(numbers), "param_names": list(names)}
-            for group, numbers, names in zip(
-                self.record.groups, self.record.numbers, self.places, strict=True
-            )
-        ]
-        return {"state": dict(self.record.states), "param_groups": groups}
 
 
 def trained(file: Sb3File) -> dict[str, Trained]:

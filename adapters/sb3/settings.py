@@ -12,10 +12,10 @@ import numpy as np
 
 from surgery.checkpoint import Checkpoint
 from surgery.errors import Refused
-from surgery.interface import LineageStep
 from surgery.json_values import thaw
 from surgery.ports import port_sources
 from surgery.tensors import shape_of
+from surgery_adapters.contract import since
 from surgery_adapters.layers import Tensors
 from surgery_adapters.pickle_tree import Name, Tree, dump
 from surgery_adapters.sb3 import normaliser
@@ -63,7 +63,7 @@ def _observations(file: Sb3File, checkpoint: Checkpoint, settings: dict[str, obj
 
 def _box_follows(name: str, part: Space, checkpoint: Checkpoint, side: str) -> bool:
     """Whether a Box changed with a port of the graph; if so, its node is changed."""
-    sources = port_sources(_since(checkpoint), side, name)
+    sources = port_sources(since(checkpoint), side, name)
     bounds = _declared_bounds(checkpoint, name)
     axes = {axis - 1: source for axis, source in sources.items() if axis}
     if axes and part.kind != "Box":
@@ -107,7 +107,7 @@ def _actions(file: Sb3File, checkpoint: Checkpoint, settings: dict[str, object])
 def _actions_follow(space: Space, checkpoint: Checkpoint) -> bool:
     """Whether there are other actions; if so, the node of their space is changed."""
     output = next((port.name for port in checkpoint.interface.outputs if port.name in _HEADS), "")
-    source = port_sources(_since(checkpoint), "output", output).get(1)
+    source = port_sources(since(checkpoint), "output", output).get(1)
     if source is None:
         return False
     if space.kind == "Discrete":
@@ -134,16 +134,10 @@ def statistics(file: Sb3File, checkpoint: Checkpoint, like: Path) -> bytes | Non
     for name, part in (seen.spaces or {"observation": seen}).items():
         if _box_follows(name, part, checkpoint, "input"):
             changed = True
-            if source := port_sources(_since(checkpoint), "input", name).get(1):
+            if source := port_sources(since(checkpoint), "input", name).get(1):
                 normaliser.insert(tree, name, source)
     content: bytes = dump(tree)
     return content if changed else None
-
-
-def _since(checkpoint: Checkpoint) -> Sequence[LineageStep]:
-    """What was done since the file was read."""
-    seen = checkpoint.source.get("seen", 0)
-    return checkpoint.lineage[seen if isinstance(seen, int) else 0 :]
 
 
 def _shown_space(tree: Tree, old: Mapping[str, Any]) -> dict[str, object]:

@@ -1,0 +1,238 @@
+"""The networks of d3rlpy's algorithms as one graph, under `MODULE.NAME` of the framework's own names.
+
+Which networks an algorithm has is told by its modules; encoders, heads and the range of deviations by the
+configuration. (d3rlpy/algos/qlearning/*.py `inner_create_impl`, d3rlpy/models/torch)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from surgery.adapters import SHARED
+from surgery.builder import GraphBuilder
+from surgery.errors import CorruptFile, Refused
+from surgery.interface import Port
+from surgery_adapters.d3rlpy.encoders import Encoder
+from surgery_adapters.layers import Layers
+
+DISCRETE = ("dqn", "double_dqn", "nfq", "discrete_cql", "discrete_sac", "discrete_bc")
+CONTINUOUS = ("sac", "td3", "ddpg", "td3_plus_bc", "cql", "cal_ql", "iql", "awac", "bc")
+_LOG_STD: Mapping[str, tuple[float, float]] = {"iql": (-5.0, 2.0), "awac": (-6.0, 0.0), "bc": (-4.0, 15.0)}
+"""Where the logarithm of the deviation ends, if not at (−20, 2)."""
+_FACTORIES = {"policy": "actor", "targ_policy": "actor", "q_funcs": "critic", "targ_q_funcs": "critic"}
+_PARAMETERS = ("log_temp", "log_alpha")
+"""Modules that are one number, and no part of any network."""
+SCOPES: Mapping[str, tuple[str, ...]] = {
+    "optim": ("q_funcs", "imitator"), "actor_optim": ("policy",), "critic_optim": ("q_funcs", "value_func"),
+}  # fmt: skip
+"""Optimizer -> the modules that it trains, in its order, where they are there."""
+_MOST_QUANTILES = 1 << 16
+_STATISTICS = ("num_batches_tracked",)
+
+
+@dataclass
+class Networks:
+    """What was built.
+
+    Attributes:
+      layers: the graph. inputs, outputs: what they mean.
+      copies: prefixes of target networks -> of their originals.
+      encoders: factory in the configuration -> prefixes of the encoders that it makes.
+    """
+
+    layers: Layers
+    inputs: list[Port] = field(default_factory=list)
+    outputs: list[Port] = field(default_factory=list)
+    copies: dict[str, str] = field(default_factory=dict)
+    encoders: dict[str, list[str]] = field(default_factory=dict)
+
+
+def build(tensors: Mapping[str, ir.TensorProtocol], config: Mapping[str, Any]) -> Networks:
+    """Build the networks of a saved algorithm.
+
+    Args:
+      tensors: `MODULE.NAME` -> parameter or buffer. config: the file's.
+
+    Raises:
+      Refused: an algorithm, encoder or head without a rule.
+      ArgumentError, CorruptFile: parameters that do not fit the configuration.
+    """
+    algorithm = config["config"]["type"]
+    if algorithm not in DISCRETE + CONTINUOUS:
+        raise Refused(
+            f"there is no rule for the networks of d3rlpy's '{algorithm}'; there are rules for "
+            f"{', '.join(DISCRETE + CONTINUOUS)}",
+            hint="export the policy to ONNX, and bind its optimizer with surgery attach",
+        )
+    return _Builder(tensors, config).build()
+
+
+def factory_of(params: Mapping[str, Any], module: str) -> str:
+    """The name of the encoder factory of a module in the configuration."""
+    own = f"{_FACTORIES.get(module, 'value')}_encoder_factory"
+    return own if own in params else "encoder_factory"
+
+
+class _Builder:
+    def __init__(self, tensors: Mapping[str, ir.TensorProtocol], config: Mapping[str, Any]) -> None:
+        self.algorithm, self.params = config["config"]["type"], config["config"]["params"]
+        self.shape, self.actions = tuple(config["observation_shape"]), int(config["action_size"])
+        self.layers = Layers("d3rlpy", tensors)
+        self.graph: GraphBuilder = self.layers.graph
+        self.found = Networks(self.layers)
+        self.modules = list(dict.fromkeys(name.partition(".")[0] for name in tensors))
+        self.discrete = self.algorithm in DISCRETE
+
+    def build(self) -> Networks:
+        x, action = self._observation(), self._action()
+        for module in self.modules:
+            suffix = "_target" if module.startswith("targ_") else ""
+            if suffix:
+                self.found.copies[f"{module}."] = f"{module.removeprefix('targ_')}."
+            if module in ("policy", "targ_policy", "imitator"):
+                self._policy(module, x, suffix)
+            elif module in ("q_funcs", "targ_q_funcs"):
+                self._critics(module, x, action, suffix)
+            elif module == "value_func":
+                value = self.layers.linear(self._encoded(module, f"{module}.", x, None), f"{module}._fc")
+                self._output(value, "value", (1,), "value")
+            elif module not in _PARAMETERS:
+                raise Refused(f"there is no rule for the module '{module}' of '{self.algorithm}'")
+        self._check_all_used()
+        return self.found
+
+    def _observation(self) -> ir.Value:
+        x = self.graph.input("observation", self.shape)
+        scaler = self.params.get("observation_scaler") or {}
+        image = scaler.get("type") == "pixel"
+        high = 255.0 if image else None
+        self.found.inputs.append(
+            Port("observation", "observation", 0.0 if image else None, high, declared=True)
+        )
+        return self.graph.op("Div", x, self.graph.constant(255.0, "float32")) if image else x
+
+    def _action(self) -> ir.Value | None:
+        if self.discrete or "q_funcs" not in self.modules:
+            return None
+        self.found.inputs.append(Port("critic_action", "other", -1, 1, declared=True))
+        return self.graph.input("critic_action", (self.actions,))
+
+    def _encoded(self, module: str, prefix: str, x: ir.Value, action: ir.Value | None) -> ir.Value:
+        """What the encoder of a network makes of an observation, and of an action; prefix: of the network's."""
+        factory = factory_of(self.params, module)
+        if not isinstance(self.params.get(factory), Mapping):
+            raise CorruptFile(f"the configuration has no '{factory}'")
+        encoder = Encoder.read(self.params[factory], len(self.shape))
+        self.found.encoders.setdefault(factory, []).append(f"{prefix}_encoder.")
+        features: ir.Value = encoder.graph(self.layers, f"{prefix}_encoder.", x, action)
+        return features
+
+    def _policy(self, module: str, x: ir.Value, suffix: str) -> None:
+        features = self._encoded(module, f"{module}.", x, None)
+        if f"{module}._mu.weight" in self.layers:
+            mean = self.layers.linear(features, f"{module}._mu")
+            self._output(mean, "mean", (self.actions,), "mean")
+            self._output(self._log_std(module, features, mean), "action_log_std", (self.actions,), "log_std")
+        else:
+            mean = self.layers.linear(features, f"{module}._fc")
+            if self.discrete:
+                self._output(mean, f"logits{suffix}", (self.actions,), "logits")
+                return
+        action = self.graph.op("Tanh", mean)
+        self._output(action, f"action{suffix}", (self.actions,), "other" if suffix else "action")
+
+    def _log_std(self, module: str, features: ir.Value, mean: ir.Value) -> ir.Value:
+        """The logarithm of the deviation: clipped where a layer gives it, squashed where a parameter does."""
+        graph, (low, high) = self.graph, _LOG_STD.get(self.algorithm, (-20.0, 2.0))
+        if f"{module}._logstd.weight" in self.layers:
+            bounds = (graph.constant(bound, "float32") for bound in (low, high))
+            return graph.op("Clip", self.layers.linear(features, f"{module}._logstd"), *bounds)
+        share = graph.op("Sigmoid", self.layers.parameter(f"{module}._logstd"))
+        span = graph.op("Mul", share, graph.constant(high - low, "float32"))
+        return graph.op(
+            "Expand",
+            graph.op("Add", span, graph.constant(low, "float32")),
+            graph.op("Shape", mean),
+        )
+
+    def _critics(self, module: str, x: ir.Value, action: ir.Value | None, suffix: str) -> None:
+        """An ensemble: of discrete actions its mean, of continuous ones every member."""
+        averaged = self.discrete and self.algorithm != "discrete_sac"
+        members = []
+        for number in self._members(module):
+            prefix, name = f"{module}.{number}.", f"qf{number}"
+            features = self._encoded(module, prefix, x, action)
+            members.append(self._head(prefix, features, f"{name}_quantiles{suffix}"))
+            if not averaged:
+                self._output(members[-1], f"{name}{suffix}", (self.actions if self.discrete else 1,), "other")
+        if averaged:
+            mean = members[0] if len(members) == 1 else self.graph.op("Mean", *members)
+            self._output(mean, f"q_values{suffix}", (self.actions,), "other" if suffix else "q_values")
+
+    def _members(self, module: str) -> Iterator[str]:
+        members = list(self.layers.modules(f"{module}."))
+        if members != [str(number) for number in range(len(members))]:
+            raise CorruptFile(f"the members of '{module}' are not numbered from 0: {', '.join(members[:5])}")
+        return iter(members)
+
+    def _head(self, prefix: str, features: ir.Value, quantiles: str) -> ir.Value:
+        """The expected return of every action, or of the one that was seen: (batch, actions) or (batch, 1).
+
+        Args:
+          quantiles: the name of the output that they are the mean of, where the head gives quantiles.
+        """
+        graph, factory = self.graph, self.params.get("q_func_factory") or {"type": "mean"}
+        kind, params = factory.get("type"), factory.get("params") or {}
+        if kind == "mean":
+            values: ir.Value = self.layers.linear(features, f"{prefix}_fc")
+            return values
+        if kind == "qr":
+            shape = (self.actions if self.discrete else 1, _count(params, "n_quantiles"))
+            cube = graph.op(
+                "Reshape", self.layers.linear(features, f"{prefix}_fc"), graph.constant([0, *shape])
+            )
+            self._output(cube, quantiles, shape, "other")
+            return graph.op("ReduceMean", cube, graph.constant([2]), keepdims=0)
+        if kind == "iqn":
+            return self._implicit(prefix, features, _count(params, "n_greedy_quantiles"))
+        raise Refused(f"there is no rule for the Q function '{kind}'")
+
+    def _implicit(self, prefix: str, features: ir.Value, count: int) -> ir.Value:
+        """The mean over evenly spaced quantiles τ of fc(h ⊙ relu(embed(cos(π i τ)))) (Dabney et al., 2018)."""
+        graph, layers = self.graph, self.layers
+        size = layers.shape(f"{prefix}_embed.weight")[1]
+        # counted in the graph, where their number is seen to be fixed
+        steps = graph.op("CumSum", graph.constant(np.ones(size), "float32"), graph.constant(0))
+        taus = graph.constant(np.linspace(0, math.pi, count)[:, None], "float32")
+        prior = graph.op("Cos", graph.op("Mul", taus, steps))  # (quantiles, size)
+        embedded = graph.op("Relu", layers.linear(prior, f"{prefix}_embed"))  # (quantiles, features)
+        product = graph.op("Mul", graph.op("Unsqueeze", features, graph.constant([1])), embedded)
+        weight = graph.op("Transpose", layers.parameter(f"{prefix}_fc.weight"), perm=[1, 0])
+        values = graph.op("Add", graph.op("MatMul", product, weight), layers.parameter(f"{prefix}_fc.bias"))
+        return graph.op("ReduceMean", values, graph.constant([1]), keepdims=0)
+
+    def _output(self, value: ir.Value, name: str, shape: tuple[int, ...], kind: str) -> None:
+        self.graph.output(value, name, shape)
+        self.found.outputs.append(Port(name, kind, declared=True))
+
+    def _check_all_used(self) -> None:
+        tensors, used = self.layers.tensors, self.graph.model().graph.initializers
+        views = {tensors[name].meta.get(SHARED) for name in tensors if name in used}
+        for name, tensor in tensors.items():
+            alias = tensor.meta.get(SHARED) in views
+            if not (name in used or alias or name.startswith(_PARAMETERS) or name.endswith(_STATISTICS)):
+                raise CorruptFile(f"the configuration makes no network with the parameter '{name}'")
+
+
+def _count(params: Mapping[str, Any], key: str) -> int:
+    """A number of quantiles."""
+    found = params.get(key, 32)
+    if type(found) is not int or not 0 < found <= _MOST_QUANTILES:
+        raise CorruptFile(f"the configuration's '{key}' is no number of quantiles: {found}")
+    return found

@@ -1,0 +1,63 @@
+"""The tests of adapters against the real frameworks, each in an environment of its own: their pins conflict.
+
+    nox -s d3rlpy
+
+Sessions install exact versions, those that wrote the files in tests/fixtures. A framework is a row and a session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import nox
+
+nox.options.default_venv_backend = "venv"
+TORCH = "torch==2.13.0"
+
+
+@dataclass(frozen=True)
+class Framework:
+    """What a session installs and runs.
+
+    Attributes:
+      pins: the framework and what it needs beside what it asks for itself; PyTorch first, where it is needed.
+      tests: of its adapter.
+    """
+
+    pins: Sequence[str]
+    tests: Sequence[str]
+
+
+FRAMEWORKS = {
+    "d3rlpy": Framework([TORCH, "d3rlpy==2.8.1"], ["tests/test_d3rlpy.py", "tests/test_d3rlpy_files.py"]),
+    "sb3": Framework(
+        [TORCH, "stable-baselines3==2.9.2", "sb3-contrib==2.9.2"],
+        ["tests/test_sb3.py", "tests/test_policy_sb3.py"],
+    ),
+}
+
+
+@nox.session
+def d3rlpy(session: nox.Session) -> None:
+    """d3rlpy (pins gymnasium 1.0.0)."""
+    run(session, "d3rlpy")
+
+
+@nox.session
+def sb3(session: nox.Session) -> None:
+    """Stable-Baselines3 and sb3-contrib."""
+    run(session, "sb3")
+
+
+def run(session: nox.Session, name: str) -> None:
+    """Install a framework, then this project with what it needs itself, and run the tests of its adapter."""
+    framework = FRAMEWORKS[name]
+    for pin in framework.pins:
+        session.install(pin)
+    session.install("pytest>=8", "hypothesis", "-e", ".")
+    session.run("python", "-m", "pip", "check", success_codes=[0, 1])
+    # frameworks warn while they are imported, before a test could say which warnings it expects
+    session.run(
+        "pytest", "-q", "-W", "default", *framework.tests, *session.posargs, env={"OMP_NUM_THREADS": "1"}
+    )
