@@ -21,6 +21,8 @@ from surgery.torch.stored import initializers, to_numpy
 
 Inputs: TypeAlias = "Tensor | Sequence[Any] | Mapping[str, Any]"
 OPSET = 20
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Metadata of a node: the paths of the modules in whose `forward` it came about, and its own name, as a literal."""
 _NOTES = ("stack_trace", "name_scopes", "class_hierarchy", "fx_node", "scope")
 
 
@@ -132,6 +134,7 @@ def export(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     training: bool = False,
+    scopes: bool = False,
 ) -> ir.Model:
     """A module as a graph whose initializers have the names, and are the memory, of its parameters and buffers.
 
@@ -141,6 +144,7 @@ def export(
       dynamic_shapes: see `from_module`.
       input_names, output_names: of the graph.
       training: export what it computes in training mode.
+      scopes: whether nodes keep the note `SCOPES`.
 
     Raises:
       GraphError: it cannot be exported; the exporter's own words are in the message.
@@ -148,12 +152,13 @@ def export(
     arguments, keywords = arguments_of(example_inputs)
     tries = [_batched(arguments, keywords), None] if dynamic_shapes is None else [dynamic_shapes]
     names = {"input_names": input_names, "output_names": output_names}
+    kept = (SCOPES,) if scopes else ()
     with quiet(), mode(module, training):
         for shapes in tries[:-1] if tries[0] is not None else ():
             with contextlib.suppress(Exception):  # what cannot vary is tried as it is
-                return _exported(module, arguments, keywords, shapes, names)
+                return _bare(_exported(module, arguments, keywords, shapes, names), kept)
         try:
-            return _exported(module, arguments, keywords, tries[-1], names)
+            return _bare(_exported(module, arguments, keywords, tries[-1], names), kept)
         except Exception as error:  # the exporter's errors have no common base but Exception
             raise GraphError(
                 f"the module {type(module).__name__} cannot be exported: {_reason(error)}",
@@ -177,7 +182,7 @@ def _exported(
     )  # fmt: skip
     if program is None:
         raise GraphError(f"the exporter returned nothing for {type(module).__name__}")
-    return _bare(program.model)
+    return program.model
 
 
 def arguments_of(example_inputs: Inputs | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -205,11 +210,11 @@ def _batched(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:  # no
     return shapes[1] if keywords else shapes[0]
 
 
-def _bare(model: ir.Model) -> ir.Model:
-    """Without the exporter's notes on nodes, which hold paths of this machine."""
+def _bare(model: ir.Model, kept: Sequence[str] = ()) -> ir.Model:
+    """Without the exporter's notes on nodes, which hold paths of files, but those that are wanted."""
     for graph in model.graphs():
         for node in graph:
-            for key in [key for key in node.metadata_props if key.rpartition(".")[2] in _NOTES]:
+            for key in [k for k in node.metadata_props if k.rpartition(".")[2] in _NOTES and k not in kept]:
                 del node.metadata_props[key]
     return model
 

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from surgery.aliases import aliased
 from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.interface import infer
@@ -20,6 +21,7 @@ from surgery.torch import operate_checks as checks
 from surgery.torch.export import Inputs, export
 from surgery.torch.operate_groups import regroup
 from surgery.torch.operate_journal import all_or_nothing
+from surgery.torch.operate_layers import NewLayers, check_stateless
 from surgery.torch.operate_outputs import Runner
 from surgery.torch.operate_prepare import Prepared
 from surgery.torch.operate_report import Operation
@@ -36,6 +38,7 @@ def operate(
     widths: Mapping[str, int] | None = None,
     plan: Plan | Callable[[Checkpoint], Plan] | None = None,
     also: Sequence[nn.Module] = (),
+    copies: Mapping[str, str] | None = None,
     attributes: Mapping[str, Any] | None = None,
     schedulers: Sequence[Any] = (),
     scaler: torch.amp.GradScaler | None = None,
@@ -56,11 +59,15 @@ def operate(
       model: any module that exports. Behind `torch.compile` it is found; data-parallel wrappers are refused.
       optimizer: that trains it; several, or None. Parameters of other networks in it are left alone.
       example_inputs: a tensor, a tuple of arguments, or a mapping of keyword arguments, with a batch of at least 2.
-      widths: space -> new number of units, as for `surgery.widen`; spaces have the names of the module's parts.
+      widths: space -> new number of units, as for `surgery.widen`; spaces have the names of the module's parts (any of
+        its names, where a part has several), or those of a recognised architecture.
       plan: instead of `widths`: a plan made elsewhere for this graph, or what makes one from the exported checkpoint
-        (`lambda c: surgery.extend(c, …)`).
+        (`lambda c: surgery.extend(c, …)`). New layers (`surgery.deepen`) become modules: in the sequence that holds the
+        layer before them, in its activation's place, or beside it, called by a hook.
       also: networks with the same parameters, which follow the same plan with the same random numbers: targets,
         averages. What they share with the model is changed once.
+      copies: prefix of names -> prefix of their originals, of target networks inside the model: as in
+        `Checkpoint.copies`, they are edited alike.
       attributes: "path.name" -> new value, of modules whose own sizes nobody can guess.
       schedulers: learning-rate schedules, which follow where groups are split.
       scaler: a gradient scaler, to be sure that no step is half done.
@@ -88,8 +95,9 @@ def operate(
     others = checks.check_optimizers(optimizers, networks)
     checks.check_scaler(scaler, optimizers)
     options = dict(export_options or {})
-    checkpoint = _described(networks[0], example_inputs, options, training)
-    planned = _planned(checkpoint, widths, plan, how)
+    checkpoint = _described(networks[0], example_inputs, options, training).replace(copies=copies or {})
+    planned = _planned(checkpoint, networks[0], widths, plan, how)
+    check_stateless(planned)
     after = apply(planned, checkpoint, verify=prove)
     _check_same_tensors(planned, checkpoint, after.checkpoint)
     prepared = Prepared(planned, checkpoint, optimizers, reset_unknown)
@@ -98,8 +106,12 @@ def operate(
     prepared.attributes.update(_asked(networks, attributes or {}))
     runner = Runner(networks[0], example_inputs, planned, checkpoint.model, training)
     before = runner.outputs()
+    layers = NewLayers(planned, checkpoint, runner) if planned.insertions else None
     with all_or_nothing() as journal:
         prepared.carry_out(journal)
+        if layers is not None:
+            layers.install(journal, [(network, checks.tensors_of(network)) for network in networks])
+            layers.join(journal, optimizers)
         if follow_recipe and prepared.recipe is not None and prepared.recipe.exact:
             for each in optimizers:
                 regroup(journal, each, prepared.factors, schedulers)
@@ -110,6 +122,7 @@ def operate(
         difference=difference,
         tensors=tuple(prepared.names),
         attributes=prepared.changed,
+        layers={} if layers is None else layers.names,
         slots=prepared.slots,
         others=others,
         not_carried=tuple(prepared.not_carried.values()),
@@ -122,7 +135,7 @@ def _described(
     network: nn.Module, example_inputs: Inputs, options: Mapping[str, Any], training: bool
 ) -> Checkpoint:
     """The module as a checkpoint whose tensors are the module's own memory."""
-    model = export(network, example_inputs, training=training, **options)
+    model = export(network, example_inputs, training=training, scopes=True, **options)
     held = checks.tensors_of(network)
     trained = [str(v.name) for v in initializers(model) if isinstance(held.get(str(v.name)), nn.Parameter)]
     for value in initializers(model):
@@ -135,23 +148,43 @@ def _described(
 
 def _planned(
     checkpoint: Checkpoint,
+    network: nn.Module,
     widths: Mapping[str, int] | None,
     plan: Plan | Callable[[Checkpoint], Plan] | None,
     how: Mapping[str, Any],
 ) -> Plan:
     if plan is None:
-        return widen(checkpoint, widths=widths, **how)
+        named = None if widths is None else _exported_names(widths, checkpoint, network)
+        return aliased(widen, "widths")(checkpoint, widths=named, **how)
     if widths or how:
         raise ArgumentError("widths and a plan at once", hint="give one of them")
     return plan if isinstance(plan, Plan) else plan(checkpoint)
 
 
+def _exported_names(widths: Mapping[str, int], checkpoint: Checkpoint, network: nn.Module) -> dict[str, int]:
+    """The names that the exporter chose, where a part of the module has several."""
+    paths: dict[int, list[str]] = {}
+    for path, part in network.named_modules(remove_duplicate=False):
+        paths.setdefault(id(part), []).append(path)
+    chosen = {name.rpartition(".")[0] for name in checkpoint.tensors}
+    others = {path: own for own in paths.values() for path in own if path not in chosen}
+    found: dict[str, int] = {}
+    for name, width in widths.items():
+        same = [path for path in others.get(name, ()) if path in chosen]
+        found[same[0] if same else name] = width
+    if len(found) < len(widths):
+        raise ArgumentError("a part of the module is given twice, by two of its names", hint="give it once")
+    return found
+
+
 def _check_same_tensors(plan: Plan, before: Checkpoint, after: Checkpoint) -> None:
     numbers = tuple(f"{operand.node}.operand{operand.where}" for operand in plan.operands)
-    new = sorted(name for name in set(after.tensors) - set(before.tensors) if not name.startswith(numbers))
-    if new:
+    layers = {tensor.name for new in plan.insertions for tensor in new.tensors}
+    new = set(after.tensors) - set(before.tensors) - layers
+    unknown = sorted(name for name in new if not name.startswith(numbers))
+    if unknown:
         raise Refused(
-            f"the plan adds {', '.join(new[:3])}, which the module's class has no place for",
+            f"the plan adds {', '.join(unknown[:3])}, which the module's class has no place for",
             hint="write it into the class (surgery code shows how it would look), or work on the exported file",
         )
 

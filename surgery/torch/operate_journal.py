@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 _ABSENT = object()
 
@@ -48,6 +49,10 @@ class Journal:
         old = list(sequence)
         self._undo.append(lambda: sequence.__setitem__(slice(None), old))
         sequence[:] = new
+
+    def hook(self, handle: RemovableHandle) -> None:
+        """A hook that was registered."""
+        self._undo.append(handle.remove)
 
     def back(self) -> None:
         """Undo everything, the last change first."""

@@ -25,12 +25,40 @@ def _conv(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Attribute
         "out_channels": out,
         "in_channels": into * _groups(module, shapes),
         "groups": _groups(module, shapes),
+        **_kernel(module, shapes),
     }
 
 
 def _conv_transpose(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Attributes:
     into, out, *_ = shapes["weight"]
-    return {"in_channels": into, "out_channels": out * int(module.groups)}  # type: ignore[arg-type]
+    channels = {"in_channels": into, "out_channels": out * int(module.groups)}  # type: ignore[arg-type]
+    return {**channels, **_kernel(module, shapes)}
+
+
+def _kernel(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Attributes:
+    """A larger kernel, and the padding with which every output reads what it read before."""
+    before: tuple[int, ...] = module.kernel_size  # type: ignore[assignment]
+    after = shapes["weight"][2:]
+    if after == before:
+        return {}
+    padding: str | tuple[int, ...] = module.padding  # type: ignore[assignment]
+    old = (0,) * len(after) if padding == "valid" else padding
+    if isinstance(old, str):
+        return {"kernel_size": after}
+    more = [new - size for new, size in zip(after, before, strict=True)]
+    if any(n % 2 for n in more):
+        raise Refused(
+            f"{type(module).__name__} pads both sides alike: no kernel of {_times(after)} takes the place of one of "
+            f"{_times(before)}",
+            hint="grow it by an even number, as from 3 to 5",
+        )
+    dilation: tuple[int, ...] = module.dilation  # type: ignore[assignment]
+    grown = tuple(p + d * n // 2 for p, d, n in zip(old, dilation, more, strict=True))
+    return {"kernel_size": after, "padding": grown}
+
+
+def _times(sizes: tuple[int, ...]) -> str:
+    return "×".join(map(str, sizes))
 
 
 def _groups(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from surgery.errors import ClaimFailed, Refused, SurgeryError
 from surgery.plan import Plan
 from surgery.torch.export import Inputs, arguments_of, mode
-from surgery.torch.operate_states import grow_inputs, shrink_outputs
+from surgery.torch.operate_states import grow_inputs, kept_outputs, settled_inputs, shrink_outputs
 
 _LIMITS = {torch.float64: 1e-10, torch.float32: 1e-4}
 _HALF = 5e-2
@@ -31,20 +31,23 @@ class Runner:
 
     def outputs(self, grown: bool = False) -> dict[str, Tensor]:
         """The tensors that it gives, by the names of the graph's outputs."""
-        arguments = arguments_of(self.example_inputs)
-        leaves, tree = torch.utils._pytree.tree_flatten(arguments)
-        if grown:
-            names = [str(v.name) for v in self.model.graph.inputs if not v.is_initializer()]
-            tensors = [x for x in leaves if isinstance(x, Tensor)]
-            given = grow_inputs(self.plan, dict(zip(names, tensors, strict=False)), self.plan.seed)
-            moved = iter(given.values())
-            leaves = [next(moved, x) if isinstance(x, Tensor) else x for x in leaves]
-            arguments = torch.utils._pytree.tree_unflatten(leaves, tree)
+        leaves, tree = torch.utils._pytree.tree_flatten(arguments_of(self.example_inputs))
+        given = self.inputs()
+        moved = iter((grow_inputs(self.plan, given, self.plan.seed) if grown else given).values())
+        leaves = [next(moved, x) if isinstance(x, Tensor) else x for x in leaves]
+        arguments = torch.utils._pytree.tree_unflatten(leaves, tree)
         with mode(self.network, self.training), _preserved(self.network), torch.no_grad():
             results = self.network(*arguments[0], **arguments[1])
         made = [x.detach() for x in torch.utils._pytree.tree_leaves(results) if isinstance(x, Tensor)]
         names = [str(v.name) for v in self.model.graph.outputs]
         return dict(zip(names, made, strict=False))
+
+    def inputs(self) -> dict[str, Tensor]:
+        """The example inputs by the names of the graph's inputs, where the plan promises equal outputs."""
+        leaves = torch.utils._pytree.tree_leaves(arguments_of(self.example_inputs))
+        names = [str(v.name) for v in self.model.graph.inputs if not v.is_initializer()]
+        tensors = [x for x in leaves if isinstance(x, Tensor)]
+        return settled_inputs(self.plan, dict(zip(names, tensors, strict=False)))
 
     def compare(self, before: Mapping[str, Tensor]) -> float:
         """The largest difference, relative to the largest output.
@@ -64,7 +67,7 @@ class Runner:
                 "attributes={'path.name': value}",
             ) from error
         worst = 0.0
-        for name, old in before.items():
+        for name, old in kept_outputs(self.plan, before).items():
             if not old.is_floating_point():
                 continue
             new = after[name]

@@ -59,10 +59,12 @@ class Prepared:
         own = self._own(held)
         edited = {tensor.name for tensor in self.plan.tensors if id(held[tensor.name]) not in self.data}
         result = execute(self.plan, own)
-        for name in sorted(edited):
+        folded = _replaced(own, result) & set(held) - edited
+        folded = {name for name in folded if id(held[name]) not in self.data}
+        for name in sorted(edited | folded):
             new = to_torch(result.tensors[name].numpy()).to(held[name].device, held[name].dtype)
             self.data.setdefault(id(held[name]), (held[name], _laid_out(new, held[name])))
-        self.names.append(tuple(sorted(edited)))
+        self.names.append(tuple(sorted(edited | folded)))
         for path, module, edits in owners(network, self.plan):
             for name, value in attributes(path, module, edits, self.plan).items():
                 self.attributes[module, name] = value
@@ -150,6 +152,12 @@ class Prepared:
         for module in {module for module, _ in self.attributes}:
             if isinstance(module, nn.RNNBase):
                 module.flatten_parameters()  # does something on CUDA only
+
+
+def _replaced(before: Checkpoint, after: Checkpoint) -> set[str]:
+    """The tensors that are others than before: biases take what constant units contributed."""
+    new = after.tensors
+    return {name for name, tensor in before.tensors.items() if new.get(name, tensor) is not tensor}
 
 
 def _laid_out(new: Tensor, like: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ class Operation:
       difference: largest relative difference of the module's outputs on the example inputs, before and after.
       tensors: parameters and buffers that changed, by network (0 is the model, the others are those of `also`).
       attributes: module attributes that changed: path -> (before, after).
+      layers: tensors of new layers: name in the plan -> path in the module.
       slots: number of optimizer slots that followed.
       others: number of parameters that the optimizers hold besides those of the networks; they were left alone.
       not_carried: optimizer state that was reset because no rule carries it, in words.
@@ -33,6 +34,7 @@ class Operation:
     difference: float
     tensors: tuple[tuple[str, ...], ...]
     attributes: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    layers: Mapping[str, str] = field(default_factory=dict)
     slots: int = 0
     others: int = 0
     not_carried: tuple[str, ...] = ()
@@ -48,6 +50,8 @@ class Operation:
         parts.append(f"{sum(map(len, self.tensors))} tensors, {self.slots} slots")
         parts.append(f"outputs differ by {self.difference:.1e} (relative)")
         lines = [" · ".join(parts)]
+        if self.layers:
+            lines.append(f"new: {', '.join(self.layers.values())}")
         if self.recipe is not None:
             done = "optimizer settings, in place" if self.regrouped else "optimizer settings to go on with"
             lines.append(f"{done}\n{self.recipe.describe()}")
@@ -64,6 +68,7 @@ class Operation:
             "difference": self.difference,
             "tensors": [list(names) for names in self.tensors],
             "attributes": {path: list(pair) for path, pair in self.attributes.items()},
+            "layers": dict(self.layers),
             "slots": self.slots,
             "others": self.others,
             "not_carried": list(self.not_carried),

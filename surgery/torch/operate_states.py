@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -36,19 +37,32 @@ def grow_inputs(plan: Plan, inputs: Mapping[str, Tensor], seed: int) -> dict[str
     return _carried(plan, inputs, np.random.default_rng(seed))
 
 
+def settled_inputs(plan: Plan, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Inputs for which the plan promises equal outputs: a retired observation holds its constant."""
+    edited = {port.name for port in plan.ports if port.side == "input"}
+    arrays = ports.settled(plan, {name: to_numpy(x) for name, x in inputs.items() if name in edited})
+    return {name: _like(arrays[name], x) if name in arrays else x for name, x in inputs.items()}
+
+
+def kept_outputs(plan: Plan, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The part of the old network's outputs that the new one still has."""
+    edited = {port.name for port in plan.ports if port.side == "output"}
+    arrays = ports.kept(plan, {name: to_numpy(x) for name, x in outputs.items() if name in edited})
+    return {name: _like(arrays[name], x) if name in arrays else x for name, x in outputs.items()}
+
+
 def shrink_outputs(plan: Plan, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The part of the new network's outputs that the old one has."""
     edited = {port.name for port in plan.ports if port.side == "output"}
-    arrays = {name: to_numpy(x) for name, x in outputs.items() if name in edited}
-    shrunk = ports.shrink(plan, arrays)
-    return {name: to_torch(shrunk[name]).to(x.device) if name in shrunk else x for name, x in outputs.items()}
+    arrays = ports.shrink(plan, {name: to_numpy(x) for name, x in outputs.items() if name in edited})
+    return {name: _like(arrays[name], x) if name in arrays else x for name, x in outputs.items()}
 
 
 def _carried(plan: Plan, tensors: Mapping[str, Tensor], rng: np.random.Generator | None) -> dict[str, Tensor]:
     edited = {port.name for port in plan.ports if port.side == "input"}
-    arrays = {name: to_numpy(x) for name, x in tensors.items() if name in edited}
-    grown = ports.grow(plan, arrays, rng)
-    return {
-        name: to_torch(grown[name]).to(x.device, x.dtype) if name in grown else x
-        for name, x in tensors.items()
-    }
+    arrays = ports.grow(plan, {name: to_numpy(x) for name, x in tensors.items() if name in edited}, rng)
+    return {name: _like(arrays[name], x) if name in arrays else x for name, x in tensors.items()}
+
+
+def _like(array: np.ndarray[Any, np.dtype[Any]], tensor: Tensor) -> Tensor:
+    return to_torch(array).to(tensor.device, tensor.dtype)
