@@ -47,13 +47,15 @@ def job_of(teacher: surgery.Checkpoint, folder: Path, *, method: str = "qdagger"
         int(str(given.pop("seed", 0))),
         str(given.pop("to", "mlp-32")),
     )
+    noisy = bool(given.pop("noisy", False))
     save_seconds = float(str(given.pop("save_seconds", 1000)))
     changes = {**QUICK, **given}
     if not METHODS[method].offline:
         changes.pop("offline_updates")
     options = Options(
-        frames=1000, seed=seed, device="cpu", envs=4, head=head, changes=changes, save_seconds=save_seconds
-    )
+        frames=1000, seed=seed, device="cpu", envs=4, head=head, noisy=noisy, changes=changes,
+        save_seconds=save_seconds,
+    )  # fmt: skip
     return plan_distill(teacher, to, folder, environment=teacher.environment, method=method, options=options)
 
 
@@ -166,11 +168,15 @@ def has_reached(progress: Progress, updates: int) -> bool:
     return progress.offline >= updates
 
 
+@pytest.mark.parametrize(
+    "kind", [{"to": "mlp-32"}, {"to": "mlp-8", "noisy": True}, {"to": "gru-8", "unroll": 6, "burn_in": 2}]
+)
 def test_an_offline_phase_that_was_left_anywhere_ends_in_the_same_bits(
-    teacher: surgery.Checkpoint, tmp_path: Path
+    kind: dict[str, object], teacher: surgery.Checkpoint, tmp_path: Path
 ):
     whole, parts = (
-        job_of(teacher, tmp_path / name, budget=1000, learn_after=10**6) for name in ("whole", "parts")
+        job_of(teacher, tmp_path / name, budget=1000, learn_after=10**6, **kind)
+        for name in ("whole", "parts")
     )
     execute(whole)
     for reached in (1, 26, 31, 59):
@@ -387,7 +393,12 @@ class Endless:
         finished = ((1, 7.0, 7),) if actions[0] == 4 else ()
         never = np.zeros(3, bool)
         return SimpleNamespace(
-            observation=np.zeros((3, 1)), reward=ones, valid=~never, finished=finished, terminated=over
+            observation=np.zeros((3, 1)),
+            reward=ones,
+            valid=~never,
+            finished=finished,
+            terminated=over,
+            begins=never,
         )
 
 
@@ -461,8 +472,6 @@ def test_what_does_not_fit_is_named_with_the_way_out(teacher: surgery.Checkpoint
         )
     with pytest.raises(ArgumentError, match="needs a teacher"):
         plan_distill(None, "mlp-8", tmp_path, environment=teacher.environment, options=options)
-    with pytest.raises(ArgumentError, match="recurrent"):
-        plan_distill(teacher, "lstm-16", tmp_path, environment=teacher.environment, options=options)
     with pytest.raises(ArgumentError, match="under 1,000"):
         plan_distill(teacher, "mlp-8", tmp_path, environment=teacher.environment, options=Options(frames=10))
 

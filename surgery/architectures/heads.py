@@ -24,12 +24,14 @@ class Head:
       write: appends it behind the last layer.
       policy: whether it is trained by policy gradients, whose code starts weights orthogonally.
       streams: whether the last dense layer is there once for the value and once for the advantages.
+      noisy: whether the network's dense layers are noisy.
     """
 
     outputs: tuple[str, ...]
     write: Callable[[Writer, int], list[Port]]
     policy: bool = False
     streams: bool = False
+    noisy: bool = False
 
 
 def _q(writer: Writer, actions: int) -> list[Port]:
@@ -40,8 +42,11 @@ def _q(writer: Writer, actions: int) -> list[Port]:
 def _c51(writer: Writer, actions: int) -> list[Port]:
     """Bellemare, Dabney, Munos, 2017."""
     writer.dense("atoms", actions * ATOMS, gain=1.0)
-    port = _grid(writer, "atom_logits", actions, ATOMS)
-    return [Port(port.name, port.kind, -SUPPORT, SUPPORT, declared=True)]
+    return [_spanning(_grid(writer, "atom_logits", actions, ATOMS))]
+
+
+def _spanning(port: Port) -> Port:
+    return Port(port.name, port.kind, -SUPPORT, SUPPORT, declared=True)
 
 
 def _qr(writer: Writer, actions: int) -> list[Port]:
@@ -81,20 +86,23 @@ def _gaussian(writer: Writer, actions: int) -> list[Port]:
     return [mean, deviation, _value(writer)]
 
 
-def dueling(writer: Writer, actions: int, stream: tuple[Layer, ...]) -> list[Port]:
-    """Wang et al., 2016: Q = V + A − mean A, each stream with its own dense layer."""
+def dueling(writer: Writer, kind: Head, actions: int, stream: tuple[Layer, ...]) -> list[Port]:
+    """Wang et al., 2016: Q = V + A − mean A, each stream with its own dense layer; of every atom in Rainbow."""
     before, shape = writer.x, writer.shape
-    parts = []
+    atoms = ATOMS if kind.outputs == ("atom_logits",) else 1
+    parts, graph = [], writer.graph
     for name, width in (("value", 1), ("advantage", actions)):
         writer.x, writer.shape = before, shape
         writer.add(stream, f"{name}.")
-        writer.dense(f"{name}.out", width, gain=1.0)
-        parts.append(writer.x)
+        writer.dense(f"{name}.out", width * atoms, gain=1.0)
+        grid = graph.constant([-1, width, atoms])
+        parts.append(graph.op("Reshape", writer.x, grid) if atoms > 1 else writer.x)
     value, advantage = parts
-    graph = writer.graph
     mean = graph.op("ReduceMean", advantage, graph.constant([1]), keepdims=1)
     writer.x = graph.op("Add", value, graph.op("Sub", advantage, mean))
-    return [_output(writer, "q_values", (actions,))]
+    if atoms == 1:
+        return [_output(writer, "q_values", (actions,))]
+    return [_spanning(_output(writer, "atom_logits", (actions, atoms)))]
 
 
 def _output(writer: Writer, kind: str, shape: tuple[int, ...]) -> Port:
@@ -107,6 +115,7 @@ HEADS: Mapping[str, Head] = {
     "dueling": Head(("q_values",), _q, streams=True),
     "c51": Head(("atom_logits",), _c51),
     "qr": Head(("quantiles",), _qr),
+    "rainbow": Head(("atom_logits",), _c51, streams=True, noisy=True),
     "actor-critic": Head(("logits", "value"), _actor_critic, policy=True),
     "gaussian": Head(("mean", "log_std", "value"), _gaussian, policy=True),
 }

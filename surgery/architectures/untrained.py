@@ -28,13 +28,14 @@ def new(
     dtype: str = "float32",
     scale: float | None = None,
     seed: int = 0,
+    noisy: bool = False,
 ) -> Checkpoint:
     """An untrained network.
 
     Its input is `observation`, (batch, *observation); recurrent state goes in as `hidden` (and `cell`), (batch, width),
-    and comes out as `hidden_next`. Outputs by head, A actions: q and dueling `q_values` (batch, A); c51 `atom_logits`
-    (batch, A, 51) with the support in its range; qr `quantiles` (batch, A, 200); actor-critic `logits` (batch, A) and
-    `value` (batch, 1); gaussian `mean`, `log_std` (batch, A) and `value`.
+    and comes out as `hidden_next`. Outputs by head, A actions: q and dueling `q_values` (batch, A); c51, and rainbow
+    (dueling and noisy), `atom_logits` (batch, A, 51) with the support in its range; qr `quantiles` (batch, A, 200);
+    actor-critic `logits` (batch, A) and `value` (batch, 1); gaussian `mean`, `log_std` (batch, A) and `value`.
 
     Args:
       arch: a name with modifiers, or what `parse` gave for it.
@@ -44,6 +45,8 @@ def new(
       dtype: of the observation, "float32" or "uint8".
       scale: a factor on observations inside the graph, such as 1/255; None for none.
       seed: of all weights.
+      noisy: make every dense layer a noisy one (Fortunato et al. 2018): `weight_mu`, `weight_sigma`, `bias_mu`,
+        `bias_sigma`, and the noise, which is zero until someone trains the network.
 
     Raises:
       UnknownName: no such architecture or head.
@@ -57,12 +60,18 @@ def new(
             raise ArgumentError(f"what the head would read is no vector: {list(after)}")
     except ArgumentError as error:
         raise error.within(architecture=architecture.name, observation=list(shape)) from None
-    model, interface = _written(architecture, layers, shape, actions, head, dtype, scale, seed)
+    model, interface = _written(architecture, layers, shape, actions, head, dtype, scale, seed, noisy)
     step = LineageStep(
         "new",
         versions={"policy-surgery": version("policy-surgery")},
         seed=seed,
-        summary={"architecture": architecture.name, "head": head, "observation": shape, "actions": actions},
+        summary={
+            "architecture": architecture.name,
+            "head": head,
+            "observation": shape,
+            "actions": actions,
+            "noisy": noisy,
+        },
     )
     return Checkpoint(model, interface, lineage=(step,))
 
@@ -100,6 +109,7 @@ def _written(
     dtype: str,
     scale: float | None,
     seed: int,
+    noisy: bool,
 ) -> tuple[ir.Model, Interface]:
     kind = HEADS[head]
     start: Initialisation = architecture.initialisation
@@ -107,10 +117,10 @@ def _written(
         start = "orthogonal"
     graph = GraphBuilder(architecture.name)
     x = _observed(graph, shape, dtype, scale)
-    writer = Writer(graph, Initialiser(start, seed), x, channels_first(shape))
+    writer = Writer(graph, Initialiser(start, seed), x, channels_first(shape), noisy=noisy or kind.noisy)
     shared, stream = split_stream(layers) if kind.streams else (layers, ())
     writer.add(shared)
-    outputs = dueling(writer, actions, stream) if kind.streams else kind.write(writer, actions)
+    outputs = dueling(writer, kind, actions, stream) if kind.streams else kind.write(writer, actions)
     inputs = [Port("observation", "observation", declared=True)]
     for name, value, width in writer.states:
         graph.output(value, f"{name}{NEXT}", (width,))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from surgery.architectures.initialise import Initialiser
+from surgery.architectures.initialise import Array, Initialiser
 from surgery.architectures.layers import (
     Activation,
     Attention,
@@ -26,6 +26,10 @@ from surgery.architectures.layers import (
 )
 from surgery.builder import GraphBuilder
 
+NOISE = ("noise_in", "noise_out")
+"""What a noisy layer's noise is called: zero in a file, drawn anew by whoever trains the network."""
+SPREAD = 0.5
+"""σ₀ of factorised noise."""
 NEXT = "_next"
 """The state that goes in as NAME comes out as NAME_next."""
 
@@ -35,11 +39,14 @@ class Writer:
 
     Attributes:
       graph: the graph in the making. x: what the next layer reads. shape: of one example of it.
+      noisy: whether dense layers on vectors are noisy ones.
       states: the recurrent states that went in, with their names, and the values that shall come out.
     """
 
-    def __init__(self, graph: GraphBuilder, start: Initialiser, x: ir.Value, shape: Shape) -> None:
-        self.graph, self.start, self.x, self.shape = graph, start, x, shape
+    def __init__(
+        self, graph: GraphBuilder, start: Initialiser, x: ir.Value, shape: Shape, *, noisy: bool = False
+    ) -> None:
+        self.graph, self.start, self.x, self.shape, self.noisy = graph, start, x, shape, noisy
         self.states: list[tuple[str, ir.Value, int]] = []
 
     def add(self, layers: Sequence[Layer], prefix: str = "") -> None:
@@ -52,13 +59,39 @@ class Writer:
         fan_in = self.shape[-1]
         weight = self.start.weight(f"{name}.weight", (width, fan_in), gain=gain)
         bias = self.start.bias(f"{name}.bias", width, fan_in)
-        if len(self.shape) == 1:
+        if len(self.shape) == 1 and self.noisy:
+            self.x = self._noisy(name, weight, bias)
+        elif len(self.shape) == 1:
             self.x = self.graph.linear(self.x, name, weight, bias)
         else:
             turned = self.graph.op("Transpose", self.graph.parameter(f"{name}.weight", weight), perm=[1, 0])
             product = self.graph.op("MatMul", self.x, turned)
             self.x = self.graph.op("Add", product, self.graph.parameter(f"{name}.bias", bias))
         self.shape = (*self.shape[:-1], width)
+
+    def _noisy(self, name: str, weight: Array, bias: Array) -> ir.Value:
+        """`(μ + σ ∘ f(ε_out) f(ε_in)ᵀ) x + …`: a dense layer with factorised Gaussian noise.
+
+        Fortunato et al. 2018, "Noisy Networks for Exploration", arXiv:1706.10295, §3: means start as the plain layer
+        does, σ at σ₀/√fan-in. f(ε) is stored as it is applied; with zeros the layer is its mean.
+        """
+        graph, (width, fan_in) = self.graph, weight.shape
+        spread = SPREAD / math.sqrt(fan_in)
+        y = graph.op(
+            "Gemm", self.x, graph.parameter(f"{name}.weight_mu", weight), graph.parameter(f"{name}.bias_mu", bias),
+            transB=1,
+        )  # fmt: skip
+        sigma = np.full((width, fan_in), spread, np.float32), np.full(width, spread, np.float32)
+        noise_in, noise_out = (
+            graph.parameter(f"{name}.{end}", np.zeros(size, np.float32))
+            for end, size in zip(NOISE, (fan_in, width), strict=True)
+        )
+        z = graph.op(
+            "Gemm", graph.op("Mul", self.x, noise_in),
+            graph.parameter(f"{name}.weight_sigma", sigma[0]), graph.parameter(f"{name}.bias_sigma", sigma[1]),
+            transB=1,
+        )  # fmt: skip
+        return graph.op("Add", y, graph.op("Mul", z, noise_out))
 
     def _layer(self, layer: Layer, prefix: str) -> None:
         match layer:

@@ -21,11 +21,12 @@ from surgery.cli._output import Output
 )
 @click.option(
     "--head",
-    type=click.Choice(["q", "dueling", "c51", "qr"]),
+    type=click.Choice(["q", "dueling", "c51", "qr", "rainbow"]),
     default="q",
     show_default=True,
-    help="What the student gives: values, dueling values, C51's or QR-DQN's distributions.",
+    help="What the student gives: values, dueling values, C51's or QR-DQN's distributions; or all of Rainbow.",
 )
+@click.option("--noisy", is_flag=True, help="Noisy dense layers explore, instead of random actions.")
 @click.option(
     "--teacher-replay",
     metavar="FILE.npz",
@@ -40,6 +41,7 @@ def command(
     architecture: str,
     method: str,
     head: str,
+    noisy: bool,
     teacher_replay: Path | None,
     environment: str | None,
     settings: tuple[str, ...],
@@ -62,12 +64,13 @@ def command(
     Example:
       surgery distill breakout.onnx --to impala -o runs/breakout
       surgery distill breakout.onnx --to impala --method kickstarting --frames 2000000 -o runs/kick
-      surgery distill agent.onnx --to mlp-64-64 --head c51 --set prioritised=true -o runs/rainbow
+      surgery distill agent.onnx --to mlp-64-64 --head rainbow -o runs/rainbow
+      surgery distill agent.onnx --to lstm-128 -o runs/remembers
     """
     _training.library()
     from surgery.distill import Options, plan_distill
 
-    run = Options(frames=frames, seed=seed, device=device, envs=envs, head=head, changes=changes)
+    run = Options(frames=frames, seed=seed, device=device, envs=envs, head=head, noisy=noisy, changes=changes)
     with output.step(f"reading {teacher}"):
         checkpoint = surgery.load(teacher, optimizer=False)
         job = plan_distill(

@@ -29,7 +29,7 @@ def _shape(ctx: click.Context, parameter: click.Parameter, word: str | None) -> 
               help="For the same observations, actions and environment, with the same head.")  # fmt: skip
 @click.option("--observation", metavar="SHAPE", callback=_shape, help="Instead: such as 4x84x84.")
 @click.option("--actions", metavar="N", type=click.IntRange(min=1), help="Instead: how many.")
-@click.option("--head", metavar="HEAD", help="q, dueling, c51, qr, actor-critic or gaussian.")
+@click.option("--head", metavar="HEAD", help="q, dueling, c51, qr, rainbow, actor-critic or gaussian.")
 @_options.seed
 @_options.output_file(required=True)
 @_options.force

@@ -85,7 +85,9 @@ class Games:
     cut: int
 
 
-def play_games(envs: Envs, act: Act, count: int, limit: int) -> Games:
+def play_games(
+    envs: Envs, act: Act, count: int, limit: int, *, ended: Callable[[Array], None] = lambda _: None
+) -> Games:
     """Play whole games, a fixed number in each environment, within a limit of steps.
 
     A student that does not know yet how to serve the ball stands still for half an hour in every game; without the
@@ -95,6 +97,7 @@ def play_games(envs: Envs, act: Act, count: int, limit: int) -> Games:
       envs: made for evaluation; reset here.
       act: the policy.
       count: games to play.
+      ended: told which environments (n,) bool start a new episode, for policies with a memory.
       limit: steps of each environment. A game that goes on then counts as it stands, if it is one of those to be
         played.
     """
@@ -105,6 +108,7 @@ def play_games(envs: Envs, act: Act, count: int, limit: int) -> Games:
     observation = envs.reset()
     for _ in range(limit):
         step = envs.step(act(observation))
+        ended(step.begins)
         running += np.where(step.valid, step.reward, 0.0)
         for env, total, _ in step.finished:
             running[env] = 0.0

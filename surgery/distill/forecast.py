@@ -11,7 +11,7 @@ import torch
 from surgery.distill.acting import Array
 from surgery.distill.learner import Objective
 from surgery.distill.session import Job, Session
-from surgery.replay import Batch, estimate
+from surgery.replay import Batch, Stretch, estimate
 
 STEPS = 4
 COMPRESSED = 1 / 60
@@ -56,7 +56,9 @@ def forecast(job: Job, *, threads: int = 1) -> Forecast:
         scores = max(
             replay.scores for replay in (session.replay, session.teacher_replay) if replay is not None
         )
-        memory = estimate(rows, frame, kind, prioritised=settings.prioritised, scores=scores)
+        memory = estimate(
+            rows, frame, kind, prioritised=settings.prioritised, scores=scores, window=session.replay.window
+        )
         weights = sum(parameter.numel() * 4 for parameter in session.student.module.parameters())
         return Forecast(
             memory=memory,
@@ -75,6 +77,8 @@ def _update_seconds(session: Session) -> float:
     ones = np.ones(settings.batch, np.float32)
     zeros, scores = np.zeros(settings.batch, np.int64), np.zeros((settings.batch, envs.actions), np.float32)
     batch = Batch(zeros, blank, zeros, ones, ones, blank, ones, scores)
+    if settings.unroll:
+        batch = _stretches(session)
     loss = session.method.offline_loss if settings.offline_updates else session.method.online_loss
     objective = Objective(session.method.temporal, loss)
 
@@ -89,6 +93,19 @@ def _update_seconds(session: Session) -> float:
     return (time.perf_counter() - begun) / STEPS
 
 
+def _stretches(session: Session) -> Batch:
+    """A batch of stretches in which nothing happens."""
+    settings, envs = session.settings, session.envs
+    size, time_steps = settings.batch * settings.unroll, settings.burn_in + settings.unroll + settings.n_step
+    blank = np.zeros((time_steps, settings.batch, *envs.observation_shape), envs.observation_dtype)
+    zeros, ones = np.zeros(size, np.int64), np.ones(size, np.float32)
+    stretch = Stretch(
+        np.zeros((time_steps, settings.batch), np.bool_), np.zeros((settings.batch, 0), np.float32), zeros
+    )
+    scores = np.zeros((size, envs.actions), np.float32)
+    return Batch(zeros, blank, zeros, ones, ones, blank[0, :0], ones, scores, stretch)
+
+
 def _step_seconds(session: Session) -> float:
     observation: Array = session.envs.reset()
     teacher = session.teacher if session.asks_teacher("online", 1.0) else None
@@ -96,5 +113,5 @@ def _step_seconds(session: Session) -> float:
     for _ in range(STEPS * 4):
         if teacher is not None:
             teacher.scores(observation)
-        observation = session.envs.step(session.student.greedy(observation)).observation
+        observation = session.envs.step(session.actor.greedy(observation)).observation
     return (time.perf_counter() - begun) / (STEPS * 4 * session.settings.envs)

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 
 from surgery.distill.acting import Array, Games, Turns, epsilon, explore, play_games
+from surgery.distill.actor import Actor
+from surgery.distill.captured import Arriving
 from surgery.distill.guarded import alive
 from surgery.distill.interrupt import Stopped
 from surgery.distill.journal import Pace, Status
-from surgery.distill.learner import Arriving, Objective
+from surgery.distill.learner import Objective
 from surgery.distill.measuring import check_record, check_teacher, standard_error
 from surgery.distill.mixing import mixed
 from surgery.distill.session import Session
@@ -48,6 +50,7 @@ class Loop:
         stop: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
         self._session, self._watch, self._note, self._stop = session, watch, note, stop
+        session.note = note
         self._progress, self._settings = session.progress, session.settings
         self._late: tuple[Array, Arriving] | None = None
         self._pace = Pace()
@@ -129,7 +132,7 @@ class Loop:
             actions = explore(wanted, chance, session.envs.actions, session.actions)
             step = session.envs.step(actions)
             _add(replay, observation, actions, step, scores)
-            teacher.forget(step.begins)
+            session.forget(step.begins)
             progress.collected += int(step.valid.sum())
             observation = step.observation
         replay.cut()
@@ -168,12 +171,12 @@ class Loop:
             if progress.steps >= settings.budget:
                 return
             self._turn("online", session.frames, settings.budget * settings.skip, "frames")
+            state = session.actor.remembered(settings.envs)
             actions, scores = self._act(observation, turns)
             self._learn()  # queued on a device, it runs while the environments step
             step = session.envs.step(actions)
-            _add(session.replay, observation, actions, step, scores)
-            if session.teacher is not None:
-                session.teacher.forget(step.begins)
+            _add(session.replay, observation, actions, step, scores, state)
+            session.forget(step.begins)
             self._count(step, turns)
             observation = step.observation
 
@@ -181,7 +184,7 @@ class Loop:
         """What is done, and what the teacher says of the observation where that is needed."""
         session, settings, teacher = self._session, self._settings, self._session.teacher
         chance = epsilon(self._progress.steps, settings.epsilon_decay, settings.epsilon_end)
-        actions = explore(session.student.greedy(observation), chance, session.envs.actions, session.actions)
+        actions = explore(session.actor.greedy(observation), chance, session.envs.actions, session.actions)
         if teacher is None:
             return actions, None
         if turns is None:
@@ -238,7 +241,7 @@ class Loop:
     def _count(self, step: Step, turns: Turns | None) -> None:
         session, progress, settings = self._session, self._progress, self._settings
         before, progress.steps = progress.steps, progress.steps + len(step.reward)
-        if len(session.replay) >= max(settings.learn_after, settings.batch + settings.envs * settings.n_step):
+        if len(session.replay) >= max(settings.learn_after, settings.least):
             progress.owed += len(step.reward) / settings.update_period
         if before // settings.target_period != progress.steps // settings.target_period:
             session.learner.sync_target()
@@ -259,9 +262,10 @@ class Loop:
             return
         generator = np.random.default_rng([settings.seed, 2, due])
         count, chance = session.envs.actions, settings.evaluation_epsilon
+        actor = Actor(session.student)
         score = self._play(
-            lambda x: explore(session.student.greedy(x), chance, count, generator),
-            3 + due, settings.evaluation_episodes, f"epsilon:{chance:g}",
+            lambda x: explore(actor.greedy(x), chance, count, generator),
+            3 + due, settings.evaluation_episodes, f"epsilon:{chance:g}", ended=actor.forget,
         )  # fmt: skip
         progress.evaluated = due + last
         progress.mean_return = score.mean
@@ -294,10 +298,13 @@ class Loop:
                 f"{progress.teacher[0]:.4g}): λ is 0 from here on, and learning goes on without it"
             )
 
-    def _play(self, act: Callable[[Array], Array], salt: int, episodes: int, mode: str) -> Score:
-        envs = self._session.evaluation_envs(salt)
+    def _play(
+        self, act: Callable[[Array], Array], salt: int, episodes: int, mode: str,
+        ended: Callable[[Array], None] = lambda _: None,
+    ) -> Score:  # fmt: skip
+        envs, limit = self._session.evaluation_envs(salt), self._settings.evaluation_steps
         try:
-            self._games = play_games(envs, self._patient(act), episodes, self._settings.evaluation_steps)
+            self._games = play_games(envs, self._patient(act), episodes, limit, ended=ended)
         finally:
             envs.close()
         return Score.of(self._games.returns, mode, {}, None)
@@ -367,7 +374,15 @@ class Loop:
         )  # fmt: skip
 
 
-def _add(replay: Replay, observation: Array, actions: Array, step: Step, scores: torch.Tensor | None) -> None:
+def _add(
+    replay: Replay,
+    observation: Array,
+    actions: Array,
+    step: Step,
+    scores: torch.Tensor | None,
+    state: torch.Tensor | None = None,
+) -> None:
     replay.add(
-        observation, actions, step.reward, step.terminated, step.truncated, step.next_observation, step.valid, scores
+        observation, actions, step.reward, step.terminated, step.truncated, step.next_observation,
+        step.valid, scores, state,
     )  # fmt: skip

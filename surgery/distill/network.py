@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from surgery.architectures.writer import NOISE
 from surgery.distill.values import Values
 from surgery.errors import ArgumentError
+from surgery.policy.feeds import StatePort
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
@@ -48,21 +51,29 @@ def choose_precision(device: str, observation: Sequence[int]) -> torch.dtype:
     return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
 
 
+def noise_of(module: nn.Module) -> list[Tensor]:
+    """The tensors that hold the noise of noisy layers, by their names."""
+    held = [*module.named_parameters(), *module.named_buffers()]
+    return [tensor for name, tensor in held if name.rpartition(".")[2] in NOISE]
+
+
 def is_image(observation: Sequence[int]) -> bool:
     """Whether an observation (C, H, W) is large enough for what pays on images."""
     return len(observation) == 3 and min(observation[1:]) >= IMAGE
 
 
 class Network:
-    """A module with one output, on a device, with its way of reading values.
+    """A module with one output, beside the state that it may carry, on a device, with its way of reading values.
 
     Args:
-      module: takes (B, *observation), gives (B, A) or (B, A, N); moved and laid out in place.
+      module: takes (B, *observation), gives (B, A) or (B, A, N), and takes and gives states, in the order of
+        `states`; moved and laid out in place.
       values: how its output is read.
       observation: shape of one observation.
       dtype: element type of the module's input.
       device: `cpu` or `cuda`.
       precision: float32, or bfloat16 by autocast.
+      states: what it carries from step to step; empty: it has no memory.
     """
 
     def __init__(
@@ -74,35 +85,91 @@ class Network:
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
         precision: torch.dtype = torch.float32,
+        states: Sequence[StatePort] = (),
     ) -> None:
         self._image = is_image(observation)
         layout = torch.channels_last if self._image else torch.preserve_format
         self.module = module.to(device=device, memory_format=layout)  # type: ignore[call-overload]
         self.values, self.device = values, device
         self._dtype, self._precision = dtype, precision
+        self.states = tuple(states)
+        self._noise = noise_of(self.module)
+        for noise in self._noise:
+            noise.requires_grad_(False)
 
-    def tensor(self, observation: Array | Tensor) -> Tensor:
-        """Observations (B, *observation) of any element type, as the module takes them."""
-        tensor = torch.from_numpy(observation) if isinstance(observation, np.ndarray) else observation
+    def there(self, given: Array | Tensor) -> Tensor:
+        """Numbers of any element type, on the device."""
+        tensor = torch.from_numpy(given) if isinstance(given, np.ndarray) else given
         if self.device == "cuda" and tensor.device.type == "cpu":
-            tensor = tensor.pin_memory().to("cuda", non_blocking=True)
-        tensor = tensor.to(self._dtype)
-        return tensor.contiguous(memory_format=torch.channels_last) if self._image else tensor
+            return tensor.pin_memory().to("cuda", non_blocking=True)
+        return tensor
 
     def __call__(self, observation: Tensor) -> Tensor:
-        """The output in float32."""
-        if self._precision == torch.float32:
-            return self._only(self.module(observation))
-        with torch.autocast(self.device, dtype=self._precision):
-            output = self._only(self.module(observation))
-        return output.float()
+        """The output in float32 for observations (B, *observation) of any element type."""
+        return self._run(observation)[0].float()
 
-    def greedy(self, observation: Array) -> Array:
-        """The best action (B,) for each observation."""
-        with torch.inference_mode():
-            best = self.values.expected(self(self.tensor(observation))).argmax(dim=1)
-        actions: Array = best.cpu().numpy()
-        return actions
+    def step(self, observation: Tensor, state: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The same, and the state after it."""
+        output, *after = self._run(observation, *state)
+        return output.float(), tuple(one.float() for one in after)
+
+    def _run(self, observation: Tensor, *state: Tensor) -> Sequence[Tensor]:
+        x = observation.to(self._dtype)
+        x = x.contiguous(memory_format=torch.channels_last) if self._image else x
+        if self._precision == torch.float32:
+            found = self.module(x, *state)
+        else:
+            with torch.autocast(self.device, dtype=self._precision):
+                found = self.module(x, *state)
+        return found if isinstance(found, tuple) else (found,)
+
+    @property
+    def state_size(self) -> int:
+        """Numbers in the state of one environment."""
+        return sum(math.prod(size for size in state.shape if size is not None) for state in self.states)
+
+    def blank(self, count: int) -> tuple[Tensor, ...]:
+        """The state in which `count` episodes begin."""
+        place = torch.device(self.device)
+        return tuple(state.zeros(count, place) for state in self.states)
+
+    def cleared(self, state: Sequence[Tensor], rows: Tensor) -> tuple[Tensor, ...]:
+        """A state with some environments (n,) bool as at the beginning of an episode."""
+        return tuple(port.cleared(one, rows) for port, one in zip(self.states, state, strict=True))
+
+    def packed(self, state: Sequence[Tensor]) -> Tensor:
+        """A state as (n, S)."""
+        rows = [one.movedim(port.batch, 0).flatten(1) for port, one in zip(self.states, state, strict=True)]
+        return torch.cat(rows, dim=1)
+
+    def unpacked(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """What `packed` made rows (n, S) of; of rows without numbers the state at the beginning."""
+        if not rows.shape[1]:
+            return self.blank(len(rows))
+        sizes = [tuple(size for size in port.shape if size is not None) for port in self.states]
+        parts = torch.split(rows, [math.prod(size) for size in sizes], dim=1)
+        return tuple(
+            part.reshape(-1, *size).movedim(0, port.batch)
+            for part, size, port in zip(parts, sizes, self.states, strict=True)
+        )
+
+    @property
+    def noisy(self) -> bool:
+        """Whether it has noisy layers."""
+        return bool(self._noise)
+
+    @torch.no_grad()
+    def draw_noise(self) -> None:
+        """New noise for all noisy layers: sgn(ε)√|ε| of normal ε (Fortunato et al. 2018, arXiv:1706.10295, §3)."""
+        for noise in self._noise:
+            noise.normal_()
+            noise.copy_(noise.sign() * noise.abs().sqrt())
+
+    @torch.no_grad()
+    def silence(self) -> None:
+        """No noise: the layers' means are left, as in evaluation and in files."""
+        for noise in self._noise:
+            noise.zero_()
 
     def copy_from(self, other: Network) -> None:
         """Take over all parameters and buffers, in place."""
@@ -116,7 +183,3 @@ class Network:
 
     def _state(self) -> list[Tensor]:
         return [*self.module.parameters(), *self.module.buffers()]
-
-    @staticmethod
-    def _only(output: Tensor | tuple[Tensor, ...]) -> Tensor:
-        return output[0] if isinstance(output, tuple) else output

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from surgery.architectures import new
+from surgery.architectures.writer import NOISE
 from surgery.checkpoint import Checkpoint
 from surgery.distill import store
 from surgery.distill.interrupt import Interrupts, Stopped
@@ -68,7 +69,9 @@ class Options:
       seed: of all that is random.
       device: `auto`, `cpu` or `cuda`.
       envs: environments stepped together.
-      head: of a new student: `q`, `dueling`, `c51` or `qr`.
+      head: of a new student: `q`, `dueling`, `c51`, `qr` or `rainbow` (dueling C51 of noisy layers, learned with
+        `double` and `prioritised`).
+      noisy: make the dense layers of a new student noisy ones, which explore by themselves: ε is 0.
       changes: settings given by hand.
       threads: of torch on the CPU: more than one per process only pays on an idle machine.
       save_seconds: time between checkpoints.
@@ -79,6 +82,7 @@ class Options:
     device: str = "auto"
     envs: int = 8
     head: str = "q"
+    noisy: bool = False
     changes: Mapping[str, object] | None = None
     threads: int = 1
     save_seconds: float = 120.0
@@ -120,9 +124,7 @@ def plan_distill(
     if teacher_replay is not None and not chosen.collects:
         raise ArgumentError(f"the method '{chosen.name}' learns from no transitions of the teacher")
     recorded = None if teacher_replay is None else read_transitions(teacher_replay)
-    settings = Settings.scaled(
-        chosen, contract, frames=options.frames, seed=options.seed, envs=options.envs
-    ).changed(options.changes or {})
+    settings = _settings(chosen, contract, student, options)
     if recorded is not None:
         settings = replace(settings, teacher_data=len(recorded))
     return _job(
@@ -150,9 +152,7 @@ def plan_finetune(
     values_of(model)
     contract = complete(environment)
     chosen = method_named("finetune")
-    settings = Settings.scaled(
-        chosen, contract, frames=options.frames, seed=options.seed, envs=options.envs
-    ).changed(options.changes or {})
+    settings = _settings(chosen, contract, model, options)
     student = model
     if model.optimizer is not None and model.optimizer.kind != optimizer:
         swapped = swap_optimizer(
@@ -231,16 +231,46 @@ def _student(
     finally:
         envs.close()
     scale = 1 / 255 if dtype.name == "uint8" and len(shape) == 3 else None
-    made = new(to, observation=shape, actions=actions, head=options.head, scale=scale, seed=options.seed)
-    if [port.kind for port in made.interface.inputs] != ["observation"]:
-        raise ArgumentError(
-            f"'{to}' is recurrent, which students are not yet", hint="surgery list architectures"
-        )
+    made = new(to, observation=shape, actions=actions, head=options.head, scale=scale, seed=options.seed,
+               noisy=options.noisy)  # fmt: skip
     bounds = (0.0, 255.0) if scale else (0.0, 1.0) if dtype.name == "bool" else (None, None)
     inputs = {"observation": PortPatch(low=bounds[0], high=bounds[1])}
     outputs = {made.interface.outputs[0].name: PortPatch(labels=meanings)}
     interface: Interface = made.interface.annotated(inputs, outputs)
     return contract, made.replace(interface=interface, environment=contract)
+
+
+def _settings(method: Method, contract: Environment, student: Checkpoint, options: Options) -> Settings:
+    """All numbers, those of the student's kind included.
+
+    Raises:
+      ArgumentError, UnknownName: a setting that is wrong, or a combination that does not exist.
+    """
+    recurrent = any(port.kind == "state" for port in student.interface.inputs)
+    settings = Settings.scaled(
+        method, contract, frames=options.frames, seed=options.seed, envs=options.envs, recurrent=recurrent
+    )
+    if any(name.rpartition(".")[2] in NOISE for name in student.tensors):
+        settings = replace(settings, epsilon_end=0.0, epsilon_decay=0)
+    if options.head == "rainbow":
+        settings = replace(settings, double=True, prioritised=not recurrent)
+    settings = settings.changed(options.changes or {})
+    if recurrent != (settings.unroll > 0) or (settings.burn_in and not recurrent):
+        raise ArgumentError(
+            f"the settings 'unroll' ({settings.unroll}) and 'burn_in' ({settings.burn_in}) are for students with a "
+            "memory, and need at least one step to learn from there",
+        )
+    if recurrent and settings.prioritised:
+        raise ArgumentError(
+            "students with a memory draw stretches of experience, which have no priorities",
+            hint="--set prioritised=false, or a student without a memory",
+        )
+    if recurrent and method.rehearsal:
+        raise ArgumentError(
+            f"'{method.name}' swaps single transitions of a batch, a student with a memory learns from stretches",
+            hint="another method: surgery list methods; or a student without a memory",
+        )
+    return settings
 
 
 def _job(

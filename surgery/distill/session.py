@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +15,7 @@ from surgery import torch as modules
 from surgery.checkpoint import Checkpoint, save
 from surgery.distill import store
 from surgery.distill.acting import Array
+from surgery.distill.actor import Actor
 from surgery.distill.guarded import Guarded
 from surgery.distill.journal import Journal
 from surgery.distill.learner import Learner, make_optimizer
@@ -30,11 +31,13 @@ from surgery.errors import CorruptFile, RunFailed
 from surgery.evaluate import Score
 from surgery.interface import Environment, LineageStep
 from surgery.json_values import Fields, Json
+from surgery.policy.feeds import state_ports
 from surgery.replay import (
     Layout,
     Replay,
     Segment,
     Transitions,
+    Window,
     check_memory,
     estimate,
     restore,
@@ -87,13 +90,17 @@ class Session:
 
     Attributes:
       notes: what had to be said on opening.
+      actor: the student at play in the training environments.
+      note: told what should be said once while it runs.
       score: the student's newest, of these very weights and of whole games; None before the first evaluation.
     """
 
     def __init__(self, job: Job) -> None:
         self.job, self.settings, self.method = job, job.settings, job.method
         self.progress = Progress()
+        torch.manual_seed(self.settings.seed)  # noisy layers draw from torch's own generators
         self.notes: list[str] = []
+        self.note: Callable[[str], None] = self.notes.append
         self._metrics_size = 0
         self.envs = self._make_envs(training=True, salt=0)
         self.teacher = None
@@ -101,6 +108,7 @@ class Session:
             self.teacher = Teacher(job.teacher, job.environment, device=job.device)
             self.teacher.check(self.envs)
         self.learner = self._make_learner()
+        self.actor = Actor(self.student, noisy=True)
         self.weaning = Weaning(0.0, 1.0, self.settings.cutoff)
         self.draws, self.actions = (
             np.random.default_rng(sequence)
@@ -153,9 +161,14 @@ class Session:
 
     def begin(self) -> Array:
         """Start episodes in all training environments; nobody remembers those before."""
-        if self.teacher is not None:
-            self.teacher.forget()
+        self.forget()
         return self.envs.reset()
+
+    def forget(self, begins: Array | None = None) -> None:
+        """What teacher and student remember of environments (n,) bool in which an episode begins; None: of all."""
+        self.actor.forget(begins)
+        if self.teacher is not None:
+            self.teacher.forget(begins)
 
     def renew_envs(self) -> None:
         """Make the training environments anew, as after a restart: open episodes are cut off."""
@@ -180,7 +193,7 @@ class Session:
     def _make_learner(self) -> Learner:
         job, settings = self.job, self.settings
         shape = self.envs.observation_shape
-        values = values_of(job.student)
+        values, states = values_of(job.student), state_ports(job.student)
         precision = job.precision or choose_precision(job.device, shape)
         dtype = torch.uint8 if _takes_bytes(job.student) else torch.float32
         student, target = (
@@ -191,6 +204,7 @@ class Session:
                 dtype=dtype,
                 device=job.device,
                 precision=precision,
+                states=states,
             )
             for _ in range(2)
         )
@@ -208,6 +222,7 @@ class Session:
             actions=self.envs.actions,
             teacher_temperature=temperature,
             teacher_acts=teacher is not None and teacher.only_acts,
+            note=lambda text: self.note(text),
         )
 
     def _make_replays(self) -> tuple[Replay, Replay | None]:
@@ -219,7 +234,12 @@ class Session:
             shapes["teacher"] = self._rows(settings.teacher_data if given is None else len(given))
         sizes = [
             estimate(
-                rows, layout.frame, layout.dtype, prioritised=settings.prioritised, scores=self._scores(name)
+                rows,
+                layout.frame,
+                layout.dtype,
+                prioritised=settings.prioritised,
+                scores=self._scores(name),
+                window=self._window(name),
             )
             for name, (layout, rows) in shapes.items()
         ]
@@ -233,7 +253,7 @@ class Session:
             name: Replay(
                 layout, rows, n_step=settings.n_step, gamma=settings.gamma, clip=settings.clip,
                 prioritised=settings.prioritised and name == "replay", device=device,
-                scores=self._scores(name),
+                scores=self._scores(name), window=self._window(name),
             )
             for name, (layout, rows) in shapes.items()
         }  # fmt: skip
@@ -244,15 +264,22 @@ class Session:
         asked = self.method.online_loss if name == "replay" else self.method.offline_loss
         return self.envs.actions if asked in ASKING else 0
 
+    def _window(self, name: str) -> Window | None:
+        """Of a student with a memory: it draws stretches; its own state is known only where it played itself."""
+        if not self.student.states:
+            return None
+        kept = self.student.state_size if name == "replay" else 0
+        return Window(self.settings.burn_in, self.settings.unroll, kept)
+
     def _rows(self, capacity: int) -> tuple[Layout, int]:
         """The layout of a replay, with rows for closing frames and first stacks, which are no transitions."""
         envs = self.envs
         layout = Layout.of(
             envs.observation_shape, envs.observation_dtype, envs=envs.num_envs, stacked=envs.stacked
         )
-        return layout, max(
-            round(1.05 * capacity), envs.num_envs * 2 * (layout.stack + self.settings.n_step + 1)
-        )
+        settings = self.settings
+        stretch = layout.stack + settings.burn_in + 2 * settings.unroll + settings.n_step + 1
+        return layout, max(round(1.05 * capacity), envs.num_envs * 2 * stretch)
 
     def free_teacher_replay(self) -> None:
         """Let the teacher's transitions go: nothing draws from them any more."""
@@ -306,6 +333,7 @@ class Session:
             "target": self.learner.target.module.state_dict(),
             "optimizer": self.learner.optimizer.state_dict()["state"],
             "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state() if self.job.device == "cuda" else None,
             "priorities": None if priorities is None else torch.from_numpy(priorities),
         }
 
@@ -335,6 +363,8 @@ class Session:
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": saved.tensors["optimizer"], "param_groups": groups})
             torch.set_rng_state(saved.tensors["torch"])
+            if self.job.device == "cuda" and saved.tensors["cuda"] is not None:
+                torch.cuda.set_rng_state(saved.tensors["cuda"])
             self._restore_replays(listed, saved.tensors["priorities"])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise CorruptFile(f"{saved.path} does not fit this run: {error}") from error
@@ -355,6 +385,7 @@ class Session:
 
     def result(self) -> Checkpoint:
         """The student as a checkpoint: weights, optimizer state, environment and lineage."""
+        self.student.silence()
         made = modules.from_module(self.student.module, self.job.student, optimizer=self.learner.optimizer)
         lineage = (
             (*self.job.student.lineage, self.job.lineage) if self.job.lineage else self.job.student.lineage

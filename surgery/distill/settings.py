@@ -13,7 +13,7 @@ from surgery.json_values import Json
 
 PAPER = 2_500_000
 """Agent steps of the papers' online budget (10 M frames of Atari)."""
-HEADS = ("q", "dueling", "c51", "qr")
+HEADS = ("q", "dueling", "c51", "qr", "rainbow")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,9 @@ class Settings:
       gamma: discount per step.
       double: whether the student chooses the action whose value the target network gives (arXiv:1509.06461).
       prioritised: whether replay follows priorities (arXiv:1511.05952, with Dopamine's exponents of one half).
-      batch: transitions per gradient step.
+      batch: transitions per gradient step; of a student with a memory, stretches of `unroll` of them.
+      burn_in: steps before them that only bring a student's memory up to date; 0 without one.
+      unroll: steps of a stretch that are learned from; 0 for students without a memory.
       update_period: agent steps per gradient step.
       target_period: agent steps between copies of the student to the target network; offline the same number of
         gradient steps (÷ update_period).
@@ -64,6 +66,8 @@ class Settings:
     double: bool
     prioritised: bool
     batch: int
+    burn_in: int
+    unroll: int
     update_period: int
     target_period: int
     learn_after: int
@@ -86,7 +90,15 @@ class Settings:
     evaluation_steps: int
 
     @staticmethod
-    def scaled(method: Method, environment: Environment, *, frames: int, seed: int, envs: int) -> Settings:
+    def scaled(
+        method: Method,
+        environment: Environment,
+        *,
+        frames: int,
+        seed: int,
+        envs: int,
+        recurrent: bool = False,
+    ) -> Settings:
         """The papers' numbers, scaled to a budget.
 
         Budgets, the offline phase, t₀, ε's decay, evaluations, what is collected and kept are the same fractions
@@ -94,12 +106,16 @@ class Settings:
         learning begins no earlier than after 500 transitions (20,000). An evaluation takes 125,000 steps at most, at
         a smaller budget 1/20 of it, but always up to 2,500 in each environment.
 
+        Students with a memory learn from stretches as in R2D2 (Kapturowski et al. 2019), half as long as there (20 + 40
+        steps), 16 of them every 16 steps, which still is five times as many transitions per step as for others.
+
         Args:
           method: whose numbers.
           environment: its contract.
           frames: online budget in emulator frames.
           seed: of all that is random.
           envs: environments stepped together.
+          recurrent: whether the student has a memory.
 
         Raises:
           ArgumentError: a budget below 1,000 agent steps.
@@ -111,6 +127,8 @@ class Settings:
                 f"{frames:,} frames are {budget:,} agent steps: nothing is learned in under 1,000"
             )
         part = budget / PAPER
+        period = 16 if recurrent else 4
+        updates = round(method.offline * budget * 4 / period)
         return Settings(
             method=method.name,
             budget=budget,
@@ -121,15 +139,17 @@ class Settings:
             gamma=0.99,
             double=False,
             prioritised=False,
-            batch=32,
-            update_period=4,
+            batch=16 if recurrent else 32,
+            burn_in=20 if recurrent else 0,
+            unroll=40 if recurrent else 0,
+            update_period=period,
             target_period=min(8000, max(1000, round(8000 * part))),
             learn_after=min(20_000, max(500, round(20_000 * part))),
             replay=min(1_000_000, max(10_000, budget)),
             teacher_data=min(1_000_000, round(method.offline * budget) or round(0.4 * budget))
             if method.collects
             else 0,
-            offline_updates=round(method.offline * budget),
+            offline_updates=updates,
             cutoff=None if method.cutoff is None else round(method.cutoff * budget),
             coefficient=method.coefficient,
             temperature=0.1,
@@ -160,6 +180,12 @@ class Settings:
         done = replace(self, **{name: _like(name, value, self) for name, value in changes.items()})
         _check(done)
         return done
+
+    @property
+    def least(self) -> int:
+        """Transitions without which no batch can be drawn."""
+        stretch = self.n_step + (self.burn_in + 2 * self.unroll if self.unroll else 0)
+        return self.batch + self.envs * stretch
 
     def to_json(self) -> dict[str, Json]:
         return asdict(self)
@@ -194,6 +220,7 @@ def _like(name: str, value: object, settings: Settings) -> Any:  # noqa: ANN401
 _LEAST = {
     **dict.fromkeys(("budget", "envs", "n_step", "batch", "update_period", "target_period", "replay"), 1),
     **dict.fromkeys(("evaluate_every", "evaluation_episodes", "evaluation_steps"), 1),
+    **dict.fromkeys(("burn_in", "unroll"), 0),
     **dict.fromkeys(("learn_after", "teacher_data", "offline_updates", "epsilon_decay"), 0),
     **dict.fromkeys(("rate", "final_rate", "coefficient", "margin"), 0),
 }

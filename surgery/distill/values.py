@@ -121,9 +121,10 @@ def values_of(student: Checkpoint) -> Values:
     Raises:
       ArgumentError: it has no output that can learn by temporal differences, or more than one.
     """
-    ports = [port for port in student.interface.outputs if port.kind in KINDS]
-    if len(ports) != 1 or len(student.interface.outputs) != 1:
-        found = ", ".join(f"{port.name} ({port.kind})" for port in student.interface.outputs)
+    outputs = [port for port in student.interface.outputs if port.kind != "state"]
+    ports = [port for port in outputs if port.kind in KINDS]
+    if len(ports) != 1 or len(outputs) != 1:
+        found = ", ".join(f"{port.name} ({port.kind})" for port in outputs)
         raise ArgumentError(
             f"a student has one output of kind {', '.join(KINDS)}; this one has {found}",
             hint="choose a head with --head q, dueling, c51 or qr",

@@ -5,11 +5,12 @@ replay.add(observation, action, reward, terminated, truncated, next_observation)
 batch = replay.sample(32, generator)
 """
 
-from surgery.replay.batch import Batch, Layout
+from surgery.replay.batch import Batch, Layout, Stretch
 from surgery.replay.buffer import NOWHERE, Replay
 from surgery.replay.memory import check_memory, estimate
 from surgery.replay.recorded import Transitions, fill, read_transitions
 from surgery.replay.segments import Segment, restore, write_segment
+from surgery.replay.sequences import Window
 from surgery.replay.sum_tree import SumTree
 
 __all__ = [
@@ -18,8 +19,10 @@ __all__ = [
     "Layout",
     "Replay",
     "Segment",
+    "Stretch",
     "SumTree",
     "Transitions",
+    "Window",
     "check_memory",
     "estimate",
     "fill",

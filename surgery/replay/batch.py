@@ -40,8 +40,26 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """What a batch of stretches (`Window`) has beside its transitions; C stretches of T observations.
+
+    Attributes:
+      begins: (T, C) bool, where an episode begins: nothing from before is remembered.
+      state: (C, S) float32, of the network before the first observation; S may be 0.
+      after: (B,) int64, which of the T · C observations, time first, follows n steps after each transition.
+    """
+
+    begins: Array
+    state: Array | torch.Tensor
+    after: Array
+
+
+@dataclass(frozen=True)
 class Batch:
     """Transitions drawn from a replay; B of them, arrays on the host or tensors where the frames lie.
+
+    Of stretches, B is `unroll` · C, time first; `observation` is (T, C, *observation), `next_observation` is empty, and
+    `weight` is 0 where there was no transition, with a mean of 1.
 
     Attributes:
       rows: (B,) the rows drawn, for `Replay.set_priorities`.
@@ -52,6 +70,7 @@ class Batch:
       next_observation: (B, *observation) m steps on; what it holds under discount 0 is arbitrary.
       weight: (B,) float32, importance weights, largest 1; all ones without priorities.
       scores: (B, A) float32, what the teacher said at the observation; None where that is not kept.
+      stretch: the rest of a batch of stretches; None: transitions are drawn one by one.
     """
 
     rows: Array
@@ -62,3 +81,4 @@ class Batch:
     next_observation: Array | torch.Tensor
     weight: Array
     scores: Array | torch.Tensor | None = None
+    stretch: Stretch | None = None

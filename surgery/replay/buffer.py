@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from surgery.errors import ArgumentError
-from surgery.replay.batch import Batch, Layout
+from surgery.replay.batch import Batch, Layout, Stretch
 from surgery.replay.frames import Array, Frames, make_frames
+from surgery.replay.sequences import Window
 from surgery.replay.sum_tree import SumTree
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Replay:
       prioritised: draw in proportion to priority (`set_priorities`); else uniformly.
       device: where the frames lie: `cpu` is the host's memory.
       scores: actions for each of which a teacher's score is kept with every transition; 0: none are.
+      window: draw stretches of that length, not single transitions; not `prioritised`.
 
     Raises:
       ArgumentError: a share is too small for one stack and n steps.
@@ -56,17 +58,26 @@ class Replay:
         prioritised: bool = False,
         device: str = "cpu",
         scores: int = 0,
+        window: Window | None = None,
     ) -> None:
         self.layout, self.n_step, self.gamma, self.clip = layout, n_step, gamma, clip
+        self.window = window
         self.length = capacity // layout.envs
-        if self.length < 2 * (layout.stack + n_step):
+        least = 2 * (layout.stack + n_step) if window is None else 2 * window.length(n_step) + layout.stack
+        if self.length < least:
             raise ArgumentError(
                 f"a replay of {capacity:,} rows leaves {self.length} for each of {layout.envs} environments: "
-                f"at least {2 * (layout.stack + n_step)} are needed"
+                f"at least {least} are needed"
             )
+        stride = 1 if window is None else window.stride
+        self.length -= self.length % stride
         rows = self.length * layout.envs
         self._frames: Frames = make_frames(rows, layout.frame, np.dtype(layout.dtype), device)
         self._scores = make_frames(rows, (scores,), np.dtype(np.float32), device) if scores else None
+        self._states: Frames | None = None
+        if window is not None and window.state:
+            self._states = make_frames(rows // stride, (window.state,), np.dtype(np.float32), device)
+        self._first = np.zeros(rows, np.bool_)
         self._kind = np.zeros(rows, np.uint8)
         self._action = np.zeros(rows, np.int64)
         self._reward = np.zeros(rows, np.float32)
@@ -103,6 +114,7 @@ class Replay:
         next_observation: Array,
         valid: Array | None = None,
         scores: Array | torch.Tensor | None = None,
+        state: torch.Tensor | None = None,
     ) -> None:
         """Append what one step of every environment gave.
 
@@ -115,6 +127,7 @@ class Replay:
           next_observation: (envs, *observation) the true successor, never one of the next episode.
           valid: (envs,) false where no transition happened; all true if None.
           scores: (envs, A) of the teacher at `observation`, where they are kept; zeros if None.
+          state: (envs, S) of the student before it saw `observation`, where that is kept; zeros if None.
         """
         used = np.arange(self.layout.envs) if valid is None else np.flatnonzero(valid)
         current, after = self._frames_of(observation), self._frames_of(next_observation)
@@ -124,23 +137,28 @@ class Replay:
             self._append(fresh, current[fresh, age], CONTEXT)
         self._append(
             used, current[used, -1], TRANSITION, np.asarray(action)[used], np.asarray(reward)[used],
-            np.asarray(terminated)[used],
+            np.asarray(terminated)[used], np.isin(used, fresh),
         )  # fmt: skip
-        self._write_scores(used, scores)
+        self._write(self._scores, used, scores)
+        self._write(self._states, used, state)
         if self._expected is None:
             self._expected = np.zeros_like(after)
         self._expected[used] = after[used]
         self._open[used] = ~np.asarray(terminated, np.bool_)[used]
         self._close(used[(np.asarray(truncated)[used] != 0) & self._open[used]])
 
-    def _write_scores(self, used: Array, scores: Array | torch.Tensor | None) -> None:
-        """The teacher's scores of the transitions that were appended last."""
-        if self._scores is None or not len(used):
+    def _write(self, column: Frames | None, used: Array, given: Array | torch.Tensor | None) -> None:
+        """What belongs to the transitions that were appended last; of states those at which a stretch may begin."""
+        if column is None:
             return
-        if scores is None:
-            scores = np.zeros((self.layout.envs, *self._scores.shape), np.float32)
         rows = self._row(used, self.written[used] - 1)
-        self._scores.write(rows, scores if len(used) == self.layout.envs else scores[used])
+        if column is self._states and self.window is not None:
+            used, rows = used[rows % self.window.stride == 0], self._state_rows(rows)
+        if not len(used):
+            return
+        if given is None:
+            given = np.zeros((self.layout.envs, *column.shape), np.float32)
+        column.write(rows, given if len(used) == self.layout.envs else given[used])
 
     def cut(self) -> None:
         """Cut off every open episode: what is added next is of another one (an environment was made anew)."""
@@ -172,6 +190,7 @@ class Replay:
         action: Array | int = 0,
         reward: Array | float = 0.0,
         terminated: Array | bool = False,
+        first: Array | bool = False,
     ) -> None:
         """One row for each of some streams."""
         if not len(streams):
@@ -183,7 +202,7 @@ class Replay:
         self._transitions += len(rows) if kind == TRANSITION else 0
         self._frames.write(rows, frames)
         self._kind[rows], self._action[rows], self._reward[rows] = kind, action, reward
-        self._terminated[rows], self._cut[rows] = terminated, False
+        self._terminated[rows], self._cut[rows], self._first[rows] = terminated, False, first
         self.written[streams] += 1
         if self._tree is not None:
             self._tree.set(rows, np.full(len(rows), self._highest if kind == TRANSITION else 0.0))
@@ -194,24 +213,57 @@ class Replay:
         return rows
 
     def sample(self, size: int, generator: np.random.Generator) -> Batch:
-        """Draw transitions whose stack and whose n steps are whole, with replacement.
+        """Draw transitions whose stack and whose n steps are whole, with replacement; or so many stretches of them.
 
         Raises:
           ArgumentError: there are none, or next to none.
         """
+        if self.window is not None:
+            return self._stretches(self.window, size, generator)
         rows = self._draw(size, generator)
         streams, position = np.divmod(rows, self.length)
         returns, discount, steps = self._look_ahead(streams, position)
         back = np.arange(1 - self.layout.stack, 1)
         here = streams[:, None] * self.length + (position[:, None] + back) % self.length
         there = streams[:, None] * self.length + ((position + steps)[:, None] + back) % self.length
-        both = self._frames.gather(np.concatenate([here, there]).ravel())
-        shape = self.layout.frame if self.layout.stack == 1 else (self.layout.stack, *self.layout.frame)
-        both = both.reshape(2 * size, *shape)
+        both = self._frames.gather(np.concatenate([here, there]).ravel()).reshape(2 * size, *self._shape)
         scores = None if self._scores is None else self._scores.gather(rows)
         return Batch(
             rows, both[:size], self._action[rows], returns, discount, both[size:], self._weight(rows), scores
         )
+
+    def _stretches(self, window: Window, size: int, generator: np.random.Generator) -> Batch:
+        held = np.minimum(self.written, self.length)
+        streams, begin = window.draw(
+            self.written, held, stack=self.layout.stack, n_step=self.n_step, size=size, generator=generator
+        )
+        if not len(streams):
+            raise self._too_little(window.length(self.n_step))
+        entries = begin[:, None] + np.arange(window.length(self.n_step))
+        rows = self._row(streams[:, None], entries)
+        stacks = self._row(streams[:, None, None], entries[..., None] + np.arange(1 - self.layout.stack, 1))
+        observation = self._frames.gather(stacks.transpose(1, 0, 2).ravel())
+        learned, stream = window.learned(entries).T.ravel(), np.tile(streams, window.unroll)
+        drawn = self._row(stream, learned)
+        returns, discount, steps = self._look_ahead(stream, learned % self.length)
+        counts = self._kind[drawn] == TRANSITION
+        weight = counts * (counts.size / max(1, int(counts.sum())))
+        since = np.repeat(np.arange(window.unroll), size) + window.burn_in
+        after = (since + np.where(counts, steps, 0)) * size + np.tile(np.arange(size), window.unroll)
+        place = self._row(streams, begin) // window.stride
+        state = np.zeros((size, 0), np.float32) if self._states is None else self._states.gather(place)
+        return Batch(
+            drawn, observation.reshape(-1, size, *self._shape), self._action[drawn], returns, discount,
+            np.zeros((0, *self._shape), self.layout.dtype), weight.astype(np.float32),
+            None if self._scores is None else self._scores.gather(drawn),
+            Stretch(self._first[rows].T.copy(), state, after),
+        )  # fmt: skip
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        """Of one observation."""
+        layout = self.layout
+        return layout.frame if layout.stack == 1 else (layout.stack, *layout.frame)
 
     def _draw(self, size: int, generator: np.random.Generator) -> Array:
         rows = np.zeros(size, np.int64)
@@ -223,8 +275,11 @@ class Replay:
             missing[missing] = ~self._whole(drawn)
             if not missing.any():
                 return rows
-        raise ArgumentError(
-            f"a replay of {len(self):,} transitions holds next to none with {self.n_step} steps after it",
+        raise self._too_little(self.n_step)
+
+    def _too_little(self, steps: int) -> ArgumentError:
+        return ArgumentError(
+            f"a replay of {len(self):,} transitions holds next to none with {steps} steps after it",
             hint="collect more before learning",
         )
 
@@ -326,23 +381,30 @@ class Replay:
         """The rows that some entries of some streams lie in: frames and columns, for `segments`."""
         rows = self._row(streams, counts)
         scores = {} if self._scores is None else {"scores": self._scores.read(rows)}
+        if self._states is not None:
+            scores["states"] = self._states.read(self._state_rows(rows))
         return {
             "frames": self._frames.read(rows),
             "kind": self._kind[rows],
             "action": self._action[rows],
             "reward": self._reward[rows],
             "terminated": self._terminated[rows],
+            "first": self._first[rows],
             **scores,
         }
 
     def append_rows(self, stream: int, columns: dict[str, Array]) -> None:
         """Append rows that `export` gave to one stream, as they were; the stream is left as if it had been cut."""
-        count = len(columns["kind"])
+        count, states = len(columns["kind"]), columns.pop("states", None)
         for start in range(0, count, self.length):
             part = {name: column[start : start + self.length] for name, column in columns.items()}
-            self._append_part(stream, part)
+            begins = self._append_part(stream, part)
+            if self._states is not None and states is not None:
+                self._states.write(begins, states[: len(begins)])
+                states = states[len(begins) :]
 
-    def _append_part(self, stream: int, columns: dict[str, Array]) -> None:
+    def _append_part(self, stream: int, columns: dict[str, Array]) -> Array:
+        """Where the states of these rows lie."""
         kind = columns["kind"]
         counts = self.written[stream] + np.arange(len(kind))
         rows = self._row(np.full(len(kind), stream), counts)
@@ -356,6 +418,7 @@ class Replay:
             ("action", self._action),
             ("reward", self._reward),
             ("terminated", self._terminated),
+            ("first", self._first),
         ):
             column[rows] = columns[name]
         self._cut[rows] = False
@@ -363,3 +426,15 @@ class Replay:
         self.written[stream] += len(kind)
         if self._tree is not None:
             self._tree.set(rows, np.where(kind == TRANSITION, self._highest, 0.0))
+        return self._state_rows(rows)
+
+    def beginnings(self, begin: int, end: int) -> int:
+        """At how many entries of a stream, from one up to another, a stretch may begin."""
+        stride = 1 if self.window is None else self.window.stride
+        return -(-end // stride) - -(-begin // stride)
+
+    def _state_rows(self, rows: Array) -> Array:
+        """Where the states of some rows lie: of those at which a stretch may begin."""
+        stride = 1 if self.window is None else self.window.stride
+        found: Array = rows[rows % stride == 0] // stride
+        return found

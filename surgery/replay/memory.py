@@ -9,19 +9,27 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from surgery.errors import ArgumentError
+from surgery.replay.sequences import Window
 
-ROW = 4 + 8 + 1 + 1 + 1
-"""Bytes of a row besides its frame: reward, action, two flags, kind."""
+ROW = 4 + 8 + 1 + 1 + 1 + 1
+"""Bytes of a row besides its frame: reward, action, three flags, kind."""
 TREE = 32
 """Bytes of a row in a sum tree: leaves and nodes in float64, at most doubled by rounding up to a power of 2."""
 
 
 def estimate(
-    rows: int, frame: Sequence[int], dtype: DTypeLike, *, prioritised: bool = False, scores: int = 0
+    rows: int,
+    frame: Sequence[int],
+    dtype: DTypeLike,
+    *,
+    prioritised: bool = False,
+    scores: int = 0,
+    window: Window | None = None,
 ) -> int:
     """Bytes that a replay of `rows` frames, with a teacher's scores of so many actions, takes once it is full."""
     size = int(np.prod(frame, dtype=np.int64)) * np.dtype(dtype).itemsize
-    return rows * (size + ROW + 4 * scores + (TREE if prioritised else 0))
+    states = 0 if window is None else 4 * window.state * (rows // window.stride)
+    return rows * (size + ROW + 4 * scores + (TREE if prioritised else 0)) + states
 
 
 def available() -> int | None:

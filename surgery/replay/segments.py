@@ -22,7 +22,7 @@ from surgery.replay.buffer import Replay
 from surgery.replay.frames import Array
 from surgery.replay.npz import read_npz
 
-_COLUMNS = ("frames", "kind", "action", "reward", "terminated")
+_COLUMNS = ("frames", "kind", "action", "reward", "terminated", "first")
 
 
 @dataclass(frozen=True)
@@ -104,12 +104,16 @@ def restore(replay: Replay, folder: Path, segments: Sequence[Segment]) -> None:
         if len(sizes) != replay.layout.envs or ends[-1] != len(columns["kind"]):
             raise CorruptFile(f"{folder / segment.file} holds other rows than the list of segments says")
         replay.written[:] = segment.begin
+        states, taken = columns.pop("states", None), 0
         for stream, (size, end) in enumerate(zip(sizes, ends, strict=True)):
             part = {
                 name: column[end - size : end]
                 for name, column in columns.items()
                 if name not in ("expected", "open")
             }
+            if states is not None:
+                count = replay.beginnings(segment.begin[stream], segment.end[stream])
+                part["states"], taken = states[taken : taken + count], taken + count
             replay.append_rows(stream, part)
         replay.resume(columns["expected"], columns["open"])
     replay.cut()
@@ -144,6 +148,12 @@ def _unpacked(columns: dict[str, Array], replay: Replay) -> dict[str, Array]:
         raise ValueError(
             f"its teacher's scores are {list(columns['scores'].shape[1:])}, not [{replay.scores}]"
         )
+    if (
+        replay.window is not None
+        and replay.window.state
+        and columns["states"].shape[1:] != (replay.window.state,)
+    ):
+        raise ValueError(f"its states hold {columns['states'].shape[1]} numbers, not {replay.window.state}")
     names = (*_COLUMNS, "scores") if replay.scores else _COLUMNS
     if any(len(columns[name]) != shape[0] for name in names):
         raise ValueError("its columns differ in length")

@@ -1,0 +1,57 @@
+"""A student at play: its best actions, and what it remembers of each environment."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from surgery.distill.acting import Array
+
+if TYPE_CHECKING:
+    from surgery.distill.network import Network
+
+
+class Actor:
+    """Asks a network for actions in n environments, and carries its state from step to step.
+
+    Args:
+      network: with a memory or without; its weights may change meanwhile.
+      noisy: whether noisy layers draw new noise at every step (exploration), or are without.
+    """
+
+    def __init__(self, network: Network, *, noisy: bool = False) -> None:
+        self._network, self._noisy = network, noisy
+        self._state: tuple[torch.Tensor, ...] = ()
+
+    def greedy(self, observation: Array) -> Array:
+        """The best action (n,) for each of the next observations."""
+        network = self._network
+        with torch.no_grad():
+            network.draw_noise() if self._noisy else network.silence()
+            if network.states:
+                output, self._state = network.step(network.there(observation), self.state(len(observation)))
+            else:
+                output = network(network.there(observation))
+            best = network.values.expected(output).argmax(dim=1)
+        actions: Array = best.cpu().numpy()
+        return actions
+
+    def state(self, count: int) -> tuple[torch.Tensor, ...]:
+        """What is remembered of `count` environments; nothing at first."""
+        if not self._state:
+            self._state = self._network.blank(count)
+        return self._state
+
+    def remembered(self, count: int) -> torch.Tensor | None:
+        """The state as one row of numbers per environment (count, S), as a replay keeps it; None without memory."""
+        return self._network.packed(self.state(count)) if self._network.states else None
+
+    def forget(self, begins: Array | None = None) -> None:
+        """What is remembered of environments (n,) bool in which an episode begins; None: of all."""
+        if begins is None:
+            self._state = ()
+        elif self._state and begins.any():
+            rows = torch.from_numpy(np.ascontiguousarray(begins)).to(self._network.device)
+            self._state = self._network.cleared(self._state, rows)

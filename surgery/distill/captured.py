@@ -1,0 +1,171 @@
+"""A step of learning as one CUDA graph, and numbers on their way between host and device."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from surgery.distill.tensors import Tensors
+
+if TYPE_CHECKING:
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+WARM_UP = 3
+_LOG = logging.getLogger(__name__)
+
+
+class Recorder(Protocol):
+    """Records a step that reads and writes tensors that stay where they are."""
+
+    def warm_up(self, step: Callable[[], Tensor]) -> Tensor:
+        """Run a step as it is."""
+
+    def record(self, step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """What replays the step, and what it gives, without running it.
+
+        Raises:
+          RuntimeError: something in it cannot be recorded.
+        """
+
+
+class CudaGraphs(Recorder):
+    """CUDA graphs, warmed up on a stream of their own as PyTorch asks for: launched as a whole."""
+
+    def warm_up(self, step: Callable[[], Tensor]) -> Tensor:
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            output = step()
+        torch.cuda.current_stream().wait_stream(stream)
+        return output
+
+    def record(self, step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = step()
+        return graph.replay, output
+
+
+class Captured:
+    """A step that is recorded once and replayed from then on, on buffers that stay where they are.
+
+    The first calls run as they are (they are real steps, not copies), as capturing demands: they make the optimizer's
+    state and choose algorithms. Should recording fail, every step runs as it is.
+
+    Args:
+      step: what is recorded; whatever it reads must be in its argument or lie at fixed places.
+      recorder: how.
+      failed: told why, if recording fails.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[Tensors], Tensor],
+        recorder: Recorder,
+        *,
+        failed: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._step, self._recorder, self._failed = step, recorder, failed
+        self._calls = 0
+        self._inputs: Tensors | None = None
+        self._replay: Callable[[], None] | None = None
+        self._output: Tensor | None = None
+
+    def __call__(self, tensors: Tensors) -> Tensor:
+        """Take one step; what it gives is overwritten by the next one."""
+        self._calls += 1
+        if self._calls <= WARM_UP:
+            return self._recorder.warm_up(lambda: self._step(tensors))
+        if self._calls == WARM_UP + 1:
+            self._capture(tensors)
+        if self._replay is None or self._inputs is None or self._output is None:
+            return self._step(tensors)
+        for field in fields(Tensors):
+            getattr(self._inputs, field.name).copy_(getattr(tensors, field.name), non_blocking=True)
+        self._replay()
+        return self._output
+
+    def _capture(self, tensors: Tensors) -> None:
+        inputs = Tensors(**{field.name: getattr(tensors, field.name).clone() for field in fields(Tensors)})
+        try:
+            self._replay, self._output = self._recorder.record(lambda: self._step(inputs))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            _LOG.warning("a gradient step cannot be captured: %s", reason, exc_info=True)
+            self._failed(f"a gradient step cannot be one CUDA graph, and runs kernel by kernel: {reason}")
+            return
+        self._inputs = inputs
+
+
+class Staging:
+    """Columns of a batch on their way to a device: packed into one copy from pinned memory, never waited for.
+
+    A few buffers take turns; one is written again only after the copy out of it is done, which it long is.
+
+    Args:
+      device: `cpu` hands the columns over as they are.
+    """
+
+    def __init__(self, device: str, *, turns: int = 4) -> None:
+        self._device, self._turns = device, turns
+        self._pinned = torch.device(device).type == "cuda"
+        self._buffers: list[tuple[Tensor, torch.cuda.Event | None]] = []
+        self._next = 0
+
+    def send(self, columns: list[Array]) -> list[Tensor]:
+        """Columns of any shapes and numeric types as tensors of the same ones on the device."""
+        arrays = [np.ascontiguousarray(column) for column in columns]
+        if self._device == "cpu":
+            return [torch.from_numpy(array) for array in arrays]
+        sizes = [-(-array.nbytes // 16) * 16 for array in arrays]  # aligned for every type
+        host, event = self._buffer(sum(sizes))
+        ends = np.cumsum(sizes)
+        for array, end, size in zip(arrays, ends, sizes, strict=True):
+            host[end - size : end - size + array.nbytes].numpy()[:] = array.reshape(-1).view(np.uint8)
+        there = host[: int(ends[-1])].to(self._device, non_blocking=True, copy=True)
+        if event is not None:
+            event.record()
+        kinds = [torch.from_numpy(np.zeros(1, array.dtype)).dtype for array in arrays]
+        return [
+            there[end - size : end - size + array.nbytes].view(kind).reshape(array.shape)
+            for array, kind, end, size in zip(arrays, kinds, ends, sizes, strict=True)
+        ]
+
+    def _buffer(self, size: int) -> tuple[Tensor, torch.cuda.Event | None]:
+        turn = self._next % self._turns
+        self._next += 1
+        if turn < len(self._buffers) and len(self._buffers[turn][0]) >= size:
+            found = self._buffers[turn]
+            if found[1] is not None:
+                found[1].synchronize()
+            return found
+        event = torch.cuda.Event() if self._pinned else None  # type: ignore[no-untyped-call]
+        made = (torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned), event)
+        self._buffers[turn : turn + 1] = [made]
+        return made
+
+
+class Arriving:
+    """Numbers on their way from the device to the host; on the CPU they are there."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._host = tensor
+        if tensor.device.type == "cuda":
+            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._host.copy_(tensor, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+
+    def read(self) -> Array:
+        """The numbers; waits for those still on their way."""
+        if self._event is not None:
+            self._event.synchronize()
+        numbers: Array = self._host.numpy()
+        return numbers

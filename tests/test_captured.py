@@ -1,0 +1,150 @@
+"""The gradient step as it is recorded for a GPU, replayed kernel by kernel on the CPU: the same numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from recording import Recording
+
+from surgery.architectures import new
+from surgery.distill.captured import WARM_UP, Captured, Staging
+from surgery.distill.learner import Learner, Objective, make_optimizer
+from surgery.distill.methods import METHODS
+from surgery.distill.network import Network
+from surgery.distill.settings import Settings
+from surgery.distill.tensors import Tensors
+from surgery.distill.values import values_of
+from surgery.interface import Environment
+from surgery.policy.feeds import state_ports
+from surgery.replay import Layout, Replay, Window
+from surgery.torch import to_module
+
+STEPS = 9
+
+
+def learner_of(to: str, head: str, noisy: bool, *, recorded: bool) -> tuple[Learner, Recording | None]:
+    checkpoint = new(to, observation=(5,), actions=3, head=head, noisy=noisy, seed=2)
+    settings = Settings.scaled(
+        METHODS["qdagger"], Environment("CartPole-v1"), frames=1000, seed=0, envs=2, recurrent="gru" in to
+    )
+    settings = settings.changed(
+        {"double": True, "batch": 8, **({"unroll": 6, "burn_in": 3} if "gru" in to else {})}
+    )
+    student, target = (
+        Network(to_module(checkpoint), values_of(checkpoint), (5,), states=state_ports(checkpoint))
+        for _ in range(2)
+    )
+    optimizer = make_optimizer("adam", student, 1e-3, recorded=recorded)
+    recording = None
+
+    def state() -> list[torch.Tensor]:
+        moments = [one for kept in optimizer.state.values() for one in kept.values()]
+        tensors = [*student.module.parameters(), *target.module.parameters(), *moments, learner._sums]
+        return [one for one in tensors if isinstance(one, torch.Tensor)]
+
+    if recorded:
+        recording = Recording(state)
+    learner = Learner(
+        student, target, optimizer, settings, actions=3, teacher_temperature=0.1, recorder=recording
+    )
+    return learner, recording
+
+
+def filled(recurrent: bool) -> Replay:
+    window = Window(3, 6, 0) if recurrent else None
+    replay, generator = (
+        Replay(Layout(2, (5,), "float32"), 400, n_step=3, scores=3, window=window),
+        np.random.default_rng(0),
+    )
+    observation = generator.normal(size=(2, 5)).astype(np.float32)
+    for _ in range(150):
+        after, over = generator.normal(size=(2, 5)).astype(np.float32), generator.random(2) < 0.1
+        scores = generator.normal(size=(2, 3)).astype(np.float32)
+        replay.add(
+            observation,
+            generator.integers(3, size=2),
+            generator.normal(size=2),
+            over,
+            np.zeros(2),
+            after,
+            None,
+            scores,
+        )
+        observation = np.where(over[:, None], generator.normal(size=(2, 5)), after).astype(np.float32)
+    return replay
+
+
+@pytest.mark.parametrize(
+    ("to", "head", "noisy"),
+    [("mlp-16", "q", False), ("mlp-16", "c51", False), ("mlp-16", "qr", False), ("mlp-16", "rainbow", True),
+     ("gru-8", "dueling", False), ("gru-8", "q", True)],
+)  # fmt: skip
+def test_replayed_it_is_the_step_that_runs(to: str, head: str, noisy: bool):
+    """λ, the learning rate and the batch change from step to step, the recorded kernels do not."""
+    found, losses = [], []
+    for recorded in (False, True):
+        learner, recording = learner_of(to, head, noisy, recorded=recorded)
+        replay, generator = filled("gru" in to), np.random.default_rng(1)
+        torch.manual_seed(5)
+        told = []
+        for number in range(STEPS):
+            batch = replay.sample(8, generator)
+            given = learner.update(
+                batch, Objective(True, "imitate"), weight=3.0 / (number + 1), rate=1e-2 / (number + 1)
+            )
+            told.append(given.clone())
+            if number == 6:
+                learner.sync_target()
+        assert recording is None or recording.replays == STEPS - WARM_UP
+        found.append([one.detach().clone() for one in learner.student.module.parameters()])
+        losses.append((told, learner.read()))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+    for one, other in zip(losses[0][0], losses[1][0], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    assert losses[0][1] == pytest.approx(losses[1][1], rel=1e-5)
+
+
+def tensors(x: float) -> Tensors:
+    none = torch.zeros(0)
+    return Tensors(torch.full((2,), x), none, none, none, none, none, none, none, none, none)
+
+
+def test_a_number_of_python_would_be_frozen_and_is_seen_to_be():
+    """What the test above would show if λ were no tensor."""
+    weight = [1.0]
+    captured = Captured(lambda given: given.observation * weight[0], Recording(list))
+    given = []
+    for number in range(6):
+        weight[0] = float(number)
+        given.append(float(captured(tensors(1.0))[0]))
+    assert given == [0.0, 1.0, 2.0, 3.0, 3.0, 3.0]
+
+
+def test_a_step_that_cannot_be_recorded_runs_as_it_is_and_says_so():
+    said: list[str] = []
+    captured = Captured(
+        lambda given: given.observation * given.observation.sum().item(), Recording(list), failed=said.append
+    )
+    assert [float(captured(tensors(float(n)))[0]) for n in range(6)] == [2.0 * n * n for n in range(6)]
+    [text] = said
+    assert "kernel by kernel: operation not permitted" in text
+
+
+def test_columns_travel_in_one_piece_and_arrive_as_they_were():
+    generator = np.random.default_rng(0)
+    staging = Staging("cpu:0", turns=2)
+    sent, arrived = [], []
+    for size in (3, 7, 5, 6):
+        columns = [
+            generator.integers(9, size=size), generator.normal(size=size).astype(np.float32),
+            generator.random((size, 2)) < 0.5, np.zeros((0, 0), np.float32),
+            generator.integers(255, size=1, dtype=np.uint8),
+        ]  # fmt: skip
+        sent.append(columns)
+        arrived.append(staging.send(columns))
+    for columns, found in zip(sent, arrived, strict=True):
+        for column, tensor in zip(columns, found, strict=True):
+            assert tensor.dtype == torch.from_numpy(column).dtype
+            np.testing.assert_array_equal(tensor.numpy(), column)
