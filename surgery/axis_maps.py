@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from surgery.graph.layout import Layout, Sum, Units, units
+from surgery.errors import Refused
+from surgery.graph.layout import Factor, Layout, Part, Sum, Units, Weave, text, units
 from surgery.units import SpaceEdit
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -70,11 +71,14 @@ def _still(size: int) -> AxisMap:
     return AxisMap(size, np.arange(size), no, no, no, one, one)
 
 
-def _factor_map(factor: int | Units | Sum, edits: Mapping[str, SpaceEdit]) -> AxisMap:
+def _factor_map(factor: Factor, edits: Mapping[str, SpaceEdit]) -> AxisMap:
     if isinstance(factor, int):
         return _still(factor)
-    if isinstance(factor, Sum):
-        return _joined([axis_map(part, edits) for part in factor.parts])
+    if isinstance(factor, Sum | Weave):
+        joined = _joined([axis_map(part, edits) for part in factor.parts])
+        return joined if isinstance(factor, Sum) else _in_turn(joined, len(factor.parts))
+    if isinstance(factor, Part):
+        return _part(axis_map(factor.whole, edits), factor)
     edit = edits.get(factor.space)
     if edit is None:
         return _still(factor.size)
@@ -109,6 +113,54 @@ def _joined(parts: Sequence[AxisMap]) -> AxisMap:
             for name in ("more_value", "more_grad")
         ),
     )
+
+
+def _in_turn(joined: AxisMap, count: int) -> AxisMap:
+    """The same elements, one of each part after the other."""
+    order = in_turn(np.arange(len(joined.source)), count)
+    new, old = (np.argsort(in_turn(np.arange(n), count)) for n in (len(joined.source), joined.before))
+    return AxisMap(
+        joined.before,
+        old[joined.source][order],
+        *(getattr(joined, name)[order] for name in ("fresh_in", "fresh_out", "started", "value", "grad")),
+        *(np.stack([new[n], old[o]]) for n, o in (joined.more_value, joined.more_grad)),
+    )
+
+
+def in_turn(joined: Array, count: int) -> Array:
+    """Elements of `count` parts that lie one part after the other, shape (n,), one of each part in turn.
+
+    Raises:
+      Refused: if the parts are of different sizes.
+    """
+    if len(joined) % count:
+        raise Refused("units that are shuffled with each other would no longer be equally many")
+    return np.asarray(joined.reshape(count, -1).T.reshape(-1))
+
+
+def _part(whole: AxisMap, part: Part) -> AxisMap:
+    """What lies in one part before and after; fresh units borrow from any unit that does."""
+    if len(whole.source) % part.count:
+        raise Refused(f"shuffled units that no longer come in {part.count} equal parts")
+    size, new = whole.before // part.count, len(whole.source) // part.count
+    here = slice(part.index * new, (part.index + 1) * new)
+    source = whole.source[here] - part.index * size
+    fresh = (whole.fresh_in | whole.fresh_out)[here]
+    if ((source < 0) | (source >= size))[~fresh].any():
+        raise Refused(f"units would leave their part of a channel shuffle: {text((part,))}")
+    return AxisMap(
+        size,
+        source % size,
+        *(getattr(whole, name)[here] for name in ("fresh_in", "fresh_out", "started", "value", "grad")),
+        *(_pairs_of_part(pairs, part, new, size) for pairs in (whole.more_value, whole.more_grad)),
+    )
+
+
+def _pairs_of_part(pairs: Array, part: Part, new: int, size: int) -> Array:
+    inside = pairs[:, pairs[0] // new == part.index] - np.array([[part.index * new], [part.index * size]])
+    if ((inside[1] < 0) | (inside[1] >= size)).any():
+        raise Refused(f"units would leave their part of a channel shuffle: {text((part,))}")
+    return np.asarray(inside)
 
 
 def _outer(left: AxisMap, right: AxisMap) -> AxisMap:
@@ -149,8 +201,11 @@ def belonging(layout: Layout, chosen: Mapping[str, Sequence[int]], role: str | N
     """
     mask = np.zeros(1, bool)
     for factor in layout:
-        if isinstance(factor, Sum):
+        if isinstance(factor, Sum | Weave):
             own = np.concatenate([belonging(part, chosen, role) for part in factor.parts])
+            own = in_turn(own, len(factor.parts)) if isinstance(factor, Weave) else own
+        elif isinstance(factor, Part):
+            own = np.split(belonging(factor.whole, chosen, role), factor.count)[factor.index]
         elif isinstance(factor, Units):
             counts = factor.space in chosen and role in (None, factor.role)
             own = (
@@ -186,13 +241,21 @@ def units_along(layout: Layout, space: str, role: str | None = None) -> tuple[Ar
     return unit, rest
 
 
-def _units_of(factor: int | Units | Sum, space: str, role: str | None) -> tuple[Array, Array, int]:
-    if isinstance(factor, Sum):
+def _units_of(factor: Factor, space: str, role: str | None) -> tuple[Array, Array, int]:
+    if isinstance(factor, Part):
+        unit, rest = (
+            np.split(own, factor.count)[factor.index] for own in units_along(factor.whole, space, role)
+        )
+        return unit, rest, int(rest.max()) + 1
+    if isinstance(factor, Sum | Weave):
         parts = [units_along(part, space, role) for part in factor.parts]
         sizes = [int(rest.max()) + 1 for _, rest in parts]
         offsets = np.cumsum([0, *sizes[:-1]])
         rest = np.concatenate([own + offset for (_, own), offset in zip(parts, offsets, strict=True)])
-        return np.concatenate([unit for unit, _ in parts]), rest, sum(sizes)
+        unit = np.concatenate([unit for unit, _ in parts])
+        if isinstance(factor, Weave):
+            unit, rest = in_turn(unit, len(parts)), in_turn(rest, len(parts))
+        return unit, rest, sum(sizes)
     if isinstance(factor, Units) and factor.space == space and role in (None, factor.role):
         return np.arange(factor.size), np.zeros(factor.size, np.int64), 1
     size = factor if isinstance(factor, int) else factor.size

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from surgery.edits import SpaceEdit
-from surgery.graph.layout import Layout, Sum, Units
+from surgery.graph.layout import Factor, Layout, Sum, Units
 from surgery.graph.layout import size as layout_size
 from surgery.graph.spaces import Fill
 
@@ -74,9 +74,7 @@ def _labels(layout: Layout, edit: SpaceEdit, edits: Mapping[str, SpaceEdit]) -> 
     return labels, fresh
 
 
-def _factor(
-    factor: int | Units | Sum, edit: SpaceEdit, edits: Mapping[str, SpaceEdit]
-) -> tuple[Array, Array, int]:
+def _factor(factor: Factor, edit: SpaceEdit, edits: Mapping[str, SpaceEdit]) -> tuple[Array, Array, int]:
     if isinstance(factor, Sum):
         parts = [_labels(part, edit, edits) for part in factor.parts]
         sizes = [int(labels.max()) + 1 for labels, _ in parts]

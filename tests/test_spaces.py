@@ -19,10 +19,6 @@ from tests import zoo
 
 MORE = {
     "shufflenet": {3: "groups: channels of both convolutions are in groups, and whole groups can be added"},
-    "shufflenet_v2": {
-        3: "the half of the channels that the first split passes on",
-        6: "the half that it transforms",
-    },
     "groupnorm_cnn": {4: "channels of a group, by whole multiples", 5: "the same in the second layer"},
     "multihead_pool": {
         5: "the head size of the values, apart from that of queries and keys",

@@ -90,6 +90,61 @@ class ShuffleNetV2(nn.Module):
         return self.q(x.mean(dim=(2, 3)))
 
 
+class EachChannel(nn.Module):
+    """A 3x3 convolution of every channel by itself, as many as the weight has."""
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        self.weight, self.stride = nn.Parameter(torch.randn(channels, 1, 3, 3) / 3), stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, None, self.stride, 1, groups=self.weight.shape[0])
+
+
+def _normed(inputs: int, outputs: int) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs)]
+
+
+class ShuffleUnit(nn.Module):
+    """One unit of Ma et al. 2018 with n channels on either side: the first of a stage strides, and has two branches."""
+
+    def __init__(self, inputs: int, n: int, stride: int) -> None:
+        super().__init__()
+        self.left = None
+        if stride > 1:
+            self.left = nn.Sequential(
+                EachChannel(inputs, stride), nn.BatchNorm2d(inputs), *_normed(inputs, n), nn.ReLU()
+            )
+        self.right = nn.Sequential(
+            *_normed(inputs if stride > 1 else n, n), nn.ReLU(), EachChannel(n, stride), nn.BatchNorm2d(n),
+            *_normed(n, n), nn.ReLU(),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = x.chunk(2, dim=1) if self.left is None else (self.left(x), x)
+        return channel_shuffle(torch.cat([left, self.right(right)], dim=1), 2)
+
+
+class ShuffleNetStages(nn.Module):
+    """ShuffleNet V2 as published: stem, two stages of three units, last 1x1; 7 channels cannot be halved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 7, 3, 1, 1, bias=False), nn.BatchNorm2d(7), nn.ReLU())
+        self.stages = nn.Sequential(*(
+            nn.Sequential(ShuffleUnit(inputs, n, 2), ShuffleUnit(inputs, n, 1), ShuffleUnit(inputs, n, 1))
+            for inputs, n in ((7, 7), (14, 10))
+        ))  # fmt: skip
+        self.last, self.q = nn.Sequential(*_normed(20, 9), nn.ReLU()), nn.Linear(9, 6)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.q(self.last(self.stages(self.stem(frames))).mean(dim=(2, 3)))
+
+
+SHUFFLED = ("0.left.2", "0.right.5", "1.right.5", "2.right.5")
+"""The layers of a stage of `ShuffleNetStages` whose units are shuffled."""
+
+
 class DenseNet(nn.Module):
     """Huang et al. 2017: bn-relu-conv layers that append to their input, then a transition."""
 
@@ -194,8 +249,12 @@ CONVOLUTIONAL: tuple[Net, ...] = (
     Net("batchnorm_resnet", BatchNormResNet, FRAMES, ("q",), {"stem.0": 5, "conv1": 11, "conv2": 7}),
     Net("mobilenet", MobileNet, FRAMES, ("q",), {"stem": 5, "expand": 13}),
     Net("shufflenet", ShuffleNet, FRAMES, ("q",), {"stem:group": 4, "gconv1:block": 2}),
-    Net("shufflenet_v2", ShuffleNetV2, FRAMES, ("q",), {f"inner.{i}": n for i, n in enumerate((5, 7, 11))},
-        frozen={"stem": 12}),
+    Net("shufflenet_v2", ShuffleNetV2, FRAMES, ("q",),
+        {**{f"inner.{i}": n for i, n in enumerate((5, 7, 11))}, **{f"outer.{i}": 6 for i in range(3)},
+         "stem:left": 6, "stem:right": 6}),
+    Net("shufflenet_stages", ShuffleNetStages, FRAMES, ("q",),
+        {"stem.0": 7, "last.0": 9, **{f"stages.{i}.{unit}": n for i, n in ((0, 7), (1, 10)) for unit in SHUFFLED},
+         **{f"stages.{i}.{k}.right.0": n for i, n in ((0, 7), (1, 10)) for k in range(3)}}),
     Net("densenet", DenseNet, FRAMES, ("q",), {"stem": 5, "grow.0": 3, "grow.1": 2, "transition": 7}),
     Net("squeeze_excite", SqueezeExcite, FRAMES, ("q",), {"conv": 11, "squeeze": 5}, CORE | {"gating"}),
     Net("temporal_conv", Temporal, {"history": ("batch", 4, 9)}, ("q",), {"conv1": 7, "conv3": 11}),

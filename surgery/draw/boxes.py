@@ -197,11 +197,11 @@ class _Chains:
         for k, atom in enumerate(atoms):
             if k:
                 yield Chip("·", "sign")
-            if atom.segments is None:
+            if atom.segments is None and atom.woven is None:
                 yield self._chip(atom)
                 continue
             parts = summands(atom)
-            if len(parts) > FEW:
+            if len(parts) > FEW or atom.woven is not None:
                 yield from self._stripes(atom)
                 continue
             if len(atoms) > 1:
@@ -214,7 +214,7 @@ class _Chains:
                 yield Chip(")", "sign")
 
     def _stripes(self, atom: Atom) -> Iterator[Chip]:
-        """A long concatenation: one narrow chip per part, and the number of all its units."""
+        """A long concatenation, or a shuffle: one narrow chip per part, and the number of all its units."""
         for leaf in leaves((atom,)):
             chip = self._chip(leaf)
             yield Chip("", chip.kind, chip.space)

@@ -31,6 +31,35 @@ class Concatenation:
     segments: list[Axis]
 
 
+@dataclass(frozen=True, slots=True)
+class Weave:
+    """An atom whose units are those of several axes of one size in turn: a channel shuffle."""
+
+    parts: list[Axis]
+
+    @property
+    def inside(self) -> list[Axis]:
+        """The axes that it is made of."""
+        return self.parts
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """An atom that is one of several equal parts of a woven axis; where it ends depends on its size."""
+
+    whole: Axis
+    index: int
+    count: int
+
+    @property
+    def inside(self) -> list[Axis]:
+        """The axes that it is made of."""
+        return [self.whole]
+
+
+Children = Product | Concatenation | Weave | Part
+
+
 class Mismatch(Exception):
     """Two axes that an operator equates have no common refinement."""
 
@@ -74,7 +103,7 @@ class Atom:
         self.barrier: str | None = None
         self.linear = True
         self.parent: Atom | None = None
-        self.children: Product | Concatenation | None = None
+        self.children: Children | None = None
         self.reasons: list[Freeze] = []
 
     def __repr__(self) -> str:
@@ -90,6 +119,12 @@ class Atom:
         """The ordered summands of a concatenation, or None for a plain group of units."""
         expand(self)
         return self.children.segments if isinstance(self.children, Concatenation) else None
+
+    @property
+    def woven(self) -> list[Axis] | None:
+        """The axes behind a weave or a part of one, or None for anything else."""
+        expand(self)
+        return self.children.inside if isinstance(self.children, Weave | Part) else None
 
 
 def find(atom: Atom) -> Atom:
@@ -167,20 +202,45 @@ def _divide(atom: Atom, root: Atom) -> None:
                 for k, segment in enumerate(root.children.segments)
             ]
         )
+    elif root.children is not None:
+        wovens = [part.inside for part in aligned if isinstance(part, Weave | Part)]
+        made = [
+            _like(atom, axis, [part[k] for part in wovens]) for k, axis in enumerate(root.children.inside)
+        ]
+        atom.children = replaced(root.children, made)
 
 
-def _parallel(left: Product | Concatenation | None, right: Product | Concatenation | None) -> bool:
+def replaced(children: Weave | Part, inside: list[Axis]) -> Weave | Part:
+    """The same weave, or part of one, of other axes."""
+    if isinstance(children, Weave):
+        return Weave(inside)
+    return Part(inside[0], children.index, children.count)
+
+
+def _parallel(left: Children | None, right: Children | None) -> bool:
     """Whether two occurrences of one class are divided in the same way at the top level."""
     if isinstance(left, Product) and isinstance(right, Product):
         return [atom.size for atom in left.factors] == [atom.size for atom in right.factors]
     if isinstance(left, Concatenation) and isinstance(right, Concatenation):
         one, other = ([[a.size for a in segment] for segment in part.segments] for part in (left, right))
         return one == other
+    return same_weave(left, right) and all(
+        [a.size for a in one] == [a.size for a in other]
+        for one, other in zip(left.inside, right.inside, strict=True)  # type: ignore[union-attr]
+    )
+
+
+def same_weave(left: Children | None, right: Children | None) -> bool:
+    """Whether two divisions are weaves of equally many axes, or the same part of one."""
+    if isinstance(left, Weave) and isinstance(right, Weave):
+        return len(left.parts) == len(right.parts)
+    if isinstance(left, Part) and isinstance(right, Part):
+        return (left.index, left.count) == (right.index, right.count)
     return False
 
 
 def factors(axis: Axis) -> list[Atom]:
-    """The axis as a flat list of factors (free atoms and concatenations), units of size 1 left out."""
+    """The axis as a flat list of factors (free atoms, concatenations, weaves), units of size 1 left out."""
     out: list[Atom] = []
     stack = list(reversed(axis))
     while stack:
@@ -192,6 +252,8 @@ def factors(axis: Axis) -> list[Atom]:
             out.append(atom)
         elif isinstance(atom.children, Product):
             stack.extend(reversed(atom.children.factors))
+        elif isinstance(atom.children, Weave | Part):
+            out.append(atom)
         else:
             segments = [segment for segment in atom.children.segments if size_of(segment)]
             if len(segments) == 1:
@@ -216,13 +278,14 @@ def summands(atom: Atom) -> list[list[Atom]]:
 
 
 def leaves(axis: Axis) -> Iterator[Atom]:
-    """All undivided occurrences of an axis, in order, those inside concatenations included."""
+    """All undivided occurrences of an axis, in order, those inside concatenations and weaves included."""
     for factor in factors(axis):
-        if factor.segments is None:
+        if factor.segments is None and factor.woven is None:
             yield factor
-        else:
-            for segment in summands(factor):
-                yield from leaves(tuple(segment))
+        for segment in summands(factor):
+            yield from leaves(tuple(segment))
+        for inner in factor.woven or []:
+            yield from leaves(inner)
 
 
 def freeze(axis: Axis, why: Freeze) -> None:
@@ -240,4 +303,11 @@ def concat(axes: Sequence[Axis]) -> Axis:
         return parts[0]
     atom = Atom(sum(size_of(axis) for axis in parts))
     atom.children = Concatenation(parts)
+    return (atom,)
+
+
+def weave(axes: Sequence[Axis]) -> Axis:
+    """The units of several axes of one size in turn: a₁ b₁ a₂ b₂ …"""
+    atom = Atom(sum(size_of(axis) for axis in axes))
+    atom.children = Weave(list(axes))
     return (atom,)

@@ -3,6 +3,7 @@
     NCHW flatten          c · h · w                 NHWC flatten     h · w · c
     LSTM gates            4 · H                     fused q, k, v    3 · heads · d
     concatenation         a + b + c                 C51 head         actions · 51
+    channel shuffle       a ⋈ b (in turn)           its halves       1/2 (a ⋈ b), 2/2 (a ⋈ b)
 
 Three primitives carry every operator rule: `split` (product), `cut` (sum) and `unify`; `derive` makes a new axis
 whose occurrences remember the ones that they were computed from.
@@ -19,12 +20,14 @@ from surgery.graph.atoms import (
     Axis,
     Concatenation,
     Mismatch,
+    Part,
     Product,
     concat,
     expand,
     factors,
     find,
     freeze,
+    same_weave,
     size_of,
     summands,
 )
@@ -64,6 +67,8 @@ def split(atom: Atom, outer: int) -> tuple[Axis, Axis]:
     if isinstance(atom.children, Product):
         head, tail = take(factors((atom,)), outer)
         return tuple(head), tuple(tail)
+    if atom.woven is not None:
+        raise Mismatch(f"{atom.size} shuffled units read as {outer} groups")
     return _split_sum(atom, outer, inner)
 
 
@@ -134,10 +139,22 @@ def _cut(parts: list[Atom], sizes: Sequence[int]) -> list[Axis]:
 
 
 def _cut_factor(atom: Atom, sizes: list[int]) -> list[Axis]:
+    if atom.woven is not None:
+        return _equal_parts(atom, sizes)
     if atom.segments is None:
         _bind(atom, Concatenation([(Atom(size),) for size in sizes]))
         return list(atom.segments or [])
     return _regroup([tuple(part) for part in summands(atom)], sizes)
+
+
+def _equal_parts(atom: Atom, sizes: list[int]) -> list[Axis]:
+    """Shuffled units can be cut into equal parts, which stay equal; which units those hold depends on their number."""
+    if len(set(sizes)) > 1:
+        raise Mismatch(f"shuffled units cut into {' + '.join(map(str, sizes))}")
+    made = [Atom(size) for size in sizes]
+    for k, part in enumerate(made):
+        part.children = Part((atom,), k, len(sizes))
+    return [(part,) for part in made]
 
 
 def _regroup(parts: list[Axis], sizes: list[int]) -> list[Axis]:
@@ -212,6 +229,11 @@ def _join_divided(x: Atom, y: Atom) -> None:
         sizes = [b - a for a, b in zip([0, *bounds], bounds, strict=False)]
         for one, other in zip(_regroup(px, sizes), _regroup(py, sizes), strict=True):
             unify(one, other)
+    elif same_weave(x.children, y.children):
+        for one, other in zip(x.woven or [], y.woven or [], strict=True):
+            unify(one, other)
+    elif x.woven is not None or y.woven is not None:
+        raise Mismatch(f"{x.size} units in two orders")
     else:
         unify(tuple(factors((x,))), tuple(factors((y,))))
 

@@ -2,12 +2,13 @@
 
 network.4 · 7 · 7          the NCHW flatten of a convolution
 (lstm + lstm + lstm + lstm)    gates; or 4 · lstm
+1/2 (left ⋈ right)         the first half of a channel shuffle
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from surgery.errors import PlanMismatch
@@ -39,7 +40,29 @@ class Sum:
         return f"({' + '.join(text(part) for part in self.parts)})"
 
 
-Factor = int | Units | Sum
+@dataclass(frozen=True, slots=True)
+class Weave:
+    """The elements of several layouts of one size in turn (a channel shuffle)."""
+
+    parts: tuple[Layout, ...]
+
+    def __str__(self) -> str:
+        return f"({' ⋈ '.join(text(part) for part in self.parts)})"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of several equal parts of a layout, whatever its size."""
+
+    whole: Layout
+    index: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.index + 1}/{self.count} {text(self.whole)}"
+
+
+Factor = int | Units | Sum | Weave | Part
 Layout = tuple[Factor, ...]
 """Factors from the outermost to the innermost; an integer is a group of units that keeps its size."""
 
@@ -58,9 +81,27 @@ def size(layout: Layout, sizes: Mapping[str, int] | None = None) -> int:
                 total *= factor
             case Units():
                 total *= (sizes or {}).get(factor.space, factor.size)
-            case Sum():
+            case Sum() | Weave():
                 total *= sum(size(part, sizes) for part in factor.parts)
+            case Part():
+                total *= size(factor.whole, sizes) // factor.count
     return total
+
+
+def resized(layout: Layout, sizes: Mapping[str, int]) -> Layout:
+    """The layout with the given spaces at new sizes."""
+    out: list[Factor] = []
+    for factor in layout:
+        match factor:
+            case int():
+                out.append(factor)
+            case Units():
+                out.append(replace(factor, size=sizes.get(factor.space, factor.size)))
+            case Sum() | Weave():
+                out.append(replace(factor, parts=tuple(resized(part, sizes) for part in factor.parts)))
+            case Part():
+                out.append(replace(factor, whole=resized(factor.whole, sizes)))
+    return tuple(out)
 
 
 def units(layout: Layout) -> Iterator[Units]:
@@ -68,9 +109,11 @@ def units(layout: Layout) -> Iterator[Units]:
     for factor in layout:
         if isinstance(factor, Units):
             yield factor
-        elif isinstance(factor, Sum):
+        elif isinstance(factor, Sum | Weave):
             for part in factor.parts:
                 yield from units(part)
+        elif isinstance(factor, Part):
+            yield from units(factor.whole)
 
 
 def simplified(factors: Sequence[Factor]) -> Layout:
@@ -85,7 +128,7 @@ def simplified(factors: Sequence[Factor]) -> Layout:
 
 
 def to_json(layout: Layout) -> list[Any]:
-    """Plain JSON: integers, {"space", "size", "role"}, {"sum": [layouts]}."""
+    """Plain JSON: integers, {"space", "size", "role"}, {"sum" or "weave": [layouts]}, {"part", "index", "of"}."""
     out: list[Any] = []
     for factor in layout:
         match factor:
@@ -95,6 +138,10 @@ def to_json(layout: Layout) -> list[Any]:
                 out.append({"space": factor.space, "size": factor.size, "role": factor.role})
             case Sum():
                 out.append({"sum": [to_json(part) for part in factor.parts]})
+            case Weave():
+                out.append({"weave": [to_json(part) for part in factor.parts]})
+            case Part():
+                out.append({"part": to_json(factor.whole), "index": factor.index, "of": factor.count})
     return out
 
 
@@ -121,4 +168,12 @@ def _factor(item: object) -> Factor:
             return Units(space, count, role)
         case {"sum": list(parts)} if parts:
             return Sum(tuple(from_json(part) for part in parts))
+        case {"weave": list(parts)} if parts:
+            woven = Weave(tuple(from_json(part) for part in parts))
+            if len({size(part) for part in woven.parts}) == 1:
+                return woven
+        case {"part": list(whole), "index": int(index), "of": int(count)} if 0 <= index < count:
+            part = Part(from_json(whole), index, count)
+            if size(part.whole) % count == 0:
+                return part
     raise PlanMismatch(f"not a factor of an axis layout: {item!r:.80}")

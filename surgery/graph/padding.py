@@ -98,7 +98,7 @@ def _padding(trace: Trace, roles: Roles, root: Atom, own: list[Norm], zero: Ask,
 
 def _whole_axis(norm: Norm) -> bool:
     parts = factors(norm.data)
-    return len(parts) == 1 and parts[0].segments is None
+    return len(parts) == 1 and parts[0].segments is None and parts[0].woven is None
 
 
 def _own_scale(trace: Trace, norm: Norm, own: list[Norm]) -> bool:

@@ -8,10 +8,10 @@ them. Where no operand can answer, the axis is frozen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from surgery.graph.atoms import Atom, Axis, Freeze, factors, find, freeze, leaves, summands
+from surgery.graph.atoms import Atom, Axis, Freeze, factors, find, freeze, leaves, size_of, summands
 from surgery.graph.trace import Site, Trace, label
 
 
@@ -41,6 +41,7 @@ class Roles:
       no_zero, no_net2net: class -> why it cannot take this initialisation.
       whole: class -> why copies of it come in whole multiples only.
       alike: classes that must grow by the same multiple.
+      linked: classes that a shuffle takes units from in turn: they must stay equally many.
       purpose: tensor -> the uses it has: "weight", "bias", "scale".
     """
 
@@ -49,6 +50,7 @@ class Roles:
     no_net2net: dict[Atom, str] = field(default_factory=dict)
     whole: dict[Atom, str] = field(default_factory=dict)
     alike: list[set[Atom]] = field(default_factory=list)
+    linked: list[set[Atom]] = field(default_factory=list)
     purpose: dict[str, set[str]] = field(default_factory=dict)
     _memo: dict[Atom, Demand] = field(default_factory=dict)
 
@@ -77,8 +79,31 @@ def assign(trace: Trace) -> Roles:
             if _parameters(roles, [(leaf,)]) & roles.consumers:
                 roles.no_zero.setdefault(find(leaf), reason)
     _common_blocks(trace, roles)
+    roles.linked = _linked(trace, roles)
     _freezetogether(trace, roles)
     return roles
+
+
+def _linked(trace: Trace, roles: Roles) -> list[set[Atom]]:
+    """The groups of classes that shuffles take units from in turn, as far as these are whole spaces of one size."""
+    groups: list[set[Atom]] = []
+    for parts in trace.shuffles:
+        found = [leaf for axis in parts for leaf in leaves(axis)]
+        group = {find(leaf) for leaf in found}
+        wanted = size_of(parts[0])
+        if any(leaf.size != wanted for leaf in found):
+            freeze(tuple(found), Freeze("mismatch", "shuffled with parts of other numbers of units"))
+        averaged = next((roles.whole[root] for root in group if root in roles.whole), None)
+        if averaged is not None:
+            freeze(
+                tuple(found),
+                Freeze("mixer", f"{averaged}, and shuffled: units cannot be copied equally often"),
+            )
+        for other in [other for other in groups if other & group]:
+            groups.remove(other)
+            group |= other
+        groups.append(group)
+    return groups
 
 
 def _common_blocks(trace: Trace, roles: Roles) -> None:
@@ -96,7 +121,7 @@ def _common_blocks(trace: Trace, roles: Roles) -> None:
 
 
 def _freezetogether(trace: Trace, roles: Roles) -> None:
-    """What is averaged together with units that cannot grow cannot grow either."""
+    """What is averaged, or shuffled, together with units that cannot grow cannot grow either."""
     growable = {find(leaf) for axes in trace.tensors.values() for axis in axes for leaf in leaves(axis)}
     again = True
     while again:
@@ -112,6 +137,23 @@ def _freezetogether(trace: Trace, roles: Roles) -> None:
                         (root,), Freeze("mixer", f"{roles.whole[root]} together with units that cannot grow")
                     )
                 again = True
+        for group in roles.linked:
+            fixed = [root for root in group if _stuck(root, growable, roles)]
+            free = [root for root in group if not root.frozen]
+            if fixed and free:
+                for root in free:
+                    freeze((root,), Freeze("mixer", f"shuffled with units that cannot grow{_why(fixed)}"))
+                again = True
+
+
+def _stuck(root: Atom, growable: Collection[Atom], roles: Roles) -> bool:
+    exact = root not in roles.no_zero or root not in roles.no_net2net
+    return bool(root.frozen) or root not in growable or not exact
+
+
+def _why(fixed: Sequence[Atom]) -> str:
+    reason = next((root.frozen[0].reason for root in fixed if root.frozen), None)
+    return "" if reason is None else f" ({reason})"
 
 
 def _settle(roles: Roles, site: Site, consumed: set[Atom], asked: set[Atom], through: set[Atom]) -> None:
@@ -149,6 +191,9 @@ def _settle(roles: Roles, site: Site, consumed: set[Atom], asked: set[Atom], thr
 def _average(roles: Roles, site: Site, reason: str) -> None:
     """A mean stays what it was if every unit is copied equally often; in a sum of spaces, in all of them alike."""
     for factor in factors(site.axes[0]):
+        if factor.woven is not None:
+            freeze((factor,), Freeze("mixer", f"{reason} in the order of a channel shuffle"))
+            continue
         together = {find(leaf) for leaf in leaves((factor,))}
         for root in together:
             roles.no_zero.setdefault(root, reason)

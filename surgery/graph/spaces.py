@@ -14,7 +14,8 @@ import onnx_ir as ir
 from surgery.errors import UnknownName
 from surgery.graph import layout
 from surgery.graph.atoms import Atom, Axis, factors, find, leaves, size_of, summands
-from surgery.graph.layout import Factor, Layout, Role, Sum, Units
+from surgery.graph.atoms import Part as PartOf
+from surgery.graph.layout import Factor, Layout, Part, Role, Sum, Units, Weave
 from surgery.graph.padding import Padding, paddings
 from surgery.graph.prepare import prepared
 from surgery.graph.roles import Roles, assign
@@ -62,6 +63,7 @@ class Space:
       no_zero, no_net2net: why an initialisation is not exact here; None if it is.
       whole: why copies come in whole multiples only; None if there can be any number of them.
       alike: the spaces that must then grow by the same multiple.
+      linked: the spaces that a channel shuffle takes units from in turn with these, and which must be equally many.
       padding: "layer" or "rms" if fresh units can be made to vanish under that normaliser, whatever their number.
     """
 
@@ -74,6 +76,7 @@ class Space:
     no_net2net: str | None = None
     whole: str | None = None
     alike: tuple[str, ...] = ()
+    linked: tuple[str, ...] = ()
     padding: Literal["layer", "rms"] | None = None
     aliases: tuple[str, ...] = ()
 
@@ -235,11 +238,14 @@ def _space(
         no_zero=roles.no_zero.get(root),
         no_net2net=roles.no_net2net.get(root),
         whole=roles.whole.get(root),
-        alike=tuple(
-            sorted({names[r] for group in roles.alike if root in group for r in group if r in names})
-        ),
+        alike=_together(root, roles.alike, names),
+        linked=_together(root, roles.linked, names),
         padding=None if padding is None else padding.kind,
     )
+
+
+def _together(root: Atom, groups: list[set[Atom]], names: Mapping[Atom, str]) -> tuple[str, ...]:
+    return tuple(sorted({names[r] for group in groups if root in group for r in group if r in names}))
 
 
 def _names(
@@ -323,10 +329,21 @@ def _layout(
             whole = all(len(part) == 0 or all(isinstance(f, int) for f in part) for part in parts)
             out.append(size_of((atom,)) if whole else Sum(parts))
             continue
+        if atom.woven is not None:
+            inside = tuple(_layout(axis, names, consumers, special) for axis in atom.woven)
+            fixed = not any(True for part in inside for _ in layout.units(part))
+            out.append(atom.size if fixed else _woven(atom, inside))
+            continue
         name = names.get(find(atom))
         role: Role = (special or {}).get(atom, "in" if atom in consumers else "out")
         out.append(atom.size if name is None else Units(name, atom.size, role))
     return layout.simplified(out)
+
+
+def _woven(atom: Atom, inside: tuple[Layout, ...]) -> Factor:
+    if isinstance(atom.children, PartOf):
+        return Part(inside[0], atom.children.index, atom.children.count)
+    return Weave(inside)
 
 
 def _fills(trace: Trace, roles: Roles) -> dict[str, Fill]:

@@ -86,6 +86,8 @@ class Trace:
       uses: ("weight" | "bias" | "scale", axes of a constant operand), what a constant is for.
       limits: (axis, "zero" | "net2net", reason): an initialisation that an axis cannot take.
       domains: (axis of a constant operand, reason): its elements must not become zero.
+      shuffles: the axes that a channel shuffle takes units from in turn; they stay equally long.
+      apart: a value in the middle of a shuffle -> these axes.
       opaque: nodes that no rule described, with the reason.
       ports: (side, name, axes) of every input and output.
     """
@@ -98,6 +100,8 @@ class Trace:
     uses: list[tuple[str, list[Axis]]] = field(default_factory=list)
     limits: list[tuple[Axis, str, str]] = field(default_factory=list)
     domains: list[tuple[Axis, str]] = field(default_factory=list)
+    shuffles: list[list[Axis]] = field(default_factory=list)
+    apart: dict[ir.Value, list[Axis]] = field(default_factory=dict)
     opaque: dict[str, str] = field(default_factory=dict)
     ports: list[tuple[Literal["input", "output"], str, list[Axis]]] = field(default_factory=list)
     _of: dict[ir.Value, list[Axis] | None] = field(default_factory=dict)

@@ -10,6 +10,7 @@ from typing import Any
 from surgery.checkpoint import Checkpoint
 from surgery.copies import related, with_copies
 from surgery.edits import SpaceEdit
+from surgery.errors import Refused
 from surgery.execute import edited_tensors, grow_inputs
 from surgery.graph import layout
 from surgery.graph.readers import readers
@@ -49,6 +50,7 @@ def build(
       Refused: if a number in the graph cannot follow, or a copy of a space.
     """
     edits = with_copies(edits, analysis, checkpoint.copies)
+    _check_linked(analysis, {edit.space: edit.after for edit in edits})
     padded = related(padded, analysis, checkpoint.copies)
     edited = frozenset(edit.space for edit in edits)
     scales, epsilons = _rescaled(analysis, {edit.space: edit for edit in edits}, padded)
@@ -79,6 +81,18 @@ def build(
     grow_inputs(model, plan)
     regenerate(analysis, model, plan.sizes, lambda *number: operands.append(OperandEdit(*number)))
     return replace(plan, operands=tuple(operands))
+
+
+def _check_linked(analysis: Analysis, sizes: Mapping[str, int]) -> None:
+    """What is shuffled with each other must stay equally wide.
+
+    Raises:
+      Refused: if some of it would not.
+    """
+    for name, size in sizes.items():
+        for other in analysis.by_name[name].linked:
+            if sizes.get(other, analysis.by_name[other].size) != size:
+                raise Refused(f"'{name}' is shuffled with '{other}': they can only change together")
 
 
 def _rescaled(

@@ -63,7 +63,7 @@ def narrow(
     wanted = {analysis.space(name): int(width) for name, width in (widths or {}).items()}
     for space, width in wanted.items():
         _check(space, width)
-    free = list(wanted) or [space for space in analysis.spaces if not space.reasons]
+    free = list(wanted) or [space for space in analysis.spaces if not (space.reasons or space.linked)]
     families = {space.name: _family(checkpoint, analysis, space) for space in free}
     known = _bounds(checkpoint, analysis, [member for family in families.values() for member in family])
     edits, changed = [], False
@@ -99,6 +99,11 @@ def _check(space: Space, width: int) -> None:
         raise ArgumentError(
             f"cannot narrow space '{space.name}' to {width}: it is {space.size} wide", where=where,
             hint=f"1 to {space.size - 1} units; for more of them: surgery widen",
+        )  # fmt: skip
+    if space.linked:
+        raise Refused(
+            f"space '{space.name}' cannot be narrowed: a channel shuffle mixes its units with others",
+            where=where, hint="a widened model goes back to what it was with: surgery invert PLAN.json MODEL",
         )  # fmt: skip
     if space.reasons:
         hint = "surgery retire" if "input" in space.kinds else None

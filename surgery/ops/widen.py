@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,7 +13,10 @@ from surgery.edits import SpaceEdit, tensor_rng
 from surgery.errors import ArgumentError, Refused
 from surgery.graph.spaces import Analysis, Space, analyse
 from surgery.ops.build import build
+from surgery.ops.seats import Seats, seats, width_that_fits
 from surgery.plan import Plan
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 MAX_WIDTH = 1 << 20
 """Largest number of units that a space can be given."""
@@ -39,7 +42,8 @@ def widen(
     Args:
       checkpoint: any checkpoint; only shapes are read.
       widths: space -> new number of units.
-      factor: instead of `widths`: every space that can grow becomes ceil(factor · size) wide.
+      factor: instead of `widths`: every space that can grow becomes ceil(factor · size) wide; those that are shuffled
+        take the next width at which every unit keeps its place in the shuffles.
       init: "auto" takes zero where it is exact, else net2net.
       shares: how copies share outgoing weights, "equal" or "unequal" (drawn between half and one and a half parts).
       noise: added to copies, as a fraction of each tensor's standard deviation; the claim is then "changed".
@@ -60,15 +64,17 @@ def widen(
     analysis = analyse(checkpoint.model, checkpoint.interface, checkpoint.trained)
     frozen: list[tuple[str, str]] = []
     if widths is not None:
-        wanted = {analysis.space(name): int(width) for name, width in widths.items()}
+        asked = {analysis.space(name): int(width) for name, width in widths.items()}
+        wanted = _with_linked(analysis, asked)
         for space, width in wanted.items():
             _check_width(space, width, init)
             _check_multiple(space, width, wanted, init, shares)
+            _check_seats(analysis, space, width)
     else:
         assert factor is not None
         wanted, frozen = _by_factor(analysis, factor, init, shares)
     chosen = {space: _choose(space, width, init) for space, width in wanted.items()}
-    edits = [_edit(space, width, chosen[space], shares, seed) for space, width in wanted.items()]
+    edits = [_edit(analysis, space, width, chosen[space], shares, seed) for space, width in wanted.items()]
     arguments = {
         "widths": {space.name: width for space, width in wanted.items()},
         "init": init, "shares": shares, "noise": noise,
@@ -131,6 +137,32 @@ def _check_multiple(space: Space, width: int, wanted: Mapping[Space, int], init:
                           hint=" ".join(f"--width {s}=…" for s in space.alike))  # fmt: skip
 
 
+def _with_linked(analysis: Analysis, asked: Mapping[Space, int]) -> dict[Space, int]:
+    """The asked widths, and the same for what is shuffled with these spaces."""
+    wanted = dict(asked)
+    for space, width in asked.items():
+        for name in space.linked:
+            other = analysis.by_name[name]
+            if wanted.setdefault(other, width) != width:
+                raise ArgumentError(
+                    f"'{space.name}' and '{name}' are shuffled with each other: they must stay equally wide",
+                    hint="name one of them",
+                )
+    return wanted
+
+
+def _check_seats(analysis: Analysis, space: Space, width: int) -> None:
+    if not space.linked:
+        return
+    fitting = width_that_fits(analysis, space, width, MAX_WIDTH)
+    if fitting != width:
+        raise Refused(
+            f"space '{space.name}' cannot grow to {width} exactly: some of its units would come into another part of a "
+            "channel shuffle",
+            hint=None if fitting is None else f"the next width at which none does: {fitting}",
+        )
+
+
 def _uneven(space: Space, ratio: float, init: Init, shares: str) -> str | None:
     if space.whole is None or (space.padding is not None and init != "net2net"):
         return None
@@ -173,6 +205,7 @@ def _by_factor(
         else:
             wanted[space] = math.ceil(factor * space.size - 1e-9)
             _check_width(space, wanted[space], init)
+    _seat(analysis, wanted, frozen)
     if not wanted:
         raise Refused(
             "no space of this model can grow", where=dict(frozen[:6]), hint="surgery inspect shows every axis"
@@ -180,20 +213,55 @@ def _by_factor(
     return wanted, frozen
 
 
-def _edit(space: Space, width: int, init: str, shares: str, seed: int) -> SpaceEdit:
+def _seat(analysis: Analysis, wanted: dict[Space, int], frozen: list[tuple[str, str]]) -> None:
+    """Give spaces that are shuffled with each other the next width that fits all of them; leave out what has none."""
+    done: dict[str, int | None] = {}
+    for space in [space for space in wanted if space.linked]:
+        alone = any(analysis.by_name[name] not in wanted for name in space.linked)
+        if space.name not in done:
+            fitting = None if alone else width_that_fits(analysis, space, wanted[space], MAX_WIDTH)
+            done |= dict.fromkeys(space.linked, fitting)
+        width = done[space.name]
+        if width is None:
+            frozen.append((space.name, "no width keeps all units in their parts of the channel shuffles"))
+            del wanted[space]
+        else:
+            wanted[space] = width
+
+
+def _edit(analysis: Analysis, space: Space, width: int, init: str, shares: str, seed: int) -> SpaceEdit:
     """Old units first, then the new ones; donors and sources are spread evenly over the old units."""
     rng = tensor_rng(seed, f"space {space.name}")
-    rounds = math.ceil((width - space.size) / space.size)
-    drawn = np.concatenate([rng.permutation(space.size) for _ in range(rounds)])[: width - space.size]
-    source = (*range(space.size), *(int(k) for k in drawn))
-    if init == "zero":
-        return SpaceEdit(space.name, space.size, source, frozenset(range(space.size, width)))
-    return SpaceEdit(
-        space.name, space.size, source, shares=_unequal(source, rng) if shares == "unequal" else None
-    )
+    if space.linked:
+        source, fresh = _seated(seats(analysis, space.linked, width)[space.name], width, init, rng)
+    else:
+        source = np.concatenate([np.arange(space.size), _spread(space.size, width - space.size, rng)])
+        fresh = np.arange(space.size, width) if init == "zero" else np.zeros(0, np.int64)
+    uneven = _unequal(source, fresh, rng) if shares == "unequal" else None
+    return SpaceEdit(space.name, space.size, tuple(source.tolist()), frozenset(fresh.tolist()), uneven)
 
 
-def _unequal(source: tuple[int, ...], rng: np.random.Generator) -> tuple[float, ...]:
-    parts = rng.uniform(0.5, 1.5, len(source))
-    totals = np.bincount(source, weights=parts)
-    return tuple(float(part) for part in parts / totals[list(source)])
+def _spread(size: int, count: int, rng: np.random.Generator) -> Array:
+    """So many of the numbers below a size, each about equally often."""
+    rounds = math.ceil(count / size)
+    return np.concatenate([rng.permutation(size) for _ in range(rounds)] or [np.zeros(0, np.int64)])[:count]
+
+
+def _seated(groups: Seats, width: int, init: str, rng: np.random.Generator) -> tuple[Array, Array]:
+    """The source of every place, and the places of fresh units: among them those that no old unit can be copied to."""
+    size = sum(len(old) for old, _ in groups)
+    source, fresh = _spread(size, width, rng), np.zeros(width, bool)
+    for old, places in groups:
+        source[places[: len(old)]] = old
+        more = places[len(old) :]
+        fresh[more] = init == "zero" or not len(old)
+        if len(old):
+            source[more] = old[_spread(len(old), len(more), rng)]
+    return source, np.flatnonzero(fresh)
+
+
+def _unequal(source: Array, fresh: Array, rng: np.random.Generator) -> tuple[float, ...]:
+    parts, copied = rng.uniform(0.5, 1.5, len(source)), np.ones(len(source), bool)
+    copied[fresh] = False
+    totals = np.bincount(source[copied], weights=parts[copied], minlength=int(source.max()) + 1)
+    return tuple(np.where(copied, parts / np.where(copied, totals[source], 1), 1.0).tolist())

@@ -14,7 +14,7 @@ Reset: SPARKLING (arXiv:2602.02472), section 4. Zero: OpenAI, 2019 (arXiv:1912.0
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +25,7 @@ from torch import Tensor
 from surgery.edits import SpaceEdit, axis_maps, tensor_rng
 from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.graph import layout
-from surgery.graph.layout import Layout, Sum, Units
+from surgery.graph.layout import resized
 from surgery.torch.trajectory import Tracked, Trajectory
 from surgery.torch.trajectory_factors import Factors, factors, later_copies
 
@@ -146,10 +146,9 @@ class _Layer:
         first = {self.edit.source[k]: k for k in reversed(range(self.edit.after)) if k not in self.edit.fresh}
         original = [k if k in self.edit.fresh else first[self.edit.source[k]] for k in range(self.edit.after)]
         twin = SpaceEdit(self.edit.space, self.edit.after, tuple(original), shares=(1.0,) * self.edit.after)
+        sizes = {name: edit.after for name, edit in self.trajectory.edits.items()}
         for tracked in self.members():
-            maps = axis_maps(
-                tuple(_regrown(axis, self.trajectory.edits) for axis in tracked.edit.axes), {twin.space: twin}
-            )
+            maps = axis_maps(tuple(resized(axis, sizes) for axis in tracked.edit.axes), {twin.space: twin})
             copied = tracked.weight / self.alone(tracked, self.edit).value
             for k, axis in enumerate(maps):
                 if axis is None:
@@ -197,16 +196,6 @@ class _Layer:
                 self.trajectory.rejuvenate(tracked, entries)
             else:
                 self.trajectory.fade(tracked, entries, 1 - strength)
-
-
-def _regrown(axis: Layout, edits: Mapping[str, SpaceEdit]) -> Layout:
-    """The layout of an axis after the edits."""
-    return tuple(
-        dataclasses.replace(part, size=edits[part.space].after) if isinstance(part, Units) and part.space in edits
-        else Sum(tuple(_regrown(inner, edits) for inner in part.parts)) if isinstance(part, Sum)
-        else part
-        for part in axis
-    )  # fmt: skip
 
 
 def _unequal(edit: SpaceEdit, strength: float, seed: int) -> tuple[float, ...]:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from surgery.graph.atoms import UNIT, Axis, Freeze, Mismatch, concat, factors, freeze
 from surgery.graph.axes import take
+from surgery.graph.rules import shuffle
 from surgery.graph.rules.table import Table
 from surgery.graph.trace import Computed, Number, Opaque, Resize, Trace, data_of, is_symbolic, label
 
@@ -19,7 +20,7 @@ RULES = Table()
 def reshape(t: Trace, node: ir.Node) -> None:
     """The elements in order, read with other boundaries."""
     x, out = data_of(node), node.outputs[0]
-    axes = regroup(t, node, t.axes(x), t.shape(out))
+    axes = shuffle.parted(t, node) or shuffle.joined(t, node) or regroup(t, node, t.axes(x), t.shape(out))
     t.put(out, axes)
     t.literal(node, 1, lambda size: dims(size, axes), shape=True)
 

@@ -1,0 +1,171 @@
+"""Repeated channel shuffles: units keep their parts of every shuffle, or the width is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import numpy_helper
+
+import surgery
+from surgery.axis_maps import axis_map
+from surgery.errors import ArgumentError, Refused
+from surgery.graph.layout import Part, Units, Weave, from_json, size, text, to_json, units
+from surgery.graph.spaces import analyse
+from surgery.plan import Plan
+from surgery.units import SpaceEdit
+from tests import zoo
+
+LEFT, RIGHT = Units("left", 3, "in"), Units("right", 3, "in")
+WOVEN = Weave(((LEFT,), (RIGHT,)))
+HALF, OTHER = Part((WOVEN,), 0, 2), Part((WOVEN,), 1, 2)
+SEATED = SpaceEdit("left", 3, (0, 1, 0, 0, 2, 0), frozenset({2, 3, 5}))
+"""Of left 0, 1 | 2, of right 0 | 1, 2 lie in either half of l0 r0 l1 | r1 l2 r2; with 6 each, 0, 1, 2 | 3, 4, 5 do."""
+SEATED_RIGHT = SpaceEdit("right", 3, (0, 0, 0, 1, 2, 0), frozenset({1, 2, 5}))
+
+
+@pytest.fixture(scope="module")
+def stages() -> surgery.Checkpoint:
+    return surgery.load(zoo.export("shufflenet_stages", "dynamo-optimized"))
+
+
+def test_elements_of_a_weave_are_those_of_its_parts_in_turn() -> None:
+    still = SpaceEdit("left", 3, (0, 1, 2))
+    assert axis_map((WOVEN,), {"left": still}).source.tolist() == list(range(6))
+    edited = axis_map((WOVEN,), {"left": SEATED, "right": SEATED_RIGHT})
+    # l0 r0 l1 r1 l2 r2 -> l0 r0 l1 · · · · r1 l2 r2 · ·
+    kept = ~edited.fresh_in
+    assert edited.source[kept].tolist() == [0, 1, 2, 3, 4, 5]
+    assert np.flatnonzero(kept).tolist() == [0, 1, 2, 7, 8, 9]
+
+
+def test_a_part_of_a_weave_holds_its_units_before_and_after() -> None:
+    edits = {"left": SEATED, "right": SEATED_RIGHT}
+    first, second = (axis_map((part,), edits) for part in (HALF, OTHER))
+    assert first.source[~first.fresh_in].tolist() == second.source[~second.fresh_in].tolist() == [0, 1, 2]
+    assert np.flatnonzero(~first.fresh_in).tolist() == [0, 1, 2]
+    assert np.flatnonzero(~second.fresh_in).tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("source", [(0, 1, 2, 0, 0, 0), (0, 0, 0, 0, 1, 2)], ids=["appended", "in front"])
+def test_units_that_would_leave_their_part_are_refused(source: tuple[int, ...]) -> None:
+    """Growing by units at the end is right everywhere else."""
+    fresh = frozenset(range(3, 6)) if source[2] else frozenset({1, 2, 3})
+    edits = {name: SpaceEdit(name, 3, source, fresh) for name in ("left", "right")}
+    with pytest.raises(Refused, match="leave their part"):
+        [axis_map((part,), edits) for part in (HALF, OTHER)]
+
+
+def test_layouts_with_shuffles_are_written_and_read() -> None:
+    layout = (2, Part((WOVEN,), 1, 2))
+    assert from_json(json.loads(json.dumps(to_json(layout)))) == layout
+    assert size(layout) == 6 and size(layout, {"left": 6, "right": 6}) == 12
+    assert text((OTHER,)) == "2/2 (left ⋈ right)"
+
+
+def test_a_shuffled_space_brings_the_others_along(stages: surgery.Checkpoint) -> None:
+    plan = surgery.widen(stages, widths={"stages.1.0.left.2": 20})
+    assert {edit.space: edit.after for edit in plan.spaces} == {
+        f"stages.1.{unit}": 20 for unit in ("0.left.2", "0.right.5", "1.right.5", "2.right.5")
+    }
+    assert surgery.apply(plan, stages).report.ok
+
+
+def test_shuffled_spaces_stay_equally_wide(stages: surgery.Checkpoint) -> None:
+    with pytest.raises(ArgumentError, match="equally wide"):
+        surgery.widen(stages, widths={"stages.1.0.left.2": 20, "stages.1.1.right.5": 24})
+    plan = surgery.widen(stages, widths={"stages.1.0.left.2": 20})
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+def chain(path: Path, n: int, length: int) -> surgery.Checkpoint:
+    """Dense units, each of which transforms one half of 2n shuffled numbers."""
+    rng = np.random.default_rng(0)
+    shapes = {"stem": (4, 2 * n), **{f"unit{k}": (n, n) for k in range(length)}, "head": (2 * n, 3)}
+    weights = [
+        numpy_helper.from_array(rng.standard_normal(s).astype(np.float32), k) for k, s in shapes.items()
+    ]
+    rows = {"parted": [-1, 2, n], "joined": [-1, 2 * n]}
+    weights += [numpy_helper.from_array(np.array(row, np.int64), name) for name, row in rows.items()]
+    make, x = onnx.helper.make_node, "h0"
+    nodes = [make("MatMul", ["x", "stem"], [x])]
+    for k in range(length):
+        nodes += [
+            make("Split", [x], [f"l{k}", f"r{k}"], axis=1, num_outputs=2),
+            make("MatMul", [f"r{k}", f"unit{k}"], [f"m{k}"]),
+            make("Relu", [f"m{k}"], [f"b{k}"]),
+            make("Concat", [f"l{k}", f"b{k}"], [f"c{k}"], axis=1),
+            make("Reshape", [f"c{k}", "parted"], [f"p{k}"]),
+            make("Transpose", [f"p{k}"], [f"t{k}"], perm=[0, 2, 1]),
+            make("Reshape", [f"t{k}", "joined"], [x := f"h{k + 1}"]),
+        ]
+    nodes.append(make("MatMul", [x, "head"], ["y"]))
+    ports = [
+        [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", size])]
+        for name, size in (("x", 4), ("y", 3))
+    ]
+    graph = onnx.helper.make_graph(nodes, "chain", *ports, weights)
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10), path
+    )
+    return surgery.load(path)
+
+
+@pytest.mark.parametrize("init", ["zero", "net2net"])
+def test_every_width_is_exact_or_refused_with_the_next_one(
+    init: Literal["zero", "net2net"], tmp_path: Path
+) -> None:
+    """Unit 1 of 3 leaves after two shuffles (1, 2, 4); of 6 units none does (1, 2, 4, 8; 3, 6; 5, 10)."""
+    checkpoint = chain(tmp_path / "chain.onnx", 3, 4)
+    refused, done = dict[int, int](), list[int]()
+    for width in range(4, 14):
+        try:
+            plan = surgery.widen(checkpoint, widths={"unit3": width}, init=init)
+        except Refused as refusal:
+            assert "part of a channel shuffle" in refusal.message
+            refused[width] = int(str(refusal.hint).split()[-1])
+            continue
+        assert len(plan.spaces) == 5  # the half that the first split passes on, and four units
+        assert surgery.apply(plan, checkpoint).report.ok
+        done.append(width)
+    assert 6 in refused and refused[6] == 7
+    assert all(offered in done for width, offered in refused.items() if offered < 14)
+
+
+def test_by_a_factor_shuffled_spaces_take_the_next_width_that_fits(tmp_path: Path) -> None:
+    checkpoint = chain(tmp_path / "chain.onnx", 3, 4)
+    plan = surgery.widen(checkpoint, factor=2)
+    assert sorted(edit.after for edit in plan.spaces) == [6, 7, 7, 7, 7, 7]
+    assert surgery.apply(plan, checkpoint).report.ok
+
+
+def test_a_plan_that_swaps_units_between_halves_is_refused(stages: surgery.Checkpoint) -> None:
+    plan = surgery.widen(stages, widths={"stages.1.0.left.2": 20})
+    edit = plan.spaces[0]
+    swapped = dataclasses.replace(edit, source=edit.source[::-1], fresh=frozenset(19 - k for k in edit.fresh))
+    with pytest.raises(Refused, match="leave their part"):
+        surgery.apply(dataclasses.replace(plan, spaces=(swapped, *plan.spaces[1:])), stages)
+
+
+def test_narrowing_shuffled_units_is_refused(stages: surgery.Checkpoint) -> None:
+    with pytest.raises(Refused, match="channel shuffle"):
+        surgery.narrow(stages, widths={"stages.1.0.left.2": 4})
+
+
+@pytest.mark.parametrize("style", zoo.STYLES)
+def test_every_parameter_axis_of_a_shuffle_net_can_grow(style: str) -> None:
+    analysis = analyse(zoo.load("shufflenet_stages", style))
+    initializers = analysis.model.graph.initializers.values()
+    parameters = [str(v.name) for v in initializers if v.dtype == ir.DataType.FLOAT and v.shape]
+    interface = {space.name for space in analysis.spaces if not space.hidden}
+    assert len(parameters) > 20
+    for name in parameters:
+        for axis in analysis.tensors[name]:
+            for unit in units(axis):
+                assert unit.space in interface or analysis.by_name[unit.space].widenable, name
