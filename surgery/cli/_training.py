@@ -123,7 +123,8 @@ def _rows(record: Mapping[str, object]) -> list[tuple[str, str]]:
 def report_of(outcome: Outcome) -> dict[str, object]:
     """The object printed under `--json`."""
     found = asdict(outcome)
-    return {**found, "folder": str(outcome.folder), "student": str(outcome.student)}
+    native = None if outcome.native is None else str(outcome.native)
+    return {**found, "folder": str(outcome.folder), "student": str(outcome.student), "native": native}
 
 
 def text_of(outcome: Outcome) -> str:
@@ -135,6 +136,6 @@ def text_of(outcome: Outcome) -> str:
         (
             f"return {outcome.mean_return:.4g} ({', '.join(others)})",
             f"{outcome.frames:,} frames, {outcome.updates:,} updates, {_live.duration(outcome.seconds)}",
-            f"wrote {outcome.student}",
+            f"wrote {outcome.student}{f' and {outcome.native.name}' if outcome.native else ''}",
         )
     )

@@ -23,6 +23,7 @@ from surgery.distill.network import choose_device
 from surgery.distill.session import Job, Session
 from surgery.distill.settings import HEADS, Settings
 from surgery.distill.values import values_of
+from surgery.distill.whole import check_native, cut_out, native_name
 from surgery.envs import complete, make
 from surgery.errors import ArgumentError
 from surgery.interface import Environment, Interface, LineageStep, PortPatch
@@ -38,6 +39,7 @@ class Outcome:
     Attributes:
       folder: the run directory.
       student: the student's file.
+      native: the same in the form of the framework that it came from; None: it came from none.
       mean_return: of its last evaluation.
       teacher: mean return of the teacher; None without one.
       random: mean return of random play.
@@ -50,6 +52,7 @@ class Outcome:
 
     folder: Path
     student: Path
+    native: Path | None
     mean_return: float
     teacher: float | None
     random: float
@@ -143,25 +146,31 @@ def plan_finetune(
 ) -> Job:
     """What `finetune` would do: weights, target, optimizer state and, where given, the replay are carried on.
 
+    A model may hold its target network and other outputs beside the one that learns (`Checkpoint.copies`); all of it is
+    in the result, and one that came from a framework's own file is written in that form, too.
+
     State of another optimizer than the one asked for is swapped (`surgery.swap_optimizer`), at the lowered learning
     rate of fine-tuning, not at one that would go on as before.
 
     Raises:
       As `plan_distill`; ArgumentError: the model's output cannot learn by temporal differences; as `swap_optimizer`.
     """
-    values_of(model)
+    part = cut_out(model)
+    values_of(part)
     contract = complete(environment)
     chosen = method_named("finetune")
-    settings = _settings(chosen, contract, model, options)
-    student = model
-    if model.optimizer is not None and model.optimizer.kind != optimizer:
+    settings = _settings(chosen, contract, part, options)
+    student = part
+    if part.optimizer is not None and part.optimizer.kind != optimizer:
         swapped = swap_optimizer(
-            model, optimizer, match="none", seed=options.seed, lr=settings.final_rate, eps=EPS[optimizer]
+            part, optimizer, match="none", seed=options.seed, lr=settings.final_rate, eps=EPS[optimizer]
         )
         student = swapped.checkpoint
     recorded = None if replay is None else read_transitions(replay)
+    check_native(model.replace(optimizer=student.optimizer))
     job = _job(folder, student, None, contract, settings, options, recorded, chosen)
-    return replace(job, optimizer=optimizer)
+    whole = model if part is not model or model.origin is not None else None
+    return replace(job, optimizer=optimizer, whole=whole)
 
 
 def execute(
@@ -211,7 +220,7 @@ def config(job: Job) -> dict[str, Json]:
     return {
         "schema": 1,
         "teacher": job.teacher.digest() if job.teacher else None,
-        "student": job.student.digest(),
+        "student": (job.whole or job.student).digest(),
         "environment": job.environment.to_json(),
         "optimizer": job.optimizer,
         "recorded": len(job.recorded) if job.recorded is not None else None,
@@ -311,9 +320,11 @@ def _job(
 
 def _outcome(session: Session, resumed: bool) -> Outcome:
     progress, weaning = session.progress, session.weaning
+    native = native_name(session.job.whole) if session.job.whole else None
     return Outcome(
         folder=session.job.folder,
         student=session.job.folder / store.STUDENT,
+        native=None if native is None else session.job.folder / native,
         mean_return=progress.mean_return if progress.mean_return is not None else float("nan"),
         teacher=progress.teacher[0] if progress.teacher else None,
         random=progress.random[0] if progress.random else float("nan"),

@@ -26,6 +26,7 @@ from surgery.distill.settings import Settings
 from surgery.distill.teacher import Teacher
 from surgery.distill.values import values_of
 from surgery.distill.weaning import Weaning
+from surgery.distill.whole import native_name, put_back, target_of
 from surgery.envs import Envs, make
 from surgery.errors import CorruptFile, RunFailed
 from surgery.evaluate import Score
@@ -56,6 +57,7 @@ class Job:
     Attributes:
       folder: the run directory.
       student: what learns: untrained, or to be fine-tuned.
+      whole: the model that it was cut out of, to be given back with it; None: it is all there is.
       teacher: who is imitated; None: nobody.
       environment: the completed contract.
       settings: all numbers.
@@ -77,6 +79,7 @@ class Job:
     precision: torch.dtype | None = None
     optimizer: str = "adam"
     recorded: Transitions | None = None
+    whole: Checkpoint | None = None
     lineage: LineageStep | None = None
     save_seconds: float = 120.0
 
@@ -209,6 +212,8 @@ class Session:
             for _ in range(2)
         )
         target.module.requires_grad_(False)
+        if job.whole is not None:
+            target.module.load_state_dict(target_of(job.whole), strict=False)
         optimizer = make_optimizer(job.optimizer, student, settings.rate)
         if job.student.optimizer is not None and job.student.optimizer.kind == job.optimizer:
             modules.load_optimizer(job.student.optimizer, optimizer, student.module)
@@ -391,6 +396,8 @@ class Session:
             (*self.job.student.lineage, self.job.lineage) if self.job.lineage else self.job.student.lineage
         )
         done = made.replace(lineage=lineage, path=None)
+        if self.job.whole is not None:
+            done = put_back(self.job.whole, done, self.learner.target.module)
         contract = self.job.environment
         if self.score is not None:
             score = replace(self.score, model=done.digest()).to_json()
@@ -398,13 +405,16 @@ class Session:
         return done.replace(environment=contract)
 
     def export(self) -> Path:
-        """Write `student.onnx` and its optimizer state.
+        """Write `student.onnx` and its optimizer state, and the same in the form of the framework that it came from.
 
         Raises:
           FileError: the disk is full; the files before stand.
         """
         path = self.job.folder / store.STUDENT
-        save(self.result(), path, force=True)
+        result = self.result()
+        save(result, path, force=True)
+        if (name := native_name(result)) is not None:
+            save(result, path.with_name(name), force=True)
         return path
 
     def close(self) -> None:

@@ -1,0 +1,120 @@
+"""Models that hold more than the network that learns: target networks beside it, outputs of other purposes.
+
+A framework's own file gives all its networks in one graph. The one that learns is cut out of it, and put back with what
+it has become; its target network becomes the run's target, and is put back too.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+from torch import Tensor, nn
+
+from surgery import torch as modules
+from surgery.checkpoint import Checkpoint, save
+from surgery.copies import original_name
+from surgery.distill.values import KINDS
+from surgery.errors import ArgumentError, SurgeryError
+from surgery.interface import Interface
+from surgery.optimizer import OptimizerState, ParamGroup
+
+LEARNED = tuple(reversed(KINDS))
+"""A distribution is learned where there is one, not the values that are computed from it."""
+
+
+def cut_out(model: Checkpoint) -> Checkpoint:
+    """The network that learns: one output of values, and the state that it carries, without what only others need.
+
+    The model itself where it is nothing else.
+    """
+    ports = model.interface.outputs
+    kind = next((kind for kind in LEARNED if any(port.kind == kind for port in ports)), None)
+    kept = {port.name for port in ports if port.kind in (kind, "state")}
+    if kind is None or len(kept) == len(ports):
+        return model
+    cut = model.model.clone()
+    for value in [value for value in cut.graph.outputs if value.name not in kept]:
+        cut.graph.outputs.remove(value)
+    cut = RemoveUnusedNodesPass()(cut).model
+    inputs = {value.name for value in cut.graph.inputs}
+    interface = Interface(
+        tuple(port for port in model.interface.inputs if port.name in inputs),
+        tuple(port for port in ports if port.name in kept),
+    )
+    state = None if model.optimizer is None else _of(model.optimizer, frozenset(cut.graph.initializers))
+    return model.replace(
+        model=cut, interface=interface, optimizer=state, copies={}, origin=None, path=None, source={}
+    )
+
+
+def _of(state: OptimizerState, names: frozenset[str]) -> OptimizerState:
+    """The state of some parameters."""
+    groups = tuple(
+        ParamGroup(tuple(name for name in group.parameters if name in names), group.hyper)
+        for group in state.groups
+    )
+    slots = {
+        slot: {name: tensor for name, tensor in members.items() if name in names}
+        for slot, members in state.slots.items()
+    }
+    steps = {name: count for name, count in state.steps.items() if name in names}
+    return state.replace(
+        slots=slots, steps=steps, groups=tuple(group for group in groups if group.parameters)
+    )
+
+
+def target_of(model: Checkpoint) -> dict[str, Tensor]:
+    """The weights of the target network by the names of its originals; empty if the model holds none."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in model.tensors.items():
+        original = original_name(name, model.copies)
+        if original != name and original in model.tensors:
+            found.setdefault(original, torch.from_numpy(tensor.numpy().copy()))
+    return found
+
+
+def put_back(model: Checkpoint, learned: Checkpoint, target: nn.Module) -> Checkpoint:
+    """The whole model with what its network and that network's target have become.
+
+    Args:
+      model: as it was loaded.
+      learned: what was cut out of it, trained.
+      target: the run's target network.
+    """
+    module, held = modules.to_module(model), dict(target.state_dict())
+    fresh = {name: torch.from_numpy(tensor.numpy().copy()) for name, tensor in learned.tensors.items()}
+    with torch.no_grad():
+        for name, tensor in module.state_dict().items():
+            original = original_name(name, model.copies)
+            new = fresh.get(name) if original == name else held.get(original)
+            if new is not None:
+                tensor.copy_(new)
+    made = modules.from_module(module, model)
+    return made.replace(optimizer=learned.optimizer, lineage=learned.lineage, environment=learned.environment)
+
+
+def native_name(model: Checkpoint) -> str | None:
+    """What the student is called in the form of the framework's file that the model came from; None: from none."""
+    return None if model.origin is None else f"student{model.origin.suffix}"
+
+
+def check_native(model: Checkpoint) -> None:
+    """Write a model back into its framework's form once, somewhere else, so that a run does not end on what cannot be.
+
+    Raises:
+      ArgumentError: it cannot be written, with the reason and the way out.
+    """
+    name = native_name(model)
+    if name is None:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            save(model, Path(folder) / name)
+        except SurgeryError as error:
+            raise ArgumentError(
+                f"the result could not be written back into {model.origin}: {error.message}",
+                hint="choose the optimizer of that file, or fine-tune an .onnx of it: surgery convert",
+            ) from error

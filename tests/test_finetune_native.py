@@ -1,0 +1,134 @@
+"""Fine-tuning what a framework saved: its target network and optimizer go on, and all of it goes back into its file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sb3_contrib
+import stable_baselines3 as sb3
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+import surgery
+import surgery.policy
+from surgery.cli import main
+from surgery.distill import Options, execute, plan_finetune
+from surgery.distill.session import Session
+from surgery.errors import ArgumentError
+from surgery.interface import Environment
+from surgery.probes import probes
+
+CARTPOLE = Environment("CartPole-v1")
+KINDS = {"dqn": (sb3.DQN, {}), "qrdqn": (sb3_contrib.QRDQN, {"n_quantiles": 7})}
+OPTIONS = Options(
+    frames=1000, envs=4, device="cpu",
+    changes={"evaluation_episodes": 2, "evaluate_every": 1000, "learn_after": 900, "final_rate": 1e-3},
+)  # fmt: skip
+
+
+@pytest.fixture(params=list(KINDS))
+def saved(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[BaseAlgorithm, Path]:
+    """An agent that has learned a little, its target behind it, and its file."""
+    algorithm, more = KINDS[request.param]
+    agent = algorithm(
+        "MlpPolicy", "CartPole-v1", learning_starts=50, target_update_interval=10**6, device="cpu", seed=1,
+        policy_kwargs={"net_arch": [16], **more},
+    )  # fmt: skip
+    agent.learn(200)
+    agent.save(tmp_path / "agent.zip")
+    return agent, tmp_path / "agent.zip"
+
+
+def state_of(agent: BaseAlgorithm) -> dict[str, torch.Tensor]:
+    return agent.policy.state_dict()
+
+
+def test_it_goes_on_where_the_framework_stopped(saved: tuple[BaseAlgorithm, Path], tmp_path: Path):
+    agent, path = saved
+    session = Session(
+        plan_finetune(surgery.load(path), tmp_path / "run", environment=CARTPOLE, options=OPTIONS)
+    )
+    had = state_of(agent)
+    for network, part in ((session.student, ""), (session.learner.target, "_target")):
+        for name, tensor in network.module.state_dict().items():
+            kind, _, rest = name.partition(".")
+            torch.testing.assert_close(tensor, had[f"{kind}{part}.{rest}"], rtol=0, atol=0)
+    moments = agent.policy.optimizer.state_dict()["state"].values()
+    found = session.learner.optimizer.state_dict()["state"].values()
+    key = lambda state: float(state["exp_avg_sq"].double().sum())  # noqa: E731
+    assert sorted(map(key, found)) == pytest.approx(sorted(map(key, moments)))
+    assert {float(state["step"]) for state in found} == {float(state["step"]) for state in moments}
+    session.close()
+
+
+def test_what_it_has_become_goes_back_into_the_frameworks_own_file(
+    saved: tuple[BaseAlgorithm, Path], tmp_path: Path
+):
+    agent, path = saved
+    before, original = path.read_bytes(), surgery.load(path)
+    outcome = execute(plan_finetune(original, tmp_path / "run", environment=CARTPOLE, options=OPTIONS))
+    assert outcome.native == tmp_path / "run" / "student.zip"
+    assert path.read_bytes() == before
+    again = type(agent).load(outcome.native, device="cpu")
+    written, whole = surgery.load(outcome.native), surgery.load(outcome.student)
+    assert written.tensors.keys() == whole.tensors.keys() == original.tensors.keys()
+    for name, tensor in written.tensors.items():
+        np.testing.assert_array_equal(tensor.numpy(), whole.tensors[name].numpy())
+        np.testing.assert_array_equal(tensor.numpy(), state_of(again)[name].numpy())
+    had, now = state_of(agent), state_of(again)
+    online = [name for name in had if "_target" not in name]
+    assert any(not torch.equal(had[name], now[name]) for name in online)
+    # the period of the target is 1,000 steps: it was copied at the very end
+    assert all(torch.equal(now[name], now[name.replace(".", "_target.", 1)]) for name in online)
+    steps = {float(state["step"]) for state in again.policy.optimizer.state_dict()["state"].values()}
+    before_steps = {float(state["step"]) for state in agent.policy.optimizer.state_dict()["state"].values()}
+    assert {step - outcome.updates for step in steps} == before_steps
+    x = probes(whole, 8, seed=0)["observation"]
+    policy, _ = again.predict(x, deterministic=True)
+    assert (policy == surgery.policy.load(whole).act(x, generator=np.random.default_rng(0))).all()
+    assert written.lineage[-1].operation == "finetune"
+
+
+def test_an_optimizer_that_the_file_cannot_hold_is_refused_before_anything_starts(
+    saved: tuple[BaseAlgorithm, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    _, path = saved
+    with pytest.raises(ArgumentError, match="could not be written back into"):
+        plan_finetune(
+            surgery.load(path), tmp_path / "run", environment=CARTPOLE, options=OPTIONS, optimizer="rmsprop"
+        )
+    words = [
+        "finetune",
+        str(path),
+        "--env",
+        "CartPole-v1",
+        "--optimizer",
+        "rmsprop",
+        "-o",
+        str(tmp_path / "run"),
+    ]
+    assert main([*words, "--json"]) == 2
+    assert "choose the optimizer of that file" in json.loads(capsys.readouterr().out)["error"]["hint"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_onnx_with_its_target_beside_it_keeps_both(saved: tuple[BaseAlgorithm, Path], tmp_path: Path):
+    surgery.save(surgery.load(saved[1]), tmp_path / "both.onnx")
+    model = surgery.load(tmp_path / "both.onnx")
+    outcome = execute(plan_finetune(model, tmp_path / "run", environment=CARTPOLE, options=OPTIONS))
+    assert outcome.native is None
+    done = surgery.load(outcome.student)
+    assert done.copies == model.copies
+    assert [port.name for port in done.interface.outputs] == [port.name for port in model.interface.outputs]
+    assert set(done.optimizer.parameters) == set(model.optimizer.parameters)
+
+
+def test_an_actor_critic_has_no_values_to_go_on_with(tmp_path: Path):
+    sb3.PPO("MlpPolicy", "CartPole-v1", device="cpu").save(tmp_path / "ppo.zip")
+    with pytest.raises(ArgumentError, match="a student has one output of kind q_values"):
+        plan_finetune(
+            surgery.load(tmp_path / "ppo.zip"), tmp_path / "run", environment=CARTPOLE, options=OPTIONS
+        )
