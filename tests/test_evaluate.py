@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import surgery
+from surgery.architectures import new
 from surgery.cli import main
 from surgery.envs import adjusted, make
-from surgery.errors import ArgumentError, Refused
+from surgery.errors import ArgumentError, Refused, RunFailed
 from surgery.evaluate import Score, below, evaluate, play, record, recorded, recorded_scores
 from surgery.evaluate.baselines import RANDOM_AND_HUMAN, normalised, random_and_human
 from surgery.evaluate.scores import LEVEL, _student, interval
@@ -402,6 +403,29 @@ def test_a_score_under_other_settings_is_shown_beside_the_record_and_not_compare
     assert (
         "7.93 ± 2.1 (30 episodes), but with another sticky_actions: not compared" in capsys.readouterr().out
     )
+
+
+NEVER_SERVES = {"max_episode_steps": 60, "fire_reset": False, "noop_max": 1, "action_set": [0, 2, 3, 4]}
+
+
+def test_an_agent_that_never_serves_plays_to_the_limit_and_the_report_says_so(tmp_path, capsys):
+    agent = new("nature", observation=(4, 84, 84), actions=4, dtype="uint8", scale=1 / 255, seed=0)
+    surgery.save(
+        agent.replace(environment=Environment("ALE/Breakout-v5", NEVER_SERVES)), tmp_path / "idle.onnx"
+    )
+    words = ["evaluate", str(tmp_path / "idle.onnx"), "--episodes", "3", "--mode", "greedy"]
+    assert main([*words, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["truncated"], report["limit"], report["returns"]) == (3, 60, [0.0] * 3)
+    assert main(words) == 0
+    assert "3 cut off after 60 steps (240 frames)" in capsys.readouterr().out
+
+
+def test_an_environment_that_goes_on_beyond_its_limit_is_an_error():
+    envs = make(Environment("CartPole-v1", {"max_episode_steps": 500}), 2, seed=0, training=False)
+    envs.contract = Environment("CartPole-v1", {"max_episode_steps": 3})
+    with pytest.raises(RunFailed, match="gone on for 4 steps"):
+        play(envs, lambda x: np.arange(2) % 2, 2)
 
 
 def test_a_score_that_is_not_reached_is_not_recorded(tmp_path):

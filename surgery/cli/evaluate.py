@@ -146,7 +146,7 @@ def _text(done: Evaluation, own: Score | None, findings: tuple[Finding, ...], wr
         done.mode,
         f"{done.score.episodes} episodes",
         f"{played.steps:,} steps in {done.seconds:.1f} s",
-        *([f"{played.truncated} cut off"] if played.truncated else []),
+        *([done.cut_off] if done.cut_off else []),
         *([f"wrote {written}"] if written else []),
     ]
     lines = [" · ".join(head), *(f"  {label:<9} {text}" for label, text in rows)]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from surgery.envs.step import Envs
+from surgery.errors import RunFailed
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -20,7 +21,7 @@ class Episodes:
     Attributes:
       returns: (episodes,) float64, undiscounted and unclipped.
       lengths: (episodes,) int64, in agent steps.
-      truncated: how many were cut off by a limit of time.
+      truncated: how many were cut off by a limit of time; they count as they stood.
       steps: agent steps that were taken in all, also in environments that had their share.
       low: smallest number in any observation.
       high: largest number in any observation.
@@ -44,7 +45,9 @@ def play(
 ) -> Episodes:
     """Play episodes to their end.
 
-    How many each environment plays is fixed beforehand. The first N to end among many that run at once would be the
+    An agent that never serves the ball plays on to the limit of its contract (`max_episode_steps`: 27,000 steps of an
+    Atari game are 108,000 frames), where its environment cuts it off. How many each environment plays is fixed
+    beforehand. The first N to end among many that run at once would be the
     shorter ones, and short episodes have other returns than long ones.
 
     Args:
@@ -53,7 +56,11 @@ def play(
       episodes: how many in all.
       ended: told which environments (n,) bool start a new episode, for policies with a state.
       progress: told how many episodes are done.
+
+    Raises:
+      RunFailed: an environment goes on beyond the limit of its contract.
     """
+    limit, ages = envs.contract.settings.get("max_episode_steps"), np.zeros(envs.num_envs, np.int64)
     share = np.full(envs.num_envs, episodes // envs.num_envs)
     share[: episodes % envs.num_envs] += 1
     found: list[list[tuple[float, int]]] = [[] for _ in range(envs.num_envs)]
@@ -67,16 +74,20 @@ def play(
         if steps % (16 * envs.num_envs) == 0:
             least, most = _range(observation)
             low, high = min(low, least), max(high, most)
+        ages = np.where(step.begins, 0, ages + 1)
+        if isinstance(limit, int) and ages.max() > limit:
+            raise RunFailed(
+                f"an episode of {envs.contract.id} has gone on for {ages.max():,} steps: the environment does not "
+                f"end it after the {limit:,} of its contract"
+            )
         if not step.finished:
             continue
-        over = np.zeros(envs.num_envs, bool)
         for k, total, length in step.finished:
-            over[k] = True
             if len(found[k]) < share[k]:
                 found[k].append((total, length))
                 truncated += bool(step.truncated[k])
                 done += 1
-        ended(over)
+        ended(step.begins)
         progress(done)
     played = [episode for one in found for episode in one]
     returns = np.array([total for total, _ in played], np.float64)

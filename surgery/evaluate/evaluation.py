@@ -78,6 +78,15 @@ class Evaluation:
         """Whether the recorded score was reached; None: there is none."""
         return None if self.known is None else not below(self.score, self.known)
 
+    @property
+    def cut_off(self) -> str:
+        """How many episodes were cut off, and where; empty if none was."""
+        count, limit = self.episodes.truncated, self.environment.settings.get("max_episode_steps")
+        if not count:
+            return ""
+        frames = cast(int, limit) * cast(int, self.environment.settings.get("frame_skip", 1))
+        return f"{count} cut off after {limit:,} steps{f' ({frames:,} frames)' if frames != limit else ''}"
+
     def normalised(self, one: float | None) -> float | None:
         """The mean where random play is 0 and another score is 1; None where either is not known."""
         return None if self.random is None or one is None else normalised(self.mean, self.random.mean, one)
@@ -96,6 +105,7 @@ class Evaluation:
             "returns": self.episodes.returns.tolist(),
             "lengths": self.episodes.lengths.tolist(),
             "truncated": self.episodes.truncated,
+            "limit": self.environment.settings.get("max_episode_steps"),
             "steps": self.episodes.steps,
             "frames": self.episodes.steps * cast(int, skip),
             "seconds": self.seconds,
