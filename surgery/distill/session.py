@@ -39,6 +39,7 @@ from surgery.replay import (
     Segment,
     Transitions,
     Window,
+    check_fits,
     check_memory,
     estimate,
     restore,
@@ -234,6 +235,8 @@ class Session:
         """The student's and the teacher's; that they fit, as far as they are needed at once, is checked first."""
         settings, given = self.settings, self.job.recorded
         own = self._rows(settings.replay)
+        if given is not None:
+            check_fits(given, own[0], actions=self.envs.actions)
         shapes = {"replay": own}
         if self.method.collects:
             shapes["teacher"] = self._rows(settings.teacher_data if given is None else len(given))

@@ -8,7 +8,7 @@ batch = replay.sample(32, generator)
 from surgery.replay.batch import Batch, Layout, Stretch
 from surgery.replay.buffer import NOWHERE, Replay
 from surgery.replay.memory import check_memory, estimate
-from surgery.replay.recorded import Transitions, fill, read_transitions
+from surgery.replay.recorded import Transitions, check_fits, fill, read_transitions
 from surgery.replay.segments import Segment, restore, write_segment
 from surgery.replay.sequences import Window
 from surgery.replay.sum_tree import SumTree
@@ -23,6 +23,7 @@ __all__ = [
     "SumTree",
     "Transitions",
     "Window",
+    "check_fits",
     "check_memory",
     "estimate",
     "fill",

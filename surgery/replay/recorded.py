@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from surgery.errors import ArgumentError, CorruptFile
+from surgery.replay.batch import Layout
 from surgery.replay.buffer import Replay
 from surgery.replay.frames import Array
 from surgery.replay.npz import read_npz
@@ -86,20 +87,12 @@ def _observations(array: Array, shape: Sequence[int], packed: bool) -> Array:
     return array.reshape(shape)
 
 
-def fill(replay: Replay, recorded: Transitions, *, actions: int, label: Label | None = None) -> None:
-    """Append recorded transitions to a replay, an equal share to each of its streams.
-
-    Args:
-      replay: its layout is that of the environment that the student will learn in.
-      recorded: what to append.
-      actions: number of actions of that environment.
-      label: asks the teacher; called in the order of each stream, for teachers with a memory.
+def check_fits(recorded: Transitions, layout: Layout, *, actions: int) -> None:
+    """Refuse a replay of another game.
 
     Raises:
-      ArgumentError: observations of another shape, or actions that the environment does not have: a replay of
-        another game.
+      ArgumentError: observations of another shape, or actions that the environment does not have.
     """
-    layout = replay.layout
     shape = layout.frame if layout.stack == 1 else (layout.stack, *layout.frame)
     if recorded.observation.shape[1:] != shape:
         raise ArgumentError(
@@ -111,6 +104,22 @@ def fill(replay: Replay, recorded: Transitions, *, actions: int, label: Label | 
             f"a replay of another environment: it holds action {int(recorded.action.max())}, "
             f"the environment has {actions} actions"
         )
+
+
+def fill(replay: Replay, recorded: Transitions, *, actions: int, label: Label | None = None) -> None:
+    """Append recorded transitions to a replay, an equal share to each of its streams.
+
+    Args:
+      replay: its layout is that of the environment that the student will learn in.
+      recorded: what to append.
+      actions: number of actions of that environment.
+      label: asks the teacher; called in the order of each stream, for teachers with a memory.
+
+    Raises:
+      ArgumentError: a replay of another game.
+    """
+    layout = replay.layout
+    check_fits(recorded, layout, actions=actions)
     share = -(-len(recorded) // layout.envs)
     first, never = np.arange(layout.envs) * share, np.zeros(layout.envs, np.bool_)
     for age in range(share):
