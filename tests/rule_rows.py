@@ -281,6 +281,15 @@ RECURRENT = [
     row("y = GRU<hidden_size=5>(x, w, r, b,, h)", [2, 3, 5], **{**_GRU, "x": activation("T", 2, 3)}, h=weight(1, 2, 5)),
     row("y, y1 = RNN<hidden_size=5>(x, w, r, b)", [2, 3, 5], x=activation(4, 2, 3), w=weight(1, 5, 3),
         r=weight(1, 5, 5), b=weight(1, 10)),
+    # the batch first
+    row("y, y1, y2 = LSTM<hidden_size=5, layout=1>(x, w, r, b,, h, c)", [2, 3, 5],
+        **{**_LSTM, "x": activation(2, 6, 3)}, h=activation(2, 1, 5), c=activation(2, 1, 5), opsets=(14, 20)),
+    row('y, y1 = LSTM<hidden_size=5, layout=1, direction="bidirectional">(x, w, r, b)', [2, 3, 5],
+        **{**_BOTH, "x": activation(2, 6, 3)}, opsets=(14,)),
+    row("z, y1 = GRU<hidden_size=5, layout=1>(x, w, r, b)\ny = MatMul(z, o)", [3, 5, 7],
+        **{**_GRU, "x": activation("N", "T", 3)}, o=weight(5, 7), opsets=(14,)),
+    row("y, y1 = RNN<hidden_size=5, layout=1>(x, w, r)", [2, 3, 5], x=activation(2, 4, 3), w=weight(1, 5, 3),
+        r=weight(1, 5, 5), opsets=(14,)),
 ]  # fmt: skip
 
 ROWS = [*ELEMENTWISE, *LINEAR, *CONVOLUTION, *REDUCTION, *NORMALISER, *RECURRENT]

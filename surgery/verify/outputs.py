@@ -66,9 +66,16 @@ def _real(array: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any
 
 
 def float32_tool(model: ir.Model) -> str:
-    """What evaluates a model in float32: "onnxruntime", or "numpy" above `RUNTIME_LIMIT`, one weight at a time."""
+    """What evaluates a model in float32: "onnxruntime", or "numpy".
+
+    Above `RUNTIME_LIMIT` that holds one weight at a time; and onnxruntime has no batch-first recurrence.
+    """
     size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    return "numpy" if size > RUNTIME_LIMIT else "onnxruntime"
+    batch_first = any(
+        node.op_type in ("LSTM", "GRU", "RNN") and node.attributes.get_int("layout", 0)
+        for node in model.graph
+    )
+    return "numpy" if size > RUNTIME_LIMIT or batch_first else "onnxruntime"
 
 
 def float32_outputs(model: ir.Model, inputs: Arrays, tool: str) -> Arrays:

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from surgery.graph.atoms import UNIT, Axis
 from surgery.graph.rules.table import Table
-from surgery.graph.trace import Opaque, Site, Trace
+from surgery.graph.trace import Site, Trace, data_of
 
 RULES = Table()
 
@@ -20,12 +20,14 @@ _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
     axes="input, hidden to hidden: contraction; batch, hidden: pointwise; gates, directions, time: frozen",
 )
 def recurrent(t: Trace, node: ir.Node) -> None:
-    """h' = f(W x + R h + b): W [D, gates·H, I], R [D, gates·H, H], B [D, 2·gates·H], states [D, B, H]."""
+    """h' = f(W x + R h + b): W [D, gates·H, I], R [D, gates·H, H], B [D, 2·gates·H], states [D, B, H].
+
+    With layout 1 the batch comes first: x [B, T, I], states [B, D, H], and the results alike.
+    """
     x, w, r = node.inputs[0], node.inputs[1], node.inputs[2]
     assert x is not None and w is not None and r is not None
     gates = _GATES[node.op_type]
-    if node.attributes.get_int("layout", 0):
-        raise Opaque("batch-major recurrence")
+    batch, time, way, each = (0, 1, 1, 0) if node.attributes.get_int("layout", 0) else (1, 0, 0, 1)
     data, weights, recurrence = t.axes(x), t.axes(w), t.axes(r)
     t.contract(node, (x, data[2]), (w, weights[2]))
     columns = [(w, _hidden(t, node, weights[1], gates)), (r, _hidden(t, node, recurrence[1], gates))]
@@ -38,16 +40,16 @@ def recurrent(t: Trace, node: ir.Node) -> None:
             t.use("bias", value, t.axes(value))
     states = [state for state in (_optional(node, 5), _optional(node, 6)) if state is not None]
     for state in states:
-        directions.append((state, t.axes(state)[0]))
+        directions.append((state, t.axes(state)[way]))
         t.same(node, columns[0][1], t.axes(state)[2])
-        t.same(node, data[1], t.axes(state)[1])
+        t.same(node, data[batch], t.axes(state)[each])
     t.use("weight", w, weights)
     t.use("weight", r, recurrence)
     hidden = t.merge(node, columns, passes=0)
     t.sites.append(Site("contract", node, (hidden, recurrence[2]), (False, t.constant(r))))
     t.same(node, hidden, recurrence[2])
     t.literal(node, "hidden_size", lambda size: [size(hidden)])
-    _put(t, node, data, _directions(t, node, directions), hidden)
+    _put(t, node, data[time], data[batch], _directions(t, node, directions), hidden)
 
 
 def _optional(node: ir.Node, index: int) -> ir.Value | None:
@@ -70,10 +72,12 @@ def _directions(t: Trace, node: ir.Node, columns: list[tuple[ir.Value, Axis]]) -
     return t.merge(node, wide) if wide else UNIT
 
 
-def _put(t: Trace, node: ir.Node, data: list[Axis], directions: Axis, hidden: Axis) -> None:
-    time, batch = data[0], t.merge(node, [(node.inputs[0], data[1])], passes=0) if data[1] else UNIT  # type: ignore[list-item]
+def _put(t: Trace, node: ir.Node, time: Axis, batch: Axis, directions: Axis, hidden: Axis) -> None:
+    batch = t.merge(node, [(data_of(node), batch)], passes=0) if batch else UNIT
     t.freeze(node, time, "spatial", "stepped through")
     shapes = [[time, directions, batch, hidden], [directions, batch, hidden], [directions, batch, hidden]]
+    if node.attributes.get_int("layout", 0):
+        shapes = [[batch, time, directions, hidden], [batch, directions, hidden], [batch, directions, hidden]]
     for value, axes in zip(node.outputs, shapes, strict=False):
         if value.name:
             t.put(value, axes)
