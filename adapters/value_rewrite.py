@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from surgery.errors import Refused
-from surgery.graph.rewrite import drop_unused
+from surgery.graph.unused import drop_unused
 from surgery.tensors import shape_of
 from surgery_adapters.value_blocks import Block, Bound
 from surgery_adapters.value_layout import Shape

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from surgery.errors import PlanMismatch
-from surgery.graph.rewrite import drop_unused
+from surgery.graph.unused import drop_unused
 from surgery.optimizer import OptimizerState, power
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -123,6 +123,77 @@ CASES = {
 """Graph, what can grow, why the rest cannot, and shapes that differ from `SHAPES`."""
 
 
+SETTLED = {
+    "a constant condition, both branches with the same names": """
+agent (float[N, 4] x) => (float[N, 3] q) {
+    h = MatMul(x, first_weight)
+    yes = Constant<value = bool {1}>()
+    i = If(yes) <
+        then_branch = a () => (float[N, 5] t) { s = MatMul(h, again_weight)  t = Relu(s) },
+        else_branch = b () => (float[N, 5] t) { s = Neg(h)  t = Tanh(s) }
+    >
+    q = MatMul(i, narrow_weight)
+}""",
+    "a rank that is squeezed where it is 1, as torch writes it": """
+agent (float[N, 1, 4] x) => (float[N, 3] q) {
+    one = Constant<value = int64 {1}>()
+    size = Shape<start = 1, end = 2>(x)
+    same = Equal(size, one)
+    axis = Constant<value = int64[1] {1}>()
+    s = If(same) <
+        then_branch = a () => (float[N, 4] t) { t = Squeeze(x, axis) },
+        else_branch = b () => (float[N, 1, 4] e) { e = Identity(x) }
+    >
+    h = MatMul(s, first_weight)
+    g = Relu(h)
+    i = MatMul(g, again_weight)
+    q = MatMul(i, narrow_weight)
+}""",
+    "the size of a layer, which may grow": """
+agent (float[N, 4] x) => (float[N, 3] q) {
+    h = MatMul(x, first_weight)
+    five = Constant<value = int64 {5}>()
+    size = Shape<start = 1>(h)
+    same = Equal(size, five)
+    i = If(same) <
+        then_branch = a () => (float[N, 5] t) { s = MatMul(h, again_weight)  t = Relu(s) },
+        else_branch = b () => (float[N, 5] e) { e = Tanh(h) }
+    >
+    q = MatMul(i, narrow_weight)
+}""",
+    "one in another, and as the result": """
+agent (float[N, 4] x) => (float[N, 3] q) {
+    no = Constant<value = bool {0}>()
+    yes = Not(no)
+    h = MatMul(x, first_weight)
+    q = If(yes) <
+        then_branch = a () => (float[N, 3] t) {
+            g = If(no) <
+                then_branch = c () => (float[N, 5] u) { u = Neg(h) },
+                else_branch = d () => (float[N, 5] v) { w = MatMul(h, again_weight)  v = Relu(w) }
+            >
+            t = MatMul(g, narrow_weight)
+        },
+        else_branch = b () => (float[N, 3] e) { e = MatMul(h, narrow_weight) }
+    >
+}""",
+}
+"""Graphs in which every If always takes the same branch."""
+
+MOVING = """
+agent (float[N, 4] x) => (float[N, 3] q) {
+    h = MatMul(x, first_weight)
+    two = Constant<value = int64 {2}>()
+    size = Shape<start = 0, end = 1>(h)
+    same = Greater(size, two)
+    i = If(same) <
+        then_branch = a () => (float[N, 5] t) { s = MatMul(h, again_weight)  t = Relu(s) },
+        else_branch = b () => (float[N, 5] e) { e = Tanh(h) }
+    >
+    q = MatMul(i, narrow_weight)
+}"""
+
+
 def model(text: str, shapes: dict[str, tuple[int, ...]]) -> onnx.ModelProto:
     proto = onnx.parser.parse_model(HEADER + text)
     rng = np.random.default_rng(0)
@@ -137,7 +208,8 @@ def model(text: str, shapes: dict[str, tuple[int, ...]]) -> onnx.ModelProto:
 
 
 def subgraphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
-    return [a.g for node in graph.node for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+    inner = [a.g for node in graph.node for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+    return [*inner, *(deeper for sub in inner for deeper in subgraphs(sub))]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -168,6 +240,29 @@ def test_a_weight_that_a_subgraph_reads_is_frozen_outside_as_well(tmp_path: Path
     analysis = surgery.analyse(surgery.load(tmp_path / "a.onnx").model)
     assert free(analysis) == []
     assert all("If" in str(why) for why in frozen(analysis).values())
+
+
+@pytest.mark.parametrize("case", SETTLED)
+def test_a_branch_that_is_always_taken_takes_the_place_of_its_if(case: str, tmp_path: Path) -> None:
+    onnx.save(model(SETTLED[case], {}), tmp_path / "agent.onnx")
+    checkpoint, rng = surgery.load(tmp_path / "agent.onnx"), np.random.default_rng(1)
+    shape = [n if isinstance(n, int) else 3 for n in checkpoint.model.graph.inputs[0].shape or ()]
+    inputs = {"x": rng.standard_normal(shape).astype(np.float32)}
+    analysis = surgery.analyse(checkpoint.model)
+    assert free(analysis) == [5, 5], frozen(analysis)
+    assert all(node.op_type != "If" for node in analysis.model.graph)
+    assert any(node.op_type == "If" for node in checkpoint.model.graph)
+    settled, before = analysis.model, runtime(checkpoint.model)(inputs)
+    assert [v.name for v in settled.graph.outputs] == ["q"]
+    onnx.checker.check_model(ir.to_proto(settled), full_check=True)
+    assert agreement(runtime(settled)(inputs), before) == 0
+    check_growth(checkpoint, inputs, 1e-5)
+
+
+def test_a_branch_that_depends_on_the_batch_is_not_settled() -> None:
+    analysis = surgery.analyse(ir.from_proto(model(MOVING, {})))
+    assert free(analysis) == []
+    assert any(node.op_type == "If" for node in analysis.model.graph)
 
 
 SEQUENCES = {

@@ -1,4 +1,4 @@
-"""The form of a graph that operations work on: functions inlined, constants that an exporter merged apart again."""
+"""The form of a graph that operations work on: functions inlined, known branches taken, merged constants apart."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
+from surgery.graph.branches import settle_branches
+
 _APART = re.compile(r"^(?P<name>.+)@use(?P<use>\d+)$")
 
 
 def prepared(model: ir.Model, trained: Collection[str] = ()) -> ir.Model:
-    """A clone in which model-local functions are inlined, and merged constants are one tensor per use.
+    """A clone: model-local functions inlined, an If with a known condition settled, merged constants one per use.
 
     Exporters merge equal tensors. Fifteen layers then share one zero bias, which would tie fifteen spaces to one
     another. Only 1-D tensors with one value everywhere are taken apart; other sharing is meant.
@@ -24,6 +26,7 @@ def prepared(model: ir.Model, trained: Collection[str] = ()) -> ir.Model:
     clone = model.clone()
     if clone.functions:
         clone = InlinePass()(clone).model
+    settle_branches(clone)
     order = {node: k for k, node in enumerate(clone.graph)}
     for value in list(clone.graph.initializers.values()):
         uses = sorted(value.uses(), key=lambda use: (order.get(use.node, -1), use.idx))

@@ -13,6 +13,8 @@ from surgery.graph.atoms import Axis
 from surgery.graph.facts import Facts
 from surgery.graph.spaces import Analysis
 from surgery.graph.trace import Computed, Number, Operand, label
+from surgery.graph.unused import drop_unused
+from surgery.tensors import shape_of
 
 
 class Rewritten(Protocol):
@@ -85,12 +87,13 @@ def _literal(
     array = np.array(
         [n or 0 for n in value], np.float64 if floating and double else np.float32 if floating else np.int64
     )
-    tensor = None if old is None else old.const_value
+    tensor = None if old is None else ir.convenience.get_const_tensor(old)
     if tensor is not None and not floating:
         array = array.astype(tensor.dtype.numpy())
-    return _initializer(
-        model, f"{node.outputs[0].name}.operand{where}", array.reshape(()) if scalar else array
-    )
+    shape: tuple[int, ...] = () if scalar else (-1,)
+    if tensor is not None and len(tensor.shape) > 1:  # the numbers lie along one of its axes
+        shape = tuple(1 if n == 1 else -1 for n in shape_of(tensor))
+    return _initializer(model, f"{node.outputs[0].name}.operand{where}", array.reshape(shape))
 
 
 def _mixed(model: ir.Model, node: ir.Node, where: int, old: ir.Value, value: Sequence[Number]) -> ir.Value:
@@ -129,22 +132,6 @@ def _initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
     )  # fmt: skip
     graph.register_initializer(value)
     return value
-
-
-def drop_unused(model: ir.Model, value: ir.Value | None) -> None:
-    """Remove what only computed an operand that has been replaced."""
-    pending = [value]
-    while pending:
-        value = pending.pop()
-        if value is None or value.uses() or value.is_graph_output() or value.is_graph_input():
-            continue
-        producer = value.producer()
-        if producer is None:
-            if value.name in model.graph.initializers and value.const_value is not None:
-                del model.graph.initializers[str(value.name)]
-        elif not any(out.uses() or out.is_graph_output() for out in producer.outputs):
-            pending.extend(producer.inputs)
-            model.graph.remove(producer, safe=True)
 
 
 def regenerate(analysis: Analysis, model: ir.Model, sizes: Mapping[str, int], report: Rewritten) -> None:
