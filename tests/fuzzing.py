@@ -181,6 +181,24 @@ class Sketch:
         self.values[name] = array
         return name
 
+    def branch(self, condition: str, x: str, taken: str, other: str) -> str:
+        """Add an If with a true condition; its branches apply one operator each to a value from outside."""
+        result = self.name("v")
+        rank = [None] * self.rank(x)
+        graphs = [
+            helper.make_graph(
+                [helper.make_node(kind, [x], ["chosen"])], "branch", [],
+                [helper.make_tensor_value_info("chosen", TensorProto.FLOAT, rank)],
+            )
+            for kind in (taken, other)
+        ]  # fmt: skip
+        node = helper.make_node("If", [condition], [result], then_branch=graphs[0], else_branch=graphs[1])
+        self.values[result] = compute(
+            _alone(helper.make_node(taken, [x], [result])), [self.values[x]], self.opset
+        )[0]
+        self.nodes.append(node)
+        return result
+
     @staticmethod
     def tame(kind: str, array: Array) -> None:
         """Raise Unfit for a value that is large, or not finite."""

@@ -141,7 +141,9 @@ def _widths(analysis: Analysis, chosen: list[Space], init: str, rng: np.random.G
                 name: multiple * analysis.by_name[name].size for name in together if name in analysis.by_name
             }
         else:
-            widths.setdefault(space.name, space.size + int(rng.integers(1, space.size + 3)))
+            width = space.size + int(rng.integers(1, space.size + 3))
+            for name in space.linked or (space.name,):
+                widths.setdefault(name, width)
     return widths
 
 

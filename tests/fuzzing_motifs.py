@@ -169,6 +169,62 @@ def shuffle(s: Sketch) -> None:
     s.keep(s.reshape(y, [n, c, h, w]))
 
 
+@draws("Split Concat Reshape Transpose Conv MatMul", 2)
+def repeated_shuffle(s: Sketch) -> None:
+    """Units of ShuffleNet V2: one half is transformed, both are shuffled, again and again; of channels or features."""
+    x = s.pick(where=lambda a: a.ndim in (2, 4))
+    n = int(s.rng.integers(2, 8))
+    if s.chance(0.5) or s.shape(x)[1] % 2:
+        x = s.op("Concat", *(_transformed(s, x, n) for _ in range(2)), axis=1)
+    n = s.shape(x)[1] // 2
+    for _ in range(int(s.rng.integers(1, 6))):
+        left, right = s.node("Split", [x, s.ints(n, n)], 2, axis=1)
+        x = s.op("Concat", left, _transformed(s, right, n), axis=1)
+        batch, _, *space = s.shape(x)
+        order = [0, 2, 1, *range(3, 3 + len(space))]
+        x = s.reshape(s.transpose(s.reshape(x, [batch, 2, n, *space]), order), [batch, 2 * n, *space])
+        if s.chance(0.2):
+            s.keep(x)
+    s.keep(x)
+
+
+def _transformed(s: Sketch, x: str, n: int) -> str:
+    c = s.shape(x)[1]
+    y = s.op("MatMul", x, weight(s, c, n)) if s.rank(x) == 2 else s.op("Conv", x, weight(s, n, c, 1, 1))
+    return s.op(s.choice(["Relu", "Tanh", "LeakyRelu"]), y)
+
+
+@draws("If Shape Gather Equal", 0.5)
+def settled_branch(s: Sketch) -> None:
+    """An If whose condition is a constant, or compares a size."""
+    x = s.pick()
+    k = s.rank(x) - 1
+    if s.chance(0.7):
+        size = s.op("Gather", s.op("Shape", x), s.index(k))
+        yes = s.op("Equal", size, s.index(s.shape(x)[k]))
+    else:
+        yes = s.tensor(np.array(True), "yes")
+    s.keep(s.branch(yes, x, s.choice(["Relu", "Tanh", "Identity"]), "Sigmoid"))
+
+
+@draws("LSTM GRU RNN Reshape", 0.7)
+def batch_first(s: Sketch) -> None:
+    """A recurrent operator with layout 1."""
+    x = _sequence(s)
+    n, t, c = s.shape(x)
+    kind = s.choice(["LSTM", "GRU", "RNN"])
+    gates, hidden, d = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind], int(s.choice(s.sizes)), int(s.choice([1, 1, 2]))
+    operands = [x, weight(s, d, gates * hidden, c), weight(s, d, gates * hidden, hidden)]
+    way = "bidirectional" if d == 2 else s.choice(["forward", "reverse"])
+    if s.opset < 14:
+        raise Unfit("no layout")
+    more = {"hidden_size": hidden, "direction": way, "layout": 1}
+    y, last = s.node(kind, [*operands, bias(s, d, 2 * gates * hidden)], 2, **more)
+    s.keep(s.reshape(y, [n, t, d * hidden]))
+    if s.chance(0.5):
+        s.keep(s.reshape(last, [n, d * hidden]))
+
+
 @draws("LSTM GRU RNN Transpose Squeeze Unsqueeze Reshape", 3)
 def recurrent(s: Sketch) -> None:
     """A recurrent operator with or without biases, initial states, directions."""

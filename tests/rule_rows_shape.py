@@ -125,6 +125,8 @@ SELECT = [
     row("y = Gather<axis=1>(x, k)", [2, 3, 5], x=activation("N", 10), k=ints(2, 3, 4)),
     row("y = Gather<axis=1>(x, k)", [3, 5], x=activation("N", 8), k=ints(5, 6, 7, 0, 1, 2, 3, 4)),
     row("y = Gather<axis=1>(x, k)", [2, 2], x=activation("N", 4), k=ints(0, 1, 0, 1, 2, 3)),
+    row("i = Constant<value=int64[1,6,1] {0,1,2,3,4,5}>()\ny = Gather<axis=1>(x, i)", [6], x=activation("N", 6)),
+    row("i = Constant<value=int64[1,6] {3,4,5,0,1,2}>()\ny = Gather<axis=1>(x, i)", [3, 3], x=activation("N", 6)),
     row("y = Gather(w, k)", [5], w=weight(9, 5), k=index("N", below=9)),
     row("y = Gather(w, k)", [5], w=weight(9, 5), k=index("N", "T", below=9)),
     row("y = Gather<axis=1>(w, k)", [3, 4], w=weight(3, 9), k=index(4, below=9)),

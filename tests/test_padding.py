@@ -148,3 +148,18 @@ def test_a_wrong_epsilon_is_caught():
     kept = plan.to_json() | {"operands": []}
     with pytest.raises(surgery.SurgeryError, match="proof"):
         surgery.apply(surgery.Plan.from_json(kept), before)
+
+
+@pytest.mark.parametrize("kind", ["layer", "layer written out"])
+def test_a_shift_that_is_a_bias_in_front_of_the_norm_too_takes_copies_only(kind: str):
+    """One vector would have to start new units at the mean in one place, and at zero in the other."""
+    net = _Net(kind)
+    bias = next(v for v in net.graph.model().graph.initializers.values() if v.name == "embed.bias")
+    before = net.checkpoint()
+    for node in before.model.graph:
+        for k, value in enumerate(node.inputs):
+            if value is not None and value.name == "norm0.bias":
+                node.replace_input_with(k, before.model.graph.initializers[str(bias.name)])
+    space = surgery.analyse(before.model, before.interface).space("embed")
+    assert space.padding is None and space.whole is not None
+    assert surgery.apply(surgery.widen(before, widths={"embed": 2 * WIDTH}), before).report.ok

@@ -84,8 +84,10 @@ def _padding(trace: Trace, roles: Roles, root: Atom, own: list[Norm], zero: Ask,
     start: Role = "mean" if kind == "layer" else "zero"
     special: dict[Atom, Role] = dict.fromkeys(asked.reached, start)
     for norm in own:
-        if norm.shift is not None:
-            special.update(dict.fromkeys(leaves(trace.tensors[norm.shift.name or ""][-1]), "zero"))
+        shifts = [] if norm.shift is None else list(leaves(trace.tensors[norm.shift.name or ""][-1]))
+        if asked.reached.intersection(shifts):  # it would have to start in two ways
+            return None
+        special.update(dict.fromkeys(shifts, "zero"))
     readers = _readers(trace, root, own)
     if readers is None:
         return None

@@ -166,8 +166,8 @@ def gather(t: Trace, node: ir.Node) -> None:
     data = t.axes(x)
     at = node.attributes.get_int("axis", 0) % len(data)
     chosen = t.facts.ints(indices)
-    rank = len(t.shape(indices))
-    if chosen is None or rank > 1:
+    shape = t.shape(indices)
+    if chosen is None or sum(n != 1 for n in shape) > 1:
         t.freeze(node, data[at], "opaque", "indexed at run time")
         t.use("weight", x, data)
         rows = [t.merge(node, [(x, axis)]) if axis else UNIT for axis in data]
@@ -176,7 +176,7 @@ def gather(t: Trace, node: ir.Node) -> None:
         t.put(node.outputs[0], [*rows[:at], *places, *rows[at + 1 :]])
         return
     picked = _pick(t, node, x, at, chosen)
-    t.put(node.outputs[0], [*data[:at], *([picked] if rank else []), *data[at + 1 :]])
+    t.put(node.outputs[0], [*data[:at], *(UNIT if n == 1 else picked for n in shape), *data[at + 1 :]])
 
 
 def _pick(t: Trace, node: ir.Node, x: ir.Value, at: int, written: list[int]) -> Axis:
