@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 import onnx
+import onnx.parser
 import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
@@ -16,6 +17,8 @@ from onnx import numpy_helper
 import surgery
 from surgery.axis_maps import axis_map
 from surgery.errors import ArgumentError, Refused
+from surgery.graph.atoms import Atom, Mismatch, leaves, weave
+from surgery.graph.axes import cut, unify
 from surgery.graph.layout import Part, Units, Weave, from_json, size, text, to_json, units
 from surgery.graph.spaces import analyse
 from surgery.plan import Plan
@@ -151,6 +154,41 @@ def test_a_plan_that_swaps_units_between_halves_is_refused(stages: surgery.Check
     swapped = dataclasses.replace(edit, source=edit.source[::-1], fresh=frozenset(19 - k for k in edit.fresh))
     with pytest.raises(Refused, match="leave their part"):
         surgery.apply(dataclasses.replace(plan, spaces=(swapped, *plan.spaces[1:])), stages)
+
+
+def test_a_shuffle_of_units_with_themselves_is_a_mismatch() -> None:
+    """What is made of units cannot be these units in the same order."""
+    left, right = (Atom(3),), (Atom(3),)
+    half, other = cut(weave([left, right]), [3, 3])
+    with pytest.raises(Mismatch, match="two orders"):
+        unify(left, half)
+    with pytest.raises(Mismatch, match="two orders"):
+        unify(other, right)
+    assert [leaf.size for leaf in leaves(half)] == [3, 3]
+
+
+def test_what_is_shuffled_with_single_units_is_frozen(tmp_path: Path) -> None:
+    """Two single units that are joined cannot become more."""
+    text = """<ir_version: 10, opset_import: ["" : 20]>
+    agent (float[N, 4] x) => (float[N, 3] y) {
+        a = MatMul(x, one)
+        b = MatMul(x, other)
+        left = Concat<axis = 1>(a, b)
+        right = MatMul(x, two)
+        c = Concat<axis = 1>(left, right)
+        p = Reshape(c, parted)
+        t = Transpose<perm = [0, 2, 1]>(p)
+        h = Reshape(t, joined)
+        l, r = Split<axis = 1, num_outputs = 2>(h)
+        y = MatMul(r, head)
+    }"""
+    model, rng = onnx.parser.parse_model(text), np.random.default_rng(0)
+    shapes = {"one": (4, 1), "other": (4, 1), "two": (4, 2), "head": (2, 3)}
+    arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    arrays |= {"parted": np.array([-1, 2, 2]), "joined": np.array([-1, 4])}
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in arrays.items())
+    space = analyse(ir.from_proto(model)).space("two")
+    assert "other numbers of units" in str(space.reason)
 
 
 def test_narrowing_shuffled_units_is_refused(stages: surgery.Checkpoint) -> None:

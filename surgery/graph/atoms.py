@@ -288,6 +288,33 @@ def leaves(axis: Axis) -> Iterator[Atom]:
             yield from leaves(inner)
 
 
+def occurs(root: Atom, atom: Atom) -> bool:
+    """Whether an atom is made of units of a class, among others."""
+    pending, seen = [atom], set[Atom]()
+    while pending:
+        top = pending.pop()
+        expand(top)
+        for inner in (part for axis in _inside(top.children) for part in axis):
+            own = find(inner)
+            if own is root:
+                return True
+            if own not in seen:
+                seen.add(own)
+                pending.append(inner)
+    return False
+
+
+def _inside(children: Children | None) -> list[Axis]:
+    match children:
+        case Product():
+            return [tuple(children.factors)]
+        case Concatenation():
+            return children.segments
+        case Weave() | Part():
+            return children.inside
+    return []
+
+
 def freeze(axis: Axis, why: Freeze) -> None:
     """Freeze every class that occurs in the axis."""
     for leaf in leaves(axis):

@@ -27,6 +27,7 @@ from surgery.graph.atoms import (
     factors,
     find,
     freeze,
+    occurs,
     same_weave,
     size_of,
     summands,
@@ -149,7 +150,7 @@ def _cut_factor(atom: Atom, sizes: list[int]) -> list[Axis]:
 
 def _equal_parts(atom: Atom, sizes: list[int]) -> list[Axis]:
     """Shuffled units can be cut into equal parts, which stay equal; which units those hold depends on their number."""
-    if len(set(sizes)) > 1:
+    if len(set(sizes)) > 1 or sizes[0] == 1:
         raise Mismatch(f"shuffled units cut into {' + '.join(map(str, sizes))}")
     made = [Atom(size) for size in sizes]
     for k, part in enumerate(made):
@@ -199,13 +200,21 @@ def unify(left: Axis, right: Axis) -> None:
             b[:1] = [*head, *tail]
 
 
-def _join(x: Atom, y: Atom) -> None:
-    """Unite two factors of one size."""
+def _join(x: Atom, y: Atom, *, new: bool = False) -> None:
+    """Unite two factors of one size (the second one may be new: then it is in nothing yet).
+
+    Raises:
+      Mismatch: if one is made of the other (shuffled units that are read as those that they were shuffled from).
+    """
     rx, ry = find(x), find(y)
     if rx is ry:
         return
     expand(x)
     expand(y)
+    if not new and (x.children is None) != (y.children is None):
+        divided, free = (x, ry) if y.children is None else (y, rx)
+        if occurs(free, divided):
+            raise Mismatch(f"{x.size} units in two orders")
     if x.children is not None and y.children is not None:
         _join_divided(x, y)
         rx, ry = find(x), find(y)
@@ -273,7 +282,7 @@ def derive(
         atom.linear = (passes == 2 if linear is None else linear) and (mode == "all" or len(group) == 1)
         if group[0].segments is not None:
             _derive_sum(atom, group)
-        _join(group[0], atom)
+        _join(group[0], atom, new=True)
         made.append(atom)
     return tuple(made)
 

@@ -88,10 +88,11 @@ def _linked(trace: Trace, roles: Roles) -> list[set[Atom]]:
     """The groups of classes that shuffles take units from in turn, as far as these are whole spaces of one size."""
     groups: list[set[Atom]] = []
     for parts in trace.shuffles:
-        found = [leaf for axis in parts for leaf in leaves(axis)]
+        each = [list(leaves(axis)) for axis in parts]
+        found = [leaf for own in each for leaf in own]
         group = {find(leaf) for leaf in found}
         wanted = size_of(parts[0])
-        if any(leaf.size != wanted for leaf in found):
+        if not all(each) or any(leaf.size != wanted for leaf in found):
             freeze(tuple(found), Freeze("mismatch", "shuffled with parts of other numbers of units"))
         averaged = next((roles.whole[root] for root in group if root in roles.whole), None)
         if averaged is not None:

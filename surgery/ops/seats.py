@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from surgery.axis_maps import in_turn
-from surgery.graph.layout import Factor, Layout, Part, Sum, Units, Weave, text, units
+from surgery.graph.layout import Factor, Layout, Part, Sum, Units, Weave, size, text, units
 from surgery.graph.spaces import Analysis, Space
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -27,24 +27,29 @@ def seats(analysis: Analysis, linked: Sequence[str], width: int) -> dict[str, Se
     Args:
       analysis: of the graph.
       linked: names of the spaces.
-      width: their new number of units.
+      width: their new number of units, one that fits.
 
     Returns:
       Per space, disjoint sets of old units and of places, which cover all of them; either may be empty.
     """
-    parts = _parts(analysis, linked)
     sizes = {name: analysis.by_name[name].size for name in linked}
-    before = _membership(parts, sizes)
-    after = _membership(parts, dict.fromkeys(linked, width))
-    return {name: _grouped(before[name], after[name]) for name in linked}
+    return _seats(_parts(analysis, linked), sizes, width)
 
 
-def fits(found: Mapping[str, Seats], *, fresh: bool) -> bool:
-    """Whether every old unit has a place, and every place something to hold.
+def width_that_fits(analysis: Analysis, space: Space, width: int, limit: int) -> int | None:
+    """The least width, from a given one on, at which all units of the spaces shuffled with one have a place."""
+    fresh = all(analysis.by_name[name].no_zero is None for name in space.linked)
+    parts, sizes = _parts(analysis, space.linked), dict.fromkeys(space.linked, space.size)
+    for wide in range(width, min(2 * width + space.size, limit) + 1):
+        new = dict.fromkeys(sizes, wide)
+        whole = all(size(part.whole, new) % part.count == 0 for part in parts)
+        if whole and _fits(_seats(parts, sizes, wide), fresh=fresh):
+            return wide
+    return None
 
-    Args:
-      found: the seats. fresh: whether places that no old unit can be copied to may hold fresh ones.
-    """
+
+def _fits(found: Mapping[str, Seats], *, fresh: bool) -> bool:
+    """Whether every old unit has a place, and every place something to hold, if need be a fresh unit."""
     return all(
         len(places) >= len(old) and (fresh or len(old) or not len(places))
         for groups in found.values()
@@ -52,23 +57,23 @@ def fits(found: Mapping[str, Seats], *, fresh: bool) -> bool:
     )
 
 
-def width_that_fits(analysis: Analysis, space: Space, width: int, limit: int) -> int | None:
-    """The least width, from a given one on, at which all units of the spaces shuffled with one have a place."""
-    fresh = all(analysis.by_name[name].no_zero is None for name in space.linked)
-    for wide in range(width, min(2 * width + space.size, limit) + 1):
-        if fits(seats(analysis, space.linked, wide), fresh=fresh):
-            return wide
-    return None
+def _seats(parts: Sequence[Part], sizes: Mapping[str, int], width: int) -> dict[str, Seats]:
+    before = _membership(parts, sizes)
+    after = _membership(parts, dict.fromkeys(sizes, width))
+    return {name: _grouped(before[name], after[name]) for name in sizes}
 
 
 def _parts(analysis: Analysis, linked: Sequence[str]) -> list[Part]:
-    """All parts of shuffles that parameters see these spaces in, each once."""
+    """All parts of shuffles in which these spaces are, each once."""
+    axes = [axis for axes in analysis.tensors.values() for axis in axes]
+    for node in analysis.model.graph:
+        for value in node.outputs:
+            axes += [analysis.layout(axis) for axis in analysis.trace.described(value) or ()]
     found: dict[str, Part] = {}
-    for axes in analysis.tensors.values():
-        for axis in axes:
-            for part in _walk(axis):
-                if any(unit.space in linked for unit in units((part,))):
-                    found.setdefault(text((part,)), part)
+    for axis in axes:
+        for part in _walk(axis):
+            if any(unit.space in linked for unit in units((part,))):
+                found.setdefault(text((part,)), part)
     return list(found.values())
 
 
@@ -84,7 +89,7 @@ def _walk(axis: Layout) -> Iterator[Part]:
 
 def _membership(parts: Sequence[Part], sizes: Mapping[str, int]) -> dict[str, Array]:
     """Per space which unit is in which part, shape (units, parts)."""
-    member = {name: np.zeros((size, len(parts)), bool) for name, size in sizes.items()}
+    member = {name: np.zeros((count, len(parts)), bool) for name, count in sizes.items()}
     names = list(sizes)
     for k, part in enumerate(parts):
         space, unit = _content((part,), names, sizes)
@@ -106,8 +111,8 @@ def _content(axis: Layout, names: Sequence[str], sizes: Mapping[str, int]) -> tu
 def _content_of(factor: Factor, names: Sequence[str], sizes: Mapping[str, int]) -> tuple[Array, Array]:
     match factor:
         case Units() if factor.space in sizes:
-            size = sizes[factor.space]
-            return np.full(size, names.index(factor.space)), np.arange(size)
+            count = sizes[factor.space]
+            return np.full(count, names.index(factor.space)), np.arange(count)
         case Sum() | Weave():
             columns = zip(*(_content(part, names, sizes) for part in factor.parts), strict=True)
             space, unit = (np.concatenate(column) for column in columns)
@@ -116,12 +121,12 @@ def _content_of(factor: Factor, names: Sequence[str], sizes: Mapping[str, int]) 
             return in_turn(space, len(factor.parts)), in_turn(unit, len(factor.parts))
         case Part():
             space, unit = _content(factor.whole, names, sizes)
-            size = len(space) // factor.count
-            here = slice(factor.index * size, (factor.index + 1) * size)
+            count = len(space) // factor.count
+            here = slice(factor.index * count, (factor.index + 1) * count)
             return space[here], unit[here]
         case _:
-            size = factor if isinstance(factor, int) else factor.size
-            return np.full(size, -1), np.zeros(size, np.int64)
+            count = factor if isinstance(factor, int) else factor.size
+            return np.full(count, -1), np.zeros(count, np.int64)
 
 
 def _grouped(before: Array, after: Array) -> Seats:
