@@ -31,6 +31,7 @@ class Framework:
 
 FRAMEWORKS = {
     "d3rlpy": Framework([TORCH, "d3rlpy==2.8.1"], ["tests/test_d3rlpy.py", "tests/test_d3rlpy_files.py"]),
+    "rllib": Framework([TORCH, "ray[rllib]==2.60.0"], ["tests/test_rllib.py", "tests/test_rllib_files.py"]),
     "sb3": Framework(
         [TORCH, "stable-baselines3==2.9.2", "sb3-contrib==2.9.2"],
         ["tests/test_sb3.py", "tests/test_policy_sb3.py"],
@@ -42,6 +43,12 @@ FRAMEWORKS = {
 def d3rlpy(session: nox.Session) -> None:
     """d3rlpy (pins gymnasium 1.0.0)."""
     run(session, "d3rlpy")
+
+
+@nox.session
+def rllib(session: nox.Session) -> None:
+    """Ray RLlib, new API stack (pins gymnasium 1.2.2)."""
+    run(session, "rllib")
 
 
 @nox.session

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from surgery.adapters import SHARED
 from surgery.builder import GraphBuilder
-from surgery.errors import ArgumentError, Refused, UnknownName
+from surgery.errors import ArgumentError, CorruptFile, Refused, UnknownName
 from surgery.tensors import shape_of
 
 Tensors = Mapping[str, ir.TensorProtocol]
@@ -82,6 +82,11 @@ class Layers:
             raise ArgumentError(f"the file has no tensor '{name}', which its kind of network has")
         return shape_of(self.tensors[name])
 
+    def check_width(self, module: str, width: int) -> None:
+        """Raises: CorruptFile: a layer is not as wide as the configuration of its file says."""
+        if (found := self.shape(f"{module}.weight")[0]) != width:
+            raise CorruptFile(f"'{module}' is {found} wide, the configuration says {width}")
+
     def parameter(self, name: str) -> ir.Value:
         """A tensor as a parameter of the graph, under its first name."""
         self.shape(name)
@@ -110,10 +115,10 @@ class Layers:
         parameters = [self.parameter(f"{module}.{name}") for name in names]
         return self.graph.op("BatchNormalization", x, *parameters, epsilon=1e-5)
 
-    def layer_norm(self, x: ir.Value, module: str) -> ir.Value:
+    def layer_norm(self, x: ir.Value, module: str, epsilon: float = 1e-5) -> ir.Value:
         """Layer-norm over the last axis."""
         parameters = [self.parameter(f"{module}.{name}") for name in ("weight", "bias")]
-        return self.graph.op("LayerNormalization", x, *parameters, axis=-1, epsilon=1e-5)
+        return self.graph.op("LayerNormalization", x, *parameters, axis=-1, epsilon=epsilon)
 
     def activate(self, x: ir.Value, kind: str) -> ir.Value:
         """An activation of `ACTIVATIONS`."""

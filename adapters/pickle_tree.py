@@ -71,13 +71,16 @@ class Tree:
     protocol: int
 
 
-def parse(data: bytes) -> Tree:
+def parse(data: bytes, most: int = _MOST) -> Tree:
     """Read a pickle as a tree; nothing is imported or called.
+
+    Args:
+      data: the pickle. most: bytes that it may have.
 
     Raises:
       CorruptFile: damaged, or it uses an operation that no tree can express.
     """
-    if len(data) > _MOST:
+    if len(data) > most:
         raise CorruptFile(f"a pickle of {len(data):,} bytes is larger than any checkpoint needs")
     machine = _Machine()
     try:

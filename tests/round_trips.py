@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -70,9 +71,19 @@ def _onnx(folder: Path) -> Path:
     return folder / "file.onnx"
 
 
+def _unpacked(fixture: str) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        with zipfile.ZipFile(FIXTURES / fixture) as archive:
+            archive.extractall(folder / "run")
+        return folder / "run"
+
+    return write
+
+
 SAMPLES: Mapping[str, Sample] = {
     "sb3": Sample(_sb3, "q_net.q_net.2"),
     "d3rlpy": Sample(_copy("d3rlpy/dqn.d3"), "q_funcs.0._encoder._layers.2"),
+    "rllib": Sample(_unpacked("rllib/dqn.zip"), "encoder.net.mlp.2"),
     "pytorch": Sample(_torch("model and target"), "network.2", Reading(activation="relu")),
     "safetensors": Sample(_safetensors, "network.2", Reading(activation="relu")),
     "cleanrl": Sample(_torch("cleanrl dqn"), "network.2"),

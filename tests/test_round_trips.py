@@ -37,7 +37,9 @@ def load(name: str, path: Path) -> surgery.Checkpoint:
 
 
 def members(path: Path) -> object:
-    """What a file holds, byte by byte."""
+    """What a file or a folder holds, byte by byte."""
+    if path.is_dir():
+        return {p.relative_to(path): p.read_bytes() for p in path.rglob("*") if p.is_file()}
     if not zipfile.is_zipfile(path):
         return path.read_bytes()
     with zipfile.ZipFile(path) as archive:

@@ -25,7 +25,7 @@ from surgery.tensors import equal
 from surgery.verify.outputs import runtime
 from surgery_adapters.layers import Layers
 from surgery_adapters.pickle_tree import Made, Name, parse
-from surgery_adapters.sb3.spaces import change_box, read_space
+from surgery_adapters.spaces import change_box, read_space
 from tests.sb3_models import ROWS, Row, Uneven, answers, given, observations
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")

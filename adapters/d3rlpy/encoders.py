@@ -128,7 +128,7 @@ class Encoder:
         place, convolutions = 0, prefix.endswith("_cnn_layers.")
         for number, width in enumerate(widths):
             module = f"{prefix}{place}"
-            _check_width(layers, module, width)
+            layers.check_width(module, width)
             x, place = layer(layers, x, module, number), place + 1
             ends = number == len(widths) - 1 and not convolutions
             if (activation := self.last if ends else self.activation) is not None:
@@ -142,11 +142,11 @@ class Encoder:
 
     def _simba(self, layers: Layers, prefix: str, x: ir.Value) -> ir.Value:
         x = layers.linear(x, f"{prefix}0")
-        _check_width(layers, f"{prefix}0", self.units[0])
+        layers.check_width(f"{prefix}0", self.units[0])
         for block in range(1, self.blocks + 1):
             inside = f"{prefix}{block}._layers."
             y = layers.linear(layers.layer_norm(x, f"{inside}0"), f"{inside}1")
-            _check_width(layers, f"{inside}1", self.units[1])
+            layers.check_width(f"{inside}1", self.units[1])
             x = layers.graph.op("Add", x, layers.linear(layers.activate(y, "relu"), f"{inside}3"))
         features: ir.Value = layers.layer_norm(x, f"{prefix}{self.blocks + 1}")
         return features
@@ -183,8 +183,3 @@ def _activation(name: object) -> str:
     if name not in _ACTIVATIONS:
         raise Refused(f"there is no rule for the activation '{name}' of an encoder")
     return _ACTIVATIONS[str(name)]
-
-
-def _check_width(layers: Layers, module: str, width: int) -> None:
-    if (found := layers.shape(f"{module}.weight")[0]) != width:
-        raise CorruptFile(f"'{module}' is {found} wide, the configuration says {width}")

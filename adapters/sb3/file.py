@@ -22,7 +22,7 @@ from surgery.files import check_readable
 from surgery.tensors import MappedFile, Region
 from surgery_adapters.contract import NAME
 from surgery_adapters.pickle_tree import Name, Tree, dump, parse
-from surgery_adapters.sb3.spaces import Space, read_space
+from surgery_adapters.spaces import Space, read_space
 from surgery_adapters.torch_archive import StoredZip, TorchArchive
 
 SERIALIZED, TYPE = ":serialized:", ":type:"

@@ -16,7 +16,7 @@ from surgery.errors import ArgumentError, Refused
 from surgery.interface import Port
 from surgery_adapters.layers import Layers, activation_of
 from surgery_adapters.sb3.file import Sb3File
-from surgery_adapters.sb3.spaces import Space
+from surgery_adapters.spaces import Space, box_port
 
 LOG_STD = (-20.0, 2.0)
 """Where SAC and TQC clip the logarithm of the deviation."""
@@ -142,7 +142,7 @@ class _Builder:
             self.found.inputs.append(Port(name, "observation", 0, highs, declared=True))
         else:
             result = graph.input(name, space.shape)
-            self.found.inputs.append(_box(name, space))
+            self.found.inputs.append(box_port(name, space))
             if space.image and self.file.kwargs.get("normalize_images", True):
                 result = graph.op("Div", result, graph.constant(255.0, "float32"))
         self._inputs[name] = result
@@ -330,23 +330,3 @@ class _OffPolicy(_Builder):
             last = self.layers.places(f"{prefix}{name}.")[-1]
             width = self.layers.shape(f"{prefix}{name}.{last}.weight")[0]
             self.output(value, f"{name}{suffix}", (width,), "other")
-
-
-def _box(name: str, space: Space) -> Port:
-    """The port of a Box: its bounds where they are numbers, and a label per feature of a short vector."""
-    low, high = (_bound(bound) for bound in (space.low, space.high))
-    return Port(name, "observation", low, high, declared=True)
-
-
-def _bound(array: object) -> float | tuple[float, ...] | None:
-    import numpy as np
-
-    if (
-        not isinstance(array, np.ndarray)
-        or not np.isfinite(array).all()
-        or np.abs(array).max(initial=0) > 1e6
-    ):
-        return None
-    if (array == array.flat[0]).all():
-        return float(array.flat[0])
-    return tuple(map(float, array)) if array.ndim == 1 else None

@@ -17,7 +17,7 @@ from surgery.errors import CorruptFile
 from surgery.files import check_readable, read_error
 from surgery.json_values import Json
 from surgery_adapters.pickle_tree import Made, Tree, parse
-from surgery_adapters.sb3.spaces import Source, Space, read_array, read_space, write_array
+from surgery_adapters.spaces import Source, Space, read_array, read_space, write_array
 
 NAME = "vecnormalize.pkl"
 _MOST = 1 << 12

@@ -20,7 +20,7 @@ from surgery_adapters.layers import Tensors
 from surgery_adapters.pickle_tree import Name, Tree, dump
 from surgery_adapters.sb3 import normaliser
 from surgery_adapters.sb3.file import Sb3File, serialized
-from surgery_adapters.sb3.spaces import Space, change_box, change_count, read_space, set_bound
+from surgery_adapters.spaces import Space, change_box, change_count, read_space, set_bound
 
 OURS = "surgery_adapters.sb3.extractor"
 _DEFAULT_CHANNELS, _DEFAULT_FEATURES, _DEFAULT_COMBINED = [32, 64, 64], 512, 256

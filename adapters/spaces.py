@@ -14,6 +14,7 @@ import numpy as np
 
 from surgery.errors import CorruptFile, Refused
 from surgery.interface import Bound as Bound
+from surgery.interface import Port
 from surgery_adapters.pickle_tree import Made, Name
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -232,9 +233,41 @@ def _dtype(node: object) -> np.dtype[Any]:
     return np.dtype(dtype.newbyteorder(">")) if order == ">" else dtype
 
 
+def is_array(node: object) -> bool:
+    """Whether a node makes an array."""
+    return isinstance(node, Made) and node.is_a(*_FROM_BUFFER, *_RECONSTRUCT)
+
+
+def read_scalar(node: object) -> float | int | bool | None:
+    """The number that a node makes, if it makes a NumPy scalar."""
+    if not isinstance(node, Made) or not node.is_a(*_SCALAR):
+        return None
+    found: float | int | bool = np.frombuffer(_bytes(node.arguments[1]), _dtype(node.arguments[0]))[0].item()
+    return found
+
+
 def _integer(node: object) -> int:
-    if isinstance(node, Made) and node.is_a(*_SCALAR):
-        return int(np.frombuffer(_bytes(node.arguments[1]), _dtype(node.arguments[0]))[0])
+    found = read_scalar(node)
+    if isinstance(found, int):
+        return found
     if isinstance(node, int) and not isinstance(node, bool):
         return node
     raise CorruptFile("a space has no number of values")
+
+
+def box_port(name: str, space: Space) -> Port:
+    """The port of a Box: its bounds where they are numbers, and a label per feature of a short vector."""
+    low, high = (_uniform(bound) for bound in (space.low, space.high))
+    return Port(name, "observation", low, high, declared=True)
+
+
+def _uniform(array: object) -> float | tuple[float, ...] | None:
+    if (
+        not isinstance(array, np.ndarray)
+        or not np.isfinite(array).all()
+        or np.abs(array).max(initial=0) > 1e6
+    ):
+        return None
+    if (array == array.flat[0]).all():
+        return float(array.flat[0])
+    return tuple(map(float, array)) if array.ndim == 1 else None

@@ -1,0 +1,195 @@
+"""RLlib's checkpoint folders (new API stack): the default modules of PPO, IMPALA, APPO, DQN and SAC."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from surgery.adapters import Reading, TrainingState
+from surgery.checkpoint import Checkpoint
+from surgery.errors import CorruptFile, FileError, Refused, SurgeryError
+from surgery.files import replacing_folder
+from surgery.formats import sniff
+from surgery.interface import Environment, Interface
+from surgery.optimizer import OptimizerState
+from surgery.optimizer_record import OptimizerRecord, merged, slots_of
+from surgery.tensors import equal
+from surgery_adapters.contract import NAME, Notes, notes_of
+from surgery_adapters.matching import checked, matched
+from surgery_adapters.pickle_tree import dump
+from surgery_adapters.rllib.folder import STATE, RllibFolder, plain
+from surgery_adapters.rllib.networks import CLIPS, Networks, build
+from surgery_adapters.rllib.settings import follow, widths
+from surgery_adapters.spaces import write_array
+from surgery_adapters.trained import Trained
+
+TEMPERATURE = "alpha"
+"""SAC's optimizer of one number, which is no part of any network."""
+
+
+def detect(path: Path) -> bool:
+    """Whether a folder is a checkpoint of RLlib."""
+    try:
+        return path.is_dir() and sniff(path).name == "rllib"
+    except FileError:
+        return False
+
+
+def training_state(path: Path) -> TrainingState:
+    """The module, and the optimizers with the names of what they train."""
+    folder = RllibFolder.open(path)
+    networks = _networks(folder)
+    optimizers = {name: optimizer.named() for name, optimizer in _trained(folder, networks).items()}
+    return TrainingState({folder.module: folder.tensors}, optimizers, {"model_config": folder.config})
+
+
+def load(path: Path, reading: Reading) -> Checkpoint:
+    """All networks of a module in one graph; see `surgery.adapters.Adapter`."""
+    folder = RllibFolder.open(path)
+    networks, notes = _networks(folder), Notes.parse(folder.notes)
+    environment = notes.environment if notes.environment.id else _environment(folder, notes.environment)
+    return Checkpoint(
+        checked(networks.layers.graph.model()),
+        notes.meaning(Interface(tuple(networks.inputs), tuple(networks.outputs))),
+        environment=environment,
+        lineage=notes.lineage,
+        optimizer=_optimizer(folder, networks) if reading.optimizer else None,
+        source={
+            "adapter": "rllib",
+            "file": path.name,
+            "version": str(folder.about.get("ray_version", "")),
+            "module": folder.module,
+            "seen": len(notes.lineage),
+        },
+        copies=networks.copies,
+    )
+
+
+def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list[Path]:
+    """Write a copy of a folder with other networks; see `surgery.adapters.Adapter`."""
+    folder = RllibFolder.open(like)
+    networks, files = _networks(folder), folder.files()
+    tensors = matched(folder.tensors, checkpoint, like)
+    everything = {**folder.tensors, **tensors}
+    new = widths(networks, everything)
+    resized = {key: value for key, value in new.items() if value != widths(networks, folder.tensors)[key]}
+    changed = set(_replace_parameters(folder, tensors)) | set(_replace_slots(folder, networks, checkpoint))
+    changed |= set(follow(folder, checkpoint, resized))
+    _check_loadable(folder, everything)
+    written = {name: dump(folder.tree(name)) for name in changed}
+    told = _environment(folder, Environment())
+    kept = checkpoint.replace(environment=Environment()) if checkpoint.environment == told else checkpoint
+    if (notes := notes_of(kept, Interface(tuple(networks.inputs), tuple(networks.outputs)))) is not None:
+        written[NAME] = notes
+    needed = sum((like / name).stat().st_size for name in files) + sum(map(len, written.values()))
+    with replacing_folder(path, owned=detect, force=force, needed=needed, sources=[like]) as out:
+        for name in dict.fromkeys([*files, *written]):
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            if name in written:
+                (out / name).write_bytes(written[name])
+            else:
+                shutil.copyfile(like / name, out / name)
+    return [path]
+
+
+def _networks(folder: RllibFolder, tensors: Mapping[str, ir.TensorProtocol] | None = None) -> Networks:
+    found: Networks = build(
+        folder.making["class"].name,
+        folder.tensors if tensors is None else tensors,
+        folder.config,
+        folder.space("observation_space"),
+        folder.space("action_space"),
+    )
+    return found
+
+
+def _environment(folder: RllibFolder, noted: Environment) -> Environment:
+    """The contract, with the name of the environment that the algorithm's configuration has."""
+    root = folder.tree("class_and_ctor_args.pkl").root
+    try:
+        name = root["ctor_args_and_kwargs"][0][0]["env"]
+    except (KeyError, TypeError, IndexError):
+        return noted
+    return Environment(name, noted.settings) if isinstance(name, str) else noted
+
+
+def _trained(folder: RllibFolder, networks: Networks) -> dict[str, Trained]:
+    """The optimizers of networks, by name; that of a temperature is carried."""
+    if unknown := set(folder.optimizers) - set(networks.scopes) - {TEMPERATURE}:
+        raise Refused(
+            f"there is no rule for what the optimizers {', '.join(sorted(unknown))} train",
+            hint="read the checkpoint without them: --no-optimizer",
+        )
+    return {
+        name: _bound(folder, name, networks.scopes[name])
+        for name in networks.scopes
+        if name in folder.optimizers
+    }
+
+
+def _bound(folder: RllibFolder, name: str, prefixes: tuple[str, ...]) -> Trained:
+    scope = {
+        key: folder.tensors[key]
+        for prefix in prefixes
+        for key in folder.tensors
+        if key.startswith(prefix) and not key.endswith(CLIPS)
+    }
+    try:
+        state = plain(folder.optimizers[name])
+        assert isinstance(state, dict)
+        record = OptimizerRecord.parse(state)
+        return Trained(record, tuple(map(tuple, record.bind([scope], None))))
+    except SurgeryError as error:
+        raise error.within(optimizer=name) from error
+
+
+def _optimizer(folder: RllibFolder, networks: Networks) -> OptimizerState | None:
+    """The state of all optimizers of networks, by parameter name."""
+    states = [optimizer.state for optimizer in _trained(folder, networks).values()]
+    return merged(states) if states else None
+
+
+def _replace_parameters(folder: RllibFolder, tensors: Mapping[str, ir.TensorProtocol]) -> list[str]:
+    """Put new parameters into the module's tree; the pickle, if there were any."""
+    changed = {name: tensor for name, tensor in tensors.items() if not equal(tensor, folder.tensors[name])}
+    for name, tensor in changed.items():
+        folder.nodes[name] = write_array(folder.nodes[name], tensor.numpy())
+    return [folder.state_file] if changed else []
+
+
+def _replace_slots(folder: RllibFolder, networks: Networks, checkpoint: Checkpoint) -> list[str]:
+    """Put new slots into the trees of the optimizers; the pickle, if there were any."""
+    trained = _trained(folder, networks)
+    if not trained:
+        return []
+    if checkpoint.optimizer is None:
+        raise Refused(
+            "the checkpoint has optimizer state, and it was read without it",
+            hint="read it with its optimizer, so that the state can follow",
+        )
+    old = merged([optimizer.state for optimizer in trained.values()])
+    new, had = slots_of(checkpoint.optimizer, like=old), slots_of(old)
+    changed = {key for key in had if not equal(new[key], had[key])}
+    for optimizer, bound in trained.items():
+        states: dict[Any, dict[str, Any]] = folder.optimizers[optimizer]["state"]
+        for names, numbers in zip(bound.places, bound.record.numbers, strict=True):
+            for name, number in zip(names, numbers, strict=True):
+                for slot in [slot for slot in states.get(number, {}) if f"{slot}/{name}" in changed]:
+                    states[number][slot] = write_array(states[number][slot], new[f"{slot}/{name}"].numpy())
+    return [STATE] if changed else []
+
+
+def _check_loadable(folder: RllibFolder, tensors: Mapping[str, ir.TensorProtocol]) -> None:
+    """Refuse what the framework could not load: parameters that do not fit what the changed configuration makes."""
+    try:
+        checked(_networks(folder, tensors).layers.graph.model())
+    except CorruptFile as error:
+        raise Refused(
+            f"RLlib could not load the result: {error.message}",
+            hint="where an observation or an action is new, it is new in every network: --observation "
+            "critic_action+1 beside --action mean+1 --action action_log_std+1",
+        ) from error

@@ -1,0 +1,173 @@
+"""What follows in the pickles of a checkpoint when its networks change: every model_config, every space."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from surgery.checkpoint import Checkpoint
+from surgery.errors import CorruptFile, Refused
+from surgery.ports import port_sources
+from surgery.tensors import shape_of
+from surgery_adapters.contract import since
+from surgery_adapters.layers import Tensors
+from surgery_adapters.pickle_tree import Made
+from surgery_adapters.rllib.folder import RllibFolder, fields_of
+from surgery_adapters.rllib.networks import Networks
+from surgery_adapters.spaces import Source, Space, change_box, change_count, is_array, read_array, read_space
+
+_CONFIGS = ("model_config", "_model_config")
+_HEADS = ("q_values", "logits", "mean")
+
+
+def widths(networks: Networks, tensors: Tensors) -> dict[str, Any]:
+    """The settings of the model_config that make networks of these widths.
+
+    Args:
+      networks: as they were. tensors: as they will be.
+
+    Raises:
+      Refused: networks that one setting sizes have different widths.
+    """
+    found: dict[str, Any] = {}
+    for setting, every in networks.sized.items():
+        sizes = [[_width(tensors, module) for module in modules] for modules in every]
+        longest = max(sizes, key=len)  # the last layer of a SAC action's encoder is sized by another
+        for modules, had in zip(every, sizes, strict=True):
+            if had != longest[: len(had)]:
+                raise Refused(
+                    f"'{modules[0]}' would have other widths, {had}, than {longest}: RLlib has one '{setting}' for all",
+                    hint="give the same widths to all of them",
+                )
+        found[setting] = longest
+    if "conv_filters" in found:
+        channels = found["conv_filters"]
+        found["conv_filters"] = [[n, *old[1:]] for n, old in zip(channels, networks.filters, strict=True)]
+    if "lstm_cell_size" in found:
+        found["lstm_cell_size"] = found["lstm_cell_size"][0]
+    return found
+
+
+def _width(tensors: Tensors, module: str) -> int:
+    cells = f"{module}.weight_hh_l0"
+    return shape_of(tensors[cells])[1] if cells in tensors else shape_of(tensors[f"{module}.weight"])[0]
+
+
+def follow(folder: RllibFolder, checkpoint: Checkpoint, changed: Mapping[str, Any]) -> list[str]:
+    """Change every model_config and every space, in place.
+
+    Args:
+      folder: the original. checkpoint: what is written. changed: settings of the model_config with their new values.
+
+    Returns:
+      the pickles that are others now.
+
+    Raises:
+      Refused: a space that cannot be changed, or statistics of observations, which have no place for new ones.
+    """
+    changes = _Spaces(folder, checkpoint)
+    touched = []
+    for name in folder.files():
+        if not name.endswith(".pkl"):
+            continue
+        nodes = list(walk(folder.tree(name).root))
+        if changes.observation and name.startswith("env_runner") and name.endswith("/state.pkl"):
+            _check_statistics(nodes, changes, name)
+        configs = [_resize(node, changed) for node in nodes if isinstance(node, dict)]
+        spaces = [changes.apply(node) for node in nodes if isinstance(node, Made)]
+        if any(configs) or any(spaces):
+            touched.append(name)
+    return touched
+
+
+def _resize(node: dict[Any, Any], changed: Mapping[str, Any]) -> bool:
+    """Whether a dict holds a model_config; if so, it is changed."""
+    found = [fields for key in _CONFIGS if (fields := fields_of(node.get(key))) is not None]
+    for fields in found:
+        fields.update(changed)
+    return bool(found and changed)
+
+
+class _Spaces:
+    """The module's spaces wherever they stand, and what they become."""
+
+    def __init__(self, folder: RllibFolder, checkpoint: Checkpoint) -> None:
+        self._seen, self._acted = folder.space("observation_space"), folder.space("action_space")
+        steps = since(checkpoint)
+        sources = port_sources(steps, "input", "observation")
+        self.observation: dict[int, Source] = {axis - 1: source for axis, source in sources.items() if axis}
+        head = next((port.name for port in checkpoint.interface.outputs if port.name in _HEADS), "")
+        self._action: Source | None = port_sources(steps, "output", head).get(1)
+        port = checkpoint.interface.input("observation")
+        self._low, self._high = port.low, port.high
+        if self.observation and self._action and _same(self._seen, self._acted):
+            raise Refused(
+                "observations and actions have the same space: which of the checkpoint's is which cannot be told",
+                hint="extend one of them at a time",
+            )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an observation, as it was."""
+        return tuple(self._seen.shape)
+
+    def apply(self, node: Made) -> bool:
+        """Whether a node is one of the spaces that change; if so, it is changed."""
+        if not (self.observation or self._action) or not str(node.maker).startswith("gymnasium.spaces"):
+            return False
+        try:
+            space = read_space(node)
+        except (CorruptFile, Refused):
+            return False
+        if self.observation and _same(space, self._seen):
+            change_box(space, self.observation, self._low, self._high)
+            return True
+        if self._action and _same(space, self._acted):
+            self._act(space, self._action)
+            return True
+        return False
+
+    def _act(self, space: Space, source: Source) -> None:
+        if space.kind == "Discrete":
+            change_count(space, len(source))
+            return
+        low, high = (
+            float(bound.flat[-1]) if bound is not None else None for bound in (space.low, space.high)
+        )
+        change_box(space, {0: source}, low, high)
+
+
+def _same(one: Space, other: Space) -> bool:
+    """Whether two spaces hold the same elements."""
+    if (one.kind, one.shape, one.dtype, one.counts) != (other.kind, other.shape, other.dtype, other.counts):
+        return False
+    pairs = ((one.low, other.low), (one.high, other.high))
+    return all(a is b or (a is not None and b is not None and (a == b).all()) for a, b in pairs)
+
+
+def _check_statistics(nodes: list[object], changes: _Spaces, name: str) -> None:
+    for node in nodes:
+        if is_array(node) and read_array(node).shape == changes.shape:
+            raise Refused(
+                f"'{name}' holds statistics of observations, which cannot follow",
+                hint="build the algorithm anew with the new environment, and set the state of its learner group",
+            )
+
+
+def walk(root: object) -> Iterator[object]:
+    """Every node of a tree, each once."""
+    stack: list[object] = [root]
+    seen: set[int] = set()
+    while stack:
+        node = stack.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        yield node
+        match node:
+            case Made():
+                stack += [*node.arguments, *node.listed, *node.keyed.values(), node.keywords, node.state]
+            case dict():
+                stack += node.values()
+            case list() | tuple() | set() | frozenset():
+                stack += node
