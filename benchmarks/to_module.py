@@ -10,9 +10,13 @@ the middle half of the ratios of single rounds.
 from __future__ import annotations
 
 import argparse
+import itertools
+import resource
 import statistics
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -78,15 +82,28 @@ def stack(parameters: int) -> tuple[nn.Module, int]:
     ), width  # fmt: skip
 
 
-def live(parameters: int, prove: bool) -> float:
-    """Seconds to widen the middle of such a network by a quarter, Adam's state with it."""
+def live(parameters: int, prove: bool, everything: bool) -> tuple[float, float, float]:
+    """Widen the middle of such a network, or all of it, by a quarter, Adam's state with it.
+
+    Returns:
+      Processor seconds; the same in steps of training; the largest memory in parameters and their state as they were.
+    """
+    torch.set_num_threads(1)
+    if parameters > 10_000:
+        live(10_000, True, False)  # the first export of a process loads the exporter
+    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     net, width = stack(parameters)
     optimizer = torch.optim.Adam(net.parameters())
     x = torch.randn(4, 64)
     step(net, optimizer, [x])
-    start = time.perf_counter()
-    operate(net, optimizer, x, widths={"2": width + width // 4}, prove=prove)
-    return time.perf_counter() - start
+    one = min(step(net, optimizer, [x]) for _ in range(3))
+    optimizer.zero_grad()
+    start = time.process_time()
+    how = {"factor": 1.25} if everything else {"widths": {"2": width + width // 4}}
+    operate(net, optimizer, x, prove=prove, **how)
+    seconds = time.process_time() - start
+    peak = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base)
+    return seconds, seconds / one, peak / (12 * parameters)
 
 
 def main() -> None:
@@ -99,14 +116,15 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.operate:
-        live(10_000, True)  # the first export of a process loads the exporter
-        for parameters in (1_000_000, 100_000_000):
-            for prove in (True, False):
-                seconds = live(parameters, prove)
-                print(
-                    f"{parameters:>11,} parameters  {'proved' if prove else 'compared'}  {seconds:6.2f} s",
-                    flush=True,
-                )
+        print(
+            "| parameters | widened | proved | CPU s | in training steps | peak memory |\n|---|---|---|---|---|---|"
+        )
+        rows = itertools.product((1_000_000, 100_000_000), (True, False), (False, True))
+        for parameters, prove, everything in rows:
+            with ProcessPoolExecutor(1, get_context("spawn")) as process:  # the peak is a process's own
+                seconds, steps, memory = process.submit(live, parameters, prove, everything).result()
+            what = f"{'all layers' if everything else 'one layer'} | {'yes' if prove else 'no'}"
+            print(f"| {parameters:,} | {what} | {seconds:.2f} | {steps:.0f} | {memory:.1f} |", flush=True)
         return
     print(f"{'network':20} batch  source ms  ratio  middle half of rounds")
     for name, batch in NETS.items():

@@ -144,8 +144,10 @@ def edit_slot(old: Array, maps: Sequence[AxisMap | None], power: int) -> Array:
             continue
         new = _merged_slot(new, k, axis, power)
         factor = np.where(axis.fresh_in | axis.fresh_out, 0.0, axis.grad**power)
-        if (factor != 1).any():
-            new = (new * _along(factor, k, new.ndim)).astype(old.dtype)
+        if np.isin(factor, (0.0, 1.0)).all():
+            np.moveaxis(new, k, 0)[factor == 0] = 0
+        else:  # in the precision of the factor, and in place: nothing is held twice
+            np.multiply(new, _along(factor, k, new.ndim), out=new, casting="unsafe")
     return np.ascontiguousarray(new)
 
 

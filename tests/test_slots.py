@@ -352,6 +352,20 @@ def test_the_verifier_agrees_with_torch_on_wrong_edits(
     assert _checks(name, plan) > 1e-3
 
 
+@pytest.mark.parametrize("name", ["minatar-breakout-dqn", "conv_scalars", "lstm_policy"])
+def test_directions_of_large_tensors_judge_alike(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of vectors: right edits pass, and wrong ones are as wrong."""
+    monkeypatch.setattr(SLOTS, "LARGE", 0)
+    for plan in plans(source(name), single=False):
+        assert _checks(name, plan) <= LIMIT
+    for wrong in WRONG:
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                SLOTS, "axis_maps", lambda *given, wrong=wrong: [a and wrong(a) for a in axis_maps(*given)]
+            )
+            assert _checks(name, surgery.widen(source(name).checkpoint, factor=1.4, init="net2net")) > 1e-3
+
+
 def test_the_verifier_sees_a_history_that_is_not_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     """Were new columns of a zero start declared known, their slots of 0 would be wrong."""
     plan = surgery.widen(source("cartpole-dqn").checkpoint, factor=1.4, init="zero")

@@ -187,6 +187,75 @@ def test_after_detaching_the_optimizer_is_a_plain_one() -> None:
     torch.testing.assert_close(both.twin.state_dict(), other.twin.state_dict(), rtol=1e-10, atol=1e-12)
 
 
+# --- mixed precision ---
+
+
+def scaled(
+    net: nn.Module, optimizer: torch.optim.Optimizer, clip: Callable[[], Any] | None, autocast: bool
+) -> None:
+    """Forty updates under a gradient scaler, one of which overflows; gradients are unscaled before they are clipped."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=10)
+    dtype = next(net.parameters()).dtype
+    for seed in range(40):
+        x = torch.randn(16, 4, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = net(x)
+        scaler.scale((y - x.sum(1, keepdim=True)).square().mean()).backward()
+        if seed == 7:
+            next(net.parameters()).grad[0, 0] = torch.inf
+        if clip is not None:
+            scaler.unscale_(optimizer)
+            clip()
+        scaler.step(optimizer)
+        scaler.update()
+    assert scaler.get_scale() == 256.0 / 2 * 2**3
+
+
+AMP = {
+    "plain": (lambda p: torch.optim.AdamW(p, lr=3e-3, eps=1e-3, weight_decay=0.1), True),
+    "fused": (lambda p: torch.optim.Adam(p, lr=3e-3, eps=1e-3, fused=True), False),
+    "rmsprop": (lambda p: torch.optim.RMSprop(p, lr=1e-3, eps=1e-2, momentum=0.5), True),
+}
+
+
+@pytest.mark.parametrize("case", AMP)
+def test_a_gradient_scaler_changes_nothing(case: str) -> None:
+    make, clipped = AMP[case]
+    both = grow("mlp", make, init="net2net", widths={"0": 7, "2": 8})
+    trajectory = follow(both.new, both.twin, both.plan)
+    clip = (lambda: nn.utils.clip_grad_norm_(both.net.parameters(), 0.2)) if clipped else None
+    scaled(both.net, both.old, clip, autocast=False)
+    scaled(
+        both.twin, both.new, (lambda: trajectory.clip_grad_norm_(0.2)) if clipped else None, autocast=False
+    )
+    assert both.distance() <= LIMIT
+
+
+@pytest.mark.parametrize("case", AMP)
+def test_a_step_that_overflows_counts_for_no_new_entry(case: str) -> None:
+    both = grow("mlp", AMP[case][0], init="zero", widths={"0": 7, "2": 8})
+    trajectory = follow(both.new, both.twin, both.plan)
+    scaled(both.twin, both.new, None, autocast=False)
+    counts = [tracked.counts for tracked in trajectory.tracked.values() if tracked.counts is not None]
+    assert {float(n) for each in counts for n in each.unique() if torch.isfinite(n)} == {39.0}
+    assert all(bool(torch.isfinite(weight).all()) for weight in both.twin.parameters())
+
+
+def test_under_autocast_the_trajectory_stays_within_its_own_rounding() -> None:
+    """Half a weight is as exact in bfloat16 as the whole: doubled layers follow; without the rule they go elsewhere."""
+    distances = []
+    for following in (True, False):
+        both = grow("mlp", AMP["plain"][0], init="net2net", factor=2, dtype=torch.float32)
+        if following:
+            follow(both.new, both.twin, both.plan)
+        for net, optimizer in ((both.net, both.old), (both.twin, both.new)):
+            scaled(net, optimizer, None, autocast=True)
+        distances.append(both.distance())
+    assert distances[0] <= 2e-3
+    assert distances[1] > 10 * distances[0]
+
+
 # --- new entries ---
 
 

@@ -36,6 +36,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def check_module(model: nn.Module, what: str) -> None:
     """Refuse tensors that cannot be given another shape in place; names them."""
+    for path, module in model.named_modules():
+        if any(parent.__name__ == "FSDPModule" for parent in type(module).__mro__):
+            raise Refused(
+                f"'{path or '(the model)'}' of {what} is sharded (fully_shard)",
+                hint=_WRAPPED["FullyShardedDataParallel"],
+            )
     devices = set()
     for name, tensor in tensors_of(model).items():
         where = {"tensor": f"{name} of {what}"}

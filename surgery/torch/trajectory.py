@@ -280,9 +280,14 @@ class Trajectory:
     @torch.no_grad()
     def _leave(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         groups = {id(weight): group for group in optimizer.param_groups for weight in group["params"]}
+        # a fused optimizer is told by the gradient scaler, and skips the step by itself
+        overflow = getattr(optimizer, "found_inf", None)
+        skipped = overflow is not None and bool(overflow)
         for tracked in self.tracked.values():
             weight, found = tracked.weight, tracked.factors
-            if tracked.before is not None:
+            if tracked.before is not None and skipped:
+                weight.copy_(tracked.before)
+            elif tracked.before is not None:
                 # old value plus a change: where nothing changes, not even the last bit does
                 change = torch.addcdiv(weight, tracked.before, found.value, value=-1)
                 if tracked.counts is not None:
@@ -291,7 +296,8 @@ class Trajectory:
                     change = torch.where(found.fresh, self.fraction * change, change)
                 torch.addcmul(tracked.before, found.value, change, out=weight.data)
             weight.grad, tracked.gradient, tracked.before = tracked.gradient, None, None
-        self._settle_on()
+        if not skipped:
+            self._settle_on()
 
     def _corrected(self, tracked: Tracked, group: Mapping[str, Any]) -> Tensor:
         gradient = tracked.weight.grad

@@ -9,6 +9,7 @@ needed. Directions avoid the entries whose history no state records.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ from surgery.verify.report import Check, measured
 STEP = 1e-30
 LIMIT = 1e-12
 """Relative, in float64."""
+LARGE = 1 << 20
+"""Elements from which a direction is a product of vectors: drawing each for itself takes longer than all the rest."""
 
 
 def check_slots(plan: Plan, before: Checkpoint, exact: Checkpoint, inputs: Arrays, seed: int) -> list[Check]:
@@ -107,22 +110,55 @@ def _lazy(
     seed: int,
     back: bool,
 ) -> ir.LazyTensor:
-    maps, scale = edit or (None, 1.0)
+    maps, scale = edit or ([None] * len(shape_of(tensor)), 1.0)
 
     def compute() -> ir.TensorProtocol:
-        weight = tensor.numpy().astype(np.float64)
-        shape = weight.shape
-        if maps is not None and back:
-            shape = tuple(
-                n if axis is None else len(axis.source) for n, axis in zip(weight.shape, maps, strict=True)
-            )
-        direction = tensor_rng(seed, f"direction {name}").standard_normal(shape)
-        if maps is not None:
-            direction = np.where(unknown_history(maps), 0.0, direction)
-            direction = adjoint(direction, maps) / scale if back else direction
-        return ir.Tensor(weight + 1j * STEP * direction, name=name)
+        weight = tensor.numpy()
+        rng = tensor_rng(seed, f"direction {name}")
+        moved = np.empty(weight.shape, np.complex128)
+        moved.real = weight
+        if weight.size > LARGE and not any(axis is not None and axis.started.any() for axis in maps):
+            _product(moved.imag, rng, maps, back)
+        else:
+            moved.imag = _direction(weight.shape, rng, maps, back)
+        moved.imag *= STEP / scale if back else STEP
+        return ir.Tensor(moved, name=name)
 
     return ir.LazyTensor(compute, dtype=ir.DataType.COMPLEX128, shape=ir.Shape(shape_of(tensor)), name=name)
+
+
+def _after(shape: Sequence[int], maps: Sequence[AxisMap | None]) -> tuple[int, ...]:
+    return tuple(n if axis is None else len(axis.source) for n, axis in zip(shape, maps, strict=True))
+
+
+def _direction(
+    shape: Sequence[int], rng: np.random.Generator, maps: Sequence[AxisMap | None], back: bool
+) -> np.ndarray[Any, np.dtype[Any]]:
+    """A direction of the new tensor, every entry drawn for itself; `back`: Eᵀ of it."""
+    direction = rng.standard_normal(_after(shape, maps) if back else shape)
+    direction = np.where(unknown_history(maps), 0.0, direction)
+    return adjoint(direction, maps) if back else direction
+
+
+def _product(
+    out: np.ndarray[Any, np.dtype[Any]],
+    rng: np.random.Generator,
+    maps: Sequence[AxisMap | None],
+    back: bool,
+) -> None:
+    """The same of a large tensor, in place: the product of one vector per axis.
+
+    An edit that is wrong somewhere shows in such a direction, too: what is linear in the direction and zero for all
+    products of vectors is zero. Eᵀ works axis by axis, and leaves out what reads fresh units by itself.
+    """
+    sizes = _after(out.shape, maps) if back else out.shape
+    vectors = [rng.standard_normal(size) for size in sizes]
+    if back:
+        vectors = [v if axis is None else adjoint(v, [axis]) for v, axis in zip(vectors, maps, strict=True)]
+    along = [v.reshape((-1,) + (1,) * (out.ndim - k - 1)) for k, v in enumerate(vectors)]
+    np.multiply(reduce(np.multiply, along[:-1], np.ones(())), along[-1], out=out)
+    if not back:
+        np.copyto(out, 0.0, where=unknown_history(maps))
 
 
 def adjoint(
