@@ -23,8 +23,11 @@ from surgery.torch import to_module
 STEPS = 9
 
 
-def learner_of(to: str, head: str, noisy: bool, *, recorded: bool) -> tuple[Learner, Recording | None]:
-    checkpoint = new(to, observation=(5,), actions=3, head=head, noisy=noisy, seed=2)
+def learner_of(
+    to: str, head: str, noisy: bool, shape: tuple[int, ...], *, recorded: bool
+) -> tuple[Learner, Recording | None]:
+    scale = 1 / 255 if len(shape) == 3 else None
+    checkpoint = new(to, observation=shape, actions=3, head=head, noisy=noisy, scale=scale, seed=2)
     settings = Settings.scaled(
         METHODS["qdagger"], Environment("CartPole-v1"), frames=1000, seed=0, envs=2, recurrent="gru" in to
     )
@@ -32,7 +35,7 @@ def learner_of(to: str, head: str, noisy: bool, *, recorded: bool) -> tuple[Lear
         {"double": True, "batch": 8, **({"unroll": 6, "burn_in": 3} if "gru" in to else {})}
     )
     student, target = (
-        Network(to_module(checkpoint), values_of(checkpoint), (5,), states=state_ports(checkpoint))
+        Network(to_module(checkpoint), values_of(checkpoint), shape, states=state_ports(checkpoint))
         for _ in range(2)
     )
     optimizer = make_optimizer("adam", student, 1e-3, recorded=recorded)
@@ -51,41 +54,36 @@ def learner_of(to: str, head: str, noisy: bool, *, recorded: bool) -> tuple[Lear
     return learner, recording
 
 
-def filled(recurrent: bool) -> Replay:
-    window = Window(3, 6, 0) if recurrent else None
-    replay, generator = (
-        Replay(Layout(2, (5,), "float32"), 400, n_step=3, scores=3, window=window),
-        np.random.default_rng(0),
-    )
-    observation = generator.normal(size=(2, 5)).astype(np.float32)
+def filled(recurrent: bool, shape: tuple[int, ...]) -> Replay:
+    window, generator = Window(3, 6, 0) if recurrent else None, np.random.default_rng(0)
+    kind = "uint8" if len(shape) == 3 else "float32"
+    replay = Replay(Layout(2, shape, kind), 400, n_step=3, scores=3, window=window)
+
+    def seen() -> np.ndarray:
+        return (40 * generator.normal(size=(2, *shape)) % 256).astype(kind)
+
+    observation = seen()
     for _ in range(150):
-        after, over = generator.normal(size=(2, 5)).astype(np.float32), generator.random(2) < 0.1
+        after, over = seen(), generator.random(2) < 0.1
+        action, reward = generator.integers(3, size=2), generator.normal(size=2)
         scores = generator.normal(size=(2, 3)).astype(np.float32)
-        replay.add(
-            observation,
-            generator.integers(3, size=2),
-            generator.normal(size=2),
-            over,
-            np.zeros(2),
-            after,
-            None,
-            scores,
-        )
-        observation = np.where(over[:, None], generator.normal(size=(2, 5)), after).astype(np.float32)
+        replay.add(observation, action, reward, over, np.zeros(2), after, None, scores)
+        observation = np.where(over.reshape(2, *[1] * len(shape)), seen(), after)
     return replay
 
 
 @pytest.mark.parametrize(
     ("to", "head", "noisy"),
     [("mlp-16", "q", False), ("mlp-16", "c51", False), ("mlp-16", "qr", False), ("mlp-16", "rainbow", True),
-     ("gru-8", "dueling", False), ("gru-8", "q", True)],
+     ("gru-8", "dueling", False), ("gru-8", "q", True), ("nature-fc32", "q", False), ("impala-fc32", "dueling", False)],
 )  # fmt: skip
 def test_replayed_it_is_the_step_that_runs(to: str, head: str, noisy: bool):
     """λ, the learning rate and the batch change from step to step, the recorded kernels do not."""
+    shape = (2, 36, 36) if to.startswith(("nature", "impala")) else (5,)
     found, losses = [], []
     for recorded in (False, True):
-        learner, recording = learner_of(to, head, noisy, recorded=recorded)
-        replay, generator = filled("gru" in to), np.random.default_rng(1)
+        learner, recording = learner_of(to, head, noisy, shape, recorded=recorded)
+        replay, generator = filled("gru" in to, shape), np.random.default_rng(1)
         torch.manual_seed(5)
         told = []
         for number in range(STEPS):

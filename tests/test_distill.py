@@ -200,9 +200,10 @@ from pathlib import Path
 import surgery
 from surgery.distill import Options, execute, plan_distill
 teacher = surgery.load(sys.argv[1])
-job = plan_distill(teacher, "mlp-32", Path(sys.argv[2]), environment=teacher.environment, options=Options(
-    frames=1200, device="cpu", envs=4, save_seconds=0.02,
-    changes={"evaluation_episodes": 2, "evaluate_every": 400, "offline_updates": 60, "teacher_data": 400}))
+job = plan_distill(teacher, "gru-8", Path(sys.argv[2]), environment=teacher.environment, options=Options(
+    frames=1200, device="cpu", envs=4, save_seconds=0.02, noisy=True,
+    changes={"evaluation_episodes": 2, "evaluate_every": 400, "offline_updates": 60, "teacher_data": 400,
+             "unroll": 6, "burn_in": 2}))
 print("ready", flush=True)
 print(execute(job).frames, flush=True)
 """

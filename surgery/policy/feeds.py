@@ -88,6 +88,8 @@ class ObservationPort:
         """
         if isinstance(observation, np.ndarray):
             observation = torch.from_numpy(np.require(observation, requirements=["C", "W"]))
+        if device.type == "cuda" and observation.device.type == "cpu":
+            observation = observation.pin_memory()  # else the copy waits for what the device is doing
         x = observation.to(device, non_blocking=True)
         scale = self.scale
         if scale is None and x.dtype == torch.uint8 and self.high == 1:

@@ -8,7 +8,7 @@ import numpy as np
 
 from surgery.errors import ArgumentError
 from surgery.replay.batch import Batch, Layout, Stretch
-from surgery.replay.frames import Array, Frames, make_frames
+from surgery.replay.frames import Array, Frames, make_frames, some
 from surgery.replay.sequences import Window
 from surgery.replay.sum_tree import SumTree
 
@@ -158,7 +158,7 @@ class Replay:
             return
         if given is None:
             given = np.zeros((self.layout.envs, *column.shape), np.float32)
-        column.write(rows, given if len(used) == self.layout.envs else given[used])
+        column.write(rows, given if len(used) == self.layout.envs else some(given, used))
 
     def cut(self) -> None:
         """Cut off every open episode: what is added next is of another one (an environment was made anew)."""

@@ -39,6 +39,21 @@ def make_frames(rows: int, frame: Sequence[int], dtype: np.dtype[Any], device: s
     return HostFrames(rows, frame, dtype) if device == "cpu" else DeviceFrames(rows, frame, dtype, device)
 
 
+def some(frames: Array | torch.Tensor, rows: Array) -> Array | torch.Tensor:
+    """Rows (B,) of frames, where they lie."""
+    if isinstance(frames, np.ndarray):
+        return frames[rows]
+    return frames.index_select(0, moved(rows, frames.device))
+
+
+def moved(given: Array, device: torch.device) -> torch.Tensor:
+    """An array on a device, without waiting for what that is doing: what is copied lies in pinned memory."""
+    import torch
+
+    tensor = torch.from_numpy(np.ascontiguousarray(given))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
 class HostFrames:
     """Frames as one numpy array; its pages take memory as they are first written.
 
@@ -71,26 +86,12 @@ class DeviceFrames:
         self._frames = torch.zeros((rows, int(np.prod(frame, dtype=np.int64))), dtype=kind, device=device)
 
     def write(self, rows: Array, frames: Array | torch.Tensor) -> None:
-        import torch
-
-        given = frames if isinstance(frames, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(frames))
-        self._frames.index_copy_(0, self._rows(rows), self._there(given.reshape(len(rows), -1)))
+        given = moved(frames, self._device) if isinstance(frames, np.ndarray) else frames.to(self._device)
+        self._frames.index_copy_(0, moved(rows, self._device), given.reshape(len(rows), -1))
 
     def gather(self, rows: Array) -> torch.Tensor:
-        return self._frames.index_select(0, self._rows(rows)).view(len(rows), *self.shape)
+        return self._frames.index_select(0, moved(rows, self._device)).view(len(rows), *self.shape)
 
     def read(self, rows: Array) -> Array:
         found: Array = self.gather(rows).cpu().numpy()
         return found
-
-    def _rows(self, rows: Array) -> torch.Tensor:
-        import torch
-
-        return self._there(torch.from_numpy(np.ascontiguousarray(rows, np.int64)))
-
-    def _there(self, tensor: torch.Tensor) -> torch.Tensor:
-        """On the device, without waiting for what it is doing: what is copied lies in pinned memory."""
-        if tensor.device.type == self._device.type:
-            return tensor
-        pinned = tensor.pin_memory() if self._device.type == "cuda" else tensor
-        return pinned.to(self._device, non_blocking=True)
