@@ -295,6 +295,16 @@ def test_a_run_of_another_configuration_is_refused(teacher: surgery.Checkpoint, 
         execute(job_of(teacher, tmp_path, to="mlp-16"))
 
 
+def test_a_run_that_has_saved_nothing_may_begin_otherwise(teacher: surgery.Checkpoint, tmp_path: Path):
+    untrained = new("mlp-8", observation=(4,), actions=2, seed=1).replace(
+        environment=Environment("CartPole-v1")
+    )
+    with pytest.raises(Refused):
+        execute(job_of(untrained, tmp_path))
+    assert execute(job_of(teacher, tmp_path, method="kickstarting")).frames == 1000
+    assert json.loads((tmp_path / "config.json").read_text())["settings"]["method"] == "kickstarting"
+
+
 def test_two_processes_cannot_share_a_run(teacher: surgery.Checkpoint, tmp_path: Path):
     with owning(tmp_path), pytest.raises(ArgumentError, match="another process is running"):
         execute(job_of(teacher, tmp_path))

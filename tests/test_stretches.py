@@ -209,6 +209,7 @@ def test_an_actor_forgets_where_an_episode_begins(tmp_path: Path):
     ("make_job", "message"),
     [
         (lambda folder: job_of(None, folder, "lstm-8", prioritised=True), "have no priorities"),
+        (lambda folder: job_of(recurrent_teacher(), folder, "gru-8", teacher_data=80), "need at least 100 transitions"),
         (lambda folder: job_of(None, folder, "mlp-8"), "are for students with a memory"),
         (lambda folder: job_of(None, folder, "lstm-8", unroll=0), "are for students with a memory"),
         (

@@ -269,6 +269,14 @@ def _settings(method: Method, contract: Environment, student: Checkpoint, option
             f"the settings 'unroll' ({settings.unroll}) and 'burn_in' ({settings.burn_in}) are for students with a "
             "memory, and need at least one step to learn from there",
         )
+    if method.collects and recurrent and settings.teacher_data < settings.least:
+        if "teacher_data" in (options.changes or {}):
+            raise ArgumentError(
+                f"stretches of {settings.burn_in} + {settings.unroll} steps in {settings.envs} environments need at "
+                f"least {settings.least:,} transitions of the teacher, got {settings.teacher_data:,}",
+                hint=f"--set teacher_data={settings.least}, fewer --envs, or a shorter unroll",
+            )
+        settings = replace(settings, teacher_data=settings.least)
     if recurrent and settings.prioritised:
         raise ArgumentError(
             "students with a memory draw stretches of experience, which have no priorities",

@@ -70,17 +70,18 @@ def owning(folder: Path) -> Iterator[None]:
 
 
 def agree_on(folder: Path, config: Mapping[str, Json]) -> None:
-    """Write `config.json`, or check that the one that is there says the same.
+    """Write `config.json`, or check that the one that is there says the same; one that has saved nothing binds nobody.
 
     Raises:
       ArgumentError: the run was started with another configuration; says what differs.
       CorruptFile: it is damaged.
     """
     path = folder / CONFIG
-    if not path.exists():
-        if any((folder / CHECKPOINTS).glob("*.pt")):
-            raise CorruptFile(f"{folder} holds checkpoints but no {CONFIG}", hint="start in another folder")
-        with replacing([path]) as [temporary]:
+    begun = any((folder / CHECKPOINTS).glob("*.pt"))
+    if begun and not path.exists():
+        raise CorruptFile(f"{folder} holds checkpoints but no {CONFIG}", hint="start in another folder")
+    if not begun:
+        with replacing([path], force=True) as [temporary]:
             temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
         return
     check_readable(path)
