@@ -22,6 +22,7 @@ from surgery.distill.learner import Learner, make_optimizer
 from surgery.distill.methods import Method, method_named
 from surgery.distill.network import Network, choose_precision
 from surgery.distill.progress import Progress
+from surgery.distill.replays import ASKING, make_replays
 from surgery.distill.settings import Settings
 from surgery.distill.teacher import Teacher
 from surgery.distill.values import values_of
@@ -33,22 +34,9 @@ from surgery.evaluate import Score
 from surgery.interface import Environment, LineageStep
 from surgery.json_values import Fields, Json
 from surgery.policy.feeds import state_ports
-from surgery.replay import (
-    Layout,
-    Replay,
-    Segment,
-    Transitions,
-    Window,
-    check_fits,
-    check_memory,
-    estimate,
-    restore,
-    write_segment,
-)
+from surgery.replay import Replay, Segment, Transitions, restore, write_segment
 
 REPLAYS = ("replay", "teacher_replay")
-ASKING = ("imitate", "margin")
-"""Auxiliary losses that ask the teacher."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +106,9 @@ class Session:
             np.random.default_rng(sequence)
             for sequence in np.random.SeedSequence(self.settings.seed).spawn(2)
         )
-        self.replay, self.teacher_replay = self._make_replays()
+        self.replay, self.teacher_replay = make_replays(
+            self.settings, self.method, self.envs, self.student, recorded=job.recorded, device=job.device
+        )
         self._segments: dict[str, tuple[Segment, ...]] = dict.fromkeys(REPLAYS, ())
         self._in_last: dict[str, tuple[Segment, ...]] = dict.fromkeys(REPLAYS, ())
         self._since = time.monotonic()
@@ -230,64 +220,6 @@ class Session:
             teacher_acts=teacher is not None and teacher.only_acts,
             note=lambda text: self.note(text),
         )
-
-    def _make_replays(self) -> tuple[Replay, Replay | None]:
-        """The student's and the teacher's; that they fit, as far as they are needed at once, is checked first."""
-        settings, given = self.settings, self.job.recorded
-        own = self._rows(settings.replay)
-        if given is not None:
-            check_fits(given, own[0], actions=self.envs.actions)
-        shapes = {"replay": own}
-        if self.method.collects:
-            shapes["teacher"] = self._rows(settings.teacher_data if given is None else len(given))
-        sizes = [
-            estimate(
-                rows,
-                layout.frame,
-                layout.dtype,
-                prioritised=settings.prioritised,
-                scores=self._scores(name),
-                window=self._window(name),
-            )
-            for name, (layout, rows) in shapes.items()
-        ]
-        needed = sum(sizes) if self.method.rehearsal else max(sizes)
-        device = "cpu"
-        if self.job.device == "cuda" and sum(sizes) < 0.8 * torch.cuda.mem_get_info()[0]:
-            device = "cuda"
-        else:
-            check_memory(settings.replay, needed)
-        made = {
-            name: Replay(
-                layout, rows, n_step=settings.n_step, gamma=settings.gamma, clip=settings.clip,
-                prioritised=settings.prioritised and name == "replay", device=device,
-                scores=self._scores(name), window=self._window(name),
-            )
-            for name, (layout, rows) in shapes.items()
-        }  # fmt: skip
-        return made["replay"], made.get("teacher")
-
-    def _scores(self, name: str) -> int:
-        """Actions for which the teacher's scores are kept with the transitions of a replay."""
-        asked = self.method.online_loss if name == "replay" else self.method.offline_loss
-        return self.envs.actions if asked in ASKING else 0
-
-    def _window(self, name: str) -> Window | None:
-        """Of a student with a memory: it draws stretches; its own state is known only where it played itself."""
-        if not self.student.states:
-            return None
-        kept = self.student.state_size if name == "replay" else 0
-        return Window(self.settings.burn_in, self.settings.unroll, kept)
-
-    def _rows(self, capacity: int) -> tuple[Layout, int]:
-        """The layout of a replay, with rows for closing frames and first stacks, which are no transitions."""
-        envs = self.envs
-        layout = Layout.of(
-            envs.observation_shape, envs.observation_dtype, envs=envs.num_envs, stacked=envs.stacked
-        )
-        settings = self.settings
-        stretch = layout.stack + settings.burn_in + 2 * settings.unroll + settings.n_step + 1
-        return layout, max(round(1.05 * capacity), envs.num_envs * 2 * stretch)
 
     def free_teacher_replay(self) -> None:
         """Let the teacher's transitions go: nothing draws from them any more."""

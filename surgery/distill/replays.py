@@ -1,0 +1,109 @@
+"""The student's replay and the teacher's: what they keep, and whether they fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from surgery.distill.methods import Method
+from surgery.distill.network import Network
+from surgery.distill.settings import Settings
+from surgery.envs import Envs
+from surgery.replay import (
+    Layout,
+    Replay,
+    Transitions,
+    Window,
+    check_fits,
+    check_memory,
+    estimate,
+)
+
+ASKING = ("imitate", "margin")
+"""Auxiliary losses that ask the teacher."""
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """One replay.
+
+    Attributes:
+      rows: with those for closing frames and first stacks, which are no transitions.
+      scores: actions for which the teacher's scores are kept.
+      window: of a student with a memory, which draws stretches.
+    """
+
+    layout: Layout
+    rows: int
+    prioritised: bool
+    scores: int
+    window: Window | None
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes once it is full."""
+        return estimate(
+            self.rows, self.layout.frame, self.layout.dtype,
+            prioritised=self.prioritised, scores=self.scores, window=self.window,
+        )  # fmt: skip
+
+
+def make_replays(
+    settings: Settings,
+    method: Method,
+    envs: Envs,
+    student: Network,
+    *,
+    recorded: Transitions | None,
+    device: str,
+) -> tuple[Replay, Replay | None]:
+    """The student's and the teacher's; that they fit, as far as they are needed at once, is checked first.
+
+    Args:
+      settings: of the run.
+      method: says whether the teacher's is needed, and who asks the teacher.
+      envs: whose observations are kept.
+      student: with a memory or without.
+      recorded: transitions that one of them will be filled with.
+      device: `cuda` keeps the frames there, where they fit into four fifths of what is free.
+
+    Raises:
+      ArgumentError: too little memory; transitions of another game.
+    """
+    shapes = [_shape(settings.replay, settings, envs, student, asks=method.online_loss in ASKING, own=True)]
+    if recorded is not None:
+        check_fits(recorded, shapes[0].layout, actions=envs.actions)
+    if method.collects:
+        count = settings.teacher_data if recorded is None else len(recorded)
+        asks = method.offline_loss in ASKING
+        shapes.append(_shape(count, settings, envs, student, asks=asks, own=False))
+    sizes = [shape.size for shape in shapes]
+    place = "cpu"
+    if device == "cuda" and sum(sizes) < 0.8 * torch.cuda.mem_get_info()[0]:
+        place = "cuda"
+    else:
+        check_memory(settings.replay, sum(sizes) if method.rehearsal else max(sizes))
+    made = [
+        Replay(
+            shape.layout, shape.rows, n_step=settings.n_step, gamma=settings.gamma, clip=settings.clip,
+            prioritised=shape.prioritised, device=place, scores=shape.scores, window=shape.window,
+        )
+        for shape in shapes
+    ]  # fmt: skip
+    return made[0], made[1] if method.collects else None
+
+
+def _shape(
+    transitions: int, settings: Settings, envs: Envs, student: Network, *, asks: bool, own: bool
+) -> _Shape:
+    """`own`: of what the student plays itself; elsewhere nothing has priority, and its state is not known."""
+    layout = Layout.of(
+        envs.observation_shape, envs.observation_dtype, envs=envs.num_envs, stacked=envs.stacked
+    )
+    stretch = layout.stack + settings.burn_in + 2 * settings.unroll + settings.n_step + 1
+    window = None
+    if student.states:
+        window = Window(settings.burn_in, settings.unroll, student.state_size if own else 0)
+    rows = max(round(1.05 * transitions), envs.num_envs * 2 * stretch)
+    return _Shape(layout, rows, settings.prioritised and own, envs.actions if asks else 0, window)

@@ -1,0 +1,77 @@
+"""Fine-tuning: weights, optimizer state and replay go on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import surgery
+from surgery.distill import Options, execute, plan_finetune
+from surgery.distill.session import Session
+
+
+@pytest.fixture
+def teacher(teachers: Path) -> surgery.Checkpoint:
+    return surgery.load(teachers / "cartpole-dqn.onnx")
+
+
+def test_fine_tuning_carries_weights_and_optimizer_state_on(
+    teacher: surgery.Checkpoint, teachers: Path, tmp_path: Path
+):
+    with_state = surgery.attach(teacher, teachers / "cartpole-dqn.pt")
+    options = Options(frames=1000, envs=4, changes={"evaluation_episodes": 2, "evaluate_every": 1000})
+    job = plan_finetune(with_state, tmp_path / "on", environment=teacher.environment, options=options)
+    session = Session(job)
+    for name, parameter in session.student.module.named_parameters():
+        had = with_state.optimizer.slots["exp_avg_sq"][name].numpy()
+        np.testing.assert_array_equal(session.learner.optimizer.state[parameter]["exp_avg_sq"], had)
+        assert float(session.learner.optimizer.state[parameter]["step"]) == with_state.optimizer.steps[name]
+    session.close()
+    outcome = execute(job)
+    assert outcome.mean_return > 100
+    tuned = surgery.load(outcome.student)
+    assert tuned.optimizer.steps["network.0.weight"] == pytest.approx(
+        with_state.optimizer.steps["network.0.weight"] + outcome.updates
+    )
+    assert tuned.lineage[-1].operation == "finetune"
+    metrics = (tmp_path / "on" / "metrics.jsonl").read_text().splitlines()
+    trained = [line for line in map(json.loads, metrics) if line["kind"] == "train"]
+    assert trained[0]["epsilon"] == 0.01
+
+
+def test_fine_tuning_begins_with_the_replay_that_it_is_given(teacher: surgery.Checkpoint, tmp_path: Path):
+    generator = np.random.default_rng(0)
+    states = generator.normal(size=(901, 4)).astype(np.float32)
+    np.savez(
+        tmp_path / "replay.npz", obs=states[:-1], next_obs=states[1:], action=generator.integers(0, 2, 900),
+        reward=np.ones(900, np.float32), terminated=generator.random(900) < 0.05,
+    )  # fmt: skip
+    options = Options(frames=1000, envs=4, changes={"evaluation_episodes": 2, "learn_after": 600})
+    job = plan_finetune(
+        teacher,
+        tmp_path / "on",
+        environment=teacher.environment,
+        options=options,
+        replay=tmp_path / "replay.npz",
+    )
+    assert execute(job).updates == pytest.approx(1000 / 4, abs=3)
+
+
+def test_fine_tuning_with_another_optimizer_turns_the_state_into_its(teachers: Path, tmp_path: Path):
+    with_state = surgery.attach(
+        surgery.load(teachers / "minatar-breakout-dqn.onnx"), teachers / "minatar-breakout-dqn.pt"
+    )
+    assert with_state.optimizer.kind == "rmsprop"
+    job = plan_finetune(
+        with_state, tmp_path / "run", environment=with_state.environment, options=Options(frames=1000, envs=2)
+    )
+    session = Session(job)
+    state = session.learner.optimizer.state
+    for name, parameter in session.student.module.named_parameters():
+        assert float(state[parameter]["exp_avg_sq"].abs().sum()) > 0, name
+        np.testing.assert_array_equal(parameter.detach().numpy(), with_state.tensors[name].numpy())
+    assert session.learner.optimizer.param_groups[0]["lr"] == 1e-5
+    session.close()
