@@ -32,6 +32,9 @@ class Framework:
 FRAMEWORKS = {
     "d3rlpy": Framework([TORCH, "d3rlpy==2.8.1"], ["tests/test_d3rlpy.py", "tests/test_d3rlpy_files.py"]),
     "rllib": Framework([TORCH, "ray[rllib]==2.60.0"], ["tests/test_rllib.py", "tests/test_rllib_files.py"]),
+    "keras": Framework(
+        [TORCH, "keras==3.15.1", "h5py==3.14.0"], ["tests/test_keras_package.py", "tests/test_keras.py"]
+    ),
     "sb3": Framework(
         [TORCH, "stable-baselines3==2.9.2", "sb3-contrib==2.9.2"],
         ["tests/test_sb3.py", "tests/test_policy_sb3.py"],
@@ -49,6 +52,12 @@ def d3rlpy(session: nox.Session) -> None:
 def rllib(session: nox.Session) -> None:
     """Ray RLlib, new API stack (pins gymnasium 1.2.2)."""
     run(session, "rllib")
+
+
+@nox.session
+def keras(session: nox.Session) -> None:
+    """Keras 3 on PyTorch."""
+    run(session, "keras")
 
 
 @nox.session

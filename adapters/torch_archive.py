@@ -92,7 +92,7 @@ class StoredZip:
           CorruptFile: damaged, compressed, or members that overlap or have bad names.
         """
         try:
-            with zipfile.ZipFile(_Window(region)) as directory:
+            with zipfile.ZipFile(Window(region)) as directory:
                 infos, end = directory.infolist(), directory.start_dir
         except OSError as error:
             raise read_error(error, region.file.path) from error
@@ -180,7 +180,7 @@ class TorchArchive:
         return _Storage(key, dtype, offset, nbytes)
 
 
-class _Window(io.RawIOBase):
+class Window(io.RawIOBase):
     """A region of a file as a file."""
 
     def __init__(self, region: Region) -> None:

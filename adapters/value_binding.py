@@ -8,6 +8,7 @@ their own layout, and what the exporter did to them is computed in front. Edits 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -151,7 +152,9 @@ class _Binder:
         left = [found for found in candidates if group_of(found.key) in around]
         if not left:
             words = self._neighbours.names(name)
-            left = [found for found in candidates if words.intersection(group_of(found.key).split("/"))]
+            left = [
+                found for found in candidates if words.intersection(re.split("[/.]", group_of(found.key)))
+            ]
         return left if left or not telling(self._values[name]) else candidates
 
     def _usual(self, name: str, candidates: list[_Candidate]) -> list[_Candidate]:

@@ -53,6 +53,7 @@ class Reading:
       module: "package.module:callable" that makes the network, imported from the person's own code.
       architecture: the name of the network's architecture (`surgery.architectures.parse`).
       head: what the architecture says, where sizes do not tell (`surgery.architectures.heads.HEADS`).
+      graph: an `.onnx` that the framework exported from this very file.
       trust: whether code that the file names may be imported and run.
       optimizer: whether to read the optimizer state too.
     """
@@ -63,6 +64,7 @@ class Reading:
     architecture: str | None = None
     head: str | None = None
     trust: bool = False
+    graph: Path | None = None
     optimizer: bool = True
 
 

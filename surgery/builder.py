@@ -19,6 +19,7 @@ _DTYPES: Mapping[str, ir.DataType] = {
     "bool": ir.DataType.BOOL,
     "float32": ir.DataType.FLOAT,
     "float64": ir.DataType.DOUBLE,
+    "int32": ir.DataType.INT32,
     "int64": ir.DataType.INT64,
     "uint8": ir.DataType.UINT8,
 }

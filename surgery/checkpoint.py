@@ -32,7 +32,9 @@ from surgery.tensors import (
 
 SCHEMA = 1
 METADATA_KEY = "surgery"
-NATIVE = frozenset({".zip", ".pt", ".pth", ".ckpt", ".cleanrl_model", ".d3", ".msgpack", ".safetensors"})
+NATIVE = frozenset(
+    {".zip", ".pt", ".pth", ".ckpt", ".cleanrl_model", ".keras", ".d3", ".msgpack", ".safetensors"}
+)
 """Suffixes that frameworks give their files: an ONNX model is not written under one of them."""
 
 

@@ -38,6 +38,7 @@ _TORCHSCRIPT = Format("torchscript", "a TorchScript archive", _EXPORT)
 _SB3 = Format(
     "sb3", "a model of Stable-Baselines3", "surgery list adapters shows whether its adapter is installed"
 )
+_KERAS = Format("keras", "a model of Keras", "surgery list adapters shows whether its adapter is installed")
 _MSGPACK = Format("msgpack", "a MessagePack file, such as Flax parameters")
 _ZIP = Format("zip", "a zip archive", "surgery list adapters shows the archives that can be read")
 _SAFETENSORS = Format("safetensors", "a safetensors file", "it holds weights without a graph; " + _EXPORT)
@@ -172,4 +173,6 @@ def _zip_kind(path: Path) -> Format:
         return _TORCH
     if {"data", "policy.pth"} <= set(names):
         return _SB3
+    if {"config.json", "model.weights.h5"} <= set(names):
+        return _KERAS
     return _ZIP

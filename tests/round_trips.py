@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping
@@ -65,6 +66,13 @@ def _copy(fixture: str) -> Callable[[Path], Path]:
     return lambda folder: Path(shutil.copy(FIXTURES / fixture, folder / f"file{suffix}"))
 
 
+def _keras(folder: Path) -> Path:
+    pytest.importorskip("h5py")
+    packed = FIXTURES / "keras" / "dense.keras.gz"
+    (folder / "file.keras").write_bytes(gzip.decompress(packed.read_bytes()))
+    return folder / "file.keras"
+
+
 def _onnx(folder: Path) -> Path:
     made = _torch("model and target")(folder)
     surgery.save(surgery.load(made, reading=Reading(activation="relu")), folder / "file.onnx")
@@ -88,6 +96,7 @@ SAMPLES: Mapping[str, Sample] = {
     "safetensors": Sample(_safetensors, "network.2", Reading(activation="relu")),
     "cleanrl": Sample(_torch("cleanrl dqn"), "network.2"),
     "cleanrl-flax": Sample(_copy("flax/dqn.cleanrl_model"), "Dense_1"),
+    "keras": Sample(_keras, "fc2"),
     "onnx": Sample(_onnx, "network.2"),
 }
 """By the names of docs/adapters.toml."""

@@ -46,6 +46,12 @@ def _shape(ctx: click.Context, parameter: click.Parameter, word: str | None) -> 
     help="What the network is, such as nature-x2; see surgery list architectures.",
 )
 @click.option("--head", metavar="HEAD", help="Its head, where sizes do not tell: q, c51, qr ….")
+@click.option(
+    "--graph",
+    metavar="FILE",
+    type=_options.FILE,
+    help="An .onnx that the framework exported from this very file.",
+)
 @click.option("--trust", is_flag=True, help="Let PyTorch load the file, which runs code that the file names.")
 @_options.no_optimizer
 @_options.output_file(required=True)
@@ -60,6 +66,7 @@ def command(
     module: str | None,
     architecture: str | None,
     head: str | None,
+    graph: Path | None,
     trust: bool,
     no_optimizer: bool,
     target: Path,
@@ -78,6 +85,7 @@ def command(
       surgery convert wide.onnx --like run.zip -o wide.zip
       surgery convert model.pt --activation tanh -o agent.onnx
       surgery convert model.pt --architecture impala-x2 -o agent.onnx
+      surgery convert model.keras --graph exported.onnx -o agent.onnx
     """
     from surgery.adapters import Reading
 
@@ -88,7 +96,7 @@ def command(
             f"which {path.suffix or 'file'} to write a changed copy of is not said",
             hint="name it with --like FILE",
         )
-    reading = Reading(activation, observation, module, architecture, head, trust)
+    reading = Reading(activation, observation, module, architecture, head, trust, graph)
     with output.step(f"reading {source}"):
         checkpoint = surgery.load(source, optimizer=not no_optimizer, reading=reading)
     with output.step(f"writing {path}"):

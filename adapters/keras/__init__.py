@@ -1,0 +1,210 @@
+"""Models of Keras 3, `.keras`: weights, the optimizer's state, and a configuration that follows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+import onnx_ir as ir
+
+from surgery.adapters import Reading, TrainingState
+from surgery.checkpoint import Checkpoint
+from surgery.errors import ArgumentError, FileError, Refused, SurgeryError
+from surgery.files import replacing
+from surgery.formats import sniff
+from surgery.interface import Interface, infer
+from surgery.optimizer import OptimizerState, power
+from surgery.tensors import equal, shape_of
+from surgery.verify import verify
+from surgery_adapters import hdf5
+from surgery_adapters.contract import NAME, Notes, bare, notes_of
+from surgery_adapters.keras import optimizer
+from surgery_adapters.keras.build import bound, build
+from surgery_adapters.keras.file import CONFIG, OPTIMIZER, WEIGHTS, KerasFile
+from surgery_adapters.keras.network import Network
+from surgery_adapters.keras.settings import roots, with_kernels, with_reshapes, with_shapes, with_widths
+from surgery_adapters.torch_patch import Content, replace_members
+from surgery_adapters.value_rewrite import REST
+
+_EXPORTED = "graph"
+
+
+def detect(path: Path) -> bool:
+    """Whether a file is a model that Keras 3 saved."""
+    try:
+        return sniff(path).name == "keras"
+    except FileError:
+        return False
+
+
+def training_state(path: Path) -> TrainingState:
+    """The variables of the model, and those of its optimizer by their numbers."""
+    file = KerasFile.open(path)
+    kept = {
+        place.removeprefix(OPTIMIZER): t for place, t in file.stored.items() if place.startswith(OPTIMIZER)
+    }
+    return TrainingState({"model": file.tensors}, {"optimizer": kept} if kept else {})
+
+
+def load(path: Path, reading: Reading) -> Checkpoint:
+    """The model as a graph; see `surgery.adapters.Adapter`."""
+    file = KerasFile.open(path)
+    notes = Notes.parse(file.notes)
+    if reading.graph is None:
+        model, constants = build(file.config, file.tensors).graph.model(), []
+    else:
+        model = bound(file, reading.graph).model
+        constants = [name for name in model.graph.initializers if name not in file.tensors]
+    state = optimizer.load(file) if reading.optimizer else None
+    return Checkpoint(
+        model,
+        notes.meaning(infer(model)),
+        environment=notes.environment,
+        lineage=notes.lineage,
+        optimizer=_of_graph(state, model),
+        source={
+            "adapter": "keras",
+            "file": path.name,
+            "version": file.version,
+            "seen": len(notes.lineage),
+            **({_EXPORTED: str(reading.graph), "constants": constants} if reading.graph else {}),
+        },
+    )
+
+
+def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list[Path]:
+    """Write a copy of a saved model with other weights; see `surgery.adapters.Adapter`."""
+    file = KerasFile.open(like)
+    new = {**file.tensors, **_matched(file, checkpoint, like)}
+    checkpoint, new = _with_roots(file, checkpoint, new)
+    config, found = _settings(file, checkpoint, new)
+    wanted = {file.places[name]: tensor for name, tensor in new.items()}
+    wanted |= optimizer.changed(file, checkpoint.optimizer)
+    replaced = {place: tensor for place, tensor in wanted.items() if not equal(tensor, file.stored[place])}
+    changed: dict[str, Content] = {}
+    if replaced:
+        changed[WEIGHTS] = hdf5.rewritten(file.weights, replaced)
+    if config != file.config:
+        changed[CONFIG] = json.dumps(config).encode()
+    if notes := notes_of(checkpoint, found):
+        changed[NAME] = notes
+    needed = sum(length for _, length in file.zip.members.values())
+    with replacing([path], force=force, needed=needed, sources=[like]) as [part], part.open("wb") as out:
+        replace_members(file.zip, changed, cast(BinaryIO, out))
+    return [path]
+
+
+def _of_graph(state: OptimizerState | None, model: ir.Model) -> OptimizerState | None:
+    """The state of the parameters that a graph has."""
+    if state is None:
+        return None
+    here = set(model.graph.initializers)
+    slots = {slot: {n: t for n, t in members.items() if n in here} for slot, members in state.slots.items()}
+    groups = tuple(type(g)(tuple(n for n in g.parameters if n in here), g.hyper) for g in state.groups)
+    return OptimizerState(state.kind, slots, {n: s for n, s in state.steps.items() if n in here}, groups)
+
+
+def _matched(file: KerasFile, checkpoint: Checkpoint, like: Path) -> dict[str, ir.TensorProtocol]:
+    """The checkpoint's variables of the model.
+
+    Raises:
+      ArgumentError: it has others. Refused: something that the file has no place for is no longer what it was.
+    """
+    old, known = file.tensors, checkpoint.source.get("constants")
+    constants = set(known) if isinstance(known, tuple | list) else set()
+    found = {}
+    for name, tensor in checkpoint.tensors.items():
+        if name in old:
+            if tensor.dtype != old[name].dtype:
+                raise Refused(
+                    f"'{name}' is {old[name].dtype.name} in the file, and would become {tensor.dtype.name}"
+                )
+            found[name] = tensor
+        elif REST in name and tensor.numpy().any():
+            raise Refused(f"'{name}' is no longer zero, and the file has no place for it")
+        elif tensor.dtype.is_floating_point() and not (
+            name in constants or REST in name or name.endswith(".none") or ".operand" in name
+        ):
+            raise ArgumentError(
+                f"the file has no variable '{name}', the checkpoint has",
+                where={"like": like},
+                hint="a checkpoint is written into the file that it came from; layers cannot be added to one",
+            )
+    return found
+
+
+def _with_roots(
+    file: KerasFile, checkpoint: Checkpoint, tensors: dict[str, ir.TensorProtocol]
+) -> tuple[Checkpoint, dict[str, ir.TensorProtocol]]:
+    """Queries, and their slots, rescaled where Keras would divide by the root of another size."""
+    before, after = ({name: shape_of(t) for name, t in found.items()} for found in (file.tensors, tensors))
+    factors = roots(before, after, file.model)
+    if not factors:
+        return checkpoint, tensors
+    new = {name: _scaled(t, factors[name]) if name in factors else t for name, t in tensors.items()}
+    state = checkpoint.optimizer
+    if state is not None:
+        slots = {
+            slot: {
+                name: _scaled(t, factors[name] ** -power(state.kind, slot)) if name in factors else t
+                for name, t in members.items()
+            }
+            for slot, members in state.slots.items()
+        }
+        checkpoint = checkpoint.replace(optimizer=state.replace(slots=slots))
+    return checkpoint, new
+
+
+def _scaled(tensor: ir.TensorProtocol, factor: float) -> ir.TensorProtocol:
+    array = tensor.numpy()
+    return ir.tensor((array.astype(np.float64) * factor).astype(array.dtype), name=tensor.name)
+
+
+def _settings(
+    file: KerasFile, checkpoint: Checkpoint, tensors: Mapping[str, ir.TensorProtocol]
+) -> tuple[Any, Interface]:
+    """The configuration of a model with these variables, and the interface that the file tells by itself.
+
+    Raises:
+      Refused: Keras would compute something else with it.
+    """
+    before = {name: shape_of(tensor) for name, tensor in file.tensors.items()}
+    resized = [name for name, tensor in tensors.items() if shape_of(tensor) != before[name]]
+    config = with_widths(file.config, tensors, checkpoint, resized)
+    if _EXPORTED in checkpoint.source:
+        _check_followed(file, checkpoint, resized)
+        with_kernels(config, {name: shape_of(tensor) for name, tensor in tensors.items()})
+        return config, bare(checkpoint.interface)
+    with_reshapes(config, build(file.config, file.tensors).literals, checkpoint)
+    try:
+        network = build(config, tensors)
+    except SurgeryError as error:
+        raise Refused(f"Keras could not build the changed model: {error.message}") from error
+    with_shapes(config, network.shapes, network.calls)
+    _check(checkpoint, network)
+    return config, infer(network.graph.model())
+
+
+def _check_followed(file: KerasFile, checkpoint: Checkpoint, resized: list[str]) -> None:
+    """Variables that the exporter left out of the graph cannot have followed."""
+    layers = {name.rpartition(".")[0] for name in resized}
+    for name in file.tensors.keys() - set(checkpoint.tensors):
+        if name.rpartition(".")[0] in layers:
+            raise Refused(
+                f"'{name}' is not in the exported graph, so it has not followed its layer",
+                hint="train for a step before the export: exporters leave out a bias that is all zeros",
+            )
+
+
+def _check(checkpoint: Checkpoint, network: Network) -> None:
+    """The file describes the function that the checkpoint is."""
+    model = network.graph.model()
+    report = verify(checkpoint, checkpoint.replace(model=model, optimizer=None))
+    if not report.ok:
+        raise Refused(
+            f"what the configuration of Keras can say computes something else than the graph: {report.summary()}",
+            hint="edits that add operations (new layers, a side-car) stay in an .onnx",
+        )

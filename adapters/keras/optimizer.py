@@ -1,0 +1,171 @@
+"""An optimizer of Keras 3 under the names of the variables that it trains.
+
+The file has its variables in the order in which its code makes them (keras/src/optimizers/): the iteration, the
+learning rate (unless it is a schedule), and what is kept of each trained variable, in the order of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from surgery.errors import ArgumentError, Refused
+from surgery.json_values import Json
+from surgery.optimizer import OptimizerState, ParamGroup
+from surgery.parameter_order import number
+from surgery.tensors import shape_of
+from surgery_adapters.keras.config import trainable
+from surgery_adapters.keras.file import OPTIMIZER, KerasFile
+
+_LEAVE_OUT = "leave it out: --no-optimizer"
+
+
+def load(file: KerasFile) -> OptimizerState | None:
+    """The state; None if the file has none, or one that has not been used.
+
+    Raises:
+      Refused: an optimizer without rules. ArgumentError: its variables do not fit those of the model.
+    """
+    slots = places(file)
+    if slots is None:
+        return None
+    names = list(dict.fromkeys(name for members in slots.values() for name in members)) or trainable(
+        file.model
+    )
+    steps = number(file.stored[f"{OPTIMIZER}0"], "the optimizer's iteration")
+    kind, hyper = _settings(file)
+    tensors = {
+        slot: {name: file.stored[place] for name, place in members.items()} for slot, members in slots.items()
+    }
+    return OptimizerState(kind, tensors, dict.fromkeys(names, steps), (ParamGroup(tuple(names), hyper),))
+
+
+def places(file: KerasFile) -> dict[str, dict[str, str]] | None:
+    """Slot -> name of a variable -> the dataset in which it is kept; None if there is no state."""
+    if f"{OPTIMIZER}0" not in file.stored:
+        return None
+    kind, config = _kind(file), _config(file)
+    names = [name for name in trainable(file.model) if name in file.places]
+    at = 1 + isinstance(config.get("learning_rate"), int | float)
+    found: dict[str, dict[str, str]] = {}
+    for group in _layout(kind, config):
+        for name in names:
+            for slot in group:
+                found.setdefault(slot, {})[name] = f"{OPTIMIZER}{at}"
+                at += 1
+    total = sum(place.startswith(OPTIMIZER) for place in file.stored)
+    if total <= 2:
+        return None  # compiled, and never trained
+    if total != at:
+        raise ArgumentError(
+            f"the file has {total} variables of the optimizer {kind}, {len(names)} trained variables ask for {at}",
+            hint=_LEAVE_OUT,
+        )
+    for slot, members in found.items():
+        for name, place in members.items():
+            had, wanted = shape_of(file.stored[place]), shape_of(file.stored[file.places[name]])
+            if had != wanted:
+                raise ArgumentError(
+                    f"the optimizer's {slot} of '{name}' is {list(had)}, the variable is {list(wanted)}",
+                    hint=_LEAVE_OUT,
+                )
+    return found
+
+
+def changed(file: KerasFile, state: OptimizerState | None) -> dict[str, ir.TensorProtocol]:
+    """Dataset -> tensor for all that is kept of a model's variables.
+
+    Raises:
+      Refused: the checkpoint's state is none that the file's optimizer could hold.
+    """
+    where, old = places(file), load(file)
+    if where is None or old is None:
+        return {}
+    if state is None:
+        raise Refused(
+            "the file has optimizer state, and the checkpoint was read without it",
+            hint="read it with its optimizer, so that the state can follow",
+        )
+    if state.kind != old.kind or set(state.slots) != set(old.slots):
+        raise Refused(
+            f"the file's optimizer is {old.kind} with {', '.join(old.slots)}, "
+            f"the checkpoint's {state.kind} with {', '.join(state.slots)}: one cannot be written over the other"
+        )
+    return {
+        place: state.slots[slot][name]
+        for slot, members in where.items()
+        for name, place in members.items()
+        if name in state.slots[slot]
+    }
+
+
+def _config(file: KerasFile) -> Mapping[str, Any]:
+    record = (file.config.get("compile_config") or {}).get("optimizer")
+    if not isinstance(record, Mapping) or not isinstance(record.get("config"), Mapping):
+        raise Refused("the file has the state of an optimizer, and does not say which it is", hint=_LEAVE_OUT)
+    return {**record["config"], "class": str(record.get("class_name"))}
+
+
+def _kind(file: KerasFile) -> str:
+    config = _config(file)
+    kinds = {"Adam": "adam", "AdamW": "adamw", "RMSprop": "rmsprop", "SGD": "sgd", "Adagrad": "adagrad",
+             "Adadelta": "adadelta", "Adamax": "adamax"}  # fmt: skip
+    name = config["class"]
+    if name not in kinds:
+        raise Refused(f"there is no rule for the optimizer {name}", hint=_LEAVE_OUT)
+    for setting in ("use_ema", "gradient_accumulation_steps", "loss_scale_factor"):
+        if config.get(setting):
+            raise Refused(f"there is no rule for an optimizer with {setting}", hint=_LEAVE_OUT)
+    return kinds[name]
+
+
+def _layout(kind: str, config: Mapping[str, Any]) -> Sequence[tuple[str, ...]]:
+    """Slots as they follow each other: those of a group for one variable after the other."""
+    if kind in ("adam", "adamw"):
+        return [("exp_avg", "exp_avg_sq"), *([("max_exp_avg_sq",)] if config.get("amsgrad") else [])]
+    if kind == "rmsprop":
+        more = {"momentum_buffer": config.get("momentum"), "grad_avg": config.get("centered")}
+        return [("square_avg",), *((slot,) for slot, wanted in more.items() if wanted)]
+    if kind == "sgd":
+        return [("momentum_buffer",)] if config.get("momentum") else []
+    others: Mapping[str, Sequence[tuple[str, ...]]] = {
+        "adagrad": [("sum",)],
+        "adadelta": [("square_avg",), ("acc_delta",)],
+        "adamax": [("exp_avg", "exp_inf")],
+    }
+    return others[kind]
+
+
+def _settings(file: KerasFile) -> tuple[str, dict[str, Json]]:
+    """The kind, and the settings under their usual names."""
+    kind, config = _kind(file), _config(file)
+    rate = config.get("learning_rate")
+    stored = file.stored.get(f"{OPTIMIZER}1")
+    hyper: dict[str, Json] = {"lr": None if stored is None else float(np.ravel(stored.numpy())[0])}
+    if not isinstance(rate, int | float):
+        hyper = {"lr": None}  # a schedule
+    hyper["weight_decay"] = config.get("weight_decay") or 0.0
+    if "epsilon" in config:
+        hyper["eps"] = config["epsilon"]
+    if kind in ("adam", "adamw", "adamax"):
+        hyper["betas"] = [config["beta_1"], config["beta_2"]]
+        hyper["amsgrad"] = bool(config.get("amsgrad"))
+    if kind == "rmsprop":
+        hyper |= {
+            "alpha": config["rho"],
+            "momentum": config["momentum"],
+            "centered": bool(config["centered"]),
+        }
+        hyper |= {"eps_inside_root": True, "buffer_holds_lr": True}
+    if kind == "sgd":
+        hyper |= {
+            "momentum": config["momentum"],
+            "nesterov": bool(config["nesterov"]),
+            "buffer_holds_lr": True,
+        }
+    if kind == "adadelta":
+        hyper["rho"] = config["rho"]
+    return kind, hyper

@@ -1,0 +1,103 @@
+"""The real Keras: it loads what is written back, computes the same, and trains on with the carried state."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import surgery
+
+pytest.importorskip("h5py")
+os.environ.setdefault("KERAS_BACKEND", "torch")
+keras = pytest.importorskip("keras")
+
+from surgery.verify.outputs import runtime  # noqa: E402
+from tests.keras_models import NETS, STEPS, given, inputs, write  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module", params=NETS)
+def path(request, tmp_path_factory) -> Path:
+    return write(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def predicted(path: Path, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    return np.asarray(keras.saving.load_model(path).predict(given(arrays), verbose=0))
+
+
+def test_keras_and_the_graph_answer_alike(path):
+    model = keras.saving.load_model(path)
+    arrays = inputs(model, 9, rows=64)
+    wanted = np.asarray(model.predict(given(arrays), verbose=0))
+    [found] = runtime(surgery.load(path).model)(arrays).values()
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert (found.argmax(1) == wanted.argmax(1)).all()
+
+
+@pytest.mark.parametrize("init", ["auto", "net2net"])
+def test_keras_loads_a_wide_file_answers_alike_and_trains_on(path, tmp_path, init):
+    checkpoint = surgery.load(path)
+    result = surgery.apply(surgery.widen(checkpoint, factor=2, init=init), checkpoint)
+    result.save(tmp_path / "wide.keras")
+    model = keras.saving.load_model(tmp_path / "wide.keras")
+    arrays = inputs(model, 9, rows=64)
+    np.testing.assert_allclose(model.predict(given(arrays), verbose=0), predicted(path, arrays), atol=1e-5)
+    assert int(model.optimizer.iterations) == STEPS
+    state = surgery.load(tmp_path / "wide.keras").optimizer
+    ours = sorted(t.numpy().tobytes() for members in state.slots.values() for t in members.values())
+    kept = [np.asarray(keras.ops.convert_to_numpy(v)) for v in model.optimizer.variables]
+    assert sorted(v.tobytes() for v in kept if v.dtype == np.float32 and v.ndim) == ours
+    before = model.get_weights()
+    model.train_on_batch(given(inputs(model, 3)), np.zeros((8, *model.output_shape[1:])))
+    assert int(model.optimizer.iterations) == STEPS + 1
+    assert any((a != b).any() for a, b in zip(before, model.get_weights(), strict=True))
+    model.save(tmp_path / "later.keras")
+    assert surgery.load(tmp_path / "later.keras").optimizer.kind == checkpoint.optimizer.kind
+
+
+def test_halves_of_other_widths_load(tmp_path):
+    path = write("recurrent", tmp_path)
+    checkpoint = surgery.load(path)
+    plan = surgery.widen(checkpoint, widths={"bidirectional.forward_lstm.lstm_cell": 5})
+    surgery.apply(plan, checkpoint).save(tmp_path / "wide.keras")
+    arrays = inputs(keras.saving.load_model(path), 9)
+    np.testing.assert_allclose(predicted(tmp_path / "wide.keras", arrays), predicted(path, arrays), atol=1e-5)
+
+
+def test_copies_take_the_step_of_their_original(tmp_path):
+    """Adam's step does not depend on the scale of a gradient: halved moments and gradients give the same one."""
+    path = write("dense", tmp_path)
+    checkpoint = surgery.load(path)
+    plan = surgery.widen(checkpoint, widths={"fc2": 14}, init="net2net")
+    surgery.apply(plan, checkpoint).save(tmp_path / "wide.keras")
+    steps = []
+    for model in (keras.saving.load_model(p) for p in (path, tmp_path / "wide.keras")):
+        before = model.get_layer("fc2").get_weights()[0]
+        model.train_on_batch(given(inputs(model, 5)), np.zeros((8, 3), np.float32))
+        steps.append((before, model.get_layer("fc2").get_weights()[0]))
+    (old, stepped), (wide, wide_stepped) = steps
+    original = [int(np.flatnonzero((old == column[:, None]).all(0))[0]) for column in wide.T]
+    assert set(original) == set(range(7))
+    assert np.abs(stepped - old).max() > 1e-4
+    np.testing.assert_allclose(wide_stepped, stepped[:, original], atol=2e-6)
+
+
+def test_new_observations_and_actions_load_and_train(tmp_path):
+    from surgery.ops.actions import NewAction
+    from surgery.ops.extend import NewObservation
+
+    path = write("dense", tmp_path)
+    checkpoint = surgery.load(path)
+    plan = surgery.extend(checkpoint, [NewObservation("observation", 2)], [NewAction("q_values", 1, "mean")])
+    surgery.apply(plan, checkpoint).save(tmp_path / "more.keras")
+    model = keras.saving.load_model(tmp_path / "more.keras")
+    arrays = inputs(keras.saving.load_model(path), 9, rows=64)
+    more = np.concatenate([arrays["observation"], np.ones((64, 2), np.float32)], 1)
+    found = np.asarray(model.predict(more, verbose=0))
+    np.testing.assert_allclose(found[:, :3], predicted(path, arrays), atol=1e-5)
+    model.fit(more, np.zeros((64, 4)), epochs=1, verbose=0)
+    assert int(model.optimizer.iterations) > STEPS
