@@ -226,8 +226,8 @@ def refresh_shapes(model: ir.Model) -> None:
         facts.step(node)
         for value in node.outputs:
             found = facts.shapes.get(value)
-            if value.shape is None:
-                continue
+            if value.shape is None or (found is None and value.is_graph_output()):
+                continue  # what cannot be followed was not edited, and ONNX wants outputs to have a shape
             if found is None or len(found) != len(value.shape):
                 # an old shape that nothing confirms would be believed by whoever runs the model
                 value.shape = None

@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 
 import surgery
+from surgery.builder import GraphBuilder
 from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.execute import execute
 from surgery.graph import layout
+from surgery.interface import infer
 from surgery.numeric import run
 from surgery.plan import Plan
 from surgery.ports import grow, shrink
 from surgery.verify.outputs import runtime
+from surgery.verify.structure import check_structure
 from tests import zoo
 from tests.originals import EXPORTS, FLOAT64, Original, original, refusal, relative, single, together
 
@@ -166,3 +170,22 @@ def test_the_layout_of_every_axis_agrees_with_its_tensor(name: str) -> None:
 def test_every_network_can_grow_somewhere(name: str, style: str) -> None:
     """The tables above are not empty."""
     assert list(single(original(name, style)))
+
+
+def test_an_output_whose_shape_depends_on_values_keeps_what_was_declared() -> None:
+    rng, graph = np.random.default_rng(0), GraphBuilder("net")
+    x = graph.linear(graph.input("observation", (4,)), "0", *_random(rng, 5, 4))
+    y = graph.linear(graph.op("Relu", x), "1", *_random(rng, 3, 5))
+    places = graph.op("NonZero", graph.op("Greater", y, graph.constant(0.0, "float32")))
+    graph.output(places, "places", ("count",), "int64")
+    model = graph.model()
+    before = surgery.Checkpoint(model, infer(model))
+    plan = surgery.widen(before, widths={"0": 8})
+    after = surgery.apply(plan, before, verify=False).checkpoint.model
+    assert check_structure(after).ok
+    x = {"observation": rng.standard_normal((6, 4)).astype(np.float32)}
+    assert (runtime(after)(x)["places"] == runtime(model)(x)["places"]).all()
+
+
+def _random(rng: np.random.Generator, out: int, inputs: int) -> tuple[np.ndarray, np.ndarray]:
+    return rng.standard_normal((out, inputs)).astype(np.float32), rng.standard_normal(out).astype(np.float32)
