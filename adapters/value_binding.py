@@ -18,7 +18,7 @@ import onnx_ir as ir
 from surgery.checkpoint import Checkpoint
 from surgery.errors import Refused
 from surgery.graph.prepare import prepared
-from surgery_adapters.value_blocks import Arrays, Bound, alike, whole
+from surgery_adapters.value_blocks import Arrays, Block, Bound, alike, whole
 from surgery_adapters.value_layout import Array, Layout, telling
 from surgery_adapters.value_neighbours import Neighbours
 from surgery_adapters.value_norms import Fold, Norm, folds
@@ -26,6 +26,7 @@ from surgery_adapters.value_rewrite import bare_width, rewrite
 
 __all__ = ["Bound", "Fold", "Norm", "bind", "native"]
 
+_MAX_STACK = 8
 _WEIGHTS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"}
 
 
@@ -163,9 +164,11 @@ class _Binder:
             return candidates
         places = {(node.op_type, index) for node, index in self._neighbours.uses(name)}
         usual = {
-            (bound.blocks[0].layout.permutation, bound.blocks[0].layout.flipped)
+            (block.layout.permutation, block.layout.flipped)
             for other, bound in self._bound.items()
-            if len(bound.blocks) == 1
+            for block in bound.blocks[:1]
+            if isinstance(block, Block)
+            and len(bound.blocks) == 1
             and places & {(node.op_type, index) for node, index in self._neighbours.uses(other)}
         }
         left = [found for found in candidates if (found.layout.permutation, found.layout.flipped) in usual]
@@ -177,21 +180,41 @@ class _Binder:
             value = self._values[name]
             if value.size < 2:
                 continue
-            if (found := self._as_beside(name) or self._arrays.joined(value)) is not None:
+            found = self._as_beside(name, value) or self._arrays.joined(value) or self._stacked(name)
+            if found is not None:
                 self._bound[name] = found
             elif len(scaled := self._arrays.scaled(value)) == 1:
                 self._take(name, _Candidate(*scaled[0]))
 
-    def _as_beside(self, name: str) -> Bound | None:
-        """A constant with the blocks of another one that the same node computes with."""
+    def _as_beside(self, name: str, value: Array, place: int | None = None) -> Bound | None:
+        """A constant, or its block at a place, cut like what the same node computes with."""
         beside = (other for node, _ in self._neighbours.uses(name) for other in self._neighbours.beside(node))
-        for pattern in (self._bound[other] for other in beside if other in self._bound):
+        for bound in (self._bound[other] for other in beside if other in self._bound):
+            pattern = bound if place is None else bound.blocks[place] if place < len(bound.blocks) else None
+            if not isinstance(pattern, Bound):
+                continue
             for key, array in self._arrays.arrays.items():
-                if group_of(key) == group_of(pattern.key) and (
-                    found := alike(pattern, key, array, self._values[name])
-                ):
+                if group_of(key) == group_of(pattern.key) and (found := alike(pattern, key, array, value)):
                     return found
         return None
+
+    def _stacked(self, name: str) -> Bound | None:
+        """A constant of several, one behind the other: the directions of a recurrent layer."""
+        value = self._values[name]
+        if value.ndim < 2 or not 1 < value.shape[0] <= _MAX_STACK:
+            return None
+        blocks = []
+        for place in range(value.shape[0]):
+            part = value[place : place + 1]
+            equal = self._arrays.equal(part) if telling(part) else []
+            found = (
+                whole(equal[0][0], self._arrays.arrays[equal[0][0]], equal[0][1]) if len(equal) == 1 else None
+            )
+            block = found or self._as_beside(name, part, place) or self._arrays.joined(part)
+            if block is None:
+                return None
+            blocks.append(block)
+        return Bound(tuple(blocks), 0, value.shape)
 
     def _refuse(self, left: Mapping[str, list[_Candidate]]) -> None:
         """Raise what cannot be written back: a weight that is none of the arrays, while some arrays are left."""

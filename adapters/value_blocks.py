@@ -56,13 +56,14 @@ class Bound:
     """What a constant of a graph is made of.
 
     Attributes:
-      blocks: in their order along `axis`; one for a constant that is an array, or a part of one.
+      blocks: in their order along `axis`; one for a constant that is an array, or a part of one. A block that is
+        itself put together (one direction of a recurrent layer) is a constant of its own.
       axis: of the constant, along which the blocks follow each other.
       shape: of the constant.
       factor: that all is multiplied by.
     """
 
-    blocks: tuple[Block, ...]
+    blocks: tuple[Block | Bound, ...]
     axis: int
     shape: Shape
     factor: float = 1.0
@@ -75,7 +76,8 @@ class Bound:
     @property
     def keys(self) -> tuple[str, ...]:
         """All arrays that it is made of."""
-        return tuple(dict.fromkeys(block.key for block in self.blocks if block.key is not None))
+        held = (b.keys if isinstance(b, Bound) else (b.key,) for b in self.blocks)
+        return tuple(dict.fromkeys(key for keys in held for key in keys if key is not None))
 
     def apply(self, arrays: Mapping[str, Array]) -> Array:
         """The constant."""
@@ -226,7 +228,7 @@ def alike(pattern: Bound, key: str, array: Array, constant: Array) -> Bound | No
       pattern: of the other constant, in blocks.
       key, array: what the constant is thought to be made of; gates along its last axis.
     """
-    cuts = [block.cut for block in pattern.blocks if block.cut is not None]
+    cuts = [b.cut for b in pattern.blocks if isinstance(b, Block) and b.cut is not None]
     long = [k for k, size in enumerate(constant.shape) if size > 1]
     if len(cuts) != len(pattern.blocks) or len(long) != 1 or array.ndim not in (1, 2):
         return None
@@ -234,7 +236,7 @@ def alike(pattern: Bound, key: str, array: Array, constant: Array) -> Bound | No
     rows, width = (1, array.size) if array.ndim == 1 else array.shape
     if width != max(stop for _, _, stop in cuts):
         return None
-    blocks = []
+    blocks: list[Block] = []
     for row in range(rows):
         for _, start, stop in cuts:
             shape = tuple(stop - start if k == axis else 1 for k in range(constant.ndim))

@@ -163,7 +163,10 @@ class _Writer:
         new.name = name
 
     def _constant(self, name: str, bound: Bound) -> ir.Value:
-        parts = [self._block(f"{name}{REST}", block) for block in bound.blocks]
+        parts = [
+            self._constant(name, block) if isinstance(block, Bound) else self._block(f"{name}{REST}", block)
+            for block in bound.blocks
+        ]
         value = parts[0] if len(parts) == 1 else self._op("Concat", parts, {"axis": bound.axis})
         if bound.factor != 1.0:
             factor = self._literal(f"{name}.factor", np.array(bound.factor, np.float32))

@@ -17,6 +17,7 @@ import surgery
 from surgery.adapters import Reading
 from surgery.cli import main
 from surgery.errors import ArgumentError, CorruptFile, MissingDependency, Refused, SurgeryError
+from surgery.interface import infer
 from surgery.ops.actions import NewAction
 from surgery.ops.extend import NewObservation
 from surgery.tensors import equal
@@ -206,6 +207,33 @@ def test_a_model_with_code_in_it_is_bound_to_the_graph_that_keras_exported(tmp_p
     assert layer(config_of(tmp_path / "wide.keras"), "fc")["config"]["units"] == 8
     assert layer(config_of(tmp_path / "wide.keras"), "q_values")["build_config"]["input_shape"] == [None, 8]
     assert {array.shape for array in variables(tmp_path / "wide.keras").values()} >= {(3, 8), (8,), (8, 2)}
+
+
+def test_sizes_in_settings_that_an_exported_graph_does_not_tell_are_refused(tmp_path):
+    from surgery_adapters.keras.settings import check_reshapes
+
+    path = unpacked("convolutional.keras", tmp_path)
+    for width, refused in (({"up": 6}, True), ({"time": 6}, False)):
+        checkpoint = surgery.load(path)
+        wide = surgery.apply(surgery.widen(checkpoint, widths=width, init="net2net"), checkpoint)
+        wide.save(tmp_path / "wide.keras", force=True)
+        old, new = config_of(path), config_of(tmp_path / "wide.keras")
+        if refused:
+            with pytest.raises(Refused, match="'up' has another width, and 'reshape' may reshape it"):
+                check_reshapes(old, new)
+        else:
+            check_reshapes(old, new)
+
+
+def test_constants_that_an_exporter_made_inputs_are_refused(tmp_path):
+    path, graph = unpacked("custom.keras", tmp_path), unpacked("custom.onnx", tmp_path)
+    model = surgery.load(graph).model
+    lost = model.graph.initializers.pop(next(name for name in model.graph.initializers if "fc" in name))
+    lost.const_value = None
+    model.graph.inputs.append(lost)
+    surgery.save(surgery.Checkpoint(model, infer(model)), tmp_path / "lost.onnx")
+    with pytest.raises(Refused, match="inputs that the model does not have"):
+        surgery.load(path, reading=Reading(graph=tmp_path / "lost.onnx"))
 
 
 def test_the_command_line_takes_and_writes_keras_files(tmp_path, capsys):

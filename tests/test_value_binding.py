@@ -203,3 +203,39 @@ def test_an_untrained_recurrent_layer_has_the_gates_of_its_bias_where_its_weight
     check_growth(
         native(net, arrays), {"observation": rng.standard_normal((2, 5, 2)).astype(np.float32)}, 1e-5
     )
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_both_directions_of_a_recurrent_layer_are_found_in_one_constant(fresh):
+    rng, h = np.random.default_rng(0), 3
+    arrays: dict[str, np.ndarray] = {}
+    for side in ("forward", "backward"):
+        arrays[f"{side}.kernel"] = rng.standard_normal((2, 4 * h)).astype(np.float32)
+        arrays[f"{side}.recurrent_kernel"] = rng.standard_normal((h, 4 * h)).astype(np.float32)
+        bias = np.concatenate([np.zeros(h), np.ones(h), np.zeros(2 * h)])
+        arrays[f"{side}.bias"] = (bias if fresh else rng.standard_normal(4 * h)).astype(np.float32)
+
+    def onnx(leaf: str) -> np.ndarray:
+        gates = (np.split(arrays[f"{side}.{leaf}"], 4, -1) for side in ("forward", "backward"))
+        return np.stack([np.concatenate([i, o, f, c], -1).T for i, f, c, o in gates])
+
+    graph = GraphBuilder("net")
+    x = graph.op("Transpose", graph.input("observation", (5, 2)), perm=[1, 0, 2])
+    w, r = graph.parameter("w", onnx("kernel")), graph.parameter("r", onnx("recurrent_kernel"))
+    b = graph.parameter("b", np.concatenate([onnx("bias"), np.zeros((2, 4 * h), np.float32)], 1))
+    state = graph.ops("LSTM", x, w, r, b, outputs=2, hidden_size=h, direction="bidirectional")[1]
+    joined = graph.op(
+        "Concat", *(graph.op("Gather", state, graph.constant(k), axis=0) for k in (0, 1)), axis=1
+    )
+    graph.output(joined, "features", (2 * h,))
+    net = checkpoint(graph)
+    bound = bind(net, arrays)
+    for name in ("w", "r", "b"):
+        np.testing.assert_array_equal(bound[name].apply(arrays), net.tensors[name].numpy())
+        assert set(bound[name].keys) <= {
+            key for key in arrays if key.endswith(bound[name].key.partition(".")[2])
+        }
+    found = native(net, {key: ir.tensor(array) for key, array in arrays.items()})
+    seen = {"observation": rng.standard_normal((2, 5, 2)).astype(np.float32)}
+    assert agreement(run(found.model, seen, dtype=np.float32), run(net.model, seen, dtype=np.float32)) == 0
+    assert set(arrays) <= set(found.tensors)

@@ -25,7 +25,14 @@ from surgery_adapters.keras import optimizer
 from surgery_adapters.keras.build import bound, build
 from surgery_adapters.keras.file import CONFIG, OPTIMIZER, WEIGHTS, KerasFile
 from surgery_adapters.keras.network import Network
-from surgery_adapters.keras.settings import roots, with_kernels, with_reshapes, with_shapes, with_widths
+from surgery_adapters.keras.settings import (
+    check_reshapes,
+    roots,
+    with_kernels,
+    with_reshapes,
+    with_shapes,
+    with_widths,
+)
 from surgery_adapters.torch_patch import Content, replace_members
 from surgery_adapters.value_rewrite import REST
 
@@ -176,6 +183,7 @@ def _settings(
     config = with_widths(file.config, tensors, checkpoint, resized)
     if _EXPORTED in checkpoint.source:
         _check_followed(file, checkpoint, resized)
+        check_reshapes(file.config, config)
         with_kernels(config, {name: shape_of(tensor) for name, tensor in tensors.items()})
         return config, bare(checkpoint.interface)
     with_reshapes(config, build(file.config, file.tensors).literals, checkpoint)

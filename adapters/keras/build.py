@@ -63,6 +63,13 @@ def bound(file: KerasFile, graph: Path) -> Checkpoint:
         model = read_model(graph)
     except FileError as error:
         raise error.within(graph=graph) from error
+    seen = [layer.name for layer in file.model.children if layer.kind == "InputLayer"]
+    stray = [str(v.name) for v in model.graph.inputs if v.name not in model.graph.initializers][len(seen) :]
+    if seen and stray:
+        raise Refused(
+            f"the exported graph has inputs that the model does not have: {', '.join(stray)}",
+            hint="they are constants that the exporter lost; write the layers that they belong to another way",
+        )
     norms = [_norm(layer) for layer in file.model.walk() if layer.kind == "BatchNormalization"]
     norms = [norm for norm in norms if {norm.mean, norm.variance} <= set(file.tensors)]
     arrays = {name: tensor for name, tensor in file.tensors.items() if tensor.dtype == ir.DataType.FLOAT}

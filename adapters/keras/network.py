@@ -178,7 +178,7 @@ class Network:
         ]
         self._note(prefix, values)
         while pending:
-            ready = [call for call in pending if set(_reads(call[2])) <= set(values)]
+            ready = [call for call in pending if set(reads(call[2])) <= set(values)]
             if not ready:
                 raise CorruptFile(f"the layers of '{layer.name or 'the model'}' wait for each other")
             for child, number, node in ready:
@@ -213,12 +213,12 @@ def tensor_history(record: object) -> tuple[str, int, int] | None:
     return None
 
 
-def _reads(node: object) -> list[tuple[str, int, int]]:
+def reads(node: object) -> list[tuple[str, int, int]]:
     """All tensors that a call is given."""
     if (history := tensor_history(node)) is not None:
         return [history]
     members = node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ()
-    return [history for member in members for history in _reads(member)]
+    return [history for member in members for history in reads(member)]
 
 
 def _arguments(

@@ -13,7 +13,7 @@ from surgery.checkpoint import Checkpoint
 from surgery.errors import Refused
 from surgery.tensors import shape_of
 from surgery_adapters.keras.config import RECURRENT, Layer, tree
-from surgery_adapters.keras.network import Shape, tensor_history
+from surgery_adapters.keras.network import Shape, reads, tensor_history
 
 Shapes = Mapping[str, tuple[int, ...]]
 _UNITS = {"Dense": "units", "Conv1D": "filters", "Conv2D": "filters", "Conv3D": "filters"}
@@ -154,6 +154,49 @@ def with_reshapes(config: Any, literals: Mapping[str, str], checkpoint: Checkpoi
         new = [*old[:lead], *(b if a != -1 else a for a, b in zip(old[lead:], sizes[1:], strict=True))]
         if new != old:
             layer.config[key] = new
+
+
+def check_reshapes(old: Any, new: Any) -> None:  # noqa: ANN401
+    """Refuse sizes in settings that may have to follow, where no graph of our own tells them.
+
+    Args:
+      old, new: the configuration as it was, and with other widths.
+
+    Raises:
+      Refused: a layer that reshapes what a layer of another width makes.
+    """
+    before, after = ({layer.name: layer for layer in tree(config).walk()} for config in (old, new))
+    sources = {name: list(_sources(tree(old), layer)) for name, layer in before.items()}
+    for name, layer in before.items():
+        pending, seen = list(sources[name]) if layer.kind == "Reshape" else [], set[str]()
+        while pending:
+            at = pending.pop()
+            if at in seen or at not in before:
+                continue
+            seen.add(at)
+            widths = [{key: found[at].config.get(key) for key in _SETTINGS} for found in (before, after)]
+            if widths[0] != widths[1]:
+                raise Refused(
+                    f"'{at}' has another width, and '{name}' may reshape it to sizes that stand in its settings",
+                    hint="only models that are read without --graph have reshapes that follow",
+                )
+            if not any(value is not None for value in widths[0].values()):
+                pending += sources[at]
+
+
+_SETTINGS = ("filters", "output_dim", "units")
+
+
+def _sources(model: Layer, layer: Layer) -> Iterator[str]:
+    """The layers that a layer reads."""
+    if "inbound_nodes" in layer.record:
+        prefix = layer.name.rpartition(".")[0]
+        for history in reads(layer.record["inbound_nodes"]):
+            yield f"{prefix}.{history[0]}" if prefix else history[0]
+    for parent in model.walk():
+        names = [child.name for child in parent.children]
+        if parent.kind == "Sequential" and layer.name in names[1:]:
+            yield names[names.index(layer.name) - 1]
 
 
 def _constant(value: ir.Value) -> list[int] | None:
