@@ -35,6 +35,10 @@ FRAMEWORKS = {
     "keras": Framework(
         [TORCH, "keras==3.15.1", "h5py==3.14.0"], ["tests/test_keras_package.py", "tests/test_keras.py"]
     ),
+    "tensorflow": Framework(
+        ["tensorflow-cpu==2.21.0", "keras==3.15.1", "tf2onnx==1.17.0", "h5py==3.14.0"],
+        ["tests/test_saved_model.py", "tests/test_keras_package.py"],
+    ),
     "sb3": Framework(
         [TORCH, "stable-baselines3==2.9.2", "sb3-contrib==2.9.2"],
         ["tests/test_sb3.py", "tests/test_policy_sb3.py"],
@@ -52,6 +56,12 @@ def d3rlpy(session: nox.Session) -> None:
 def rllib(session: nox.Session) -> None:
     """Ray RLlib, new API stack (pins gymnasium 1.2.2)."""
     run(session, "rllib")
+
+
+@nox.session
+def tensorflow(session: nox.Session) -> None:
+    """TensorFlow and tf2onnx."""
+    run(session, "tensorflow")
 
 
 @nox.session

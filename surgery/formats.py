@@ -83,6 +83,11 @@ _FOLDERS: tuple[tuple[str, Format], ...] = (
     ),
 )
 """What a folder of a kind has in it."""
+_GRAPH_DEF = Format(
+    "graphdef",
+    "a graph of TensorFlow",
+    "python -m tf2onnx.convert --graphdef {path} --inputs INPUT:0 --outputs OUTPUT:0 --output model.onnx",
+)
 _TEXT = Format("text", "a text file")
 _HTML = Format(
     "html", "a web page", "the download gave a page instead of the file: open its address in a browser"
@@ -138,7 +143,10 @@ def _by_content(head: bytes, path: Path) -> Format:
         return _HTML
     if text[:1] in (b"{", b"[") and _is_text(head):
         return _JSON
-    return _TEXT if _is_text(head) else ONNX
+    if _is_text(head):
+        return _TEXT
+    # the first field of a GraphDef is a message, its first node; that of an ONNX model is a number
+    return _GRAPH_DEF if head[0] == 0x0A and path.suffix.lower() == ".pb" else ONNX
 
 
 def _is_text(head: bytes) -> bool:
