@@ -59,6 +59,12 @@ class Case:
         return {node.op_type for node in self.model.graph.node}
 
 
+def reads(node: NodeProto) -> set[str]:
+    """What a node reads, in its branches, too."""
+    inner = [inside for attribute in node.attribute for inside in attribute.g.node]
+    return {*node.input, *(name for inside in inner for name in inside.input)}
+
+
 @dataclass
 class Sketch:
     """A graph that is being drawn.
@@ -298,7 +304,7 @@ class Sketch:
         """The graph as it is."""
         types = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.int64): TensorProto.INT64,
                  np.dtype(bool): TensorProto.BOOL}  # fmt: skip
-        read = {name for node in self.nodes for name in node.input} | set(self.outputs)
+        read = {name for node in self.nodes for name in reads(node)} | set(self.outputs)
         inputs = [
             helper.make_tensor_value_info(name, types[array.dtype], self._declared(array.shape))
             for name, array in self.inputs.items()
@@ -322,7 +328,7 @@ class Sketch:
         for node in reversed(self.nodes):
             if needed & set(node.output):
                 kept.append(node)
-                needed.update(node.input)
+                needed.update(reads(node))
         self.nodes = kept[::-1]
         self.inputs = {name: array for name, array in self.inputs.items() if name in needed} or self.inputs
 

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnx import helper, numpy_helper
 
 from surgery.numeric import run
-from tests.fuzzing import FAILURES, Array, Case
+from tests.fuzzing import FAILURES, Array, Case, reads
 from tests.fuzzing_judge import Tally, Wrong, analysis_of, attempt, checkpoint_of, every_request
 
 Model = onnx.ModelProto
@@ -138,7 +138,7 @@ def _changed(case: Case, change: Callable[[Model], object], **feeds: Array) -> C
 
 def _dead(model: Model) -> list[int]:
     """Nodes whose results nobody reads; a failure may need them."""
-    read = {name for node in model.graph.node for name in node.input} | {v.name for v in model.graph.output}
+    read = {name for node in model.graph.node for name in reads(node)} | {v.name for v in model.graph.output}
     return [k for k, node in enumerate(model.graph.node) if not read & set(node.output)]
 
 
@@ -156,7 +156,7 @@ def prune(model: Model) -> None:
     for node in reversed(model.graph.node):
         if needed & set(node.output):
             nodes.append(node)
-            needed.update(node.input)
+            needed.update(reads(node))
     kept = list(reversed(nodes))
     tensors = [t for t in model.graph.initializer if t.name in needed]
     inputs = [v for v in model.graph.input if v.name in needed]
