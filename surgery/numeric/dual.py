@@ -24,13 +24,13 @@ def is_dual(x: Array) -> bool:
 
 
 def value(x: Array) -> Array:
-    """The real part, contiguous where `x` is dual; `x` itself where it is not."""
-    return np.ascontiguousarray(x.real).reshape(x.shape) if is_dual(x) else x
+    """The real part, close together in the order of `x` where that is dual; `x` itself where it is not."""
+    return x.real.copy(order="K") if is_dual(x) else x
 
 
 def tangent(x: Array) -> Array:
-    """The imaginary part of a dual array, contiguous."""
-    return np.ascontiguousarray(x.imag).reshape(x.shape)
+    """The imaginary part of a dual array, close together in the order of that."""
+    return x.imag.copy(order="K")
 
 
 def join(real: Array, imaginary: Array) -> Array:
