@@ -80,6 +80,7 @@ class OptimizerState:
       slots: slot -> parameter -> tensor of the parameter's shape.
       steps: parameter -> number of updates so far; empty for an optimizer that does not count.
       groups: settings; each parameter is in exactly one group.
+      counters: parameter -> the tensor in which a framework's file keeps its number of updates, where it is one.
 
     Raises:
       ArgumentError: a parameter in two groups, or a slot or step of a parameter in none.
@@ -89,6 +90,7 @@ class OptimizerState:
     slots: Mapping[str, Mapping[str, ir.TensorProtocol]]
     steps: Mapping[str, float]
     groups: tuple[ParamGroup, ...]
+    counters: Mapping[str, ir.TensorProtocol] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         slots = {slot: MappingProxyType(dict(tensors)) for slot, tensors in self.slots.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from surgery.adapters import SHARED
@@ -105,6 +106,7 @@ class OptimizerRecord:
         """The state under the graph's names, and the names of the parameters that the graph does not have."""
         slots: dict[str, dict[str, ir.TensorProtocol]] = {}
         steps: dict[str, float] = {}
+        counters: dict[str, ir.TensorProtocol] = {}
         groups, dropped = [], []
         for group, names, numbers in zip(self.groups, places, self.numbers, strict=True):
             members = []
@@ -113,12 +115,15 @@ class OptimizerRecord:
                     dropped.append(name)
                     continue
                 members.append(ours[name])
-                _collect(ours[name], self.states.get(place, {}), slots, steps)
+                own = self.states.get(place, {})
+                _collect(ours[name], own, slots, steps)
+                if isinstance(count := own.get("step"), ir.TensorProtocol):
+                    counters[ours[name]] = count
             if members:
                 groups.append(ParamGroup(tuple(members), hyper(group)))
         if not groups:
             raise ArgumentError("the optimizer trains no parameter of the graph")
-        return OptimizerState(kind, slots, steps, tuple(groups)), dropped
+        return OptimizerState(kind, slots, steps, tuple(groups), counters), dropped
 
 
 def _collect(
@@ -182,13 +187,13 @@ def merged(states: Sequence[OptimizerState]) -> OptimizerState:
         for slot, members in state.slots.items():
             slots.setdefault(slot, {}).update(members)
     steps = {name: step for state in states for name, step in state.steps.items()}
-    return OptimizerState(
-        kinds.pop(), slots, steps, tuple(group for state in states for group in state.groups)
-    )
+    counters = {name: tensor for state in states for name, tensor in state.counters.items()}
+    groups = tuple(group for state in states for group in state.groups)
+    return OptimizerState(kinds.pop(), slots, steps, groups, counters)
 
 
 def slots_of(state: OptimizerState, like: OptimizerState | None = None) -> dict[str, ir.TensorProtocol]:
-    """All tensors of a state, keyed `slot/parameter`.
+    """All tensors of a state, keyed `slot/parameter`, step counts that a file keeps as tensors included.
 
     Args:
       state: of an optimizer.
@@ -203,9 +208,20 @@ def slots_of(state: OptimizerState, like: OptimizerState | None = None) -> dict[
             f"the checkpoint's {state.kind} with {', '.join(state.slots)}: one cannot be written over the other"
         )
     names = set((like or state).parameters)
-    return {
+    counts = {
+        f"step/{name}": _counting(tensor, state.steps[name])
+        for name, tensor in (like or state).counters.items()
+        if name in state.steps
+    }
+    return counts | {
         f"{slot}/{name}": tensor
         for slot, members in state.slots.items()
         for name, tensor in members.items()
         if name in names
     }
+
+
+def _counting(tensor: ir.TensorProtocol, count: float) -> ir.TensorProtocol:
+    """A step count in the form that a file has for it; its own tensor if that is what it says."""
+    array = tensor.numpy()
+    return tensor if (array == count).all() else ir.tensor(np.full_like(array, count), dtype=tensor.dtype)

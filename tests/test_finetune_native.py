@@ -90,6 +90,11 @@ def test_what_it_has_become_goes_back_into_the_frameworks_own_file(
         (moments[0][name].numpy() != original.optimizer.slots["exp_avg_sq"][name].numpy()).any()
         for name in moments[0]
     )
+    counts = [
+        {float(state["step"]) for state in one.policy.optimizer.state_dict()["state"].values()}
+        for one in (agent, again)
+    ]
+    assert counts[1] == {count + outcome.updates for count in counts[0]}
     x = probes(whole, 8, seed=0)["observation"]
     policy, _ = again.predict(x, deterministic=True)
     assert (policy == surgery.policy.load(whole).act(x, generator=np.random.default_rng(0))).all()

@@ -45,7 +45,8 @@ class _Sparse:
 
 def text(status: Status) -> str:
     """`online 12,000 of 51,587 frames · 310/s · return 4.2 · λ 0.43 · 2 min left`"""
-    parts = [f"{status.phase} {status.done:,} of {status.total:,} {status.unit}", f"{status.rate:,.0f}/s"]
+    rate = f"{status.rate:,.0f}" if status.rate >= 10 else f"{status.rate:.2g}"
+    parts = [f"{status.phase} {status.done:,} of {status.total:,} {status.unit}", f"{rate}/s"]
     if status.mean_return is not None:
         parts.append(f"return {status.mean_return:.4g}")
     parts.append(f"λ {status.weight:.2f}")
