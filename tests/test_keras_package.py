@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import surgery
 
 pytest.importorskip("h5py")
-os.environ.setdefault("KERAS_BACKEND", "torch")
+os.environ.setdefault("KERAS_BACKEND", "torch" if importlib.util.find_spec("torch") else "tensorflow")
 keras = pytest.importorskip("keras")
 
 from surgery.verify.outputs import runtime  # noqa: E402
