@@ -50,5 +50,10 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
     return written
 
 
+def check(checkpoint: Checkpoint, *, like: Path) -> None:
+    """Whether a copy of a model can hold other networks; see `surgery.adapters.Checking`."""
+    (cleanrl_flax if _flax(like) else pytorch).check(checkpoint, like=like)
+
+
 def _flax(path: Path) -> bool:
     return path.is_file() and sniff(path).name == "msgpack"

@@ -22,7 +22,7 @@ from surgery.files import replacing
 from surgery.interface import Interface, Port
 from surgery.tensors import equal, shape_of
 from surgery_adapters.chains import NATURE
-from surgery_adapters.matching import checked, matched
+from surgery_adapters.matching import checked, fit
 from surgery_adapters.msgpack_tree import flat, read, rewrite, span_of
 
 
@@ -50,7 +50,7 @@ def load(path: Path, reading: Reading) -> Checkpoint:
 def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list[Path]:
     """Write a copy of a file with other arrays; see `surgery.adapters.Adapter`."""
     old = flat(read(like))
-    new = matched(old, checkpoint, like)
+    new = fit(old, checkpoint, like).now  # a compact module names its layers itself: there are no new ones
     replaced = {
         span[0]: new[name]
         for name, tensor in old.items()
@@ -64,6 +64,11 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
     with replacing([path], force=force, sources=[like]) as [part], part.open("wb") as out:
         rewrite(like, replaced, out)
     return [path]
+
+
+def check(checkpoint: Checkpoint, *, like: Path) -> None:
+    """Whether a copy of a file can hold other networks; see `surgery.adapters.Checking`."""
+    fit(flat(read(like)), checkpoint, like)
 
 
 def networks(path: Path) -> dict[str, Mapping[str, ir.TensorProtocol]]:

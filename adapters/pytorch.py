@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
 
 import onnx_ir as ir
 
@@ -16,21 +16,24 @@ from surgery.formats import sniff
 from surgery.interface import Environment, Interface, Port, infer
 from surgery.optimizer import OptimizerState
 from surgery.optimizer_record import OptimizerRecord, merged, slots_of
-from surgery.tensors import MappedFile, Region, read_safetensors, shape_of, write_safetensors
+from surgery.tensors import MappedFile, Region, read_safetensors, write_safetensors
 from surgery_adapters import impala, module_tree
 from surgery_adapters.chains import Chain, Part, custom, declare
 from surgery_adapters.contract import NAME, Notes, bare, notes_of
 from surgery_adapters.layers import Layers
-from surgery_adapters.matching import checked, matched
+from surgery_adapters.matching import Fit, Tensors, check_same, checked, fit
 from surgery_adapters.module import traced
 from surgery_adapters.module_tree import ModuleNode, ModuleState, modules_in
 from surgery_adapters.named import named
 from surgery_adapters.pickle_tree import parse
+from surgery_adapters.sequences import HINT
 from surgery_adapters.torch_archive import TorchArchive
-from surgery_adapters.torch_patch import View, changes, rewrite
+from surgery_adapters.torch_layout import is_network, networks_in, optimizers_in, parts_of, prefixes
+from surgery_adapters.torch_patch import Make, View, changes, rewrite
+from surgery_adapters.torch_tree import Revision, entries, renumber, revise, write
+from surgery_adapters.trained import Trained
 
 SAFETENSORS = ".safetensors"
-_COPIES = ("target", "old", "ema", "avg")
 
 
 def detect(path: Path) -> bool:
@@ -94,16 +97,16 @@ def training_state(path: Path) -> TrainingState:
     content = read(path)
     if not isinstance(content, dict):
         raise UnknownFormat(f"{path} holds a {type(content).__name__}, not a dict of networks")
-    if _is_network(content):
+    if is_network(content):
         return TrainingState({"model": content})
     networks: dict[str, Mapping[str, ir.TensorProtocol]] = {}
     optimizers: dict[str, Mapping[str, object]] = {}
     extra: dict[str, object] = {}
     for key, value in content.items():
-        found = dict(_optimizers(str(key), value))
+        found = dict(optimizers_in(str(key), value))
         if found:
             optimizers.update(found)
-        elif inner := dict(_networks(str(key), value)):
+        elif inner := dict(networks_in(str(key), value)):
             networks.update(inner)
         else:
             extra[str(key)] = value
@@ -207,17 +210,119 @@ def _module(state: TrainingState, part: Part) -> ModuleNode | None:
 
 def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list[Path]:
     """Write a copy of a checkpoint with other tensors; see `surgery.adapters.Adapter`."""
-    state = training_state(like)
-    old = {name: tensor for part in parts_of(state) for name, tensor in part.tensors.items()}
+    part = _fitted(checkpoint, like)
     if like.suffix.lower() == SAFETENSORS:
-        return _save_safetensors({**old, **matched(old, checkpoint, like)}, path, like, force=force)
-    replaced = changes(old, matched(old, checkpoint, like))
-    replaced |= _changed_slots(state, checkpoint, changed=bool(replaced))
+        return _save_safetensors(part.fit.tensors, path, like, force=force)
+    replaced = changes(part.old, part.fit.now)
+    if checkpoint.optimizer is not None and part.kept is not None:
+        replaced |= changes(slots_of(part.kept), slots_of(checkpoint.optimizer, like=part.kept))
     needed = like.stat().st_size + sum(tensor.nbytes for tensor in replaced.values())
     extra = {} if (notes := notes_of(checkpoint, bare(checkpoint.interface))) is None else {NAME: notes}
-    with replacing([path], force=force, needed=needed, sources=[like]) as [part], part.open("wb") as out:
-        rewrite(archive(like), replaced, out, extra, _groups(checkpoint, old))
+    edit = part.edit if part.edits else None
+    with (
+        replacing([path], force=force, needed=needed, sources=[like]) as [temporary],
+        temporary.open("wb") as out,
+    ):
+        rewrite(archive(like), replaced, out, extra, _groups(checkpoint, part.old), edit)
     return [path]
+
+
+def check(checkpoint: Checkpoint, *, like: Path) -> None:
+    """Whether a copy of a checkpoint can hold other networks; see `surgery.adapters.Checking`."""
+    _fitted(checkpoint, like)
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """What is written into a file.
+
+    Attributes:
+      state: what the file holds. old: its networks' tensors, by the graph's names.
+      fit: what goes where in it. checkpoint: what is written.
+      revisions: how its optimizers change, by their names.
+    """
+
+    state: TrainingState
+    old: Tensors
+    fit: Fit
+    checkpoint: Checkpoint
+    revisions: Mapping[str, Revision]
+
+    @property
+    def edits(self) -> bool:
+        """Whether more changes than numbers."""
+        revised = any(revision.needed for revision in self.revisions.values())
+        return bool(self.fit.numbering.added) or revised
+
+    @property
+    def kept(self) -> OptimizerState | None:
+        """The state of the optimizers whose slots stay what they are; None if there are none."""
+        names = [name for name, revision in self.revisions.items() if not revision.swapped]
+        parts = parts_of(self.state)
+        found = [_bound(self.state, name, parts).state for name in names]
+        return merged(found) if found else None
+
+    def edit(self, root: object, make: Make) -> None:
+        """Change the tree of the file: names, new parameters, optimizers."""
+        fitted, items = self.fit, entries(root) or {}
+        if fitted.numbering.added:
+            chosen = set(prefixes(self.state).values())
+            renumber(root, self.old, fitted.numbering, fitted.tensors, chosen, make)
+        nodes = {name: node for key, value in items.items() for name, node in optimizers_in(str(key), value)}
+        for name, revision in self.revisions.items():
+            if revision.needed and self.checkpoint.optimizer is not None:
+                write(nodes[name], revision, self.checkpoint.optimizer, make)
+
+
+def _fitted(checkpoint: Checkpoint, like: Path) -> _Fitted:
+    """Fit a checkpoint into a file, by shapes alone.
+
+    Raises:
+      ArgumentError, Refused: it does not go into it.
+    """
+    state = training_state(like)
+    parts = parts_of(state)
+    old = {name: tensor for part in parts for name, tensor in part.tensors.items()}
+    found = fit(old, checkpoint, like)
+    whole = any(isinstance(network, ModuleState) for network in state.networks.values())
+    if found.numbering.added and whole:
+        raise Refused("the file is a whole module, whose code makes no new layers", hint=HINT)
+    told = not {"module", "trust", "architecture"}.isdisjoint(checkpoint.source)
+    own = checkpoint.source.get("adapter") in ("pytorch", "cleanrl") and not told and not whole
+    if own or found.numbering.added:
+        check_same(checkpoint, lambda: _again(checkpoint, state, found), found, old, "the file")
+    return _Fitted(state, old, found, checkpoint, _revisions(state, parts, checkpoint, found, old))
+
+
+def _again(checkpoint: Checkpoint, state: TrainingState, found: Fit) -> ir.Model:
+    """The graph that will be made of the file."""
+    networks: dict[str, Tensors] = dict(state.networks)
+    for label, prefix in prefixes(state).items():
+        names = found.numbering.order({f"{prefix}{key}": t for key, t in state.networks[label].items()})
+        networks[label] = {name.removeprefix(prefix): found.read_again[name] for name in names}
+    activation = checkpoint.source.get("activation")
+    seen = checkpoint.model.graph.inputs[0].shape
+    reading = Reading(observation=tuple(n for n in list(seen or ())[1:] if isinstance(n, int)))
+    later = TrainingState(networks, state.optimizers, state.extra)
+    return _graph(Path("file"), later, parts_of(later), reading, str(activation) if activation else None)[0]
+
+
+def _revisions(
+    state: TrainingState, parts: Sequence[Part], checkpoint: Checkpoint, found: Fit, old: Tensors
+) -> dict[str, Revision]:
+    changed = any(found.now.get(name, tensor) is not tensor for name, tensor in old.items())
+    if not state.optimizers or not (changed or checkpoint.optimizer):
+        return {}
+    if checkpoint.optimizer is None:
+        raise Refused(
+            "the file has optimizer state, and the checkpoint was read without it",
+            hint="read it with its optimizer, so that the state can follow",
+        )
+    bound = {name: _bound(state, name, parts) for name in state.optimizers}
+    return {
+        name: revise(item.record, item.places, checkpoint.optimizer, found.numbering, old)
+        for name, item in bound.items()
+    }
 
 
 def _groups(checkpoint: Checkpoint, old: Mapping[str, ir.TensorProtocol]) -> dict[View, int]:
@@ -250,88 +355,23 @@ def _save_safetensors(
     return [path]
 
 
-def parts_of(state: TrainingState) -> list[Part]:
-    """The networks of a training state, originals before their copies.
-
-    The first network's parameters keep their names, those of the others have the network's name in front. A network
-    whose own parts are copies of each other (`q_network`, `target_network`) is taken apart.
-    """
-    named: dict[str, dict[str, ir.TensorProtocol]] = {}
-    labels: dict[str, str] = {}
-    # the first network's names stay bare: an original's, wherever its copies stand in the file
-    ordered = sorted(
-        state.networks.items(), key=lambda item: any(word in item[0].lower() for word in _COPIES)
-    )
-    for network, members in ordered:
-        if any(len(tensor.shape) > 1 for tensor in members.values()):  # the others are statistics
-            prefix = f"{network}." if named else ""
-            named[prefix], labels[prefix] = (
-                {f"{prefix}{key}": tensor for key, tensor in members.items()},
-                network,
-            )
-    if len(named) == 1:
-        divided: dict[str, dict[str, ir.TensorProtocol]] = {}
-        for name, tensor in named[""].items():
-            divided.setdefault(f"{name.partition('.')[0]}.", {})[name] = tensor
-        named = divided if _copies(divided) else named
-    for members in named.values():
-        for name, tensor in members.items():
-            tensor.name = name
-    copies = _copies(named)
-    parts = [
-        Part(prefix, labels.get(prefix, prefix), members, copies.get(prefix))
-        for prefix, members in named.items()
-    ]
-    return sorted(parts, key=lambda part: part.original is not None)
-
-
-def _copies(named: Mapping[str, Mapping[str, ir.TensorProtocol]]) -> dict[str, str]:
-    """Prefixes of target and averaged networks, and those of the networks that they have the shape of."""
-    shapes = {
-        prefix: {name.removeprefix(prefix): shape_of(tensor) for name, tensor in members.items()}
-        for prefix, members in named.items()
-    }
-    copies = [prefix for prefix in named if any(word in prefix.lower() for word in _COPIES)]
-    return {
-        copy: original
-        for copy in copies
-        if (original := next((p for p in named if p not in copies and shapes[p] == shapes[copy]), None))
-        is not None
-    }
-
-
 def _optimizer(state: TrainingState, parts: Sequence[Part]) -> OptimizerState | None:
-    found = [_bound(state, name, parts) for name in state.optimizers]
+    found = [_bound(state, name, parts).state for name in state.optimizers]
     return merged(found) if found else None
 
 
-def _bound(state: TrainingState, name: str, parts: Sequence[Part]) -> OptimizerState:
-    """The state of one optimizer: of the network that it is named after, of the first, or of all."""
-    record = OptimizerRecord.parse(state.optimizers[name])
+def _bound(state: TrainingState, name: str, parts: Sequence[Part]) -> Trained:
+    """One optimizer: of the network that it is named after, of the first, or of all."""
     everything = {key: tensor for part in parts for key, tensor in part.tensors.items()}
     own = [part.tensors for part in parts if part.label and name.startswith(part.label.rstrip("."))]
     originals = {k: t for part in parts if part.original is None for k, t in part.tensors.items()}
     try:
+        record = OptimizerRecord.parse(state.optimizers[name])
+        record.kind()
         places = record.bind([*own, parts[0].tensors, originals, everything], None)
-        return record.state(places, {key: key for key in everything}, record.kind())[0]
+        return Trained(record, tuple(map(tuple, places)))
     except SurgeryError as error:
         raise error.within(optimizer=name, without="read it without its optimizer: --no-optimizer") from error
-
-
-def _changed_slots(
-    state: TrainingState, checkpoint: Checkpoint, *, changed: bool
-) -> dict[View, ir.TensorProtocol]:
-    if not state.optimizers or not (changed or checkpoint.optimizer):
-        return {}
-    if checkpoint.optimizer is None:
-        raise Refused(
-            "the file has optimizer state, and the checkpoint was read without it",
-            hint="read it with its optimizer, so that the state can follow",
-        )
-    old = _optimizer(state, parts_of(state))
-    assert old is not None
-    replaced: dict[View, ir.TensorProtocol] = changes(slots_of(old), slots_of(checkpoint.optimizer, like=old))
-    return replaced
 
 
 def _contract(state: TrainingState) -> Environment:
@@ -342,35 +382,3 @@ def _contract(state: TrainingState) -> Environment:
             statistics = {"mean": mean, "variance": variance}
             return Environment(settings={"normaliser": {"observation": statistics}})
     return Environment()
-
-
-def _is_network(value: Mapping[object, object]) -> bool:
-    return bool(value) and all(
-        isinstance(key, str) and isinstance(item, ir.TensorProtocol) for key, item in value.items()
-    )
-
-
-def _optimizers(name: str, value: object) -> Iterator[tuple[str, Mapping[str, object]]]:
-    short = name.removesuffix("_state_dict")
-    if _is_optimizer(value):
-        yield short, value
-    elif isinstance(value, list) and all(map(_is_optimizer, value)):
-        yield from ((f"{short}[{number}]", item) for number, item in enumerate(value))
-    elif isinstance(value, dict) and all(map(_is_optimizer, value.values())):
-        yield from ((f"{short}.{key}", item) for key, item in value.items())
-
-
-def _is_optimizer(value: object) -> TypeGuard[Mapping[str, object]]:
-    return isinstance(value, dict) and {"state", "param_groups"} <= set(value)
-
-
-def _networks(name: str, value: object) -> Iterator[tuple[str, Mapping[str, ir.TensorProtocol]]]:
-    short = "model" if name == "state_dict" else name.removesuffix("_state_dict")
-    if isinstance(value, dict) and _is_network(value):
-        yield short, value
-    elif (
-        isinstance(value, dict)
-        and value
-        and all(isinstance(v, dict) and _is_network(v) for v in value.values())
-    ):
-        yield from ((f"{short}.{key}", item) for key, item in value.items())

@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from surgery.adapters import SHARED
-from surgery.errors import CorruptFile
+from surgery.errors import CorruptFile, Refused
 from surgery.files import read_error
 from surgery.tensors import MappedFile, Region
 from surgery_adapters.data_pickle import Symbol, check_key, load_pickle
@@ -62,6 +62,19 @@ _STORAGES: Mapping[str, str] = {
     "ComplexFloatStorage": "complex64",
     "ComplexDoubleStorage": "complex128",
 }
+
+
+def storage_class(dtype: ir.DataType) -> str:
+    """What PyTorch calls a storage of such elements.
+
+    Raises:
+      Refused: it has no class for them.
+    """
+    name = next((name for name, known in _DTYPES.items() if known == dtype), None)
+    found = next((storage for storage, element in _STORAGES.items() if element == name), None)
+    if found is None:
+        raise Refused(f"no storage of PyTorch holds elements of type {dtype.name}")
+    return found
 
 
 @dataclass(frozen=True)

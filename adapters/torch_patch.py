@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
@@ -21,8 +21,8 @@ from surgery.adapters import SHARED
 from surgery.errors import CorruptFile, Refused
 from surgery.tensors import MappedFile, Region, blocks, equal, shape_of
 from surgery_adapters.module_tree import modules_in, resize, weights_in
-from surgery_adapters.pickle_tree import Made, Persistent, Tree, dump, parse
-from surgery_adapters.torch_archive import StoredZip, TorchArchive
+from surgery_adapters.pickle_tree import Made, Name, Persistent, Tree, dump, parse
+from surgery_adapters.torch_archive import StoredZip, TorchArchive, storage_class
 
 View = tuple[str, int, tuple[int, ...], tuple[int, ...]]
 """Storage key, offset, shape, strides: `tensor.meta[SHARED]` of a tensor that was read."""
@@ -63,12 +63,20 @@ def changes(
     return replaced
 
 
+Make = Callable[[ir.TensorProtocol], Made]
+"""Gives a tensor a storage of its own, and the node of a tree that reads it."""
+
+Edit = Callable[[Any, Make], None]
+"""Changes the root of a tree in place."""
+
+
 def rewrite(
     archive: TorchArchive,
     replaced: Mapping[View, ir.TensorProtocol],
     out: BinaryIO,
     extra: Mapping[str, bytes] | None = None,
     groups: Mapping[View, int] | None = None,
+    edit: Edit | None = None,
 ) -> None:
     """Write an archive with some tensors replaced.
 
@@ -78,30 +86,34 @@ def rewrite(
       out: where to write; it can seek.
       extra: members to add or replace, their names without the prefix.
       groups: weight of a grouped convolution -> how many groups it now has, which no shape tells.
+      edit: changes the tree before tensors are replaced: other keys, other tensors.
 
     Raises:
       CorruptFile: a view that the archive does not have.
     """
     tree = parse(archive.pickle())
+    before = _storages(tree)
+    storages = _Storages({name.rpartition("/")[2] for name in archive.zip.members}, _device(tree))
     modules = modules_in(tree) if replaced else []
-    weights = [(node, _view(weight)) for module in modules for node, weight in weights_in(module)]
-    storages = _retarget(tree, replaced, archive)
+    weights = [(node, view_of(weight)) for module in modules for node, weight in weights_in(module)]
+    if edit is not None:
+        edit(tree.root, storages.make)
+    _retarget(tree, replaced, storages)
     for node, view in weights:
         resize(node, (groups or {}).get(view))
+    used = _storages(tree)
     members: dict[str, Content] = {}
     for name in archive.zip.members:
         key = (
             name.removeprefix(f"{archive.prefix}data/") if name.startswith(f"{archive.prefix}data/") else None
         )
-        if name == f"{archive.prefix}data.pkl" and replaced:
+        if name == f"{archive.prefix}data.pkl" and (replaced or edit is not None):
             members[name] = dump(tree)
-        elif key is None or key not in storages:
+        elif key is None or key not in before or (key in used and key not in storages.content):
             members[name] = archive.zip.region(name)
-        elif (tensor := storages.pop(key)) is not None:
-            members[name] = tensor
-    for key, tensor in storages.items():
-        if tensor is not None:
-            members[f"{archive.prefix}data/{key}"] = tensor
+        elif key in storages.content:
+            members[name] = storages.content.pop(key)
+    members |= {f"{archive.prefix}data/{key}": tensor for key, tensor in storages.content.items()}
     write_zip(out, members | {f"{archive.prefix}{name}": content for name, content in (extra or {}).items()})
 
 
@@ -129,10 +141,12 @@ def replace_members(original: StoredZip, changed: Mapping[str, Content], out: Bi
     write_zip(out, {**members, **changed})
 
 
-def rewritten(archive: TorchArchive, replaced: Mapping[View, ir.TensorProtocol]) -> Region:
+def rewritten(
+    archive: TorchArchive, replaced: Mapping[View, ir.TensorProtocol], edit: Edit | None = None
+) -> Region:
     """A rewritten archive as a region of a temporary file, which lives as long as the region does."""
     with tempfile.NamedTemporaryFile(prefix="surgery-", suffix=".part") as file:
-        rewrite(archive, replaced, cast(BinaryIO, file))
+        rewrite(archive, replaced, cast(BinaryIO, file), edit=edit)
         file.flush()
         mapped = MappedFile(Path(file.name))
     return Region(mapped, 0, mapped.size)
@@ -146,11 +160,42 @@ class _Use:
     view: View
 
 
-def _retarget(
-    tree: Tree, replaced: Mapping[View, ir.TensorProtocol], archive: TorchArchive
-) -> dict[str, ir.TensorProtocol | None]:
-    """Point the tree at new storages; storage key -> its tensor, or None where the storage is no longer used."""
-    uses = [_Use(node, _view(node)) for node in _made(tree.root) if node.is_a(*_MAKERS)]
+@dataclass
+class _Storages:
+    """The storages of an archive.
+
+    Attributes:
+      taken: keys of all. device: that new ones are on.
+      content: key -> what a new or changed one is made of.
+    """
+
+    taken: set[str]
+    device: str
+    content: dict[str, ir.TensorProtocol] = field(default_factory=dict)
+
+    def fresh(self) -> str:
+        """A key that is free."""
+        number = len(self.taken)
+        while str(number) in self.taken:
+            number += 1
+        self.taken.add(str(number))
+        return str(number)
+
+    def make(self, tensor: ir.TensorProtocol) -> Made:
+        """See `Make`."""
+        key, shape = self.fresh(), shape_of(tensor)
+        self.content[key] = tensor
+        kind = Name("torch", storage_class(tensor.dtype))
+        reference = Persistent(("storage", kind, key, self.device, math.prod(shape)))
+        hooks = Made(Name("collections", "OrderedDict"), ())
+        return Made(
+            Name("torch._utils", "_rebuild_tensor_v2"), (reference, 0, shape, _steps(shape), False, hooks)
+        )
+
+
+def _retarget(tree: Tree, replaced: Mapping[View, ir.TensorProtocol], storages: _Storages) -> None:
+    """Point the tree at new storages."""
+    uses = [_Use(node, view_of(node)) for node in tensors_in(tree.root)]
     views: dict[str, set[View]] = {}
     for use in uses:
         views.setdefault(use.view[0], set()).add(use.view)
@@ -159,29 +204,26 @@ def _retarget(
         raise CorruptFile(
             f"the file has no tensor of shape {list(missing[0][2])} in the storage '{missing[0][0]}'"
         )
-    taken = {name.rpartition("/")[2] for name in archive.zip.members}
     keys: dict[View, str] = {}
-    storages: dict[str, ir.TensorProtocol | None] = {}
     for view, tensor in replaced.items():
-        if views[view[0]] <= set(replaced):
-            storages.setdefault(view[0], None)
-        keys[view] = view[0] if views[view[0]] == {view} else _fresh(taken)
-        storages[keys[view]] = tensor
+        keys[view] = view[0] if views[view[0]] == {view} else storages.fresh()
+        storages.content[keys[view]] = tensor
     for use in uses:
         if use.view in replaced:
             _point(use.node, keys[use.view], replaced[use.view])
-    return storages
 
 
-def _fresh(taken: set[str]) -> str:
-    number = len(taken)
-    while str(number) in taken:
-        number += 1
-    taken.add(str(number))
-    return str(number)
+def _storages(tree: Tree) -> set[str]:
+    return {view_of(node)[0] for node in tensors_in(tree.root)}
 
 
-def _view(node: Made) -> View:
+def _device(tree: Tree) -> str:
+    node = next(tensors_in(tree.root), None)
+    return "cpu" if node is None else str(node.arguments[0].identity[3])
+
+
+def view_of(node: Made) -> View:
+    """The view that a node makes a tensor of."""
     reference, offset, size, stride = node.arguments[:4]
     identity = reference.identity if isinstance(reference, Persistent) else None
     if not isinstance(identity, tuple) or len(identity) < 5:
@@ -197,9 +239,18 @@ def _point(node: Made, key: str, tensor: ir.TensorProtocol) -> None:
     shape = shape_of(tensor)
     kind, name, _, device, *rest = node.arguments[0].identity
     count = tensor.nbytes if str(name).endswith("UntypedStorage") else math.prod(shape)
-    steps = tuple(math.prod(shape[k + 1 :]) for k in range(len(shape)))
     reference = Persistent((kind, name, key, device, count, *rest[1:]))
-    node.arguments = (reference, 0, shape, steps, *node.arguments[4:])
+    node.arguments = (reference, 0, shape, _steps(shape), *node.arguments[4:])
+
+
+def _steps(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides of a tensor without gaps."""
+    return tuple(math.prod(shape[k + 1 :]) for k in range(len(shape)))
+
+
+def tensors_in(root: object) -> Iterator[Made]:
+    """Every node of a tree that makes a tensor."""
+    return (node for node in _made(root) if node.is_a(*_MAKERS))
 
 
 def _made(root: object) -> Iterator[Made]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 import onnx_ir as ir
 
@@ -96,6 +96,18 @@ class Adapter(Protocol):
 
     def training_state(self, path: Path) -> TrainingState:
         """Raises: FileError, UnknownFormat, CorruptFile."""
+
+
+@runtime_checkable
+class Checking(Protocol):
+    """What an adapter may have beside its verbs: it says by shapes alone what its files cannot hold."""
+
+    def check(self, checkpoint: Checkpoint, *, like: Path) -> None:
+        """Raise what `save` would raise about the networks and the optimizer, before any tensor is computed.
+
+        Raises:
+          ArgumentError, Refused: see `Adapter.save`.
+        """
 
 
 def installed() -> dict[str, Adapter]:

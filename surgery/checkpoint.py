@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from surgery.adapters import Adapter, Reading, detect, find
+from surgery.adapters import Adapter, Checking, Reading, detect, find
 from surgery.digests import model_digest
 from surgery.errors import ArgumentError, CorruptFile, FileError, GraphError, SurgeryError
 from surgery.files import replacing
@@ -193,9 +193,9 @@ def save(
       ArgumentError, Refused: `like` has other parameters, or its framework could not load the result.
     """
     path = Path(path)
-    original = like if like is not None else checkpoint.origin if path.suffix.lower() != ".onnx" else None
+    original = _original(checkpoint, path, like)
     if original is not None:
-        return _save_native(checkpoint, path, Path(original), force=force)
+        return _save_native(checkpoint, path, original, force=force)
     if path.suffix.lower() in NATIVE:
         raise ArgumentError(
             f"'{path.name}' is no name for an ONNX file, and which {path.suffix} file to write it into is not said",
@@ -229,6 +229,39 @@ def save(
         with parts[path].open("wb") as file:
             write_model(model, file)
     return targets
+
+
+def _original(checkpoint: Checkpoint, path: Path, like: str | Path | None) -> Path | None:
+    """The framework's file that a copy is made of; None for an `.onnx`."""
+    original = like if like is not None else checkpoint.origin if path.suffix.lower() != ".onnx" else None
+    return None if original is None else Path(original)
+
+
+def check_savable(
+    make: Callable[[], Checkpoint],
+    checkpoint: Checkpoint,
+    path: str | Path,
+    *,
+    like: str | Path | None = None,
+) -> None:
+    """Refuse what `save` would refuse to write into a framework's file, before any tensor is computed.
+
+    Args:
+      make: what would be saved, its tensors computed when they are read; called only if it goes into such a file.
+      checkpoint: what it is made of. path, like: as for `save`.
+
+    Raises:
+      ArgumentError, Refused: the framework has no place for it, with the reason.
+    """
+    original = _original(checkpoint, Path(path), like)
+    if original is None:
+        return
+    adapter = find(original)[1]
+    if isinstance(adapter, Checking):
+        try:
+            adapter.check(make(), like=original)
+        except SurgeryError as error:
+            raise error.within(file=original) from None
 
 
 def _save_native(checkpoint: Checkpoint, path: Path, like: Path, *, force: bool) -> list[Path]:

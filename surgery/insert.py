@@ -162,7 +162,7 @@ def join_optimizer(state: OptimizerState, insertions: Sequence[Insertion]) -> Op
 
 
 def joined(state: OptimizerState, new: Sequence[tuple[str, Sequence[int], str]]) -> OptimizerState:
-    """An optimizer that also trains other parameters, from zero state and step 0.
+    """An optimizer that also trains other parameters, from zero state (TensorFlow's RMSProp: one) and step 0.
 
     Args:
       state: with at least one group.
@@ -175,9 +175,10 @@ def joined(state: OptimizerState, new: Sequence[tuple[str, Sequence[int], str]])
         if k is None:
             continue
         groups[k] = replace(groups[k], parameters=(*groups[k].parameters, name))
-        for held in slots.values():
+        for slot, held in slots.items():
             if any(known in held for known in state.groups[k].parameters):
-                held[name] = _zeros(name, shape, held)
+                begun = slot == "square_avg" and groups[k].hyper.get("starts_at_one")
+                held[name] = _filled(name, shape, held, 1.0 if begun else 0.0)
         if steps:
             steps[name] = 0.0
     return state.replace(slots=slots, steps=steps, groups=tuple(groups))
@@ -190,9 +191,11 @@ def _group(groups: Sequence[ParamGroup], like: str) -> int | None:
     return max(range(len(groups)), key=lambda k: len(groups[k].parameters), default=None)
 
 
-def _zeros(name: str, shape: Sequence[int], held: Mapping[str, ir.TensorProtocol]) -> ir.TensorProtocol:
+def _filled(
+    name: str, shape: Sequence[int], held: Mapping[str, ir.TensorProtocol], number: float
+) -> ir.TensorProtocol:
     dtype = next(iter(held.values())).dtype
-    return ir.Tensor(np.zeros(tuple(shape), dtype.numpy()), dtype=dtype, name=name)
+    return ir.Tensor(np.full(tuple(shape), number, dtype.numpy()), dtype=dtype, name=name)
 
 
 def slot_counts(state: OptimizerState | None, insertions: Sequence[Insertion]) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +64,24 @@ def apply(
       ProofFailed: if the float64 proof fails, which is a bug.
     """
     check_finite(checkpoint)
-    after = execute(plan, checkpoint)
-    report = None
+    after, report = preview(plan, checkpoint), None
     if verify:
         exact = execute(plan, checkpoint, double=True)
         report = prove(plan, checkpoint, after, exact, observations=observations, seed=seed)
         _enforce(report, plan)
+        *before, step = after.lineage
+        witness = {**report.to_json(), "plan": plan.digest(), "notes": list(plan.notes)}
+        after = after.replace(lineage=(*before, replace(step, witness=witness)))
+    return Result(after, report, plan)
+
+
+def preview(plan: Plan, checkpoint: Checkpoint) -> Checkpoint:
+    """What `apply` gives, not judged yet: its tensors are computed when they are read.
+
+    Raises:
+      PlanMismatch, Refused: see `surgery.execute.execute`.
+    """
+    after = execute(plan, checkpoint)
     step = LineageStep(
         operation=plan.operation,
         parents=(checkpoint.digest(),),
@@ -79,11 +91,8 @@ def apply(
             *({"space": c.space, "from": c.before, "to": c.after} for c in plan.changes),
             *record_ports(plan),
         ],
-        witness=None
-        if report is None
-        else {**report.to_json(), "plan": plan.digest(), "notes": list(plan.notes)},
     )
-    return Result(after.replace(lineage=(*checkpoint.lineage, step)), report, plan)
+    return after.replace(lineage=(*checkpoint.lineage, step))
 
 
 def is_result(plan: Plan, checkpoint: Checkpoint, result: Checkpoint) -> bool:

@@ -156,6 +156,20 @@ ROWS: Mapping[str, Row] = {
 }  # fmt: skip
 
 
+class Saved(dict):
+    """A trained model of every kind, made when it is first asked for."""
+
+    def __init__(self, folder: Path, rows: Mapping[str, Row] = ROWS) -> None:
+        super().__init__()
+        self.folder, self.rows = folder, rows
+        torch.set_num_threads(1)
+
+    def __missing__(self, name: str) -> Path:
+        self[name] = self.folder / f"{name.replace(' ', '-')}.zip"
+        self.rows[name].train(self[name])
+        return self[name]
+
+
 def observations(row: Row, count: int, more: int = 0, seed: int = 0) -> dict[str, np.ndarray]:
     """Observations from the environment's space, by input name."""
     space = row.env(more).observation_space

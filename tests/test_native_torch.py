@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import surgery
 from surgery.adapters import Reading
+from surgery.checkpoint import check_savable
 from surgery.cli import main
 from surgery.errors import ArgumentError, Refused
+from surgery.operate import preview
 from surgery.verify.outputs import runtime
 from tests.test_pytorch_files import same
 from tests.torch_models import ROWS, Residual, Row
@@ -263,3 +267,124 @@ def test_a_copy_that_the_graph_does_not_compute_is_not_left_behind(tmp_path):
     with pytest.raises(Refused, match="has not followed"):
         result.save(tmp_path / "wide.pt")
     assert not (tmp_path / "wide.pt").exists()
+
+
+def deeper(row: Row, tmp_path: Path, after: str) -> tuple[Path, dict[str, object]]:
+    """The file with two more layers, and what it holds."""
+    path, *_ = row.save(tmp_path)
+    checkpoint = load(row, path)
+    plan = surgery.deepen(checkpoint, after, count=2, kind="identity")
+    surgery.apply(plan, checkpoint).save(tmp_path / f"deeper{row.suffix}")
+    return tmp_path / f"deeper{row.suffix}", torch.load(tmp_path / f"deeper{row.suffix}", weights_only=True)
+
+
+def test_new_layers_are_numbered_as_a_sequence_does_and_the_optimizer_goes_on(tmp_path):
+    row = ROWS["model and target"]
+    path, content = deeper(row, tmp_path, "network.0")
+    net = nn.Module()
+    sizes = [5, 8, 8, 8, 6, 3]
+    layers = [layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
+    net.network = nn.Sequential(*layers[:-1])
+    for key in ("model", "target"):
+        assert list(content[key]) == list(net.state_dict())
+        assert list(content[key]._metadata) == list(net.state_dict()._metadata)
+        net.load_state_dict(content[key])
+    _, old, _, was = row.save(tmp_path)
+    net.load_state_dict(content["model"])
+    x = torch.randn(6, 5)
+    torch.testing.assert_close(net.network(x), old.network(x), rtol=0, atol=0)
+    optimizer = torch.optim.Adam(net.parameters())
+    optimizer.load_state_dict(content["optimizer"])
+    new = [name for name, _ in net.named_parameters() if name.split(".")[1] in ("2", "4")]
+    steps = {name: float(optimizer.state[p]["step"]) for name, p in net.named_parameters()}
+    assert {name for name, step in steps.items() if step == 0} == set(new)
+    kept = [optimizer.state[p] for name, p in net.named_parameters() if name not in new]
+    for state, parameter in zip(kept, old.parameters(), strict=True):
+        assert all(torch.equal(state[slot], value) for slot, value in was.state[parameter].items())
+    net.network(x).sum().backward()
+    optimizer.step()
+    again = load(row, path).optimizer
+    assert [name for name, step in again.steps.items() if step == 0] == new
+
+
+@pytest.mark.parametrize("name", ["cleanrl dqn", "cleanrl ppo atari", "tianshou", "target within"])
+def test_deeper_files_are_read_as_the_same_function(tmp_path, name):
+    row = ROWS[name]
+    after = {"cleanrl ppo atari": "network.7", "tianshou": "preprocess.model.model.2"}.get(name, "")
+    after = after or ("q_network.0" if name == "target within" else "network.2")
+    path, _ = deeper(row, tmp_path, after)
+    x = {"observation": row.inputs().numpy()}
+    before, now = (runtime(load(row, file).model)(x) for file in (row.save(tmp_path)[0], path))
+    assert all(np.array_equal(before[output], now[output]) for output in before)
+
+
+def test_a_swapped_optimizer_is_loaded_by_the_new_class_and_steps(tmp_path):
+    row = ROWS["model and target"]
+    path, net, *_ = row.save(tmp_path)
+    swap = surgery.swap_optimizer(load(row, path), "rmsprop", centered=True)
+    swap.save(tmp_path / "rms.pt")
+    content = torch.load(tmp_path / "rms.pt", weights_only=True)
+    optimizer = torch.optim.RMSprop(net.parameters())
+    [group], [usual] = (state["param_groups"] for state in (content["optimizer"], optimizer.state_dict()))
+    assert group.keys() == usual.keys()
+    optimizer.load_state_dict(content["optimizer"])
+    for name, parameter in net.named_parameters():
+        for slot, held in swap.checkpoint.optimizer.slots.items():
+            assert same(held[name], optimizer.state[parameter][slot])
+    net.network(torch.randn(6, 5)).sum().backward()
+    optimizer.step()
+    assert content["step"] == 3
+
+
+def test_settings_of_the_same_optimizer_follow(tmp_path):
+    row = ROWS["model and target"]
+    path, *_ = row.save(tmp_path)
+    surgery.swap_optimizer(load(row, path), "adam", lr=5e-4, betas=[0.8, 0.99]).save(tmp_path / "set.pt")
+    [group] = torch.load(tmp_path / "set.pt", weights_only=True)["optimizer"]["param_groups"]
+    assert (group["lr"], group["betas"]) == (5e-4, (0.8, 0.99))
+
+
+def _named(tmp_path: Path) -> tuple[surgery.Checkpoint, surgery.Plan]:
+    checkpoint = load(ROWS["cleanrl sac"], ROWS["cleanrl sac"].save(tmp_path)[0])
+    return checkpoint, surgery.deepen(checkpoint, "fc1")
+
+
+def _code(tmp_path: Path) -> tuple[surgery.Checkpoint, surgery.Plan]:
+    path = ROWS["cleanrl dqn"].save(tmp_path)[0]
+    reading = Reading(module="tests.torch_models:Residual", observation=(5,))
+    torch.save(Residual().state_dict(), path)
+    checkpoint = surgery.load(path, reading=reading)
+    return checkpoint, surgery.deepen(checkpoint, "first", kind="residual")
+
+
+def _branch(tmp_path: Path) -> tuple[surgery.Checkpoint, surgery.Plan]:
+    checkpoint = load(ROWS["cleanrl dqn"], ROWS["cleanrl dqn"].save(tmp_path)[0])
+    return checkpoint, surgery.deepen(checkpoint, "network.0", kind="residual")
+
+
+def _scale(tmp_path: Path) -> tuple[surgery.Checkpoint, surgery.Plan]:
+    checkpoint = load(ROWS["cleanrl dqn"], ROWS["cleanrl dqn"].save(tmp_path)[0])
+    return checkpoint, surgery.deepen(checkpoint, "network.0", kind="rezero")
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [(_named, "a name of its own"), (_code, "your code"), (_branch, "cannot hold"), (_scale, "no sequence")],
+)
+def test_layers_that_no_sequence_holds_are_refused_by_shapes_alone(tmp_path, make, says):
+    checkpoint, plan = make(tmp_path)
+    with pytest.raises(Refused, match=says) as caught:
+        check_savable(lambda: preview(plan, checkpoint), checkpoint, tmp_path / f"x{checkpoint.path.suffix}")
+    assert "-o OUT.onnx" in caught.value.hint
+
+
+def test_safetensors_get_deeper_too(tmp_path):
+    torch.manual_seed(0)
+    net = ROWS["cleanrl dqn"].network()
+    save_file(net.state_dict(), tmp_path / "net.safetensors")
+    checkpoint = surgery.load(tmp_path / "net.safetensors", reading=Reading(activation="relu"))
+    surgery.apply(surgery.deepen(checkpoint, "network.2"), checkpoint).save(tmp_path / "deeper.safetensors")
+    found = load_file(tmp_path / "deeper.safetensors")
+    assert set(found) == {f"network.{place}.{leaf}" for place in (0, 2, 4, 6) for leaf in ("weight", "bias")}
+    assert torch.equal(found["network.6.weight"], net.network[4].weight)
+    assert torch.equal(found["network.4.weight"], torch.eye(6))

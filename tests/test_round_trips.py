@@ -11,7 +11,10 @@ import pytest
 
 import surgery
 from docs.generate import ADAPTERS, FRAMEWORKS, adapter_page
-from surgery.errors import SurgeryError
+from surgery.adapters import Checking, find
+from surgery.checkpoint import check_savable
+from surgery.errors import Refused, SurgeryError
+from surgery.operate import preview
 from surgery.tensors import equal
 from surgery.verify.outputs import runtime
 from tests.round_trips import EDITS, SAMPLES
@@ -94,12 +97,24 @@ def test_a_verb_writes_back_or_refuses(written, tmp_path, name, verb):
         assert not list(tmp_path.iterdir())
         return
     wanted = EDITS[verb](before, SAMPLES[name])
+    check_savable(lambda: wanted, before, target)
     surgery.save(wanted, target)
     found = load(name, target)
     ours, theirs = answers(found), answers(wanted)
     assert ours.keys() == theirs.keys()
     assert all(np.array_equal(ours[output], theirs[output]) for output in ours)
     assert _same_state(wanted, found, names=verb != "deepen")
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_what_does_not_go_in_is_refused_by_shapes_alone(written, tmp_path, name):
+    before = load(name, written[name])
+    if before.origin is None or not isinstance(find(before.origin)[1], Checking):
+        pytest.skip("it goes in, or is refused when it is written")
+    plan = surgery.deepen(before, SAMPLES[name].after, kind="rezero")
+    with pytest.raises(Refused) as caught:
+        check_savable(lambda: preview(plan, before), before, tmp_path / written[name].name)
+    assert "-o OUT.onnx" in caught.value.hint
 
 
 def _same_state(wanted: surgery.Checkpoint, found: surgery.Checkpoint, *, names: bool = True) -> bool:

@@ -26,7 +26,7 @@ from surgery.verify.outputs import runtime
 from surgery_adapters.layers import Layers
 from surgery_adapters.pickle_tree import Made, Name, parse
 from surgery_adapters.spaces import change_box, read_space
-from tests.sb3_models import ROWS, Row, Uneven, answers, given, observations
+from tests.sb3_models import ROWS, Row, Saved, Uneven, answers, given, observations
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 LIMIT = 1e-5
@@ -47,17 +47,7 @@ EXTENSIBLE = (
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Mapping[str, Path]:
-    """A trained model of every kind, made when it is first asked for."""
-    folder = tmp_path_factory.mktemp("sb3")
-    torch.set_num_threads(1)
-
-    class Saved(dict):
-        def __missing__(self, name: str) -> Path:
-            self[name] = folder / f"{name.replace(' ', '-')}.zip"
-            ROWS[name].train(self[name])
-            return self[name]
-
-    return Saved()
+    return Saved(tmp_path_factory.mktemp("sb3"))
 
 
 def inputs(row: Row, checkpoint: surgery.Checkpoint, count: int = 24) -> dict[str, np.ndarray]:

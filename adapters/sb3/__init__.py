@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from surgery.adapters import Reading, TrainingState
 from surgery.checkpoint import Checkpoint
-from surgery.errors import FileError, Refused
+from surgery.errors import FileError
 from surgery.files import replacing
 from surgery.formats import sniff
 from surgery.interface import Environment, Interface
-from surgery.optimizer_record import slots_of
 from surgery_adapters.contract import NAME, Notes, notes_of
-from surgery_adapters.matching import checked, matched
-from surgery_adapters.sb3 import normaliser
+from surgery_adapters.matching import Fit, check_same, checked, fit
+from surgery_adapters.sb3 import normaliser, optimizers
 from surgery_adapters.sb3.file import Sb3File
-from surgery_adapters.sb3.networks import build
-from surgery_adapters.sb3.optimizers import state_of, trained
+from surgery_adapters.sb3.networks import Networks, build
 from surgery_adapters.sb3.settings import follow, statistics
-from surgery_adapters.torch_patch import Content, changes, replace_members, rewritten
+from surgery_adapters.torch_patch import Content, Edit, changes, replace_members, rewritten
+from surgery_adapters.torch_tree import renumber
 
 
 def detect(path: Path) -> bool:
@@ -34,15 +35,15 @@ def detect(path: Path) -> bool:
 def training_state(path: Path) -> TrainingState:
     """The policy, and its optimizers with the names of what they train."""
     file = Sb3File.open(path)
-    optimizers = {name: optimizer.named() for name, optimizer in trained(file).items()}
-    return TrainingState({"policy": file.policy}, optimizers)
+    named = {name: optimizer.named() for name, optimizer in optimizers.trained(file).items()}
+    return TrainingState({"policy": file.policy}, named)
 
 
 def load(path: Path, reading: Reading) -> Checkpoint:
     """All networks of a saved model in one graph; see `surgery.adapters.Adapter`."""
     file = Sb3File.open(path)
     networks = build(file, reading)
-    interface = Interface(tuple(networks.inputs), tuple(networks.outputs))
+    interface = _interface(networks)
     notes = Notes.parse(file.notes)
     environment = notes.environment
     if (
@@ -56,7 +57,7 @@ def load(path: Path, reading: Reading) -> Checkpoint:
         notes.meaning(interface),
         environment=environment,
         lineage=notes.lineage,
-        optimizer=state_of(file) if reading.optimizer else None,
+        optimizer=optimizers.state_of(file) if reading.optimizer else None,
         source={
             "adapter": "sb3",
             "file": path.name,
@@ -72,18 +73,15 @@ def load(path: Path, reading: Reading) -> Checkpoint:
 
 def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list[Path]:
     """Write a copy of a saved model with other networks; see `surgery.adapters.Adapter`."""
-    file = Sb3File.open(like)
-    tensors = matched(file.policy, checkpoint, like)
-    changed: dict[str, Content] = {}
-    policy = file.archive("policy.pth")
-    if replaced := changes(file.policy, tensors):
-        changed["policy.pth"] = rewritten(policy, replaced)
-    networks = build(file, Reading(activation="identity"))
-    changed |= _optimizers(file, checkpoint)
-    settings = follow(file, checkpoint, {**file.policy, **tensors})
-    if settings != file.data:
-        changed["data"] = json.dumps(settings, indent=4).encode()
-    if notes := notes_of(checkpoint, Interface(tuple(networks.inputs), tuple(networks.outputs))):
+    part = _fitted(checkpoint, like)
+    file, changed = part.file, dict[str, Content]()
+    replaced = changes(file.policy, part.fit.now)
+    if replaced or part.fit.numbering.added:
+        changed["policy.pth"] = rewritten(file.archive("policy.pth"), replaced, part.renumber)
+    changed |= optimizers.members(file, part.revised, checkpoint.optimizer)
+    if part.settings != file.data:
+        changed["data"] = json.dumps(part.settings, indent=4).encode()
+    if notes := notes_of(checkpoint, _interface(part.networks)):
         changed[NAME] = notes
     needed = sum(length for _, length in file.zip.members.values())
     beside = statistics(file, checkpoint, like)
@@ -96,16 +94,63 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
     return targets
 
 
-def _optimizers(file: Sb3File, checkpoint: Checkpoint) -> dict[str, Content]:
-    """The members of the optimizers whose state changed."""
-    members: dict[str, Content] = {}
-    state = checkpoint.optimizer
-    for name, old in ((name, optimizer.state) for name, optimizer in trained(file).items()):
-        if state is None:
-            raise Refused(
-                "the file has optimizer state, and the checkpoint was read without it",
-                hint="read it with its optimizer, so that the state can follow",
-            )
-        if replaced := changes(slots_of(old), slots_of(state, like=old)):
-            members[f"{name}.pth"] = rewritten(file.archive(f"{name}.pth"), replaced)
-    return members
+def check(checkpoint: Checkpoint, *, like: Path) -> None:
+    """Whether a copy of a saved model can hold other networks; see `surgery.adapters.Checking`."""
+    _fitted(checkpoint, like)
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """What is written into a file.
+
+    Attributes:
+      file: the original. fit: what goes where in it.
+      revised: how its optimizers change. settings: as they will be.
+      networks: that the original's settings make.
+    """
+
+    file: Sb3File
+    fit: Fit
+    revised: Mapping[str, optimizers.Revised]
+    settings: Mapping[str, object]
+    networks: Networks
+
+    @property
+    def renumber(self) -> Edit | None:
+        """The change of the names in the policy's state dict; None if there are no new layers."""
+        if not self.fit.numbering.added:
+            return None
+        old, numbering, tensors = self.file.policy, self.fit.numbering, self.fit.tensors
+        return lambda root, make: renumber(root, old, numbering, tensors, [""], make)
+
+
+def _fitted(checkpoint: Checkpoint, like: Path) -> _Fitted:
+    """Fit a checkpoint into a file, by shapes alone.
+
+    Raises:
+      ArgumentError, Refused: it does not go into it, or the framework could not load it.
+    """
+    file = Sb3File.open(like)
+    found = fit(file.policy, checkpoint, like)
+    activation = checkpoint.source.get("activation")
+    reading = Reading(str(activation) if activation else None)
+    networks = build(file, reading)
+    revised = optimizers.revised(file, checkpoint, found.numbering)
+    kwargs, rate = optimizers.settings(file, revised, checkpoint.optimizer)
+    settings = follow(file, checkpoint, found.tensors, kwargs)
+    if rate is not None:
+        settings["learning_rate"] = rate
+    if checkpoint.source.get("adapter") == "sb3" or found.numbering.added:
+        later = replace(file, data=settings, changed=found.read_again)
+        check_same(
+            checkpoint,
+            lambda: build(later, reading).layers.graph.model(),
+            found,
+            file.policy,
+            "Stable-Baselines3",
+        )
+    return _Fitted(file, found, revised, settings, networks)
+
+
+def _interface(networks: Networks) -> Interface:
+    return Interface(tuple(networks.inputs), tuple(networks.outputs))

@@ -36,10 +36,12 @@ class Sb3File:
     Attributes:
       zip: the archive.
       data: the JSON of its settings, as it stands in the file.
+      changed: the policy's tensors where they are to be others than in the archive.
     """
 
     zip: StoredZip
     data: Mapping[str, Any]
+    changed: Mapping[str, ir.TensorProtocol] | None = None
 
     @staticmethod
     def open(path: Path) -> Sb3File:
@@ -89,6 +91,8 @@ class Sb3File:
     @cached_property
     def policy(self) -> dict[str, ir.TensorProtocol]:
         """The policy's parameters and buffers, in the file's order."""
+        if self.changed is not None:
+            return dict(self.changed)
         found = self.state("policy.pth")
         if not all(isinstance(k, str) and isinstance(v, ir.TensorProtocol) for k, v in found.items()):
             raise CorruptFile("'policy.pth' holds something else than tensors")

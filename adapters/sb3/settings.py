@@ -27,13 +27,16 @@ _DEFAULT_CHANNELS, _DEFAULT_FEATURES, _DEFAULT_COMBINED = [32, 64, 64], 512, 256
 _HEADS = ("q_values", "logits", "mean", "action")
 
 
-def follow(file: Sb3File, checkpoint: Checkpoint, tensors: Tensors) -> dict[str, object]:
+def follow(
+    file: Sb3File, checkpoint: Checkpoint, tensors: Tensors, optimizer: Mapping[str, object]
+) -> dict[str, object]:
     """The settings of the file as they must be for the framework to load the changed networks.
 
     Args:
       file: the original.
       checkpoint: what is written; its lineage says where features were inserted.
       tensors: every tensor of the policy, as it will be.
+      optimizer: `policy_kwargs` of another optimizer.
 
     Raises:
       Refused: widths that no settings of the framework can express.
@@ -44,7 +47,8 @@ def follow(file: Sb3File, checkpoint: Checkpoint, tensors: Tensors) -> dict[str,
             if name in settings:
                 settings[name] = None  # an observation of the old shape; the next reset gives a new one
     _actions(file, checkpoint, settings)
-    _widths(file, tensors, settings)
+    if changed := {**_widths(file, tensors), **optimizer}:
+        settings["policy_kwargs"] = _stored(file, {**copy.deepcopy(dict(file.kwargs)), **changed})
     return settings
 
 
@@ -156,14 +160,11 @@ def _shown_space(tree: Tree, old: Mapping[str, Any]) -> dict[str, object]:
     return stored
 
 
-def _widths(file: Sb3File, tensors: Tensors, settings: dict[str, object]) -> None:
-    """`policy_kwargs` that make networks of these widths; left alone where no hidden width changed."""
+def _widths(file: Sb3File, tensors: Tensors) -> dict[str, object]:
+    """`policy_kwargs` that make networks of these widths; none where no hidden width changed."""
     shapes = {name: shape_of(tensor) for name, tensor in tensors.items()}
     old = {name: shape_of(tensor) for name, tensor in file.policy.items()}
-    kwargs = copy.deepcopy(dict(file.kwargs))
-    before, after = _sizes(old), _sizes(shapes)
-    if before == after:
-        return
+    kwargs, before, after = file.kwargs, _sizes(old), _sizes(shapes)
     changed: dict[str, object] = {}
     if _arch(before) != _arch(after):
         changed["net_arch"] = _net_arch(after, kwargs.get("net_arch"))
@@ -172,8 +173,7 @@ def _widths(file: Sb3File, tensors: Tensors, settings: dict[str, object]) -> Non
     if _of(before, "cnn") != _of(after, "cnn") or _of(before, "dense") != _of(after, "dense"):
         # what the framework takes for net_arch where none is given depends on the class of the extractor
         changed |= {"net_arch": _net_arch(after, kwargs.get("net_arch")), **_extractor(after, kwargs)}
-    kwargs.update(changed)
-    settings["policy_kwargs"] = _stored(file, kwargs)
+    return changed
 
 
 Sizes = dict[tuple[str, str], list[int]]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import surgery
 from surgery.cli import _files, _options
 from surgery.cli._output import Output, plural, section
+from surgery.errors import SurgeryError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +37,8 @@ def carry_out(
     *,
     force: bool,
 ) -> surgery.Result:
-    """Apply, verify, and write `target`."""
+    """Apply, verify, and write `target`, if that can hold the result."""
+    check_holds(plan, checkpoint, target)
     with output.step("applying and verifying" if proof.verify else "applying"):
         result = surgery.apply(
             plan, checkpoint, verify=proof.verify, observations=proof.observations, seed=proof.seed
@@ -64,10 +66,41 @@ class Editing:
             checkpoint = surgery.load(model)
             plan = describe(checkpoint)
         if path is None:
+            plan = noted(plan, checkpoint, model, self.target)
             output.show(plan_report(plan), plan.describe)
             return
         result = carry_out(plan, checkpoint, path, self.proof, output, force=self.force)
         output.show(edit_report(result, path), lambda: edit_text(result, path))
+
+
+def check_holds(plan: surgery.Plan, checkpoint: surgery.Checkpoint, target: Path) -> None:
+    """Refuse a target that cannot hold the result of a plan.
+
+    Raises:
+      ArgumentError, Refused: see `surgery.checkpoint.check_savable`.
+    """
+    from surgery.checkpoint import check_savable
+    from surgery.operate import preview
+
+    check_savable(lambda: preview(plan, checkpoint), checkpoint, target)
+
+
+def noted(
+    plan: surgery.Plan, checkpoint: surgery.Checkpoint, model: Path, target: Path | None
+) -> surgery.Plan:
+    """A plan that says why the model's own file cannot hold the result, where no other target is named.
+
+    Raises:
+      ArgumentError, Refused: the target that is named cannot.
+    """
+    try:
+        check_holds(plan, checkpoint, target or model)
+    except SurgeryError as error:
+        if target is not None:
+            raise
+        note = f"{model.name} cannot hold the result: {error.message}; -o OUT.onnx can"
+        return replace(plan, notes=(*plan.notes, note))
+    return plan
 
 
 def options(function: Callable[..., int | None]) -> Callable[..., int | None]:

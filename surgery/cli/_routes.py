@@ -71,6 +71,7 @@ def travel(
 
 def _travel(model: Path, to: str, editing: _edits.Editing, init: Init) -> None:
     from surgery import route
+    from surgery.checkpoint import check_savable
 
     proof, output, force = editing.proof, editing.output, editing.force
     path = None if editing.dry_run else _files.check_target(editing.target, [model], force=force)
@@ -79,12 +80,25 @@ def _travel(model: Path, to: str, editing: _edits.Editing, init: Init) -> None:
         if path is None:
             name, found = route.survey(checkpoint, to)
             route.check(found, name, checkpoint)
+
+    def accept(result: surgery.Checkpoint) -> None:
+        if editing.target is not None:
+            check_savable(lambda: result, checkpoint, editing.target)
+
     if path is None:
+        if editing.target is not None and checkpoint.origin is not None:
+            route.migrate(checkpoint, to, init=init, verify=False, seed=proof.seed, accept=accept)
         output.show(_survey(found, to), lambda: _rows(found.rows))
         return
     with output.step("applying and verifying"):
         journey = route.migrate(
-            checkpoint, to, init=init, verify=proof.verify, observations=proof.observations, seed=proof.seed
+            checkpoint,
+            to,
+            init=init,
+            verify=proof.verify,
+            observations=proof.observations,
+            seed=proof.seed,
+            accept=accept,
         )
     with output.step(f"writing {path}"):
         journey.save(path, force=force)
@@ -163,6 +177,11 @@ def beside(
 
     path = _files.check_target(target, [model], force=force)
     checkpoint = surgery.load(model)
+    if checkpoint.origin is not None and path.suffix.lower() != ".onnx":
+        raise Refused(
+            "a framework's file has no place for a gate between two networks",
+            hint="write it as a graph: -o OUT.onnx",
+        )
     with output.step(f"putting {to} beside {model}"):
         if to.endswith(".onnx"):
             new = surgery.load(to, optimizer=False)

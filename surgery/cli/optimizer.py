@@ -53,7 +53,7 @@ def _settings(ctx: click.Context, parameter: click.Parameter, words: tuple[str, 
 @click.option(
     "--match",
     type=click.Choice(["tensor", "all", "none"]),
-    help="Choose the learning rate per tensor (default), one for all, or leave it (default if lr is set).",
+    help="Choose the learning rate per tensor, one for all (default for framework files), or leave it (if lr is set).",
 )
 @click.option(
     "--gradients",
@@ -93,6 +93,8 @@ def command(
       surgery optimizer agent.onnx --to adamw --set betas=0.9,0.99 --match all -o adamw.onnx
       surgery optimizer agent.onnx --to adam --was eps_inside_root=true --was starts_at_one=true -o adam.onnx
     """
+    from surgery.checkpoint import check_savable
+
     path = None if dry_run else _files.check_target(target, [model], force=force)
     real = _files.read_observations(gradients)
     with output.step(f"reading {model}"):
@@ -100,6 +102,8 @@ def command(
         swap = surgery.swap_optimizer(
             checkpoint, to, match=match, was=was, gradients=real, seed=seed, **options
         )
+        if target is not None:
+            check_savable(lambda: swap.checkpoint, checkpoint, target)
     if path is not None:
         with output.step(f"writing {path}"):
             swap.save(path, force=force)

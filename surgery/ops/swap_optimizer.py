@@ -108,8 +108,9 @@ def swap_optimizer(
     Args:
       checkpoint: with optimizer state; its weights are not touched.
       to: "adam", "adamw", "rmsprop" or "sgd".
-      match: how the learning rate is chosen: per "tensor" (the default) or one for "all", such that a gradient moves
-        the weights as far as before; "none" keeps the number as it is, and so does giving `lr`.
+      match: how the learning rate is chosen: per "tensor" or one for "all", such that a gradient moves the weights as
+        far as before; "none" keeps the number as it is, and so does giving `lr`. By default per tensor, and one for
+        all of a framework's own file, whose optimizer has the groups that the training script makes.
       was: settings of the old optimizer that its file does not tell: `eps_inside_root`, `buffer_holds_lr`,
         `starts_at_one` (TensorFlow's RMSProp: all true).
       gradients: of real batches, by parameter, each of shape (batches, *shape): the first update is measured on them,
@@ -133,6 +134,8 @@ def swap_optimizer(
         )
     check_finite(checkpoint)
     weights = {name: checkpoint.tensors[name] for name in state.parameters if name in checkpoint.tensors}
+    if match is None and checkpoint.origin is not None and "lr" not in options:
+        match = "all"
     new, report = swap_state(
         state, to, weights=weights, match=match, was=was, gradients=gradients, seed=seed, options=options
     )

@@ -76,6 +76,7 @@ def migrate(
     observations: Mapping[str, Array] | None = None,
     seed: int = 0,
     progress: Callable[[Plan], None] | None = None,
+    accept: Callable[[Checkpoint], None] = lambda _: None,
 ) -> Journey:
     """Take a network to a named architecture, or to that of another file, without changing its function.
 
@@ -90,6 +91,7 @@ def migrate(
       verify: whether to prove each plan. observations: to prove on; random ones otherwise.
       seed: of everything random.
       progress: called with every plan before it is carried out.
+      accept: called with the last checkpoint before anything is proved; what it raises ends the journey.
 
     Returns:
       The journey; of no plans if the network is the target already.
@@ -114,6 +116,7 @@ def migrate(
         at = results[-1].checkpoint
         network = recognise(at)
         found = align(network.tree, target.layers, network.analysis)
+    accept(at)
     journey = Journey(target, rows, tuple(results), None, checkpoint)
     return _proved(journey, observations, seed) if verify and results else journey
 
