@@ -15,6 +15,12 @@ from surgery.tensors import shape_of
 Tensors = Mapping[str, ir.TensorProtocol]
 HINT = "say which code makes it: surgery convert FILE --module PKG:CALLABLE -o OUT.onnx"
 
+Geometry = Sequence[tuple[int, int, int]]
+"""Kernel, stride and padding of convolutions."""
+
+NATURE: Geometry = ((8, 4, 0), (4, 2, 0), (3, 1, 0))
+"""The Nature DQN's (Mnih et al., 2015)."""
+
 ACTIVATIONS: Mapping[str, Callable[[GraphBuilder, ir.Value], ir.Value]] = {
     "elu": lambda graph, x: graph.op("Elu", x, alpha=1.0),
     "gelu": lambda graph, x: graph.op("Gelu", x),
@@ -155,13 +161,26 @@ class Layers:
                 x = self.activate(x, activation)
         return x
 
-    def nature(self, x: ir.Value, prefix: str, places: Sequence[int] = (0, 2, 4)) -> ir.Value:
-        """The convolutions of the Nature DQN, 8×8/4, 4×4/2 and 3×3/1, flattened; any number of channels."""
-        for place, (kernel, stride) in zip(places, ((8, 4), (4, 2), (3, 1)), strict=True):
+    def convolutions(self, x: ir.Value, prefix: str, geometry: Geometry) -> ir.Value:
+        """An `nn.Sequential` of convolutions, each with a ReLU behind it, flattened; any number of channels.
+
+        Args:
+          x: (batch, in, H, W). prefix: of the names, with the dot.
+          geometry: kernel, stride and padding of each.
+
+        Raises:
+          Refused: the weights are of other convolutions.
+        """
+        places = self.places(prefix)
+        if len(places) != len(geometry):
+            raise Refused(
+                f"'{prefix}' has {len(places)} convolutions, not {len(geometry)}: this is no Nature CNN"
+            )
+        for place, (kernel, stride, padding) in zip(places, geometry, strict=True):
             shape = self.shape(f"{prefix}{place}.weight")
             if len(shape) != 4 or shape[2:] != (kernel, kernel):
                 raise Refused(f"'{prefix}{place}' is no {kernel}×{kernel} convolution: this is no Nature CNN")
-            x = self.activate(self.convolution(x, f"{prefix}{place}", stride), "relu")
+            x = self.activate(self.convolution(x, f"{prefix}{place}", stride, (padding,) * 4), "relu")
         return self.graph.op("Flatten", x, axis=1)
 
     def lstm(

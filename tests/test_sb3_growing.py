@@ -28,7 +28,7 @@ def rectified(row: Row) -> Row:
 
 
 GROWING: Mapping[str, Row] = {
-    **{name: ROWS[name] for name in ("dqn", "qrdqn", "sac", "td3", "tqc", "a2c", "a2c tf", "ppo")},
+    **{name: ROWS[name] for name in tuple(ROWS)},
     **{f"{name} relu": rectified(ROWS[name]) for name in ("ppo", "ppo dict", "a2c tf", "recurrent")},
 }
 DEEPER: Mapping[str, tuple[str, object]] = {
@@ -249,3 +249,31 @@ def test_what_other_edits_give_trains_on_in_the_framework(saved, tmp_path, verb)
     surgery.apply(surgery.invert(plan, wide), wide).save(tmp_path / "back.zip")
     back = same_actions(GROWING["dqn"], saved["dqn"], tmp_path / "back.zip")
     assert back.policy_kwargs["net_arch"] == [12, 9]
+
+
+IMAGES = {
+    "convolution": ("dqn image", lambda c: surgery.deepen(c, "q_net.features_extractor.cnn.4")),
+    "convolution between": ("ppo image", lambda c: surgery.deepen(c, "features_extractor.cnn.0", count=2)),
+    "dense": ("dqn image", lambda c: surgery.deepen(c, "q_net.features_extractor.linear.0")),
+    "kernel": (
+        "sac image",
+        lambda c: surgery.grow_kernel(
+            c, {f"{part}.features_extractor.cnn.4": 5 for part in ("actor", "critic")}
+        ),
+    ),
+    "in a dict": ("ppo dict", lambda c: surgery.deepen(c, "features_extractor.extractors.camera.cnn.2")),
+}
+
+
+@pytest.mark.parametrize("what", IMAGES)
+def test_features_extractors_take_new_convolutions_and_kernels(saved, tmp_path, what):
+    name, edit = IMAGES[what]
+    before, row = surgery.load(saved[name]), GROWING[name]
+    result = surgery.apply(edit(before), before)
+    result.save(tmp_path / "changed.zip")
+    new = same_actions(row, saved[name], tmp_path / "changed.zip")
+    assert new.policy_kwargs["features_extractor_class"].__module__ == "surgery_adapters.sb3.extractor"
+    new.learn(row.steps)
+    new.save(tmp_path / "later.zip")
+    again = surgery.load(tmp_path / "later.zip")
+    assert again.model.graph.num_nodes() == result.checkpoint.model.graph.num_nodes()

@@ -137,7 +137,8 @@ def _fitted(checkpoint: Checkpoint, like: Path) -> _Fitted:
     networks = build(file, reading)
     revised = optimizers.revised(file, checkpoint, found.numbering)
     kwargs, rate = optimizers.settings(file, revised, checkpoint.optimizer)
-    settings = follow(file, checkpoint, found.tensors, kwargs)
+    names = found.numbering.of_graph(file.policy)
+    settings = follow(file, checkpoint, found.tensors, kwargs, names)
     if rate is not None:
         settings["learning_rate"] = rate
     if checkpoint.source.get("adapter") == "sb3" or found.numbering.added:

@@ -6,15 +6,17 @@ Which network an algorithm has is told by the names in `policy.pth`; activations
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import onnx_ir as ir
 
 from surgery.adapters import Reading
 from surgery.builder import GraphBuilder
-from surgery.errors import ArgumentError, Refused
+from surgery.errors import ArgumentError, CorruptFile, Refused
 from surgery.interface import Port
-from surgery_adapters.layers import Layers, activation_of
+from surgery_adapters.layers import NATURE, Geometry, Layers, activation_of
 from surgery_adapters.sb3.file import Sb3File
 from surgery_adapters.spaces import Space, box_port
 
@@ -116,8 +118,9 @@ class _Builder:
     def _extracted(self, name: str, space: Space, extractor: str) -> ir.Value:
         x = self._preprocessed(name, space)
         if f"{extractor}cnn.0.weight" in self.layers:
-            x = self.layers.linear(self.layers.nature(x, f"{extractor}cnn."), f"{extractor}linear.0")
-            return self.graph.op("Relu", x)
+            x = self.layers.convolutions(x, f"{extractor}cnn.", geometry(self.file.kwargs, name))
+            features: ir.Value = self.layers.mlp(x, f"{extractor}linear.", "relu", last=True)
+            return features
         if any(key.startswith(extractor) for key in self.layers.tensors if extractor):
             stray = next(key for key in self.layers.tensors if key.startswith(extractor))
             raise Refused(f"'{stray}' belongs to a features extractor that is not known")
@@ -330,3 +333,19 @@ class _OffPolicy(_Builder):
             last = self.layers.places(f"{prefix}{name}.")[-1]
             width = self.layers.shape(f"{prefix}{name}.{last}.weight")[0]
             self.output(value, f"{name}{suffix}", (width,), "other")
+
+
+def geometry(kwargs: Mapping[str, Any], key: str) -> Geometry:
+    """The convolutions of the features extractor of an image, by `policy_kwargs`.
+
+    Args:
+      key: of the image in a Dict of observations.
+    """
+    given = kwargs.get("features_extractor_kwargs") or {}
+    given = {**given, **(given.get("layers") or {}).get(key, {})}
+    usual = dict(zip(("kernels", "strides", "paddings"), zip(*NATURE, strict=True), strict=True))
+    try:
+        sizes = [[int(n) for n in given.get(name, default)] for name, default in usual.items()]
+        return [(kernel, stride, padding) for kernel, stride, padding in zip(*sizes, strict=True)]
+    except (TypeError, ValueError) as error:
+        raise CorruptFile(f"the features extractor's settings are damaged: {error}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,23 @@ from surgery.checkpoint import Checkpoint
 from surgery.errors import Refused
 from surgery.json_values import thaw
 from surgery.ports import port_sources
-from surgery.tensors import shape_of
 from surgery_adapters.contract import since
 from surgery_adapters.layers import Tensors
 from surgery_adapters.pickle_tree import Name, Tree, dump
 from surgery_adapters.sb3 import normaliser
 from surgery_adapters.sb3.file import Sb3File, serialized
+from surgery_adapters.sb3.sizes import widths
 from surgery_adapters.spaces import Space, change_box, change_count, read_space, set_bound
 
-OURS = "surgery_adapters.sb3.extractor"
-_DEFAULT_CHANNELS, _DEFAULT_FEATURES, _DEFAULT_COMBINED = [32, 64, 64], 512, 256
 _HEADS = ("q_values", "logits", "mean", "action")
 
 
 def follow(
-    file: Sb3File, checkpoint: Checkpoint, tensors: Tensors, optimizer: Mapping[str, object]
+    file: Sb3File,
+    checkpoint: Checkpoint,
+    tensors: Tensors,
+    optimizer: Mapping[str, object],
+    names: Mapping[str, str],
 ) -> dict[str, object]:
     """The settings of the file as they must be for the framework to load the changed networks.
 
@@ -37,6 +39,7 @@ def follow(
       checkpoint: what is written; its lineage says where features were inserted.
       tensors: every tensor of the policy, as it will be.
       optimizer: `policy_kwargs` of another optimizer.
+      names: parameter of the graph -> its name among the tensors.
 
     Raises:
       Refused: widths that no settings of the framework can express.
@@ -47,7 +50,7 @@ def follow(
             if name in settings:
                 settings[name] = None  # an observation of the old shape; the next reset gives a new one
     _actions(file, checkpoint, settings)
-    if changed := {**_widths(file, tensors), **optimizer}:
+    if changed := {**widths(file, tensors, checkpoint.model, names), **optimizer}:
         settings["policy_kwargs"] = _stored(file, {**copy.deepcopy(dict(file.kwargs)), **changed})
     return settings
 
@@ -158,113 +161,6 @@ def _shown_space(tree: Tree, old: Mapping[str, Any]) -> dict[str, object]:
         shown |= {key: value for key, value in flags.items() if key in shown}
     stored: dict[str, object] = serialized(tree, str(old[":type:"]), shown)
     return stored
-
-
-def _widths(file: Sb3File, tensors: Tensors) -> dict[str, object]:
-    """`policy_kwargs` that make networks of these widths; none where no hidden width changed."""
-    shapes = {name: shape_of(tensor) for name, tensor in tensors.items()}
-    old = {name: shape_of(tensor) for name, tensor in file.policy.items()}
-    kwargs, before, after = file.kwargs, _sizes(old), _sizes(shapes)
-    changed: dict[str, object] = {}
-    if _arch(before) != _arch(after):
-        changed["net_arch"] = _net_arch(after, kwargs.get("net_arch"))
-    if _of(before, "lstm") != _of(after, "lstm"):
-        changed["lstm_hidden_size"] = _one(_of(after, "lstm"), "LSTM")[0]
-    if _of(before, "cnn") != _of(after, "cnn") or _of(before, "dense") != _of(after, "dense"):
-        # what the framework takes for net_arch where none is given depends on the class of the extractor
-        changed |= {"net_arch": _net_arch(after, kwargs.get("net_arch")), **_extractor(after, kwargs)}
-    return changed
-
-
-Sizes = dict[tuple[str, str], list[int]]
-"""(what, module) -> hidden widths, in order."""
-
-_MLPS = {
-    "mlp_extractor.policy_net.": "pi", "mlp_extractor.value_net.": "vf", "q_net.q_net.": "q",
-    "quantile_net.quantile_net.": "q", "actor.latent_pi.": "pi", "actor.mu.": "pi",
-}  # fmt: skip
-
-
-def _sizes(shapes: Mapping[str, Sequence[int]]) -> Sizes:
-    """The hidden widths that a policy's settings can express."""
-    found: Sizes = {}
-    for name, shape in shapes.items():
-        module, _, leaf = name.rpartition(".")
-        parent, _, place = module.rpartition(".")
-        if leaf == "weight_hh_l0":
-            found[("lstm", module)] = [shape[1]]
-        elif leaf != "weight" or not place.isdecimal():
-            continue
-        elif parent.endswith("cnn"):
-            found.setdefault(("cnn", parent.removesuffix("cnn")), []).append(shape[0])
-        elif parent.endswith("linear"):
-            found.setdefault(("dense", parent.removesuffix("linear")), []).append(shape[0])
-        else:
-            found.setdefault(("mlp", f"{parent}."), []).append(shape[0])
-    return found
-
-
-def _of(sizes: Sizes, what: str) -> list[list[int]]:
-    return [widths for (kind, _), widths in sizes.items() if kind == what]
-
-
-def _arch(sizes: Sizes) -> dict[str, list[list[int]]]:
-    """Part of `net_arch` -> the hidden widths of every network that it makes."""
-    found: dict[str, list[list[int]]] = {}
-    for (kind, module), widths in sizes.items():
-        part = _MLPS.get(module) or ("qf" if module.startswith("critic.qf") else None)
-        clipped = module == "actor.mu." and ("mlp", "actor.latent_pi.") in sizes
-        if kind == "mlp" and part is not None and not clipped:
-            headless = part in ("vf",) or module in ("mlp_extractor.policy_net.", "actor.latent_pi.")
-            found.setdefault(part, []).append(widths if headless else widths[:-1])
-    return found
-
-
-def _net_arch(sizes: Sizes, old: object) -> object:
-    parts = {part: _one(every, part) for part, every in _arch(sizes).items()}
-    if set(parts) == {"q"}:
-        return parts["q"]
-    keys = {"pi", "qf"} if "qf" in parts else {"pi", "vf"}
-    full = {key: parts.get(key, []) for key in sorted(keys)}
-    equal = all(widths == full["pi"] for widths in full.values())
-    return full["pi"] if equal and isinstance(old, list) and old else full
-
-
-def _one(every: list[list[int]], what: str) -> list[int]:
-    if any(widths != every[0] for widths in every):
-        shown = " and ".join(str(widths) for widths in every)
-        raise Refused(
-            f"the networks '{what}' would have different widths, {shown}: Stable-Baselines3 has one setting for all",
-            hint="give the same widths to all of them",
-        )
-    return every[0]
-
-
-def _extractor(sizes: Sizes, kwargs: Mapping[str, Any]) -> dict[str, object]:
-    """The features extractor, and its arguments, that has these widths."""
-    given = dict(kwargs.get("features_extractor_kwargs") or {})
-    kept = {key: value for key, value in given.items() if key == "normalized_image"}
-    by_key: dict[str, dict[str, list[int]]] = {"cnn": {}, "dense": {}}
-    for (kind, module), widths in sizes.items():
-        if kind in by_key and not module.startswith(
-            ("q_net_target.", "quantile_net_target.", "critic_target.", "actor_target.")
-        ):
-            key = module.rstrip(".").rpartition("extractors.")[2] if "extractors." in module else ""
-            known = by_key[kind].setdefault(key, widths)
-            _one([known, widths], f"{module}{kind}")
-    channels, dense = by_key["cnn"], {key: widths[0] for key, widths in by_key["dense"].items()}
-    plain = all(widths == _DEFAULT_CHANNELS for widths in channels.values())
-    if set(channels) == {""}:
-        if plain and not str(kwargs.get("features_extractor_class", "")).startswith(OURS):
-            return {"features_extractor_kwargs": {**kept, "features_dim": dense[""]}}
-        made: dict[str, object] = {"channels": channels[""], "features_dim": dense[""]}
-        return {
-            "features_extractor_class": Name(OURS, "NatureCNN"), "features_extractor_kwargs": {**kept, **made},
-        }  # fmt: skip
-    made = {"channels": channels, "features_dims": dense}
-    return {
-        "features_extractor_class": Name(OURS, "CombinedExtractor"), "features_extractor_kwargs": {**kept, **made},
-    }  # fmt: skip
 
 
 def _stored(file: Sb3File, kwargs: dict[str, Any]) -> object:
