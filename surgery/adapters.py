@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 import onnx_ir as ir
 
-from surgery.errors import UnknownFormat
+from surgery.errors import Refused, UnknownFormat
 from surgery.files import check_readable
 from surgery.formats import sniff
 
@@ -107,6 +107,48 @@ class Checking(Protocol):
 
         Raises:
           ArgumentError, Refused: see `Adapter.save`.
+        """
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How a graph did beside the framework that its file came from, asked at every step of whole episodes.
+
+    Attributes:
+      environment: that was played. returns: of each episode, by the framework's actions.
+      steps: of all. differing: those at which the two wanted different actions.
+      largest: difference of their actions (of choices 0 or 1).
+    """
+
+    environment: str
+    returns: tuple[float, ...]
+    steps: int
+    differing: int
+    largest: float
+
+    def check(self) -> None:
+        """Raise Refused if any action differed."""
+        if self.differing:
+            raise Refused(
+                f"the graph wants another action than the framework at {self.differing:,} of {self.steps:,} steps of "
+                f"{self.environment} (largest difference {self.largest:.3g})",
+                hint="this is a bug of ours: please report it, with the file",
+            )
+
+
+@runtime_checkable
+class Playing(Protocol):
+    """What an adapter may have beside its verbs: it plays a file in its own framework, and the graph beside it."""
+
+    def parity(
+        self, path: Path, checkpoint: Checkpoint, environment: str, *, episodes: int = 3, seed: int = 0
+    ) -> Parity:
+        """Play whole episodes by the framework's greedy actions, asking the graph at every step.
+
+        The framework loads the file, and so runs what it pickles.
+
+        Raises:
+          MissingDependency: the framework is not installed. ArgumentError: an environment that does not fit.
         """
 
 

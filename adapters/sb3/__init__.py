@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from surgery.adapters import Reading, TrainingState
+from surgery.adapters import Parity, Reading, TrainingState
 from surgery.checkpoint import Checkpoint
-from surgery.errors import FileError
+from surgery.errors import FileError, MissingDependency
 from surgery.files import replacing
 from surgery.formats import sniff
 from surgery.interface import Environment, Interface
@@ -97,6 +97,21 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
 def check(checkpoint: Checkpoint, *, like: Path) -> None:
     """Whether a copy of a saved model can hold other networks; see `surgery.adapters.Checking`."""
     _fitted(checkpoint, like)
+
+
+def parity(
+    path: Path, checkpoint: Checkpoint, environment: str, *, episodes: int = 3, seed: int = 0
+) -> Parity:
+    """The graph beside the framework's `predict`; see `surgery.adapters.Playing`."""
+    try:
+        from surgery_adapters.sb3.playing import play
+    except ImportError as error:
+        raise MissingDependency(
+            f"this plays in Stable-Baselines3, which is not installed: {error}",
+            hint="pip install stable-baselines3 sb3-contrib ale-py opencv-python-headless",
+        ) from error
+    found: Parity = play(path, checkpoint, environment, episodes=episodes, seed=seed)
+    return found
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +12,9 @@ import surgery
 from surgery.cli import _files, _options
 from surgery.cli._output import Output, plural
 from surgery.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from surgery.adapters import Parity
 
 
 def _shape(ctx: click.Context, parameter: click.Parameter, word: str | None) -> tuple[int, ...] | None:
@@ -53,6 +57,12 @@ def _shape(ctx: click.Context, parameter: click.Parameter, word: str | None) -> 
     help="An .onnx that the framework exported from this very file.",
 )
 @click.option("--trust", is_flag=True, help="Let PyTorch load the file, which runs code that the file names.")
+@click.option(
+    "--check",
+    "environment",
+    metavar="ENV",
+    help="Play 3 episodes in the file's own framework first, the graph beside it: all actions must be the same.",
+)
 @_options.no_optimizer
 @_options.output_file(required=True)
 @_options.force
@@ -68,6 +78,7 @@ def command(
     head: str | None,
     graph: Path | None,
     trust: bool,
+    environment: str | None,
     no_optimizer: bool,
     target: Path,
     force: bool,
@@ -81,6 +92,7 @@ def command(
     \b
     Example:
       surgery convert run.zip -o agent.onnx
+      surgery convert run.zip --check CartPole-v1 --trust -o agent.onnx
       surgery widen   agent.onnx --factor 2 -o wide.onnx
       surgery convert wide.onnx --like run.zip -o wide.zip
       surgery convert model.pt --activation tanh -o agent.onnx
@@ -99,10 +111,33 @@ def command(
     reading = Reading(activation, observation, module, architecture, head, trust, graph)
     with output.step(f"reading {source}"):
         checkpoint = surgery.load(source, optimizer=not no_optimizer, reading=reading)
+    parity = None if environment is None else _played(source, checkpoint, environment, output, trust=trust)
     with output.step(f"writing {path}"):
         surgery.save(checkpoint, path, force=force, like=like)
-    report = _report(checkpoint, path)
+    report = {**_report(checkpoint, path), "parity": None if parity is None else asdict(parity)}
     output.show(report, lambda: _text(report))
+
+
+def _played(
+    source: Path, checkpoint: surgery.Checkpoint, environment: str, output: Output, *, trust: bool
+) -> Parity:
+    """The graph beside the file's own framework."""
+    from surgery.adapters import Playing, find
+
+    name, adapter = find(source)
+    if not isinstance(adapter, Playing):
+        raise ArgumentError(
+            f"files of {name} are not played by their framework here", hint="leave out --check"
+        )
+    if not trust:
+        raise ArgumentError(
+            f"--check lets the framework load {source}, which runs what the file pickles",
+            hint="if the file is your own, add --trust",
+        )
+    with output.step(f"playing {environment}"):
+        parity = adapter.parity(source, checkpoint, environment)
+    parity.check()
+    return parity
 
 
 def _report(checkpoint: surgery.Checkpoint, path: Path) -> dict[str, Any]:
@@ -123,7 +158,13 @@ def _text(report: dict[str, Any]) -> str:
     line = [
         f"{', '.join(report['inputs'])} → {', '.join(report['outputs'])}",
         plural(report["tensors"], "tensor"),
+        *([_same_actions(report["parity"])] if report["parity"] else []),
         *([f"{report['optimizer']}, {plural(report['slots'], 'slot')}"] if report["optimizer"] else []),
         f"wrote {report['output']}",
     ]
     return " · ".join(line)
+
+
+def _same_actions(parity: dict[str, Any]) -> str:
+    episodes = plural(len(parity["returns"]), "episode")
+    return f"{episodes} of {parity['environment']}, {parity['steps']:,} steps: the framework's actions"
