@@ -18,6 +18,9 @@ OUTPUT_KINDS = (
     "q_values", "atom_logits", "quantiles", "logits", "value", "mean", "log_std", "state", "action", "other",
 )  # fmt: skip
 
+CRITIC_ACTION = "critic_action"
+"""The input through which critics read an action, as adapters name it: it follows the policy's actions."""
+
 Bound = float | tuple[float, ...] | None
 _T = TypeVar("_T")
 

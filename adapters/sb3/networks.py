@@ -15,7 +15,7 @@ import onnx_ir as ir
 from surgery.adapters import Reading
 from surgery.builder import GraphBuilder
 from surgery.errors import ArgumentError, CorruptFile, Refused
-from surgery.interface import Port
+from surgery.interface import CRITIC_ACTION, Port
 from surgery_adapters.layers import NATURE, Geometry, Layers, activation_of
 from surgery_adapters.sb3.file import Sb3File
 from surgery_adapters.spaces import Space, box_port
@@ -299,8 +299,8 @@ class _OffPolicy(_Builder):
             self.found.copies["actor_target."] = "actor."
         else:
             self._stochastic(count)
-        action = self.graph.input("critic_action", (count,))
-        self.found.inputs.append(Port("critic_action", "other", -1, 1, declared=True))
+        action = self.graph.input(CRITIC_ACTION, (count,))
+        self.found.inputs.append(Port(CRITIC_ACTION, "other", -1, 1, declared=True))
         for prefix, suffix in (("critic.", ""), ("critic_target.", "_target")):
             self._critics(prefix, suffix, action)
         self.found.copies["critic_target."] = "critic."

@@ -13,7 +13,7 @@ from surgery.graph.layout import units
 from surgery.graph.prepare import prepared
 from surgery.graph.readers import mixed_parameters
 from surgery.graph.spaces import Analysis, analyse
-from surgery.interface import Port
+from surgery.interface import CRITIC_ACTION, Port
 from surgery.ops.actions import action_space, alone
 from surgery.ops.build import build
 from surgery.ops.features import arranged, input_space
@@ -289,9 +289,16 @@ def _actions(
             f"the model's actions are {has} and the environment's {wanted.kind}: no plan turns one into the other",
             hint="train a new head on the old body, or distil: surgery distill",
         )
+    # a deterministic policy has no mean; what others call an action is made of theirs
+    continuous = CONTINUOUS if has == "continuous" else ("action",)
+    order: list[int | None] = []
     for port in checkpoint.interface.outputs:
-        if port.kind in (DISCRETE if wanted.kind == "discrete" else CONTINUOUS):
-            _arrange_actions(checkpoint, analysis, draft, port, wanted, current, new_action, unnamed)
+        if port.kind in (DISCRETE if wanted.kind == "discrete" else continuous):
+            order = _arrange_actions(checkpoint, analysis, draft, port, wanted, current, new_action, unnamed)
+    critics = any(port.name == CRITIC_ACTION for port in checkpoint.interface.inputs)
+    if critics and wanted.kind == "continuous" and order != sorted(k for k in order if k is not None):
+        _, space = input_space(analysis, CRITIC_ACTION)
+        draft.edits.append(arranged(space, order, {}))
 
 
 def _arrange_actions(
@@ -303,7 +310,8 @@ def _arrange_actions(
     current: Actions | None,
     new_action: str,
     unnamed: Unnamed | None,
-) -> None:
+) -> list[int | None]:
+    """For every action of the environment the old one that it is, or None."""
     _, space = action_space(analysis, _action_request(analysis, port))
     known = port.labels or (current.labels if current is not None else None)
     old = known if known is not None and len(known) == space.size else None
@@ -315,7 +323,7 @@ def _arrange_actions(
             hint="forbid it instead: surgery annotate MODEL --setting action_mask=…",
         )
     if order == list(range(space.size)) or space.name in {edit.space for edit in draft.edits}:
-        return
+        return order
     edit = arranged(space, order, {})
     start = Start("mean" if wanted.kind == "discrete" else "zero")
     draft.edits.append(replace(edit, start=start if edit.fresh else None))
@@ -325,6 +333,7 @@ def _arrange_actions(
     mask = _mask(checkpoint, port.name, order, allowed=wanted.kind == "continuous" or new_action != "never")
     if mask is not None:
         draft.masks[port.name] = mask
+    return order
 
 
 def _action_request(analysis: Analysis, port: Port) -> str:
