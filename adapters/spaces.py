@@ -21,7 +21,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Source = Sequence[int | None]
 """For every entry of an axis the old one that it was, or None for a new one."""
 
-_MOST = 1 << 26
 _FROM_BUFFER = ("numpy._core.numeric._frombuffer", "numpy.core.numeric._frombuffer")
 _RECONSTRUCT = ("numpy._core.multiarray._reconstruct", "numpy.core.multiarray._reconstruct")
 _SCALAR = ("numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar")
@@ -178,6 +177,13 @@ def read_array(node: object) -> Array:
     """
     if not isinstance(node, Made):
         raise CorruptFile("an array of the file cannot be read")
+    try:
+        return _array(node)
+    except (TypeError, ValueError, IndexError, AttributeError) as error:
+        raise CorruptFile(f"an array of the file is damaged: {type(error).__name__}: {error}") from error
+
+
+def _array(node: Made) -> Array:
     if node.is_a(*_FROM_BUFFER):
         buffer, dtype, shape, order = node.arguments
     elif node.is_a(*_RECONSTRUCT) and isinstance(node.state, tuple):
@@ -185,10 +191,7 @@ def read_array(node: object) -> Array:
         order = "F" if fortran else "C"
     else:
         raise CorruptFile(f"an array of the file is made by '{node.maker}', which cannot be read")
-    content = _bytes(buffer)
-    if len(content) > _MOST:
-        raise CorruptFile("an array of the file is larger than any space")
-    return np.frombuffer(content, _dtype(dtype)).reshape(tuple(shape), order=order)
+    return np.frombuffer(_bytes(buffer), _dtype(dtype)).reshape(tuple(shape), order=order)
 
 
 def write_array(like: object, array: Array) -> Made:
@@ -242,7 +245,12 @@ def read_scalar(node: object) -> float | int | bool | None:
     """The number that a node makes, if it makes a NumPy scalar."""
     if not isinstance(node, Made) or not node.is_a(*_SCALAR):
         return None
-    found: float | int | bool = np.frombuffer(_bytes(node.arguments[1]), _dtype(node.arguments[0]))[0].item()
+    try:
+        found: float | int | bool = np.frombuffer(_bytes(node.arguments[1]), _dtype(node.arguments[0]))[
+            0
+        ].item()
+    except (TypeError, ValueError, IndexError) as error:
+        raise CorruptFile(f"a number of the file is damaged: {error}") from error
     return found
 
 

@@ -167,6 +167,15 @@ def test_the_command_line_takes_and_writes_the_frameworks_files(tmp_path, capsys
     assert not (tmp_path / "x.d3").exists()
 
 
+def test_attach_binds_all_optimizers_of_the_file(tmp_path):
+    source, graph, whole = str(FOLDER / "iql.d3"), str(tmp_path / "agent.onnx"), str(tmp_path / "whole.onnx")
+    assert main(["convert", source, "--no-optimizer", "-o", graph]) == 0
+    assert main(["attach", graph, source, "-o", whole]) == 0
+    attached, read = surgery.load(whole).optimizer, surgery.load(source).optimizer
+    assert dict(attached.steps) == dict(read.steps)
+    assert attached.parameters == read.parameters
+
+
 def _made(edit: Callable[[dict[str, Any]], object] = lambda _: None, **changed: object) -> bytes:
     outer = pickle.loads((FOLDER / "dqn.d3").read_bytes())
     settings = json.loads(outer["config"])

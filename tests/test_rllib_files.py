@@ -195,6 +195,24 @@ def test_the_command_line_takes_and_writes_folders(saved, tmp_path, capsys):
     assert surgery.load(tmp_path / "applied").digest() == surgery.load(wide).digest()
 
 
+def test_attach_binds_all_optimizers_of_the_folder(saved, tmp_path):
+    source, graph, whole = str(saved["sac"]), str(tmp_path / "agent.onnx"), str(tmp_path / "whole.onnx")
+    assert main(["convert", source, "--no-optimizer", "-o", graph]) == 0
+    assert main(["attach", graph, source, "-o", whole]) == 0
+    attached, read = surgery.load(whole).optimizer, surgery.load(source).optimizer
+    assert dict(attached.steps) == dict(read.steps)
+    assert attached.parameters == read.parameters
+
+
+def test_a_pickle_that_cannot_be_read_is_carried_as_it_is(saved, tmp_path):
+    shutil.copytree(saved["dqn"], tmp_path / "run")
+    strange = tmp_path / "run" / "env_runner" / "state.pkl"
+    strange.write_bytes(b"no pickle at all")
+    before = surgery.load(tmp_path / "run")
+    surgery.apply(surgery.widen(before, factor=2), before).save(tmp_path / "wide")
+    assert (tmp_path / "wide" / "env_runner" / "state.pkl").read_bytes() == b"no pickle at all"
+
+
 KILLED = """
     import sys
     import surgery
@@ -295,6 +313,26 @@ def test_hostile_folders_are_errors_and_nothing_in_them_is_executed(saved, tmp_p
         surgery.load(tmp_path / "run")
     assert "\n" not in caught.value.message
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "run"]
+
+
+@pytest.mark.parametrize(
+    "name", [f"{MODULE}/module_state.pkl", f"{MODULE}/class_and_ctor_args.pkl", f"{LEARNER}/state.pkl"]
+)
+def test_damaged_folders_are_errors(saved, tmp_path, name):
+    shutil.copytree(saved["dqn"], tmp_path / "run")
+    whole, rng = (tmp_path / "run" / name).read_bytes(), np.random.default_rng(0)
+    for _ in range(60):
+        broken = bytearray(whole)
+        if rng.random() < 0.4:
+            broken = broken[: int(rng.integers(2, len(whole)))]
+        else:
+            for place in rng.integers(2, len(whole), 3):
+                broken[place] = rng.integers(256)
+        (tmp_path / "run" / name).write_bytes(broken)
+        try:
+            surgery.load(tmp_path / "run")
+        except SurgeryError as error:
+            assert "\n" not in error.message
 
 
 def test_a_link_out_of_the_folder_is_not_copied(saved, tmp_path):

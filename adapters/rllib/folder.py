@@ -167,7 +167,7 @@ def plain(node: object) -> object:
     Raises:
       CorruptFile: it holds something else.
     """
-    if isinstance(node, dict):
+    if isinstance(node, dict) and all(isinstance(key, str | int) for key in node):
         return {key: plain(value) for key, value in node.items()}
     if isinstance(node, list | tuple):
         return type(node)(map(plain, node))

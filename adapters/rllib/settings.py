@@ -68,9 +68,7 @@ def follow(folder: RllibFolder, checkpoint: Checkpoint, changed: Mapping[str, An
     changes = _Spaces(folder, checkpoint)
     touched = []
     for name in folder.files():
-        if not name.endswith(".pkl"):
-            continue
-        nodes = list(walk(folder.tree(name).root))
+        nodes = _nodes(folder, name) if name.endswith(".pkl") else []
         if changes.observation and name.startswith("env_runner") and name.endswith("/state.pkl"):
             _check_statistics(nodes, changes, name)
         configs = [_resize(node, changed) for node in nodes if isinstance(node, dict)]
@@ -78,6 +76,16 @@ def follow(folder: RllibFolder, checkpoint: Checkpoint, changed: Mapping[str, An
         if any(configs) or any(spaces):
             touched.append(name)
     return touched
+
+
+def _nodes(folder: RllibFolder, name: str) -> list[object]:
+    """The nodes of a pickle; none of one that cannot be read and says of no component how it is made."""
+    try:
+        return list(walk(folder.tree(name).root))
+    except CorruptFile:
+        if name.endswith("class_and_ctor_args.pkl"):
+            raise
+        return []
 
 
 def _resize(node: dict[Any, Any], changed: Mapping[str, Any]) -> bool:
