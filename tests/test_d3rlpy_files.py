@@ -167,6 +167,14 @@ def test_the_command_line_takes_and_writes_the_frameworks_files(tmp_path, capsys
     assert not (tmp_path / "x.d3").exists()
 
 
+@pytest.mark.parametrize("name", ["dqn", "iql"])
+def test_step_counts_that_went_on_are_written_back(tmp_path, name):
+    before = surgery.load(FOLDER / f"{name}.d3")
+    steps = {parameter: count + 3 for parameter, count in before.optimizer.steps.items()}
+    surgery.save(before.replace(optimizer=before.optimizer.replace(steps=steps)), tmp_path / "later.d3")
+    assert dict(surgery.load(tmp_path / "later.d3").optimizer.steps) == steps
+
+
 def test_attach_binds_all_optimizers_of_the_file(tmp_path):
     source, graph, whole = str(FOLDER / "iql.d3"), str(tmp_path / "agent.onnx"), str(tmp_path / "whole.onnx")
     assert main(["convert", source, "--no-optimizer", "-o", graph]) == 0

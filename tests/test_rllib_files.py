@@ -195,6 +195,16 @@ def test_the_command_line_takes_and_writes_folders(saved, tmp_path, capsys):
     assert surgery.load(tmp_path / "applied").digest() == surgery.load(wide).digest()
 
 
+@pytest.mark.parametrize("name", ["ppo", "sac"])
+def test_step_counts_that_went_on_are_written_back(saved, tmp_path, name):
+    before = surgery.load(saved[name])
+    steps = {parameter: count + 3 for parameter, count in before.optimizer.steps.items()}
+    surgery.save(before.replace(optimizer=before.optimizer.replace(steps=steps)), tmp_path / "later")
+    assert dict(surgery.load(tmp_path / "later").optimizer.steps) == steps
+    files = {p.relative_to(saved[name]).as_posix() for p in saved[name].rglob("*") if p.is_file()}
+    assert files - same_files(saved[name], tmp_path / "later") == {f"{LEARNER}/state.pkl"}
+
+
 def test_attach_binds_all_optimizers_of_the_folder(saved, tmp_path):
     source, graph, whole = str(saved["sac"]), str(tmp_path / "agent.onnx"), str(tmp_path / "whole.onnx")
     assert main(["convert", source, "--no-optimizer", "-o", graph]) == 0

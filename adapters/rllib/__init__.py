@@ -173,14 +173,25 @@ def _replace_slots(folder: RllibFolder, networks: Networks, checkpoint: Checkpoi
         )
     old = merged([optimizer.state for optimizer in trained.values()])
     new, had = slots_of(checkpoint.optimizer, like=old), slots_of(old)
-    changed = {key for key in had if not equal(new[key], had[key])}
+    changed = {key: tensor for key, tensor in new.items() if not equal(tensor, had[key])}
+    counted = {name: n for name, n in checkpoint.optimizer.steps.items() if n != old.steps.get(name, n)}
     for optimizer, bound in trained.items():
         states: dict[Any, dict[str, Any]] = folder.optimizers[optimizer]["state"]
         for names, numbers in zip(bound.places, bound.record.numbers, strict=True):
             for name, number in zip(names, numbers, strict=True):
-                for slot in [slot for slot in states.get(number, {}) if f"{slot}/{name}" in changed]:
-                    states[number][slot] = write_array(states[number][slot], new[f"{slot}/{name}"].numpy())
-    return [STATE] if changed else []
+                _update(states.get(number, {}), name, changed, counted)
+    return [STATE] if changed or counted else []
+
+
+def _update(
+    state: dict[str, Any], name: str, changed: Mapping[str, ir.TensorProtocol], counted: Mapping[str, float]
+) -> None:
+    """Put what changed of one parameter's slots and step count into the tree, in the form that they have there."""
+    for slot, node in state.items():
+        if (tensor := changed.get(f"{slot}/{name}")) is not None:
+            state[slot] = write_array(node, tensor.numpy())
+        elif slot == "step" and name in counted:
+            state[slot] = float(counted[name])
 
 
 def _check_loadable(folder: RllibFolder, tensors: Mapping[str, ir.TensorProtocol]) -> None:
