@@ -99,6 +99,16 @@ def test_a_deeper_model_loads_does_the_same_and_learns_on(saved, tmp_path, name)
     )
 
 
+def test_critics_of_one_setting_are_deepened_together(saved, tmp_path, capsys):
+    one = ["deepen", str(saved["sac"]), "--after", "critic.qf0.0", "-o", str(tmp_path / "deeper.zip")]
+    assert main(one) == 1
+    assert "one setting for all" in capsys.readouterr().err
+    assert main([*one, "--after", "critic.qf1.0", "--after", "critic_target.qf1.0"]) == 0
+    new = same_actions(GROWING["sac"], saved["sac"], tmp_path / "deeper.zip")
+    assert new.policy_kwargs["net_arch"] == {"pi": [12, 9], "qf": [12, 12, 9]}
+    new.learn(20)
+
+
 def test_what_the_file_does_not_hold_is_refused_before_anything_is_computed(
     saved, tmp_path, capsys, monkeypatch
 ):

@@ -16,7 +16,12 @@ Kind = Literal["auto", "identity", "residual", "rezero", "batchnorm", "recurrent
 
 @click.command("deepen", short_help="Insert layers, exactly.")
 @_options.file_argument("model")
-@click.option("--after", metavar="LAYER", help="Insert behind this layer, or this value of the graph.")
+@click.option(
+    "--after",
+    metavar="LAYER",
+    multiple=True,
+    help="Insert behind this layer, or this value of the graph; repeatable.",
+)
 @click.option(
     "--to", "architecture", metavar="ARCH", help="To a named architecture, or that of an .onnx file."
 )
@@ -42,7 +47,7 @@ Kind = Literal["auto", "identity", "residual", "rezero", "batchnorm", "recurrent
 def command(
     *,
     model: Path,
-    after: str | None,
+    after: tuple[str, ...],
     architecture: str | None,
     count: int,
     kind: Kind,
@@ -62,21 +67,22 @@ def command(
       surgery deepen agent.onnx --after network.7 -o deeper.onnx
       surgery deepen agent.onnx --after stacks.2.3 --count 2 -o deeper.onnx
       surgery deepen agent.onnx --to impala-b3 -o deeper.onnx
+      surgery deepen run.zip --after critic.qf0.2 --after critic.qf1.2 -o deeper.zip
       surgery deepen agent.onnx --after actor.2 --kind residual --width 256 -o deeper.onnx
     """
     if architecture is not None:
-        if after is not None or count != 1 or width or kernel or name or kind != "auto":
+        if after or count != 1 or width or kernel or name or kind != "auto":
             raise ArgumentError("--to says which layers there will be", hint="leave the other options out")
         _routes.travel(model, architecture, editing)
         return
-    if after is None:
+    if not after:
         raise ArgumentError("behind which layer?", hint="give --after LAYER, or --to ARCH")
-    place = after
+    places = after[0] if len(after) == 1 else after
 
     def describe(checkpoint: surgery.Checkpoint) -> surgery.Plan:
         return surgery.deepen(
             checkpoint,
-            place,
+            places,
             count=count,
             kind=kind,
             width=width,

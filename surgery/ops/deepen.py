@@ -44,13 +44,13 @@ class _Request:
 
     kind: str
     form: blocks.Shape
-    count: int
-    given: tuple[str, ...]
+    count: int = 1
+    given: tuple[str, ...] = ()
 
 
 def deepen(
     checkpoint: Checkpoint,
-    after: str,
+    after: str | Sequence[str],
     *,
     count: int = 1,
     kind: Kind = "auto",
@@ -67,7 +67,8 @@ def deepen(
       checkpoint: any checkpoint; only shapes are read.
       after: the layer to put them behind: a module path or the ending of one, a parameter, a space, a module of several
         layers, or the name of a value of the graph. Behind a layer means behind its bias, normaliser, pooling,
-        residual sum and activation. A layer that is used several times gets the new one behind every use.
+        residual sum and activation. A layer that is used several times gets the new one behind every use. Several
+        layers get new ones in one plan: two critics of one setting, an actor and its critic.
       count: how many, one behind the other.
       kind: "identity": a layer that starts as the identity, with the activation before it, which must return its own
         results as they are (a Relu does, a Tanh does not); "residual": a branch whose last layer starts at zero, in
@@ -98,6 +99,48 @@ def deepen(
     """
     _check(count, kind, width, kernel, name)
     analysis = analyse(checkpoint.model, checkpoint.interface, checkpoint.trained)
+    places = [after] if isinstance(after, str) else list(dict.fromkeys(after))
+    given = (name,) if isinstance(name, str) else tuple(name or ())
+    if not places or (given and len(places) > 1):
+        raise ArgumentError("names are for the layers behind one layer", hint="leave out the names")
+    used, insertions, roots = naming.taken(analysis), list[Insertion](), set[str]()
+    for place in places:
+        family, request = _requested(checkpoint, analysis, place, kind, width, kernel, heads, parts)
+        root = family[0][0].layer.weight
+        if root in roots:
+            continue  # a copy of a layer that was named before
+        roots.add(root)
+        insertions += _insertions(
+            analysis, checkpoint, family, replace(request, count=count, given=given), used
+        )
+        used |= {tensor.name for new in insertions for tensor in new.tensors}
+    return Plan(
+        operation="deepen",
+        arguments={
+            "after": after if isinstance(after, str) else places, "count": count, "kind": kind, "width": width,
+            "kernel": kernel, "names": [new.name for new in insertions],
+        },
+        claim="identical",
+        spaces=(),
+        tensors=(),
+        operands=(),
+        seed=seed,
+        slots=slot_counts(checkpoint.optimizer, insertions),
+        insertions=tuple(insertions),
+    )  # fmt: skip
+
+
+def _requested(
+    checkpoint: Checkpoint,
+    analysis: Analysis,
+    after: str,
+    kind: Kind,
+    width: int | None,
+    kernel: int | None,
+    heads: int | None,
+    parts: tuple[str, str] | None,
+) -> tuple[list[list[Spot]], _Request]:
+    """Where layers go behind a layer and behind its copies, and what goes there."""
     module, places = spots(analysis, after)
     family = _family(analysis, places, checkpoint.copies)
     chosen = _settle(analysis, [spot for member in family for spot in member], kind, module)
@@ -111,22 +154,7 @@ def deepen(
             sequences.check_recurrent(checkpoint, member)
     elif chosen == "attention":
         form = replace(form, heads=sequences.check_attention(checkpoint, places, heads, form.width))
-    given = (name,) if isinstance(name, str) else tuple(name or ())
-    insertions = _insertions(analysis, checkpoint, family, _Request(chosen, form, count, given))
-    return Plan(
-        operation="deepen",
-        arguments={
-            "after": after, "count": count, "kind": kind, "width": width, "kernel": kernel,
-            "names": [new.name for new in insertions],
-        },
-        claim="identical",
-        spaces=(),
-        tensors=(),
-        operands=(),
-        seed=seed,
-        slots=slot_counts(checkpoint.optimizer, insertions),
-        insertions=tuple(insertions),
-    )  # fmt: skip
+    return family, _Request(chosen, form)
 
 
 def _check(
@@ -228,9 +256,10 @@ def _insertions(
     checkpoint: Checkpoint,
     family: Sequence[Sequence[Spot]],
     request: _Request,
+    used: set[str],
 ) -> list[Insertion]:
     """New layers behind a layer, and the same ones behind its copies."""
-    used, out = naming.taken(analysis), list[Insertion]()
+    out = list[Insertion]()
     names = _names(analysis, family[0][0], request, used)
     root = family[0][0].layer.weight
     for places in family:
