@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import functools
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import nn
 from torch.nn import functional as F
 
@@ -414,7 +416,43 @@ def adam(net):
     return torch.optim.Adam(net.parameters())
 
 
+def on_two_devices() -> nn.Module:
+    net = mlp()
+    net[2].register_buffer("far", torch.zeros(3, device="meta"))
+    return net
+
+
+def quantised() -> nn.Module:
+    net = mlp()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.ao.quantization.quantize_dynamic(net, {nn.Linear}, dtype=torch.qint8)
+
+
+def lbfgs(net: nn.Module) -> torch.optim.Optimizer:
+    optimizer = torch.optim.LBFGS(net.parameters())
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = loss_of(net, X)
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return optimizer
+
+
+def pruned() -> nn.Module:
+    net = mlp()
+    torch.nn.utils.prune.l1_unstructured(net[0], "weight", 0.5)
+    return net
+
+
 REFUSALS = {
+    "a weight that is computed": (pruned, lambda net: None, X, {"widths": {"0": 9}}, Refused, "undo that"),
+    "one state for all": (mlp, lbfgs, X, {"widths": {"2": 9}}, Refused, "new LBFGS"),
+    "quantised": (quantised, lambda net: None, X, {"widths": {"0": 9}}, Refused, "before the model is quantised"),
+    "several devices": (on_two_devices, adam, X, {"widths": {"0": 9}}, Refused, "one device"),
     "a size in the code": (Hard, adam, FRAMES, {"widths": {"inner.conv": 9}}, Refused, "attributes="),
     "a module that branches": (Branching, adam, X, {"widths": {"fc": 9}}, GraphError, "torch.export"),
     "noise unseen": (Unseen, adam, X, {"widths": {"fc": 9}}, Refused, "training=True"),
@@ -445,12 +483,45 @@ def test_what_cannot_follow_is_refused_in_words_and_nothing_changes(case):
     if isinstance(optimizer, torch.optim.Optimizer) and net is not None and case == "a class without rules":
         optimizer.step()
     owners = [owner for owner in (net, optimizer) if isinstance(owner, nn.Module | torch.optim.Optimizer)]
-    before = everything(*owners) if case != "no numbers" and case != "sparse" else None
+    before = everything(*owners) if case not in ("no numbers", "sparse", "several devices") else None
     with pytest.raises(error) as caught:
         operate(net, optimizer, x, **how)
     assert isinstance(caught.value, SurgeryError)
     assert hint in (caught.value.hint or "") + caught.value.message
     assert before is None or same(everything(*owners), before)
+
+
+class Mixed(nn.Module):
+    """Layers in two types."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 7), nn.Linear(7, 3).bfloat16()
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x)).bfloat16()).float()
+
+
+def strided() -> nn.Module:
+    """Parameters that are not contiguous: transposed, and a view of a larger tensor."""
+    net = mlp()
+    net[0].weight = nn.Parameter(net[0].weight.detach().t().contiguous().t())
+    net[2].weight = nn.Parameter(torch.randn(20, 9)[3:9, 1:8])
+    return net
+
+
+@pytest.mark.parametrize("make", [strided, Mixed])
+def test_layouts_and_types_are_the_parameters_own(make):
+    net = make()
+    types, before = [p.dtype for p in net.parameters()], net(X)
+    optimizer = torch.optim.SGD(net.parameters(), 1e-3)
+    operate(net, optimizer, X, widths={"0" if make is strided else "first": 9})
+    assert [p.dtype for p in net.parameters()] == types
+    torch.testing.assert_close(
+        net(X), before, rtol=2e-2 if make is Mixed else 1e-5, atol=1e-2 if make is Mixed else 1e-6
+    )
+    loss_of(net, X).backward()
+    optimizer.step()
 
 
 def test_a_size_in_an_attribute_can_be_given():

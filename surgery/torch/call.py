@@ -46,6 +46,10 @@ class Emitter(Protocol):
         """An operand as a tensor, whatever it is now."""
         ...
 
+    def find(self, value: ir.Value) -> Operand:
+        """What any value before this node is now."""
+        ...
+
     def source(self, function: Function) -> str:
         """The name under which the source calls a function."""
         ...

@@ -37,6 +37,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def check_module(model: nn.Module, what: str) -> None:
     """Refuse tensors that cannot be given another shape in place; names them."""
     for path, module in model.named_modules():
+        if ".quantized." in f"{type(module).__module__}.":
+            raise Refused(
+                f"'{path or '(the model)'}' of {what} is quantised", where={"module": type(module).__name__},
+                hint="operate before the model is quantised",
+            )  # fmt: skip
         if any(parent.__name__ == "FSDPModule" for parent in type(module).__mro__):
             raise Refused(
                 f"'{path or '(the model)'}' of {what} is sharded (fully_shard)",
@@ -83,7 +88,8 @@ def check_optimizers(optimizers: Sequence[torch.optim.Optimizer], networks: Sequ
     """The number of parameters that the optimizers hold besides those of the networks.
 
     Raises:
-      ArgumentError: one holds none of them, or follows a trajectory; no optimizer.
+      ArgumentError: one holds none of them, or follows a trajectory; no optimizer. Refused: one that has no state by
+        parameter.
     """
     own = {id(tensor) for network in networks for tensor in network.parameters()}
     others = 0
@@ -92,6 +98,11 @@ def check_optimizers(optimizers: Sequence[torch.optim.Optimizer], networks: Sequ
             raise ArgumentError(f"a {type(optimizer).__name__} is no torch.optim.Optimizer")
         if trajectory_of(optimizer) is not None:
             raise ArgumentError(f"the {type(optimizer).__name__} follows a trajectory", hint=DETACH)
+        if isinstance(optimizer, torch.optim.LBFGS) and optimizer.state:
+            raise Refused(
+                "the LBFGS remembers all parameters as one vector, which no rule carries",
+                hint="make a new LBFGS after the operation",
+            )
         held = [id(p) for group in optimizer.param_groups for p in group["params"]]
         if not own.intersection(held):
             raise ArgumentError(

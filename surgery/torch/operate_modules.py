@@ -199,6 +199,11 @@ def attributes(path: str, module: nn.Module, edits: Mapping[str, TensorEdit], pl
                 found = rule(module, after)
             except Refused as error:
                 raise error.within(**where) from error
+            except KeyError as error:
+                raise Refused(
+                    f"'{path}' computes its {error.args[0]} from {', '.join(sorted(edits))}", where=where,
+                    hint="undo that (torch.nn.utils.remove_weight_norm, prune.remove …), operate, and do it again",
+                ) from error  # fmt: skip
             if isinstance(module, nn.GroupNorm):
                 axis = next(iter(edits.values())).axes[0]
                 found["num_groups"] = _outer(axis, module.num_groups, plan)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from surgery.torch.call import Call, Ref, Results, Translation
+from surgery.torch.operators.fused_attention import scaled_dot_product
 
 
 def affine(
@@ -40,7 +41,8 @@ def matmul(call: Call) -> Results:
     """A linear layer where the second operand is a stored matrix, with the bias that is added next."""
     weight, turned = call.emitter.matrix(call.node.inputs[1])
     if weight is None:
-        return call.emit(torch.matmul, call[0], call[1])
+        fused = scaled_dot_product(call)
+        return call.emit(torch.matmul, call[0], call[1]) if fused is None else fused
     bias = call.emitter.added_bias(call.node)
     if bias is None:
         return linear(call, call[0], weight, turned, None)
