@@ -94,7 +94,7 @@ def _linked(trace: Trace, roles: Roles) -> list[set[Atom]]:
         wanted = size_of(parts[0])
         if not all(each) or any(leaf.size != wanted for leaf in found):
             freeze(tuple(found), Freeze("mismatch", "shuffled with parts of other numbers of units"))
-        averaged = next((roles.whole[root] for root in group if root in roles.whole), None)
+        averaged = min((roles.whole[root] for root in group if root in roles.whole), default=None)
         if averaged is not None:
             freeze(
                 tuple(found),
@@ -153,7 +153,7 @@ def _stuck(root: Atom, growable: Collection[Atom], roles: Roles) -> bool:
 
 
 def _why(fixed: Sequence[Atom]) -> str:
-    reason = next((root.frozen[0].reason for root in fixed if root.frozen), None)
+    reason = min((root.frozen[0].reason for root in fixed if root.frozen), default=None)
     return "" if reason is None else f" ({reason})"
 
 
