@@ -239,12 +239,8 @@ def test_a_subgraph_freezes_the_values_that_it_captures(kind: str):
     model = graph(MLP.replace("\nb = Relu(a)", ""), WEIGHTS)
     proto = ir.serde.serialize_model(model)
     proto.graph.node.insert(1, node)
-    proto.graph.initializer.extend(
-        [
-            numpy_helper.from_array(np.array(True), "flag"),
-            numpy_helper.from_array(np.array(2, np.int64), "count"),
-        ]
-    )
+    proto.graph.input.append(helper.make_tensor_value_info("flag", TensorProto.BOOL, []))
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(2, np.int64), "count"))
     analysis = analyse(ir.serde.deserialize_model(proto))
     assert 5 not in sizes(analysis).values()
     places = {(ref.tensor, ref.axis): space for space in analysis.spaces for ref in space.axes}
