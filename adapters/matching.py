@@ -12,6 +12,7 @@ from surgery.adapters import SHARED
 from surgery.checkpoint import Checkpoint
 from surgery.copies import original_name
 from surgery.errors import ArgumentError, CorruptFile, Refused
+from surgery.graph.rewrite import OPERAND
 from surgery.tensors import shape_of
 from surgery.verify.structure import check_structure
 from surgery_adapters.sameness import difference
@@ -90,7 +91,8 @@ def _parameters(old: Tensors, checkpoint: Checkpoint) -> dict[str, ir.TensorProt
     return {
         name: tensor
         for name, tensor in checkpoint.tensors.items()
-        if tensor.dtype.is_floating_point() and (name in old or "." in name or not traced)
+        if tensor.dtype.is_floating_point()
+        and (name in old or (("." in name or not traced) and OPERAND not in name))
     }
 
 

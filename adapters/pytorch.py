@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 import onnx_ir as ir
 
@@ -18,6 +20,7 @@ from surgery.optimizer import OptimizerState
 from surgery.optimizer_record import OptimizerRecord, merged, slots_of
 from surgery.tensors import MappedFile, Region, read_safetensors, write_safetensors
 from surgery_adapters import impala, module_tree
+from surgery_adapters.attention import as_the_code_computes, noted
 from surgery_adapters.chains import Chain, Part, custom, declare
 from surgery_adapters.contract import NAME, Notes, bare, notes_of
 from surgery_adapters.layers import Layers
@@ -34,6 +37,8 @@ from surgery_adapters.torch_tree import Revision, entries, renumber, revise, wri
 from surgery_adapters.trained import Trained
 
 SAFETENSORS = ".safetensors"
+GENERAL = True
+"""These files are of many frameworks: an adapter that knows one of them better comes first."""
 
 
 def detect(path: Path) -> bool:
@@ -123,12 +128,15 @@ def load(path: Path, reading: Reading) -> Checkpoint:
     return assemble(path, training_state(path), reading, activation=reading.activation)
 
 
-def assemble(path: Path, state: TrainingState, reading: Reading, *, activation: str | None) -> Checkpoint:
+def assemble(
+    path: Path, state: TrainingState, reading: Reading, *, activation: str | None, notes: Notes | None = None
+) -> Checkpoint:
     """A graph of all networks of a training state.
 
     Args:
       path: of the file. state: what it holds. reading: what a person says of it.
       activation: between layers, where it is known.
+      notes: that surgery has made in the file, where they are not where `notes_in` looks.
 
     Raises:
       ArgumentError, Refused: what follows what is not told by names and sizes.
@@ -140,13 +148,13 @@ def assemble(path: Path, state: TrainingState, reading: Reading, *, activation: 
             hint=f"surgery attach MODEL.onnx {path} -o OUT takes optimizer state for a graph that was exported",
         )
     model, found = _graph(path, state, parts, reading, activation)
-    notes = _notes(path)
-    return Checkpoint(
+    notes = notes or notes_in(path)
+    made = Checkpoint(
         model,
         notes.meaning(found),
         environment=notes.environment if notes.environment != Environment() else _contract(state),
         lineage=notes.lineage,
-        optimizer=_optimizer(state, parts) if reading.optimizer else None,
+        optimizer=optimizer_of(state, parts) if reading.optimizer else None,
         source={
             "adapter": "pytorch",
             "file": path.name,
@@ -156,6 +164,8 @@ def assemble(path: Path, state: TrainingState, reading: Reading, *, activation: 
         },
         copies={part.prefix: part.original for part in parts if part.original is not None},
     )
+    with_sizes: Checkpoint = noted(made)
+    return with_sizes
 
 
 def _graph(
@@ -210,21 +220,25 @@ def _module(state: TrainingState, part: Part) -> ModuleNode | None:
 
 def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list[Path]:
     """Write a copy of a checkpoint with other tensors; see `surgery.adapters.Adapter`."""
-    part = _fitted(checkpoint, like)
+    part = fitted(checkpoint, like)
     if like.suffix.lower() == SAFETENSORS:
         return _save_safetensors(part.fit.tensors, path, like, force=force)
-    replaced = changes(part.old, part.fit.now)
-    if checkpoint.optimizer is not None and part.kept is not None:
-        replaced |= changes(slots_of(part.kept), slots_of(checkpoint.optimizer, like=part.kept))
-    needed = like.stat().st_size + sum(tensor.nbytes for tensor in replaced.values())
-    extra = {} if (notes := notes_of(checkpoint, bare(checkpoint.interface))) is None else {NAME: notes}
-    edit = part.edit if part.edits else None
     with (
-        replacing([path], force=force, needed=needed, sources=[like]) as [temporary],
+        replacing([path], force=force, needed=part.needed, sources=[like]) as [temporary],
         temporary.open("wb") as out,
     ):
-        rewrite(archive(like), replaced, out, extra, _groups(checkpoint, part.old), edit)
+        part.write(out)
     return [path]
+
+
+def fitted(checkpoint: Checkpoint, like: Path) -> Fitted:
+    """Fit a checkpoint into a file, with attention as the file's code computes it.
+
+    Raises:
+      ArgumentError, Refused: it does not go into it.
+    """
+    old = {name: tensor for part in parts_of(training_state(like)) for name, tensor in part.tensors.items()}
+    return _fitted(as_the_code_computes(checkpoint, old), like)
 
 
 def check(checkpoint: Checkpoint, *, like: Path) -> None:
@@ -233,20 +247,42 @@ def check(checkpoint: Checkpoint, *, like: Path) -> None:
 
 
 @dataclass(frozen=True)
-class _Fitted:
-    """What is written into a file.
+class Fitted:
+    """What is written into a copy of a file.
 
     Attributes:
-      state: what the file holds. old: its networks' tensors, by the graph's names.
+      like: the file. state: what it holds. old: its networks' tensors, by the graph's names.
       fit: what goes where in it. checkpoint: what is written.
       revisions: how its optimizers change, by their names.
     """
 
+    like: Path
     state: TrainingState
     old: Tensors
     fit: Fit
     checkpoint: Checkpoint
     revisions: Mapping[str, Revision]
+
+    @cached_property
+    def replaced(self) -> Mapping[View, ir.TensorProtocol]:
+        """The tensors that change."""
+        found: dict[View, ir.TensorProtocol] = changes(self.old, self.fit.now)
+        state = self.checkpoint.optimizer
+        if state is not None and self.kept is not None:
+            found |= changes(slots_of(self.kept), slots_of(state, like=self.kept))
+        return found
+
+    @property
+    def needed(self) -> int:
+        """Bytes of the copy, at most."""
+        return self.like.stat().st_size + sum(tensor.nbytes for tensor in self.replaced.values())
+
+    def write(self, out: BinaryIO) -> None:
+        """Write the copy, which is no safetensors file, to one that can seek."""
+        notes = notes_of(self.checkpoint, bare(self.checkpoint.interface))
+        extra = {} if notes is None else {NAME: notes}
+        edit = self.edit if self.edits else None
+        rewrite(archive(self.like), self.replaced, out, extra, _groups(self.checkpoint, self.old), edit)
 
     @property
     def edits(self) -> bool:
@@ -274,7 +310,7 @@ class _Fitted:
                 write(nodes[name], revision, self.checkpoint.optimizer, make)
 
 
-def _fitted(checkpoint: Checkpoint, like: Path) -> _Fitted:
+def _fitted(checkpoint: Checkpoint, like: Path) -> Fitted:
     """Fit a checkpoint into a file, by shapes alone.
 
     Raises:
@@ -291,7 +327,7 @@ def _fitted(checkpoint: Checkpoint, like: Path) -> _Fitted:
     own = checkpoint.source.get("adapter") in ("pytorch", "cleanrl") and not told and not whole
     if own or found.numbering.added:
         check_same(checkpoint, lambda: _again(checkpoint, state, found), found, old, "the file")
-    return _Fitted(state, old, found, checkpoint, _revisions(state, parts, checkpoint, found, old))
+    return Fitted(like, state, old, found, checkpoint, _revisions(state, parts, checkpoint, found, old))
 
 
 def _again(checkpoint: Checkpoint, state: TrainingState, found: Fit) -> ir.Model:
@@ -339,7 +375,8 @@ def _name(convolution: ir.Node) -> str:
     return "" if weight is None else str(weight.name)
 
 
-def _notes(path: Path) -> Notes:
+def notes_in(path: Path) -> Notes:
+    """What surgery has noted in a file."""
     if path.suffix.lower() == SAFETENSORS:
         return Notes()
     found = archive(path)
@@ -355,7 +392,12 @@ def _save_safetensors(
     return [path]
 
 
-def _optimizer(state: TrainingState, parts: Sequence[Part]) -> OptimizerState | None:
+def optimizer_of(state: TrainingState, parts: Sequence[Part]) -> OptimizerState | None:
+    """The state of all optimizers of a file under the names of its networks; None if it has none.
+
+    Raises:
+      ArgumentError, Refused: parameters that the networks do not have, or more than one way to bind them.
+    """
     found = [_bound(state, name, parts).state for name in state.optimizers]
     return merged(found) if found else None
 

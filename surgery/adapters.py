@@ -181,5 +181,9 @@ def find(path: Path) -> tuple[str, Adapter]:
 
 
 def detect(path: Path) -> tuple[str, Adapter] | None:
-    """The adapter that takes a file for one of its own, with its name."""
-    return next(((name, adapter) for name, adapter in installed().items() if adapter.detect(path)), None)
+    """The adapter that takes a file for one of its own, with its name.
+
+    One whose module says `GENERAL = True`, because files like it are of many frameworks, gives way to all others.
+    """
+    known = sorted(installed().items(), key=lambda item: getattr(item[1], "GENERAL", False))
+    return next(((name, adapter) for name, adapter in known if adapter.detect(path)), None)

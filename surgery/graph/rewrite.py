@@ -23,6 +23,10 @@ class Rewritten(Protocol):
     def __call__(self, node: str, where: int | str, value: tuple[Number, ...], scalar: bool) -> None: ...
 
 
+OPERAND = ".operand"
+"""What the names of numbers that have been written anew hold, behind that of what they are an operand of."""
+
+
 def set_operand(
     model: ir.Model,
     node: ir.Node,
@@ -93,16 +97,16 @@ def _literal(
     shape: tuple[int, ...] = () if scalar else (-1,)
     if tensor is not None and len(tensor.shape) > 1:  # the numbers lie along one of its axes
         shape = tuple(1 if n == 1 else -1 for n in shape_of(tensor))
-    return _initializer(model, f"{node.outputs[0].name}.operand{where}", array.reshape(shape))
+    return _initializer(model, f"{node.outputs[0].name}{OPERAND}{where}", array.reshape(shape))
 
 
 def _mixed(model: ir.Model, node: ir.Node, where: int, old: ir.Value, value: Sequence[Number]) -> ir.Value:
     """Concatenate new numbers with the elements of the old operand that are computed at run time."""
     taken = {out.name for other in model.graph for out in other.outputs}
-    base, again = f"{node.outputs[0].name}.operand{where}", 1
+    base, again = f"{node.outputs[0].name}{OPERAND}{where}", 1
     while f"{base}.shape" in taken:  # an edit of an edited graph
         again += 1
-        base = f"{node.outputs[0].name}.operand{where}.{again}"
+        base = f"{node.outputs[0].name}{OPERAND}{where}.{again}"
     parts, made = list[ir.Value](), list[ir.Node]()
     for k, n in enumerate(value):
         array = np.array([k if n is None else n], np.int64)
