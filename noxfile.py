@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import nox
 
@@ -68,6 +69,20 @@ def tensorflow(session: nox.Session) -> None:
 def keras(session: nox.Session) -> None:
     """Keras 3 on PyTorch."""
     run(session, "keras")
+
+
+@nox.session
+def sample_factory(session: nox.Session) -> None:
+    """Sample Factory (pins numpy below 2, which this project cannot have): in an environment beside ours."""
+    other = Path(session.create_tmp()) / "framework"
+    session.run("python", "-m", "venv", str(other))
+    for pin in (TORCH, "numpy<2", "setuptools<81", "sample-factory==2.1.1"):
+        session.run(str(other / "bin" / "python"), "-m", "pip", "install", "-q", pin, external=True)
+    session.install(TORCH, "pytest>=8", "-e", ".")
+    session.run(
+        "pytest", "-q", "tests/test_sample_factory.py", *session.posargs,
+        env={"OMP_NUM_THREADS": "1", "SAMPLE_FACTORY_PYTHON": str(other / "bin" / "python")},
+    )  # fmt: skip
 
 
 @nox.session

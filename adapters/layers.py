@@ -57,6 +57,10 @@ def activation_of(name: str) -> str:
     return word
 
 
+GATES: Mapping[str, tuple[int, ...]] = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}
+"""ONNX's gates (i, o, f, c; z, r, h) by their places among PyTorch's (i, f, g, o; r, z, n)."""
+
+
 class Layers:
     """A graph in the making, and the tensors that its layers take.
 
@@ -199,24 +203,55 @@ class Layers:
         front = graph.constant([0])
         x = graph.op("Unsqueeze", x, front)
         for layer, (h, c) in enumerate(zip(hidden, cell, strict=True)):
-            weights = [
-                graph.op("Unsqueeze", self._gates(f"{module}.weight_{side}_l{layer}"), front)
-                for side in ("ih", "hh")
-            ]
-            sides = [self._gates(f"{module}.bias_{side}_l{layer}") for side in ("ih", "hh")]
-            bias = graph.op("Unsqueeze", graph.op("Concat", *sides, axis=0), front)
+            operands = self._recurrent(module, layer, "LSTM", front)
             before = [graph.op("Unsqueeze", value, front) for value in (h, c)]
             size = self.shape(f"{module}.weight_hh_l{layer}")[1]
-            _, *after = graph.ops("LSTM", x, *weights, bias, None, *before, outputs=3, hidden_size=size)
+            _, *after = graph.ops("LSTM", x, *operands, None, *before, outputs=3, hidden_size=size)
             x = after[0]
             hiddens.append(graph.op("Squeeze", after[0], front))
             cells.append(graph.op("Squeeze", after[1], front))
         return hiddens[-1], hiddens, cells
 
-    def _gates(self, name: str) -> ir.Value:
-        """A tensor whose leading axis holds the gates in PyTorch's order, in ONNX's: input, output, forget, cell."""
-        i, f, g, o = self.graph.ops("Split", self.parameter(name), outputs=4, axis=0, num_outputs=4)
-        return self.graph.op("Concat", i, o, f, g, axis=0)
+    def gru(self, x: ir.Value, module: str, hidden: Sequence[ir.Value]) -> tuple[ir.Value, list[ir.Value]]:
+        """One step of `torch.nn.GRU`, gates reset, update, new.
+
+        Args:
+          x: (batch, in). module: whose parameters are `weight_ih_l0` …
+          hidden: the state of each layer, (batch, H).
+
+        Returns:
+          the output of the last layer, and the new states.
+        """
+        graph, after = self.graph, []
+        front = graph.constant([0])
+        x = graph.op("Unsqueeze", x, front)
+        for layer, h in enumerate(hidden):
+            operands = self._recurrent(module, layer, "GRU", front)
+            size = self.shape(f"{module}.weight_hh_l{layer}")[1]
+            before = graph.op("Unsqueeze", h, front)
+            _, x = graph.ops(
+                "GRU", x, *operands, None, before, outputs=2, hidden_size=size, linear_before_reset=1
+            )
+            after.append(graph.op("Squeeze", x, front))
+        return after[-1], after
+
+    def _recurrent(self, module: str, layer: int, kind: str, front: ir.Value) -> list[ir.Value]:
+        """Both weights and the bias of a recurrent layer, as ONNX's operator takes them."""
+        graph = self.graph
+        weights = [
+            graph.op("Unsqueeze", self._gates(f"{module}.weight_{side}_l{layer}", kind), front)
+            for side in ("ih", "hh")
+        ]
+        sides = [self._gates(f"{module}.bias_{side}_l{layer}", kind) for side in ("ih", "hh")]
+        return [*weights, graph.op("Unsqueeze", graph.op("Concat", *sides, axis=0), front)]
+
+    def _gates(self, name: str, kind: str) -> ir.Value:
+        """A tensor whose leading axis holds the gates in PyTorch's order, in ONNX's."""
+        order = GATES[kind]
+        parts = self.graph.ops(
+            "Split", self.parameter(name), outputs=len(order), axis=0, num_outputs=len(order)
+        )
+        return self.graph.op("Concat", *(parts[place] for place in order), axis=0)
 
 
 def _view(key: str, tensor: ir.TensorProtocol) -> object:

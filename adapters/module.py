@@ -53,16 +53,17 @@ def traced(path: Path, parts: Sequence[Part], reading: Reading) -> tuple[ir.Mode
             where={"module": _some(module.state_dict()), "file": _some(parts[0].tensors)},
         )
     model = _export(module, own, reading)
-    ports = _outputs(model, own, copy=False)
+    ports = outputs_of(model, own, copy=False)
     for part in parts:
         if part.original == own.prefix and part is not own:
             other = _export(module, part, reading)
-            ports += _outputs(other, part, copy=True)
+            ports += outputs_of(other, part, copy=True)
             beside(model, other, part.prefix)
     return model, ports
 
 
-def _require() -> None:
+def require() -> None:
+    """Raises: MissingDependency."""
     try:
         import torch  # noqa: F401
     except ImportError as error:
@@ -73,7 +74,7 @@ def _require() -> None:
 
 def _loaded(path: Path, label: str) -> nn.Module:
     """The whole module of a trusted file, or the one of its entries that is called so."""
-    _require()
+    require()
     import torch
     from torch import nn
 
@@ -97,7 +98,7 @@ def _loaded(path: Path, label: str) -> nn.Module:
 
 
 def _make(name: str) -> nn.Module:
-    _require()
+    require()
     from torch import nn
 
     package, colon, attribute = name.partition(":")
@@ -150,7 +151,7 @@ def _export(module: nn.Module, part: Part, reading: Reading) -> ir.Model:
     names = _names(module, part)
     state = {ours: torch.from_numpy(np.array(tensors[theirs].numpy())) for ours, theirs in names.items()}
     module.load_state_dict(state)
-    shape = reading.observation or _features(module)
+    shape = reading.observation or features_of(module)
     model: ir.Model = from_module(
         module, example_inputs=torch.zeros(2, *shape), input_names=["observation"]
     ).model
@@ -165,7 +166,8 @@ def _export(module: nn.Module, part: Part, reading: Reading) -> ir.Model:
     return model
 
 
-def _features(module: nn.Module) -> tuple[int, ...]:
+def features_of(module: nn.Module) -> tuple[int, ...]:
+    """The shape of an observation that a dense first layer reads."""
     first = next((tensor for tensor in module.state_dict().values() if tensor.ndim > 1), None)
     if first is None or first.ndim != 2:
         raise ArgumentError(
@@ -175,7 +177,7 @@ def _features(module: nn.Module) -> tuple[int, ...]:
     return (int(first.shape[1]),)
 
 
-def _outputs(model: ir.Model, part: Part, *, copy: bool) -> list[Port]:
+def outputs_of(model: ir.Model, part: Part, *, copy: bool) -> list[Port]:
     """Names and kinds of what comes out, by what the exporter calls it and by the width."""
     suffix = f"_{part.prefix.strip('.').replace('.', '_')}" if copy else ""
     ports: list[Port] = []

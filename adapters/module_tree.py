@@ -94,7 +94,7 @@ def read(archive: TorchArchive, tree: Tree) -> object:
     Raises:
       CorruptFile: it holds Python objects other than data and modules; nothing was executed.
     """
-    reader = _Reader(archive)
+    reader = Reader(archive)
     found: object = reader.value(tree.root, 0)
     return found
 
@@ -122,7 +122,7 @@ def items(value: object) -> dict[Any, Any]:
     raise CorruptFile("a module's parameters are no dict")
 
 
-class _Reader:
+class Reader:
     """Makes data of a tree, each object once."""
 
     def __init__(self, archive: TorchArchive) -> None:
@@ -174,6 +174,18 @@ class _Reader:
             )
         return self._symbols[full]
 
+    def scripted(
+        self, node: Made, prefix: str = "", depth: int = 0
+    ) -> Iterator[tuple[str, ir.TensorProtocol]]:
+        """The tensors of a TorchScript module, whose state is its attributes."""
+        if depth > _DEPTH:
+            raise CorruptFile("modules are nested more deeply than any network needs")
+        for name, value in items(node.state).items():
+            if isinstance(value, Made) and value.is_a(*_TENSORS):
+                yield f"{prefix}{name}", self._tensor(value, f"{prefix}{name}")
+            elif isinstance(value, Made) and isinstance(value.state, dict):
+                yield from self.scripted(value, f"{prefix}{name}.", depth + 1)
+
     def _tensors(self, module: ModuleNode) -> Iterator[tuple[str, ir.TensorProtocol]]:
         """The state dict: parameters and buffers of every module, before those of its submodules."""
         for prefix, node in module.walk():
@@ -187,8 +199,8 @@ class _Reader:
         if not isinstance(node, Made) or not node.is_a(*_TENSORS, *_PARAMETERS):
             raise CorruptFile(f"'{name}' is a tensor of a class of its own", hint="save its state_dict()")
         found = self.value(node, 0)
-        assert isinstance(found, ir.TensorProtocol)
-        # two names of one tensor are two objects with one view, as in a state dict
+        if not isinstance(found, ir.TensorProtocol):
+            raise CorruptFile(f"'{name}' is no tensor")
         return found
 
 
@@ -234,13 +246,13 @@ def resize(node: ModuleNode, groups: int | None) -> None:
     attributes = node.attributes
     shapes = {name: _shape(tensor) for name, tensor in _held(node).items() if isinstance(tensor, Made)}
     for attribute, (name, axis) in _SIZES.get(node.kind, {}).items():
-        if attribute in attributes and name in shapes:
+        if attribute in attributes and axis < len(shapes.get(name, ())):
             attributes[attribute] = shapes[name][axis]
     weight = shapes.get("weight", ())
-    if "groups" in attributes and node.kind.startswith("Conv"):
+    if isinstance(attributes.get("groups"), int) and node.kind.startswith("Conv") and len(weight) > 1:
         attributes["groups"] = groups or attributes["groups"]
         inner = "out_channels" if "Transpose" in node.kind else "in_channels"
-        attributes[inner] = weight[1] * int(attributes["groups"])
+        attributes[inner] = weight[1] * attributes["groups"]
     if "normalized_shape" in attributes and weight:
         attributes["normalized_shape"] = weight
 

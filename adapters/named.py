@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,12 +20,11 @@ from surgery.interface import Interface, Port
 from surgery.tensors import shape_of
 from surgery_adapters.assignment import SIDES, Shape, Shapes, assigned, differing, fits, trained_shapes
 from surgery_adapters.chains import Part, words_of
+from surgery_adapters.layers import GATES
 from surgery_adapters.side_by_side import beside
 
 _DIVIDED = ("nature", "impala")
 """Families whose images, with values up to 255, are divided by 255 in every known script."""
-_GATES: Mapping[str, tuple[int, ...]] = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}
-"""ONNX's gates (i, o, f, c; z, r, h) by their places among PyTorch's (i, f, g, o; r, z, n)."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +208,7 @@ def _parameter(model: ir.Model, part: Part, name: str) -> ir.Value:
 
 def _gates_in_order(model: ir.Model, kind: str, held: Sequence[ir.Value]) -> ir.Value:
     """PyTorch's gates in ONNX's order: one weight as (1, gates · H, n), or two biases as (1, 2 · gates · H)."""
-    order = _GATES[kind]
+    order = GATES[kind]
     nodes: list[ir.Node] = []
     rows: list[ir.Value] = []
     for value in held:

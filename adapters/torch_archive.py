@@ -11,8 +11,9 @@ import errno
 import io
 import math
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -87,19 +88,24 @@ class _Storage:
 
 @dataclass(frozen=True)
 class StoredZip:
-    """A zip archive whose members are all stored as they are, whole, and none upon another: nothing can expand.
+    """A zip archive whose members are stored as they are, whole, and none upon another: nothing can expand.
 
     Attributes:
       file: what it lies in.
       members: name -> (offset in the file, length), in the order of the bytes.
+      packed: members that are compressed, and how long they are when they are not.
     """
 
     file: MappedFile
     members: Mapping[str, tuple[int, int]]
+    packed: Mapping[str, int] = field(default_factory=dict)
 
     @staticmethod
-    def open(region: Region) -> StoredZip:
+    def open(region: Region, *, packed: Callable[[str], bool] = lambda _: False) -> StoredZip:
         """Read the directory and compare it with the members.
+
+        Args:
+          packed: whether a member may be compressed; 64 MiB of them in all.
 
         Raises:
           CorruptFile: damaged, compressed, or members that overlap or have bad names.
@@ -111,7 +117,14 @@ class StoredZip:
             raise read_error(error, region.file.path) from error
         except Exception as error:  # zipfile raises what it meets, of many types, in a damaged directory
             raise CorruptFile(f"the zip archive is damaged or cut short: {error}") from error
-        return StoredZip(region.file, _members(region, infos, end))
+        deflated = {
+            info.filename: info.file_size
+            for info in infos
+            if info.compress_type == zipfile.ZIP_DEFLATED and packed(info.filename)
+        }
+        if sum(deflated.values()) > _MAX_PICKLE:
+            raise CorruptFile("the compressed members are larger than 64 MiB, which no code is")
+        return StoredZip(region.file, _members(region, infos, end, deflated), deflated)
 
     def __contains__(self, name: str) -> bool:
         return name in self.members
@@ -121,8 +134,18 @@ class StoredZip:
         return Region(self.file, *self.members[name])
 
     def content(self, name: str) -> bytes:
-        """A member's bytes."""
-        return _bytes(self.file, *self.members[name])
+        """A member's bytes, unpacked."""
+        found = _bytes(self.file, *self.members[name])
+        if name not in self.packed:
+            return found
+        size = self.packed[name]
+        try:
+            content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(found, size + 1)
+        except zlib.error as error:
+            raise CorruptFile(f"the member '{name}' is damaged: {error}") from error
+        if len(content) != size:
+            raise CorruptFile(f"the member '{name}' does not unpack to the {size} bytes that were announced")
+        return content
 
 
 @dataclass(frozen=True)
@@ -137,9 +160,9 @@ class TorchArchive:
     prefix: str
 
     @staticmethod
-    def open(region: Region) -> TorchArchive:
-        """Raises: CorruptFile."""
-        archive = StoredZip.open(region)
+    def open(region: Region, *, packed: Callable[[str], bool] = lambda _: False) -> TorchArchive:
+        """Raises: CorruptFile; see `StoredZip.open`."""
+        archive = StoredZip.open(region, packed=packed)
         members = archive.members
         prefixes = [name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl")]
         if len(prefixes) != 1 or not all(name.startswith(prefixes[0]) for name in members):
@@ -222,7 +245,9 @@ class Window(io.RawIOBase):
         return count
 
 
-def _members(region: Region, infos: Sequence[zipfile.ZipInfo], end: int) -> dict[str, tuple[int, int]]:
+def _members(
+    region: Region, infos: Sequence[zipfile.ZipInfo], end: int, packed: Mapping[str, int]
+) -> dict[str, tuple[int, int]]:
     """Member name -> (offset, length) of its bytes, after a check that directory and members agree."""
     file, base = region.file, region.offset
     members: dict[str, tuple[int, int]] = {}
@@ -232,11 +257,8 @@ def _members(region: Region, infos: Sequence[zipfile.ZipInfo], end: int) -> dict
         name = info.filename
         if name in members or name.startswith("/") or "\\" in name or ".." in name.split("/"):
             raise CorruptFile(f"the archive has a member with a bad name: '{name}'")
-        if (
-            info.compress_type != zipfile.ZIP_STORED
-            or info.flag_bits & 1
-            or info.compress_size != info.file_size
-        ):
+        stored = info.compress_type == zipfile.ZIP_STORED and info.compress_size == info.file_size
+        if info.flag_bits & 1 or not (stored or name in packed):
             raise CorruptFile(
                 f"the member '{name}' is compressed or encrypted, which no framework does",
                 hint="unpack the archive, and pack it again without compression: zip -0",
@@ -245,9 +267,9 @@ def _members(region: Region, infos: Sequence[zipfile.ZipInfo], end: int) -> dict
         length, extra = (int.from_bytes(head[at : at + 2], "little") for at in (26, 28))
         start = info.header_offset + 30 + length + extra
         written = _bytes(file, base + info.header_offset + 30, length).decode("utf-8", "replace")
-        if head[:4] != b"PK\x03\x04" or written != info.orig_filename or start + info.file_size > limit:
+        if head[:4] != b"PK\x03\x04" or written != info.orig_filename or start + info.compress_size > limit:
             raise CorruptFile(f"the member '{name}' does not lie where the archive's directory says")
-        members[name] = (base + start, info.file_size)
+        members[name] = (base + start, info.compress_size)
     return members
 
 

@@ -110,7 +110,7 @@ def rewrite(
         if name == f"{archive.prefix}data.pkl" and (replaced or edit is not None):
             members[name] = dump(tree)
         elif key is None or key not in before or (key in used and key not in storages.content):
-            members[name] = archive.zip.region(name)
+            members[name] = kept(archive.zip, name)
         elif key in storages.content:
             members[name] = storages.content.pop(key)
     members |= {f"{archive.prefix}data/{key}": tensor for key, tensor in storages.content.items()}
@@ -133,10 +133,19 @@ def write_zip(out: IO[bytes], members: Mapping[str, Content]) -> None:
                     member.write(block)
 
 
+def kept(original: StoredZip, name: str) -> Content:
+    """A member as it is, or unpacked if it is compressed."""
+    if name in original.packed:
+        content: bytes = original.content(name)
+        return content
+    region: Region = original.region(name)
+    return region
+
+
 def replace_members(original: StoredZip, changed: Mapping[str, Content], out: BinaryIO) -> None:
     """Write an archive in which some members are new or changed; the others are copied byte for byte."""
     members: dict[str, Content] = {
-        name: changed.get(name, original.region(name)) for name in original.members
+        name: changed[name] if name in changed else kept(original, name) for name in original.members
     }
     write_zip(out, {**members, **changed})
 

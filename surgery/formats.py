@@ -35,6 +35,7 @@ _TORCH_OLD = Format(
     "torch-legacy", "a PyTorch checkpoint of the format before 1.6", "load it with torch and save it again"
 )
 _TORCHSCRIPT = Format("torchscript", "a TorchScript archive", _EXPORT)
+_TORCH_EXPORT = Format("torch-export", "an exported program of PyTorch", _EXPORT)
 _SB3 = Format(
     "sb3", "a model of Stable-Baselines3", "surgery list adapters shows whether its adapter is installed"
 )
@@ -177,6 +178,8 @@ def _zip_kind(path: Path) -> Format:
         return Format("zip", "a damaged zip archive, perhaps a PyTorch checkpoint that was cut short")
     if any(name.endswith("/constants.pkl") for name in names):
         return _TORCHSCRIPT
+    if any(name.endswith("/models/model.json") for name in names):
+        return _TORCH_EXPORT
     if any(name.endswith("/data.pkl") for name in names):
         return _TORCH
     if {"data", "policy.pth"} <= set(names):

@@ -61,6 +61,18 @@ def _safetensors(folder: Path) -> Path:
     return folder / "file.safetensors"
 
 
+def _program(folder: Path) -> Path:
+    torch.manual_seed(0)
+    net, free = torch_models.Sequence().network, {0: torch.export.Dim("batch")}
+    program = torch.export.export(net, (torch.zeros(2, 5),), dynamic_shapes=(free,))
+    torch.export.save(program, folder / "file.pt2")
+    return folder / "file.pt2"
+
+
+def _sample_factory(folder: Path) -> Path:
+    return Path(shutil.copytree(FIXTURES / "sample_factory" / "lstm", folder / "experiment"))
+
+
 def _copy(fixture: str) -> Callable[[Path], Path]:
     suffix = Path(fixture).suffix
     return lambda folder: Path(shutil.copy(FIXTURES / fixture, folder / f"file{suffix}"))
@@ -94,9 +106,11 @@ SAMPLES: Mapping[str, Sample] = {
     "rllib": Sample(_unpacked("rllib/dqn.zip"), "encoder.net.mlp.2"),
     "pytorch": Sample(_torch("model and target"), "network.2", Reading(activation="relu")),
     "safetensors": Sample(_safetensors, "network.2", Reading(activation="relu")),
+    "torch_exported": Sample(_program, "2", Reading(trust=True)),
     "cleanrl": Sample(_torch("cleanrl dqn"), "network.2"),
     "cleanrl-flax": Sample(_copy("flax/dqn.cleanrl_model"), "Dense_1"),
     "keras": Sample(_keras, "fc2"),
+    "sample_factory": Sample(_sample_factory, "decoder.mlp.0"),
     "onnx": Sample(_onnx, "network.2"),
 }
 """By the names of docs/adapters.toml."""

@@ -13,6 +13,7 @@ from surgery.errors import MissingDependency
 if TYPE_CHECKING:
     from surgery.torch.code import code as code
     from surgery.torch.export import from_module as from_module
+    from surgery.torch.export import from_program as from_program
     from surgery.torch.module import to_module as to_module
     from surgery.torch.operate import operate as operate
     from surgery.torch.operate_report import Operation as Operation
@@ -33,6 +34,7 @@ _HOMES = {
     "break_symmetry": "surgery.torch.trajectory_break",
     "follow": "surgery.torch.trajectory",
     "from_module": "surgery.torch.export",
+    "from_program": "surgery.torch.export",
     "grow_states": "surgery.torch.operate_states",
     "load_optimizer": "surgery.torch.optimizer_state",
     "operate": "surgery.torch.operate",
@@ -50,6 +52,7 @@ __all__ = [
     "code",
     "follow",
     "from_module",
+    "from_program",
     "grow_states",
     "load_optimizer",
     "operate",

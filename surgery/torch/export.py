@@ -80,6 +80,27 @@ def from_module(
     return made.replace(optimizer=state.replace(slots=copied))
 
 
+def from_program(
+    program: torch.export.ExportedProgram, *, input_names: Sequence[str] | None = None
+) -> Checkpoint:
+    """An exported program as a checkpoint, with its parameters' names and the axes that it has left free.
+
+    Raises:
+      GraphError: it holds operators that have no counterpart.
+    """
+    try:
+        with quiet():
+            made = torch.onnx.export(
+                program, dynamo=True, optimize=False, opset_version=OPSET, verbose=False, input_names=input_names
+            )  # fmt: skip
+    except Exception as error:  # the exporter's errors have no common base but Exception
+        raise GraphError(f"the program cannot be exported: {_reason(error)}") from error
+    if made is None:
+        raise GraphError("the exporter returned nothing for the program")
+    model = _copied(_bare(made.model, ()))
+    return Checkpoint(model, infer(model))
+
+
 def _copy(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     return ir.Tensor(
         tensor.numpy().copy(),

@@ -1,0 +1,154 @@
+"""Sample Factory's experiments: `checkpoint_p0/checkpoint_*.pth`, and `config.json` in the folder above.
+
+A checkpoint is a dict of the actor-critic's state dict (normalisers are modules of it), the optimizer's, and progress;
+the sizes of the networks are in the configuration. (sample_factory/algo/learning/learner.py, 2.1)
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from surgery.adapters import Reading, TrainingState
+from surgery.checkpoint import Checkpoint
+from surgery.errors import Refused, SurgeryError, UnknownFormat
+from surgery.files import replacing, replacing_folder
+from surgery.interface import Environment, Interface
+from surgery_adapters import pytorch
+from surgery_adapters.chains import Part
+from surgery_adapters.layers import Layers
+from surgery_adapters.matching import checked
+from surgery_adapters.sample_factory.networks import Networks, channels_are_the_codes
+from surgery_adapters.sample_factory.settings import NAME, Settings
+
+_FOLDER = "checkpoint_p"
+
+
+def detect(path: Path) -> bool:
+    """Whether a path is a checkpoint of Sample Factory, or the folder of an experiment."""
+    try:
+        file = _file(path)
+        Settings.read(_config(file))
+    except SurgeryError:
+        return False
+    return file.suffix == ".pth" and bool(pytorch.detect(file))
+
+
+def training_state(path: Path) -> TrainingState:
+    """The network and its optimizer."""
+    found: TrainingState = pytorch.training_state(_file(path))
+    return found
+
+
+def load(path: Path, reading: Reading) -> Checkpoint:
+    """The actor-critic as one graph; see `surgery.adapters.Adapter`."""
+    file = _file(path)
+    settings, state = Settings.read(_config(file)), training_state(file)
+    if reading.module:
+        made: Checkpoint = pytorch.assemble(file, state, reading, activation=None)
+        return made.replace(source={**made.source, "adapter": "sample_factory"})
+    part = _network(state, file)
+    networks = Networks(Layers(path.stem, part.tensors), settings, reading)
+    networks.build()
+    notes, name = pytorch.notes_in(file), settings.values.get("env")
+    contract = Environment(name if isinstance(name, str) else None)
+    return Checkpoint(
+        checked(networks.layers.graph.model()),
+        notes.meaning(Interface(tuple(networks.inputs), tuple(networks.outputs))),
+        environment=contract if notes.environment == Environment() else notes.environment,
+        lineage=notes.lineage,
+        optimizer=pytorch.optimizer_of(state, [part]) if reading.optimizer else None,
+        source={
+            "adapter": "sample_factory",
+            "file": path.name,
+            **{
+                key: count
+                for key in ("train_step", "env_steps")
+                if isinstance(count := state.extra.get(key), int)
+            },
+        },
+    )
+
+
+def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list[Path]:
+    """Write a checkpoint and its configuration, or an experiment; see `surgery.adapters.Adapter`.
+
+    Of an experiment the newest checkpoint of the first policy is the one that changes; older ones, which the new
+    configuration does not fit, stay behind.
+    """
+    file = _file(like)
+    copy, settings = pytorch.fitted(checkpoint, file), Settings.read(_config(file))
+    layers = Layers(file.stem, copy.fit.tensors)
+    channels_are_the_codes(layers, settings)
+    text = settings.following(layers).text()
+    if not like.is_dir():
+        targets = [_beside(path), path]
+        with replacing(targets, force=force, needed=copy.needed, sources=[like, _config(file)]) as parts:
+            parts[0].write_text(text, encoding="utf-8")
+            with parts[1].open("wb") as out:
+                copy.write(out)
+        return targets
+    if len(list(like.glob(f"{_FOLDER}*/checkpoint_*.pth"))) > len(list(file.parent.glob("checkpoint_*.pth"))):
+        raise Refused(
+            f"{like} holds several policies, whose networks have one configuration",
+            hint=f"take one checkpoint into an experiment of its own: {file}",
+        )
+    with replacing_folder(path, owned=detect, force=force, needed=copy.needed, sources=[like]) as folder:
+        _copied(like, folder)
+        (folder / NAME).write_text(text, encoding="utf-8")
+        with (folder / file.relative_to(like)).open("wb") as out:
+            copy.write(out)
+    return [path]
+
+
+def _network(state: TrainingState, file: Path) -> Part:
+    """Raises: UnknownFormat if there is none."""
+    tensors = state.networks.get("model", {})
+    if "critic_linear.weight" not in tensors:
+        raise UnknownFormat(f"{file} holds no actor-critic of Sample Factory")
+    for name, tensor in tensors.items():
+        tensor.name = name
+    return Part("", "model", tensors)
+
+
+def _copied(like: Path, folder: Path) -> None:
+    """An experiment without its checkpoints."""
+    shutil.copytree(
+        like,
+        folder,
+        dirs_exist_ok=True,
+        ignore=lambda _, names: [name for name in names if name.endswith(".pth")],
+    )
+
+
+def _file(path: Path) -> Path:
+    """The checkpoint that a path means.
+
+    Raises:
+      UnknownFormat: a folder without one.
+    """
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob(f"{_FOLDER}0/checkpoint_*.pth"))
+    if not found:
+        raise UnknownFormat(f"{path} holds no {_FOLDER}0/checkpoint_*.pth")
+    return found[-1]
+
+
+def _config(file: Path) -> Path:
+    """The configuration of the experiment that a checkpoint is of.
+
+    Raises:
+      UnknownFormat: there is none.
+    """
+    for place in (file.parent.parent / NAME, file.with_name(NAME)):
+        if place.is_file():
+            return place
+    raise UnknownFormat(f"there is no {NAME} beside {file}, or in the folder above it")
+
+
+def _beside(file: Path) -> Path:
+    """Where the configuration of a checkpoint is written."""
+    inside = file.parent.name.startswith(_FOLDER)
+    place: Path = (file.parent.parent if inside else file.parent) / NAME
+    return place

@@ -1,0 +1,231 @@
+"""Sample Factory: experiments that it wrote are read, edited and written back; it plays and trains on with them.
+
+The fixtures are files of Sample Factory 2.1.1 (tests/fixtures/sample_factory/make.py). It needs another numpy than this
+package: the tests that run it take an interpreter that has it from SAMPLE_FACTORY_PYTHON, and talk to it by files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import surgery
+from surgery.adapters import Reading, find
+from surgery.cli import main
+from surgery.errors import ArgumentError, FileError, Refused, SurgeryError, UnknownFormat
+from surgery.verify.outputs import runtime
+
+FIXTURES = Path(__file__).parent / "fixtures" / "sample_factory"
+EXPERIMENTS = ("lstm", "apart", "pictures")
+READING = Reading(observation=(3, 24, 24))
+PYTHON = os.environ.get("SAMPLE_FACTORY_PYTHON")
+with_framework = pytest.mark.skipif(PYTHON is None, reason="SAMPLE_FACTORY_PYTHON names no interpreter")
+
+
+def load(path: Path) -> surgery.Checkpoint:
+    return surgery.load(path, reading=READING if "pictures" in str(path) else None)
+
+
+def checkpoint_in(experiment: Path) -> Path:
+    (found,) = (experiment / "checkpoint_p0").glob("checkpoint_*.pth")
+    return found
+
+
+def record(path: Path) -> Mapping[str, Any]:
+    return torch.load(checkpoint_in(path) if path.is_dir() else path, weights_only=False)
+
+
+def widened(checkpoint: surgery.Checkpoint, **more: Any) -> surgery.Checkpoint:
+    """Everything that the framework can load wider, twice as wide."""
+    spaces = surgery.analyse(checkpoint.model, checkpoint.interface).spaces
+    widths = {s.name: 2 * s.size for s in spaces if s.widenable and "conv_head" not in s.name}
+    return surgery.apply(surgery.widen(checkpoint, widths=widths, **more), checkpoint).checkpoint
+
+
+@pytest.fixture(params=EXPERIMENTS)
+def experiment(request, tmp_path) -> Path:
+    return Path(shutil.copytree(FIXTURES / request.param, tmp_path / "runs" / request.param))
+
+
+def test_the_graph_says_what_the_framework_said(experiment):
+    checkpoint = load(experiment)
+    with np.load(experiment / "answers.npz") as held:
+        answers = dict(held)
+    feeds = {"observation": answers["observation"].astype(np.float32)}
+    states, at = [port.name for port in checkpoint.interface.inputs if port.kind == "state"], 0
+    for name in states:
+        size = next(v.shape[1] for v in checkpoint.model.graph.inputs if v.name == name)
+        feeds[name] = answers["states"][:, at : at + size]
+        at += size
+    said = runtime(checkpoint.model)(feeds)
+    wanted = [said["logits"]] if "logits" in said else [said["mean"], said["action_log_std"]]
+    np.testing.assert_allclose(np.hstack(wanted), answers["logits"], atol=1e-5)
+    np.testing.assert_allclose(said["value"].reshape(-1), answers["value"], atol=1e-5)
+    if states:
+        after = np.hstack([said[f"{name}_next"] for name in states])
+        np.testing.assert_allclose(after, answers["after"], atol=1e-5)
+
+
+def test_optimizer_progress_and_environment_are_there(experiment):
+    checkpoint, held = load(experiment), record(experiment)
+    assert checkpoint.source["env_steps"] == held["env_steps"]
+    assert checkpoint.environment.id == json.loads((experiment / "config.json").read_text())["env"]
+    assert checkpoint.optimizer.kind == "adam"
+    names = [name for name in held["model"] if "normalizer" not in name]
+    for number, name in enumerate(names):
+        wanted = held["optimizer"]["state"][number]["exp_avg_sq"]
+        np.testing.assert_array_equal(checkpoint.optimizer.slots["exp_avg_sq"][name].numpy(), wanted)
+
+
+def test_an_experiment_comes_back_wide_with_its_settings_and_nothing_else_changed(experiment, tmp_path):
+    (experiment / "notes.txt").write_text("mine")
+    before, settings = record(experiment), json.loads((experiment / "config.json").read_text())
+    surgery.save(widened(load(experiment), init="net2net"), tmp_path / "wide")
+    after, new = record(tmp_path / "wide"), json.loads((tmp_path / "wide" / "config.json").read_text())
+    assert checkpoint_in(tmp_path / "wide").name == checkpoint_in(experiment).name
+    assert (tmp_path / "wide" / "notes.txt").read_text() == "mine"
+    doubled = {"encoder_mlp_layers", "encoder_conv_mlp_layers", "decoder_mlp_layers", "rnn_size"}
+    changed = {key for key in settings if settings[key] != new[key]}
+    assert changed and changed <= doubled
+    for key in changed:
+        old = settings[key] if isinstance(settings[key], list) else [settings[key]]
+        assert (new[key] if isinstance(new[key], list) else [new[key]]) == [2 * size for size in old]
+    assert list(after) == list(before) and list(after["model"]) == list(before["model"])
+    assert {k: after[k] for k in ("train_step", "env_steps", "curr_lr")} == {
+        k: before[k] for k in ("train_step", "env_steps", "curr_lr")
+    }
+    trained = [name for name in after["model"] if "normalizer" not in name]
+    for number, name in enumerate(trained):
+        assert after["optimizer"]["state"][number]["exp_avg"].shape == after["model"][name].shape
+    for name in set(after["model"]) - set(trained):
+        assert torch.equal(after["model"][name], before["model"][name])
+
+
+def test_a_checkpoint_alone_is_read_and_written_with_the_configuration_above_it(tmp_path):
+    shutil.copytree(FIXTURES / "lstm", tmp_path / "old")
+    (tmp_path / "new" / "checkpoint_p0").mkdir(parents=True)
+    source, target = (
+        checkpoint_in(tmp_path / "old"),
+        tmp_path / "new" / "checkpoint_p0" / "checkpoint_1_2.pth",
+    )
+    assert find(source)[0] == "sample_factory"
+    assert main(["widen", str(source), "--factor", "2", "-o", str(target)]) == 0
+    assert json.loads((tmp_path / "new" / "config.json").read_text())["rnn_size"] == 24
+    assert load(tmp_path / "new").source["env_steps"] == record(source)["env_steps"]
+    with pytest.raises(FileError, match=r"config\.json"):
+        surgery.save(load(source), tmp_path / "new" / "checkpoint_p0" / "checkpoint_3_4.pth")
+
+
+def test_a_checkpoint_without_a_configuration_is_any_pytorch_file(tmp_path):
+    shutil.copy(checkpoint_in(FIXTURES / "lstm"), tmp_path / "checkpoint_1_2.pth")
+    assert find(tmp_path / "checkpoint_1_2.pth")[0] == "pytorch"
+
+
+def test_new_observations_come_in_with_statistics_and_new_actions_with_the_head(tmp_path):
+    before = load(FIXTURES / "lstm")
+    plan = surgery.extend(
+        before, [surgery.NewObservation("observation", 1)], [surgery.NewAction("logits", 1, "mean")]
+    )
+    surgery.save(surgery.apply(plan, before).checkpoint, tmp_path / "more", like=FIXTURES / "lstm")
+    model = record(tmp_path / "more")["model"]
+    assert model["obs_normalizer.running_mean_std.running_mean_std.obs.running_var"].shape == (5,)
+    assert model["obs_normalizer.running_mean_std.running_mean_std.obs.running_var"].min() > 0
+    assert model["action_parameterization.distribution_linear.weight"].shape[0] == 3
+
+
+def test_what_the_frameworks_code_cannot_load_is_refused(tmp_path):
+    before = load(FIXTURES / "pictures")
+    wide = surgery.apply(surgery.widen(before, factor=2), before)
+    with pytest.raises(Refused, match="channels of 'convnet_impala'"):
+        surgery.save(wide.checkpoint, tmp_path / "wide", like=FIXTURES / "pictures")
+    before = load(FIXTURES / "apart")
+    space = next(
+        s.name
+        for s in surgery.analyse(before.model, before.interface).spaces
+        if s.name.startswith("actor_encoder")
+    )
+    lopsided = surgery.apply(surgery.widen(before, widths={space: 11}), before)
+    with pytest.raises(Refused, match="one 'encoder_mlp_layers'"):
+        surgery.save(lopsided.checkpoint, tmp_path / "wide", like=FIXTURES / "apart")
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_of_unknown_size_are_asked_for():
+    with pytest.raises(ArgumentError, match="size of the images") as caught:
+        surgery.load(FIXTURES / "pictures", reading=Reading(observation=None, activation="relu"))
+    assert "--observation" in caught.value.hint
+
+
+DAMAGE: Mapping[str, Callable[[dict[str, Any]], object]] = {
+    "no JSON": lambda s: "{",
+    "a list": lambda s: [],
+    "no sizes": lambda s: {key: s[key] for key in ("env", "algo")},
+    "another activation": lambda s: {**s, "nonlinearity": "gelu"},
+    "an activation that is a list": lambda s: {**s, "nonlinearity": ["elu"]},
+    "another core": lambda s: {**s, "rnn_type": "mamba"},
+    "a flag that is text": lambda s: {**s, "use_rnn": "yes"},
+    "a scale that is text": lambda s: {**s, "obs_scale": "255"},
+    "networks apart": lambda s: {**s, "actor_critic_share_weights": False},
+    "no core": lambda s: {**s, "use_rnn": False},
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_damaged_or_foreign_configuration_is_one_clear_error(tmp_path, what):
+    shutil.copytree(FIXTURES / "lstm", tmp_path / "x")
+    settings = DAMAGE[what](json.loads((tmp_path / "x" / "config.json").read_text()))
+    text = settings if isinstance(settings, str) else json.dumps(settings)
+    (tmp_path / "x" / "config.json").write_text(text)
+    with pytest.raises(SurgeryError) as caught:
+        surgery.load(tmp_path / "x")
+    assert caught.value.message and "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "content", [{"optimizer": {}}, {"model": {}}, {"model": {"a.weight": torch.ones(2, 2)}}]
+)
+def test_a_checkpoint_without_an_actor_critic_is_one_clear_error(tmp_path, content):
+    shutil.copytree(FIXTURES / "lstm", tmp_path / "x")
+    torch.save(content, checkpoint_in(tmp_path / "x"))
+    with pytest.raises(UnknownFormat, match=r"no (network|actor-critic)"):
+        surgery.load(tmp_path / "x")
+
+
+def test_an_experiment_of_several_policies_is_not_torn_apart(tmp_path):
+    shutil.copytree(FIXTURES / "lstm", tmp_path / "x")
+    shutil.copytree(tmp_path / "x" / "checkpoint_p0", tmp_path / "x" / "checkpoint_p1")
+    with pytest.raises(Refused, match="several policies"):
+        surgery.save(load(tmp_path / "x"), tmp_path / "y")
+
+
+def framework(verb: str, path: Path) -> Any:
+    """What Sample Factory does with an experiment, in its own process."""
+    assert PYTHON is not None
+    words = [PYTHON, str(FIXTURES / "make.py"), verb, str(path)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=path.parent, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@with_framework
+def test_the_framework_plays_the_same_actions_with_a_wide_experiment_and_trains_on(experiment, tmp_path):
+    wide, init = (
+        tmp_path / "runs" / f"wide-{experiment.name}",
+        "auto" if experiment.name == "lstm" else "net2net",
+    )
+    surgery.save(widened(load(experiment), init=init), wide)
+    assert framework("play", wide) == framework("play", experiment)
+    trained = framework("train", wide)
+    assert trained["status"] == 0
+    assert trained["env_steps after"] > trained["env_steps before"]
+    assert trained["optimizer after"] > trained["optimizer before"] > 0
+    assert load(wide).optimizer is not None
