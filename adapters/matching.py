@@ -85,9 +85,8 @@ def matched(
 
 
 def _parameters(old: Tensors, checkpoint: Checkpoint) -> dict[str, ir.TensorProtocol]:
-    traced = not _MADE_BY_CODE.isdisjoint(
-        checkpoint.source
-    )  # an exporter's constants have names without a path
+    # an exporter's constants have names without a path
+    traced = not _MADE_BY_CODE.isdisjoint(checkpoint.source)
     return {
         name: tensor
         for name, tensor in checkpoint.tensors.items()

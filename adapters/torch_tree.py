@@ -300,11 +300,11 @@ def _write_group(
     if settings is not None:
         kept = {key: group[key] for key in (_KEPT if swapped else group) if key in group}
         group.clear()
-        group.update(kept)
-        group.update({key: tuple(cast(Sequence[Json], value)) if key == "betas" else value
-                      for key, value in settings.items()})  # fmt: skip
-    group["params"] = group.pop("params") if swapped else group["params"]
-    group["params"] = numbers
+        group.update({**kept, **settings})
+        if "betas" in settings:
+            group["betas"] = tuple(cast(Sequence[Json], settings["betas"]))
+    del group["params"]
+    group["params"] = numbers  # at the end, as PyTorch writes it
     if "param_names" in group:
         group["param_names"] = [member.file for member in members]
 
