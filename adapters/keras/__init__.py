@@ -53,7 +53,7 @@ def training_state(path: Path) -> TrainingState:
     kept = {
         place.removeprefix(OPTIMIZER): t for place, t in file.stored.items() if place.startswith(OPTIMIZER)
     }
-    return TrainingState({"model": file.tensors}, {"optimizer": kept} if kept else {})
+    return TrainingState({"model": file.tensors}, extra={"optimizer": kept})
 
 
 def load(path: Path, reading: Reading) -> Checkpoint:
@@ -77,7 +77,7 @@ def load(path: Path, reading: Reading) -> Checkpoint:
             "file": path.name,
             "version": file.version,
             "seen": len(notes.lineage),
-            **({_EXPORTED: str(reading.graph), "constants": constants} if reading.graph else {}),
+            **({_EXPORTED: reading.graph.name, "constants": constants} if reading.graph else {}),
         },
     )
 

@@ -13,7 +13,7 @@ from surgery.errors import FileError, Refused
 from surgery.interface import infer
 from surgery.model_file import read_model
 from surgery_adapters.keras import attention, convolution, layers, operations, recurrent
-from surgery_adapters.keras.config import Layer, tree
+from surgery_adapters.keras.config import Layer, as_written, tree
 from surgery_adapters.keras.file import KerasFile
 from surgery_adapters.keras.network import Network, histories
 from surgery_adapters.matching import checked
@@ -28,7 +28,11 @@ def build(config: Mapping[str, Any], tensors: Mapping[str, ir.TensorProtocol]) -
     Raises:
       Refused: a layer that there is no rule for. CorruptFile: the configuration describes no network.
     """
-    model = tree(config)
+    with as_written():
+        return _build(tree(config), tensors)
+
+
+def _build(model: Layer, tensors: Mapping[str, ir.TensorProtocol]) -> Network:
     network = Network(model.config.get("name") or "keras", tensors, LAYERS, operations.OPERATIONS)
     outputs = network.model(model)
     for value, name in zip(outputs, _names(model, len(outputs)), strict=True):

@@ -6,6 +6,7 @@ Keras saves a model's layers under `layers/CLASS_i`, counted by class in their o
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,10 +91,21 @@ def tree(record: object) -> Layer:
     Raises:
       CorruptFile: it is none.
     """
-    try:
+    with as_written():
         return _model(_entry(record), "", "")
-    except (AttributeError, KeyError, TypeError, RecursionError) as error:
-        raise CorruptFile(f"the configuration describes no model of Keras 3: {error!r}") from error
+
+
+@contextlib.contextmanager
+def as_written() -> Iterator[None]:
+    """What is read of a configuration without a check of every setting.
+
+    Raises:
+      CorruptFile: a setting is not of the kind that Keras writes there.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise CorruptFile(f"the configuration is not as Keras writes it: {error!r}") from error
 
 
 def trainable(model: Layer) -> list[str]:

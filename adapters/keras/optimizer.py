@@ -17,7 +17,7 @@ from surgery.json_values import Json
 from surgery.optimizer import OptimizerState, ParamGroup
 from surgery.parameter_order import number
 from surgery.tensors import shape_of
-from surgery_adapters.keras.config import trainable
+from surgery_adapters.keras.config import as_written, trainable
 from surgery_adapters.keras.file import OPTIMIZER, KerasFile
 
 _LEAVE_OUT = "leave it out: --no-optimizer"
@@ -29,6 +29,11 @@ def load(file: KerasFile) -> OptimizerState | None:
     Raises:
       Refused: an optimizer without rules. ArgumentError: its variables do not fit those of the model.
     """
+    with as_written():
+        return _load(file)
+
+
+def _load(file: KerasFile) -> OptimizerState | None:
     slots = places(file)
     if slots is None:
         return None
