@@ -145,6 +145,8 @@ ROWS: Mapping[str, Row] = {
     "ppo lstm": Row(_ppo, DefaultModelConfig(**_SMALL, use_lstm=True, lstm_cell_size=5, max_seq_len=4)),
     "dqn": Row(_dqn, DefaultModelConfig(**_SMALL)),
     "dqn plain": Row(lambda: _dqn(dueling=False, double_q=False), DefaultModelConfig(**_SMALL)),
+    "dqn atoms": Row(lambda: _dqn(num_atoms=5, v_min=-3.0, v_max=7.0), DefaultModelConfig(**_SMALL)),
+    "dqn plain atoms": Row(lambda: _dqn(num_atoms=4, dueling=False), DefaultModelConfig(**_SMALL)),
     "dqn image": Row(_dqn, DefaultModelConfig(conv_filters=_CONV), image=True),
     "sac": Row(_sac, DefaultModelConfig(**_SMALL), discrete=False),
     "sac one critic": Row(lambda: _sac(twin_q=False), DefaultModelConfig(**_SMALL), discrete=False),
@@ -191,9 +193,10 @@ def answers(module: Any, arrays: Arrays) -> dict[str, np.ndarray]:
     if hasattr(module, "pi_encoder"):
         found = _off_policy(module, batch, arrays)
     elif hasattr(module, "af"):
-        found = {
-            "q_values": module.compute_q_values(batch)["qf_preds"],
-            "q_values_target": module.forward_target(batch)["qf_preds"],
+        both = {"": module.compute_q_values(batch), "_target": module.forward_target(batch)}
+        found = {f"q_values{suffix}": values["qf_preds"] for suffix, values in both.items()}
+        found |= {
+            f"atom_logits{s}": values["qf_logits"] for s, values in both.items() if "qf_logits" in values
         }
     else:
         found = _actor_critic(module, batch, arrays)

@@ -298,7 +298,8 @@ HOSTILE: Mapping[str, tuple[Callable[[Path], object], type[SurgeryError]]] = {
     "a width that is none": (_config(fcnet_hiddens=["x"]), CorruptFile),
     "no widths": (_config(fcnet_hiddens=None), CorruptFile),
     "an unknown activation": (_config(fcnet_activation="mine"), Refused),
-    "distributional": (_config(num_atoms=51), Refused),
+    "atoms that are not there": (_config(num_atoms=51), CorruptFile),
+    "atoms without end": (_config(num_atoms=1 << 40), CorruptFile),
     "an own module": (
         _edited(f"{MODULE}/class_and_ctor_args.pkl", lambda root: root.update({"class": Name("mine", "M")})), Refused
     ),

@@ -73,7 +73,7 @@ def build(tensors: Mapping[str, ir.TensorProtocol], config: Mapping[str, Any]) -
     return _Builder(tensors, config).build()
 
 
-def factory_of(params: Mapping[str, Any], module: str) -> str:
+def _factory_of(params: Mapping[str, Any], module: str) -> str:
     """The name of the encoder factory of a module in the configuration."""
     own = f"{_FACTORIES.get(module, 'value')}_encoder_factory"
     return own if own in params else "encoder_factory"
@@ -125,7 +125,7 @@ class _Builder:
 
     def _encoded(self, module: str, prefix: str, x: ir.Value, action: ir.Value | None) -> ir.Value:
         """What the encoder of a network makes of an observation, and of an action; prefix: of the network's."""
-        factory = factory_of(self.params, module)
+        factory = _factory_of(self.params, module)
         if not isinstance(self.params.get(factory), Mapping):
             raise CorruptFile(f"the configuration has no '{factory}'")
         encoder = Encoder.read(self.params[factory], len(self.shape))

@@ -294,11 +294,9 @@ class _ActorCritic(_Builder):
 
 
 class _Value(_Builder):
-    """DQN: values, dueling or not, and a target network."""
+    """DQN: values or distributions of them over atoms, dueling or not, and a target network."""
 
     def build(self) -> Networks:
-        if int(self.config.get("num_atoms", 1)) != 1:
-            raise Refused("there is no rule for RLlib's distributional DQN (num_atoms > 1)")
         for prefix, suffix in (("", ""), ("_target_", "_target")):
             self._values(prefix, suffix)
         parts = ("encoder.", "af.", "vf.")[: 3 if self.config.get("dueling") else 2]
@@ -307,14 +305,30 @@ class _Value(_Builder):
         return self.finished()
 
     def _values(self, prefix: str, suffix: str) -> None:
+        graph, atoms = self.graph, int(self.config.get("num_atoms", 1))
         x = self.encoded(f"{prefix}encoder.", suffix)
-        values = self.dense(f"{prefix}af.net.mlp.", x, "head_fcnet_hiddens", head=self.count)
+        values = self.dense(f"{prefix}af.net.mlp.", x, "head_fcnet_hiddens", head=self.count * atoms)
+        if atoms > 1:
+            values = graph.op("Reshape", values, graph.constant([0, self.count, atoms]))
         if self.config.get("dueling"):
-            # Q = A − mean A + V (Wang et al., 2016, eq. 9)
-            mean = self.graph.op("ReduceMean", values, self.graph.constant([1]), keepdims=1)
+            # Q = A − mean A + V (Wang et al., 2016, eq. 9); of distributions the framework takes the mean over atoms
+            mean = graph.op("ReduceMean", values, graph.constant([2 if atoms > 1 else 1]), keepdims=1)
             value = self.dense(f"{prefix}vf.net.mlp.", x, "head_fcnet_hiddens", head=1)
-            values = self.graph.op("Add", self.graph.op("Sub", values, mean), value)
+            value = graph.op("Unsqueeze", value, graph.constant([2])) if atoms > 1 else value
+            values = graph.op("Add", graph.op("Sub", values, mean), value)
+        if atoms > 1:
+            values = self._expected(values, atoms, suffix)
         self.output(values, f"q_values{suffix}", (self.count,), "other" if suffix else "q_values")
+
+    def _expected(self, logits: ir.Value, atoms: int, suffix: str) -> ir.Value:
+        """The mean of the distributions with these logits, (batch, actions, atoms) (Bellemare et al., 2017)."""
+        low, high = float(self.config["v_min"]), float(self.config["v_max"])
+        self.output(logits, f"atom_logits{suffix}", (self.count, atoms), "other")
+        support = self.graph.constant([low + k * (high - low) / (atoms - 1) for k in range(atoms)], "float32")
+        shares = self.graph.op("Softmax", logits, axis=2)
+        return self.graph.op(
+            "ReduceSum", self.graph.op("Mul", shares, support), self.graph.constant([2]), keepdims=0
+        )
 
 
 class _OffPolicy(_Builder):
