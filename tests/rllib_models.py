@@ -24,17 +24,15 @@ from ray.tune.registry import register_env
 
 Arrays = Mapping[str, np.ndarray]
 MODULE = "default_policy"
-_MORE = {"features": 0, "actions": 0}
 
 
 class World(gymnasium.Env):
     """Observations drawn at random, a reward that depends on the action, ten steps an episode."""
 
-    def __init__(self, image: bool, discrete: bool) -> None:
-        more = _MORE["features"]
-        shape = (12, 12, 2 + more) if image else (4 + more,)
+    def __init__(self, image: bool, discrete: bool, features: int, more: int) -> None:
+        shape = (12, 12, 2 + features) if image else (4 + features,)
         self.observation_space = spaces.Box(-2.0, 2.0, shape, np.float32)
-        actions = (2 if image else 3) + _MORE["actions"]
+        actions = (2 if image else 3) + more
         self.action_space = (
             spaces.Discrete(actions) if discrete else spaces.Box(-1.0, 1.0, (actions - 1,), np.float32)
         )
@@ -55,7 +53,6 @@ class World(gymnasium.Env):
 
 def start(features: int = 0, actions: int = 0) -> None:
     """Start Ray where it is not running; later environments have some more features and actions."""
-    _MORE.update(features=features, actions=actions)
     if not ray.is_initialized():
         ray.init(
             num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False,
@@ -63,7 +60,8 @@ def start(features: int = 0, actions: int = 0) -> None:
         )  # fmt: skip
     for image in (False, True):
         for discrete in (False, True):
-            register_env(f"World{image:d}{discrete:d}", lambda _, i=image, d=discrete: World(i, d))
+            made = (image, discrete, features, actions)  # travels to the processes that act
+            register_env(f"World{image:d}{discrete:d}", lambda _, made=made: World(*made))
 
 
 @dataclasses.dataclass(frozen=True)

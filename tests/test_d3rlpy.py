@@ -79,11 +79,12 @@ def slots_are_carried(checkpoint: surgery.Checkpoint, algorithm: object) -> None
             name = names[parameter]
             for slot, value in held.items() if name in checkpoint.tensors else ():
                 if slot == "step":
-                    assert state.steps[name] == float(value) > 0
+                    assert state.steps[name] == float(value)
                 else:
                     assert state.slots[slot][name].numpy().tobytes() == value.numpy().tobytes(), (slot, name)
                     seen += 1
-    assert seen == sum(map(len, state.slots.values()))
+    assert seen == sum(map(len, state.slots.values())) > 0
+    assert max(state.steps.values()) > 0
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -126,6 +127,29 @@ def test_a_widened_algorithm_loads_does_the_same_and_learns_on(saved, tmp_path, 
     assert grown[1] > 1.5 * grown[0]
     slots_are_carried(after, new)
     assert dict(after.optimizer.steps) == dict(before.optimizer.steps)
+    row.learn(new)
+    new.save(str(tmp_path / "later.d3"))
+    later = surgery.load(tmp_path / "later.d3").optimizer.steps
+    assert all(later[parameter] > step for parameter, step in after.optimizer.steps.items())
+
+
+DEEPER = {
+    "dqn": ["q_funcs.0._encoder._layers.2"],
+    "td3": ["q_funcs.0._encoder._layers.0", "q_funcs.1._encoder._layers.0"],
+    "iql": ["policy._encoder._layers.2"],
+}
+
+
+@pytest.mark.parametrize("name", DEEPER)
+def test_a_deepened_algorithm_loads_does_the_same_and_learns_on(saved, tmp_path, name):
+    row, before = ROWS[name], surgery.load(saved[name])
+    surgery.apply(surgery.deepen(before, DEEPER[name], kind="identity"), before).save(tmp_path / "deep.d3")
+    old, new, after = load(saved[name]), load(tmp_path / "deep.d3"), surgery.load(tmp_path / "deep.d3")
+    arrays = inputs(row)
+    agree(ours(after, scaled(new, arrays)), answers(new, arrays))
+    agree(answers(new, arrays), answers(old, arrays))
+    assert len(list(parameters(new))) > len(list(parameters(old)))
+    slots_are_carried(after, new)
     row.learn(new)
     new.save(str(tmp_path / "later.d3"))
     later = surgery.load(tmp_path / "later.d3").optimizer.steps

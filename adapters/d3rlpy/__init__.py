@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -11,7 +12,7 @@ import onnx_ir as ir
 
 from surgery.adapters import Reading, TrainingState
 from surgery.checkpoint import Checkpoint
-from surgery.errors import CorruptFile, FileError, Refused, SurgeryError
+from surgery.errors import ArgumentError, CorruptFile, FileError, Refused, SurgeryError
 from surgery.files import replacing
 from surgery.formats import sniff
 from surgery.interface import Environment, Interface
@@ -20,10 +21,13 @@ from surgery.optimizer_record import OptimizerRecord, merged, slots_of
 from surgery.tensors import Region
 from surgery_adapters.contract import NAME, Notes, notes_of
 from surgery_adapters.d3rlpy.file import D3File, read_config, write
-from surgery_adapters.d3rlpy.networks import SCOPES, build
+from surgery_adapters.d3rlpy.networks import SCOPES, Networks, build
 from surgery_adapters.d3rlpy.settings import follow, statistics
-from surgery_adapters.matching import checked, matched
-from surgery_adapters.torch_patch import View, changes, rewritten
+from surgery_adapters.matching import Fit, check_same, checked, fit
+from surgery_adapters.sequences import HINT
+from surgery_adapters.torch_patch import Edit, Make, changes, rewritten
+from surgery_adapters.torch_tree import Revision, entries, renumber, revise
+from surgery_adapters.torch_tree import write as write_optimizer
 from surgery_adapters.trained import Trained
 
 SUFFIX = ".d3"
@@ -70,28 +74,101 @@ def load(path: Path, reading: Reading) -> Checkpoint:
 
 def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list[Path]:
     """Write a copy of an algorithm with other networks; see `surgery.adapters.Adapter`."""
-    file = D3File.open(like)
-    networks = build(file.tensors, file.config)
-    tensors = matched(file.tensors, checkpoint, like)
-    replaced = changes(file.tensors, tensors) | _changed_slots(file, checkpoint)
-    everything = {**file.tensors, **tensors}
-    config = follow(file.config, checkpoint, everything, networks)
-    _check_loadable(everything, config)
+    part = _fitted(checkpoint, like)
+    file = part.file
+    replaced = changes(file.tensors, part.fit.now)
+    if (old := _optimizer(file)) is not None and checkpoint.optimizer is not None:
+        replaced |= changes(slots_of(old), slots_of(checkpoint.optimizer, like=old))
     outer = dict(file.outer)
-    if config != file.config:
-        outer["config"] = json.dumps(config)
-    if replaced:
-        outer["torch"] = _content(rewritten(file.archive, replaced))
-    found = Interface(tuple(networks.inputs), tuple(networks.outputs))
+    if part.config != file.config:
+        outer["config"] = json.dumps(part.config)
+    if replaced or part.fit.numbering.added:
+        outer["torch"] = _content(rewritten(file.archive, replaced, part.edit))
+    found = Interface(tuple(part.networks.inputs), tuple(part.networks.outputs))
     if (notes := notes_of(_untold(checkpoint, file), found)) is not None:
         outer[NAME] = notes.decode()
     needed = like.stat().st_size + sum(tensor.nbytes for tensor in replaced.values())
-    with replacing([path], force=force, needed=needed, sources=[like]) as [part], part.open("wb") as out:
+    with (
+        replacing([path], force=force, needed=needed, sources=[like]) as [temporary],
+        temporary.open("wb") as out,
+    ):
         if outer == file.outer:
             out.write(like.read_bytes())
         else:
             write(outer, file.protocol, cast(BinaryIO, out))
     return [path]
+
+
+def check(checkpoint: Checkpoint, *, like: Path) -> None:
+    """Whether a copy of an algorithm can hold other networks; see `surgery.adapters.Checking`."""
+    _fitted(checkpoint, like)
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """What is written into a file.
+
+    Attributes:
+      file: the original. networks: that its configuration makes.
+      fit: what goes where in it. config: as it will be.
+      checkpoint: what is written. revisions: how its optimizers change.
+    """
+
+    file: D3File
+    networks: Networks
+    fit: Fit
+    config: Mapping[str, Any]
+    checkpoint: Checkpoint
+    revisions: Mapping[str, Revision]
+
+    @property
+    def edit(self) -> Edit | None:
+        """The change of the names in the state dicts, and of the optimizers; None if there are no new layers."""
+        return self._deepened if self.fit.numbering.added else None
+
+    def _deepened(self, root: object, make: Make) -> None:
+        fitted, items = self.fit, entries(root) or {}
+        prefixes = [f"{module}." for module in items]
+        renumber(root, self.file.tensors, fitted.numbering, fitted.tensors, prefixes, make)
+        for name, revision in self.revisions.items():
+            if revision.needed and self.checkpoint.optimizer is not None:
+                holder = entries(items[name]) or {}
+                write_optimizer(holder.get("optim"), revision, self.checkpoint.optimizer, make)
+
+
+def _fitted(checkpoint: Checkpoint, like: Path) -> _Fitted:
+    """Fit a checkpoint into a file, by shapes alone.
+
+    Raises:
+      ArgumentError, Refused: it does not go into it, or the framework could not load it.
+    """
+    file = D3File.open(like)
+    networks = build(file.tensors, file.config)
+    found = fit(file.tensors, checkpoint, like)
+    config = follow(file.config, checkpoint, found.tensors, networks)
+    again = _loadable(found.read_again, config)
+    check_same(checkpoint, lambda: again, found, file.tensors, "d3rlpy")
+    return _Fitted(file, networks, found, config, checkpoint, _revisions(file, checkpoint, found))
+
+
+def _revisions(file: D3File, checkpoint: Checkpoint, found: Fit) -> dict[str, Revision]:
+    trained, state = _trained(file), checkpoint.optimizer
+    if not trained:
+        return {}
+    if state is None:
+        raise Refused(
+            "the file has optimizer state, and the checkpoint was read without it",
+            hint="read it with its optimizer, so that the state can follow",
+        )
+    revisions = {
+        name: revise(item.record, item.places, state, found.numbering, file.tensors)
+        for name, item in trained.items()
+    }
+    if any(r.swapped or any(group is not None for group in r.settings) for r in revisions.values()):
+        raise Refused(
+            "the file's optimizer has other settings, which its configuration would make anew", hint=HINT
+        )
+    return revisions
 
 
 def _untold(checkpoint: Checkpoint, file: D3File) -> Checkpoint:
@@ -122,24 +199,12 @@ def _optimizer(file: D3File) -> OptimizerState | None:
     return merged(states) if states else None
 
 
-def _changed_slots(file: D3File, checkpoint: Checkpoint) -> dict[View, ir.TensorProtocol]:
-    old = _optimizer(file)
-    if old is None:
-        return {}
-    if checkpoint.optimizer is None:
-        raise Refused(
-            "the file has optimizer state, and the checkpoint was read without it",
-            hint="read it with its optimizer, so that the state can follow",
-        )
-    found: dict[View, ir.TensorProtocol] = changes(slots_of(old), slots_of(checkpoint.optimizer, like=old))
-    return found
-
-
-def _check_loadable(tensors: Mapping[str, ir.TensorProtocol], config: Mapping[str, Any]) -> None:
-    """Refuse what the framework could not load: parameters that do not fit what its configuration makes."""
+def _loadable(tensors: Mapping[str, ir.TensorProtocol], config: Mapping[str, Any]) -> ir.Model:
+    """The graph of what the framework makes of the result; Refused if its parameters do not fit its configuration."""
     try:
-        checked(build(tensors, read_config(json.dumps(config))).layers.graph.model())
-    except CorruptFile as error:
+        model: ir.Model = checked(build(tensors, read_config(json.dumps(config))).layers.graph.model())
+        return model
+    except (ArgumentError, CorruptFile) as error:
         raise Refused(
             f"d3rlpy could not load the result: {error.message}",
             hint="where an observation or an action is new, it is new in every network: --observation "

@@ -6,7 +6,7 @@ activation, batch-norm, layer-norm, dropout. (d3rlpy/models/encoders.py, d3rlpy/
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,7 +83,7 @@ class Encoder:
             hidden = shapes[inner][0] if self.blocks else self.units[1]
             return replace(self, units=(shapes[f"{prefix}_layers.0.weight"][0], hidden))
         step, dense = self._step, "_last_layers." if self.kind == "pixel" else "_layers."
-        units = tuple(shapes[f"{prefix}{dense}{k * step}.weight"][0] for k in range(len(self.units)))
+        units = tuple(_leading(shapes, f"{prefix}{dense}", step))
         found = (
             (shapes[f"{prefix}_cnn_layers.{k * step}.weight"], stride)
             for k, (_, _, stride) in enumerate(self.filters)
@@ -183,3 +183,11 @@ def _activation(name: object) -> str:
     if name not in _ACTIVATIONS:
         raise Refused(f"there is no rule for the activation '{name}' of an encoder")
     return _ACTIVATIONS[str(name)]
+
+
+def _leading(shapes: Mapping[str, Sequence[int]], prefix: str, step: int) -> Iterator[int]:
+    """The widths of the layers of a sequence, one after every `step` places."""
+    place = 0
+    while (name := f"{prefix}{place}.weight") in shapes:
+        yield shapes[name][0]
+        place += step

@@ -207,15 +207,19 @@ class _Builder:
         """The mean over evenly spaced quantiles τ of fc(h ⊙ relu(embed(cos(π i τ)))) (Dabney et al., 2018)."""
         graph, layers = self.graph, self.layers
         size = layers.shape(f"{prefix}_embed.weight")[1]
-        # counted in the graph, where their number is seen to be fixed
-        steps = graph.op("CumSum", graph.constant(np.ones(size), "float32"), graph.constant(0))
-        taus = graph.constant(np.linspace(0, math.pi, count)[:, None], "float32")
-        prior = graph.op("Cos", graph.op("Mul", taus, steps))  # (quantiles, size)
+        steps, ranks = self._counted((size,)), self._counted((count, 1))
+        step = graph.constant(math.pi / max(count - 1, 1), "float32")
+        angles = graph.op("Mul", graph.op("Sub", ranks, graph.constant(1.0, "float32")), step)
+        prior = graph.op("Cos", graph.op("Mul", angles, steps))  # (quantiles, size)
         embedded = graph.op("Relu", layers.linear(prior, f"{prefix}_embed"))  # (quantiles, features)
         product = graph.op("Mul", graph.op("Unsqueeze", features, graph.constant([1])), embedded)
         weight = graph.op("Transpose", layers.parameter(f"{prefix}_fc.weight"), perm=[1, 0])
         values = graph.op("Add", graph.op("MatMul", product, weight), layers.parameter(f"{prefix}_fc.bias"))
         return graph.op("ReduceMean", values, graph.constant([1]), keepdims=0)
+
+    def _counted(self, shape: tuple[int, ...]) -> ir.Value:
+        """1, 2 … along the first axis; counted in the graph, where it is seen that their number is fixed."""
+        return self.graph.op("CumSum", self.graph.constant(np.ones(shape), "float32"), self.graph.constant(0))
 
     def _output(self, value: ir.Value, name: str, shape: tuple[int, ...], kind: str) -> None:
         self.graph.output(value, name, shape)
