@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # read when numpy is imported
@@ -38,3 +40,13 @@ def rng() -> np.random.Generator:
 def teachers() -> Path:
     """The folder of the trained agents that ship with the project."""
     return TEACHERS
+
+
+@pytest.fixture(scope="module")
+def one_registry() -> Iterator[None]:
+    """PyTorch's exporter reads its table of operators anew for every export: half of the time of a small one."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry as registry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "from_torchlib", staticmethod(functools.cache(registry.from_torchlib)))
+        yield

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,17 +17,9 @@ from torch.nn import functional as F
 import surgery
 from surgery.errors import Refused
 from surgery.torch import from_module, operate, operate_layers, operate_outputs
-from tests.test_operate_live import everything, loss_of, same
+from tests.live_models import everything, loss_of, same
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_registry():
-    """The exporter reads its table of operators anew for every export: half of the time of these tests."""
-    from torch.onnx._internal.exporter._registration import ONNXRegistry as registry
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "from_torchlib", staticmethod(functools.cache(registry.from_torchlib)))
-        yield
+pytestmark = pytest.mark.usefixtures("one_registry")
 
 
 class Functional(nn.Module):

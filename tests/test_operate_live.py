@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
-import warnings
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,25 +14,12 @@ from torch.nn import functional as F
 import surgery
 from surgery.errors import (
     ArgumentError,
-    ClaimFailed,
-    GraphError,
-    PlanMismatch,
-    Refused,
-    SurgeryError,
-    UnknownName,
 )
 from surgery.torch import from_module, grow_states, operate, operate_groups, operate_journal, operate_outputs
 from tests import zoo
+from tests.live_models import FRAMES, X, everything, loss_of, mlp, same, trained
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_registry():
-    """The exporter reads its table of operators anew for every export: half of the time of these tests."""
-    from torch.onnx._internal.exporter._registration import ONNXRegistry as registry
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "from_torchlib", staticmethod(functools.cache(registry.from_torchlib)))
-        yield
+pytestmark = pytest.mark.usefixtures("one_registry")
 
 
 class Agent(nn.Module):
@@ -53,65 +37,12 @@ class Agent(nn.Module):
         return self.policy(x), self.value(x)
 
 
-FRAMES = torch.randn(4, 3, 11, 11, generator=torch.Generator().manual_seed(1))
-
-
-def mlp() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 6), nn.Tanh(), nn.Linear(6, 3))
-
-
-X = torch.randn(8, 5, generator=torch.Generator().manual_seed(2))
-
-
-def trained(net: nn.Module, optimizer: torch.optim.Optimizer, x: Any = FRAMES, steps: int = 3) -> None:
-    for seed in range(steps):
-        optimizer.zero_grad()
-        loss_of(net, x, seed).backward()
-        optimizer.step()
-
-
-def loss_of(net: nn.Module, x: Any, seed: int = 0) -> torch.Tensor:
-    results = net(*x) if isinstance(x, tuple) else net(x)
-    results = results if isinstance(results, tuple) else (results,)
-    generator = torch.Generator().manual_seed(seed)
-    return sum(((y - torch.randn(y.shape[1:], generator=generator)) ** 2).mean() for y in results)
-
-
 def agent(make=torch.optim.Adam, **settings) -> tuple[Agent, torch.optim.Optimizer]:
     torch.manual_seed(0)
     net = Agent()
     optimizer = make(net.parameters(), **{"lr": 1e-2, **settings})
     trained(net, optimizer)
     return net, optimizer
-
-
-def everything(*owners: Any) -> dict[str, Any]:
-    """A deep picture of modules and optimizers: tensors by value and identity, attributes, groups, state."""
-    picture: dict[str, Any] = {}
-    for at, owner in enumerate(owners):
-        if isinstance(owner, nn.Module):
-            for path, module in owner.named_modules():
-                plain = {k: v for k, v in vars(module).items() if isinstance(v, int | float | tuple | str)}
-                picture[f"{at}.{path}"] = plain
-            for name, tensor in [*owner.named_parameters(), *owner.named_buffers()]:
-                grad = tensor.grad.clone() if tensor.is_leaf and tensor.grad is not None else None
-                picture[f"{at}:{name}"] = (id(tensor), tensor.data_ptr(), tensor.detach().clone(), grad)
-        elif isinstance(owner, torch.optim.Optimizer):
-            picture[f"{at} state"] = copy.deepcopy(owner.state_dict())
-            picture[f"{at} params"] = [[id(p) for p in group["params"]] for group in owner.param_groups]
-        else:
-            picture[f"{at} schedule"] = copy.deepcopy(owner.state_dict())
-    return picture
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, tuple | list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return bool(a == b)
 
 
 def test_a_module_its_target_and_its_optimizer_grow_together():
@@ -341,260 +272,6 @@ def test_after_a_failure_everything_is_as_it_was(fault, monkeypatch):
     monkeypatch.undo()
     assert same(everything(*owners), before)
     trained(net, optimizer, X)
-
-
-class Hard(nn.Module):
-    """A size written into the code."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.ModuleDict({"conv": nn.Conv2d(3, 6, 3, 2), "fc": nn.Linear(150, 4)})
-
-    def forward(self, x):
-        return self.inner["fc"](torch.relu(self.inner["conv"](x)).reshape(-1, 150))
-
-
-class Sized(Hard):
-    """The same in an attribute."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flat = 150
-
-    def forward(self, x):
-        return self.inner["fc"](torch.relu(self.inner["conv"](x)).reshape(-1, self.flat))
-
-
-class Branching(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(5, 4)
-
-    def forward(self, x):
-        return self.fc(x) if float(x.sum()) > 0 else x
-
-
-class Unseen(nn.Module):
-    """Noise that is used in training only."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc, self.head = nn.Linear(5, 6), nn.Linear(6, 2)
-        self.fc.sigma = nn.Parameter(torch.full((6, 5), 0.1))
-
-    def forward(self, x):
-        weight = self.fc.weight + self.fc.sigma if self.training else self.fc.weight
-        return self.head(torch.relu(F.linear(x, weight, self.fc.bias)))
-
-
-class Lion(torch.optim.Optimizer):
-    """An optimizer that nobody has heard of."""
-
-    def __init__(self, params) -> None:
-        super().__init__(params, {"lr": 1e-3})
-
-    def step(self, closure=None):
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                self.state[parameter]["trend"] = torch.ones_like(parameter)
-
-
-def split(net: nn.Module) -> nn.Module:
-    net[2].weight = nn.Parameter(net[2].weight.to_sparse())
-    return net
-
-
-def computed(net: nn.Module) -> nn.Module:
-    del net[2].weight
-    net[2].weight_source = nn.Parameter(torch.randn(6, 7))
-    net[2].weight = net[2].weight_source * 2  # no parameter, and no leaf
-    net[2].register_buffer("kept", net[2].weight_source * 3)
-    return net
-
-
-def adam(net):
-    return torch.optim.Adam(net.parameters())
-
-
-def on_two_devices() -> nn.Module:
-    net = mlp()
-    net[2].register_buffer("far", torch.zeros(3, device="meta"))
-    return net
-
-
-def quantised() -> nn.Module:
-    net = mlp()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.ao.quantization.quantize_dynamic(net, {nn.Linear}, dtype=torch.qint8)
-
-
-def lbfgs(net: nn.Module) -> torch.optim.Optimizer:
-    optimizer = torch.optim.LBFGS(net.parameters())
-
-    def loss() -> torch.Tensor:
-        optimizer.zero_grad()
-        value = loss_of(net, X)
-        value.backward()
-        return value
-
-    optimizer.step(loss)
-    return optimizer
-
-
-def pruned() -> nn.Module:
-    net = mlp()
-    torch.nn.utils.prune.l1_unstructured(net[0], "weight", 0.5)
-    return net
-
-
-REFUSALS = {
-    "a weight that is computed": (pruned, lambda net: None, X, {"widths": {"0": 9}}, Refused, "undo that"),
-    "one state for all": (mlp, lbfgs, X, {"widths": {"2": 9}}, Refused, "new LBFGS"),
-    "quantised": (quantised, lambda net: None, X, {"widths": {"0": 9}}, Refused, "before the model is quantised"),
-    "several devices": (on_two_devices, adam, X, {"widths": {"0": 9}}, Refused, "one device"),
-    "a size in the code": (Hard, adam, FRAMES, {"widths": {"inner.conv": 9}}, Refused, "attributes="),
-    "a module that branches": (Branching, adam, X, {"widths": {"fc": 9}}, GraphError, "torch.export"),
-    "noise unseen": (Unseen, adam, X, {"widths": {"fc": 9}}, Refused, "training=True"),
-    "no such space": (mlp, adam, X, {"widths": {"9": 9}}, UnknownName, "0"),
-    "too narrow": (mlp, adam, X, {"widths": {"0": 3}}, ArgumentError, "narrower"),
-    "others' optimizer": (mlp, lambda net: adam(mlp()), X, {"widths": {"0": 9}}, ArgumentError, "parameters()"),
-    "no optimizer": (mlp, lambda net: "adam", X, {"widths": {"0": 9}}, ArgumentError, ""),
-    "a class without rules": (mlp, lambda net: Lion(net.parameters()), X, {"widths": {"0": 9}}, Refused, "reset"),
-    "sparse": (lambda: split(mlp()), lambda net: None, X, {"widths": {"0": 9}}, Refused, "dense"),
-    "not a leaf": (lambda: computed(mlp()), lambda net: None, X, {"widths": {"0": 9}}, Refused, "owns"),
-    "parametrised": (
-        lambda: nn.utils.parametrizations.weight_norm(nn.Linear(5, 4)), adam, X, {"widths": {"0": 9}}, Refused,
-        "remove",
-    ),
-    "data parallel": (lambda: nn.DataParallel(mlp()), adam, X, {"widths": {"0": 9}}, Refused, ".module"),
-    "another companion": (mlp, adam, X, {"widths": {"0": 9}, "also": [nn.Linear(5, 3)]}, Refused, ""),
-    "no numbers": (lambda: mlp().to("meta"), adam, X, {"widths": {"0": 9}}, Refused, ""),
-    "wrong attribute": (mlp, adam, X, {"widths": {"0": 9}, "attributes": {"0.size": 1}}, UnknownName, ""),
-    "two orders": (mlp, adam, X, {"widths": {"0": 9}, "plan": lambda c: None}, ArgumentError, ""),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", REFUSALS)
-def test_what_cannot_follow_is_refused_in_words_and_nothing_changes(case):
-    make, optimize, x, how, error, hint = REFUSALS[case]
-    net = make()
-    optimizer = optimize(net)
-    if isinstance(optimizer, torch.optim.Optimizer) and net is not None and case == "a class without rules":
-        optimizer.step()
-    owners = [owner for owner in (net, optimizer) if isinstance(owner, nn.Module | torch.optim.Optimizer)]
-    before = everything(*owners) if case not in ("no numbers", "sparse", "several devices") else None
-    with pytest.raises(error) as caught:
-        operate(net, optimizer, x, **how)
-    assert isinstance(caught.value, SurgeryError)
-    assert hint in (caught.value.hint or "") + caught.value.message
-    assert before is None or same(everything(*owners), before)
-
-
-class Mixed(nn.Module):
-    """Layers in two types."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(5, 7), nn.Linear(7, 3).bfloat16()
-
-    def forward(self, x):
-        return self.second(torch.tanh(self.first(x)).bfloat16()).float()
-
-
-def strided() -> nn.Module:
-    """Parameters that are not contiguous: transposed, and a view of a larger tensor."""
-    net = mlp()
-    net[0].weight = nn.Parameter(net[0].weight.detach().t().contiguous().t())
-    net[2].weight = nn.Parameter(torch.randn(20, 9)[3:9, 1:8])
-    return net
-
-
-@pytest.mark.parametrize("make", [strided, Mixed])
-def test_layouts_and_types_are_the_parameters_own(make):
-    net = make()
-    types, before = [p.dtype for p in net.parameters()], net(X)
-    optimizer = torch.optim.SGD(net.parameters(), 1e-3)
-    operate(net, optimizer, X, widths={"0" if make is strided else "first": 9})
-    assert [p.dtype for p in net.parameters()] == types
-    torch.testing.assert_close(
-        net(X), before, rtol=2e-2 if make is Mixed else 1e-5, atol=1e-2 if make is Mixed else 1e-6
-    )
-    loss_of(net, X).backward()
-    optimizer.step()
-
-
-def test_a_size_in_an_attribute_can_be_given():
-    net = Sized()
-    before = net(FRAMES)
-    with pytest.raises(Refused) as caught:
-        operate(net, None, FRAMES, widths={"inner.conv": 9})
-    assert caught.value.where["module"] == "inner.fc (Linear)"
-    operate(net, None, FRAMES, widths={"inner.conv": 9}, attributes={"flat": 225})
-    torch.testing.assert_close(net(FRAMES), before)
-
-
-def test_noise_of_training_follows_in_training_mode():
-    net = Unseen()
-    operate(net, adam(net), X, widths={"fc": 9}, training=True)
-    assert net.fc.sigma.shape == (9, 5)
-    net.train()(X)
-
-
-def test_state_without_rules_is_dropped_on_request_and_reported():
-    net = mlp()
-    optimizer = Lion(net.parameters())
-    optimizer.step()
-    operation = operate(net, optimizer, X, widths={"0": 9}, reset_unknown=True)
-    assert operation.not_carried == ("'trend' of Lion",)
-    assert "not carried" in operation.describe()
-    assert "trend" in optimizer.state[net[4].weight]
-    assert "trend" not in optimizer.state[net[0].weight]
-
-
-def test_parameters_of_other_networks_are_left_alone_and_counted():
-    net, other = mlp(), nn.Linear(2, 2)
-    optimizer = torch.optim.Adam([*net.parameters(), *other.parameters()])
-    trained(net, optimizer, X)
-    assert operate(net, optimizer, X, widths={"0": 9}).others == 2
-
-
-def test_a_scaler_between_unscaling_and_update_is_refused():
-    net, scaler = mlp(), torch.amp.GradScaler("cpu", init_scale=8.0)
-    optimizer = adam(net)
-    scaler.scale(loss_of(net, X)).backward()
-    scaler.unscale_(optimizer)
-    with pytest.raises(ArgumentError, match="scaler"):
-        operate(net, optimizer, X, widths={"0": 9}, scaler=scaler)
-    scaler.step(optimizer)
-    scaler.update()
-    operate(net, optimizer, X, widths={"0": 9}, scaler=scaler)
-    optimizer.zero_grad()
-    scaler.scale(loss_of(net, X)).backward()
-    scaler.step(optimizer)
-    scaler.update()
-
-
-def test_a_plan_for_another_network_does_not_fit():
-    plan = surgery.widen(from_module(mlp(), example_inputs=X), widths={"0": 9})
-    net = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3))
-    with pytest.raises(PlanMismatch, match=r"0\.weight"):
-        operate(net, adam(net), X, plan=plan)
-
-
-def test_a_module_that_computes_otherwise_than_its_export_is_caught(monkeypatch):
-    net = mlp()
-    calls = []
-
-    def outputs(self, grown=False):
-        calls.append(grown)
-        return {"y": net(X) + len(calls)}
-
-    monkeypatch.setattr(operate_outputs.Runner, "outputs", outputs)
-    before = everything(net)
-    with pytest.raises(ClaimFailed, match="moves by"):
-        operate(net, None, X, widths={"0": 9})
-    assert same(everything(net), before)
 
 
 WIDE = ["mobilenet", "groupnorm_cnn", "twin_critics"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,17 +16,9 @@ import surgery
 from surgery import NewAction, NewObservation, Retired
 from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.torch import from_module, operate
-from tests.test_operate_live import everything, loss_of, same
+from tests.live_models import everything, loss_of, same
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_registry():
-    """The exporter reads its table of operators anew for every export: half of the time of these tests."""
-    from torch.onnx._internal.exporter._registration import ONNXRegistry as registry
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "from_torchlib", staticmethod(functools.cache(registry.from_torchlib)))
-        yield
+pytestmark = pytest.mark.usefixtures("one_registry")
 
 
 NAMED = {"input_names": ["observation"], "output_names": ["logits"]}
