@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,11 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 import surgery
 import surgery.policy
-from surgery.cli import main
+from surgery.architectures import new
 from surgery.distill import Options, execute, plan_finetune
 from surgery.distill.session import Session
 from surgery.errors import ArgumentError
-from surgery.interface import Environment
+from surgery.interface import Environment, Interface, PortPatch
 from surgery.probes import probes
 
 CARTPOLE = Environment("CartPole-v1")
@@ -101,26 +100,28 @@ def test_what_it_has_become_goes_back_into_the_frameworks_own_file(
     assert written.lineage[-1].operation == "finetune"
 
 
-def test_an_optimizer_that_the_file_cannot_hold_is_refused_before_anything_starts(
-    saved: tuple[BaseAlgorithm, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_with_another_optimizer_the_file_that_comes_out_has_that_one(
+    saved: tuple[BaseAlgorithm, Path], tmp_path: Path
 ):
-    _, path = saved
-    with pytest.raises(ArgumentError, match="could not be written back into"):
-        plan_finetune(
-            surgery.load(path), tmp_path / "run", environment=CARTPOLE, options=OPTIONS, optimizer="rmsprop"
-        )
-    words = [
-        "finetune",
-        str(path),
-        "--env",
-        "CartPole-v1",
-        "--optimizer",
-        "rmsprop",
-        "-o",
-        str(tmp_path / "run"),
-    ]
-    assert main([*words, "--json"]) == 2
-    assert "choose the optimizer of that file" in json.loads(capsys.readouterr().out)["error"]["hint"]
+    agent, path = saved
+    job = plan_finetune(
+        surgery.load(path), tmp_path / "run", environment=CARTPOLE, options=OPTIONS, optimizer="rmsprop"
+    )
+    again = type(agent).load(execute(job).native, device="cpu")
+    assert type(again.policy.optimizer) is torch.optim.RMSprop
+    whole = surgery.load(tmp_path / "run" / "student.onnx")
+    for name, parameter in again.policy.named_parameters():
+        if name in whole.optimizer.parameters:
+            held = again.policy.optimizer.state[parameter]["square_avg"]
+            np.testing.assert_array_equal(held, whole.optimizer.slots["square_avg"][name].numpy())
+
+
+def test_a_file_that_cannot_be_written_back_is_refused_before_anything_starts(
+    saved: tuple[BaseAlgorithm, Path], tmp_path: Path
+):
+    broken = surgery.load(saved[1]).replace(origin=tmp_path / "gone.zip")
+    with pytest.raises(ArgumentError, match=r"could not be written back into .*gone\.zip"):
+        plan_finetune(broken, tmp_path / "run", environment=CARTPOLE, options=OPTIONS)
     assert not (tmp_path / "run").exists()
 
 
@@ -141,3 +142,31 @@ def test_an_actor_critic_has_no_values_to_go_on_with(tmp_path: Path):
         plan_finetune(
             surgery.load(tmp_path / "ppo.zip"), tmp_path / "run", environment=CARTPOLE, options=OPTIONS
         )
+
+
+def test_the_order_of_inputs_and_outputs_does_not_matter(tmp_path: Path):
+    made = new("lstm-8", observation=(4,), actions=2, seed=1).replace(environment=CARTPOLE)
+    turned = made.model.clone()
+    for values in (turned.graph.inputs, turned.graph.outputs):
+        values[:] = [*values[1:], values[0]]
+    interface = Interface(
+        *((*ports[1:], ports[0]) for ports in (made.interface.inputs, made.interface.outputs))
+    )
+    model = made.replace(model=turned, interface=interface)
+    changes = {"evaluation_episodes": 2, "evaluate_every": 1000, "unroll": 6, "burn_in": 2}
+    outcome = execute(
+        plan_finetune(
+            model, tmp_path / "run", environment=CARTPOLE,
+            options=Options(frames=1000, envs=2, device="cpu", changes=changes),
+        )
+    )  # fmt: skip
+    done = surgery.load(outcome.student)
+    assert [port.name for port in done.interface.outputs] == ["hidden_next", "cell_next", "q_values"]
+    assert any((done.tensors[name].numpy() != made.tensors[name].numpy()).any() for name in made.tensors)
+
+
+def test_inputs_that_no_environment_gives_are_refused_by_name(tmp_path: Path):
+    model = new("mlp-8", observation=(4,), actions=2)
+    masked = model.replace(interface=model.interface.annotated({"observation": PortPatch(kind="mask")}, {}))
+    with pytest.raises(ArgumentError, match=r"not observation \(mask\)"):
+        plan_finetune(masked, tmp_path / "run", environment=CARTPOLE, options=OPTIONS)

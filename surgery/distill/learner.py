@@ -190,7 +190,7 @@ class Learner:
 
 
 def make_optimizer(
-    kind: str, network: Network, rate: float, *, recorded: bool | None = None
+    kind: str, network: Network, rate: float, *, centered: bool = True, recorded: bool | None = None
 ) -> torch.optim.Optimizer:
     """Adam at Dopamine's ε of 1.5e-4 (fused), or RMSProp as the Nature DQN has it (centered, α 0.95, ε 1e-5).
 
@@ -198,6 +198,7 @@ def make_optimizer(
       kind: `adam` or `rmsprop`.
       network: whose parameters; noise is none.
       rate: learning rate.
+      centered: whether RMSProp follows the mean of the gradients, too.
       recorded: whether steps are recorded, so that the rate must be a tensor; None: on a GPU.
     """
     cuda = network.device == "cuda"
@@ -207,4 +208,6 @@ def make_optimizer(
     parameters = [parameter for parameter in network.module.parameters() if parameter.requires_grad]
     if kind == "adam":
         return torch.optim.Adam(parameters, lr=lr, eps=EPS[kind], fused=True, capturable=cuda)
-    return torch.optim.RMSprop(parameters, lr=lr, alpha=0.95, eps=EPS[kind], centered=True, capturable=cuda)
+    return torch.optim.RMSprop(
+        parameters, lr=lr, alpha=0.95, eps=EPS[kind], centered=centered, capturable=cuda
+    )

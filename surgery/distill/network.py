@@ -66,8 +66,8 @@ class Network:
     """A module with one output, beside the state that it may carry, on a device, with its way of reading values.
 
     Args:
-      module: takes (B, *observation), gives (B, A) or (B, A, N), and takes and gives states, in the order of
-        `states`; moved and laid out in place.
+      module: takes (B, *observation), gives (B, A) or (B, A, N), and behind them takes and gives states, in the order
+        of `states`; moved and laid out in place.
       values: how its output is read.
       observation: shape of one observation.
       dtype: element type of the module's input.
@@ -152,11 +152,6 @@ class Network:
             part.reshape(-1, *size).movedim(0, port.batch)
             for part, size, port in zip(parts, sizes, self.states, strict=True)
         )
-
-    @property
-    def noisy(self) -> bool:
-        """Whether it has noisy layers."""
-        return bool(self._noise)
 
     @torch.no_grad()
     def draw_noise(self) -> None:

@@ -205,9 +205,12 @@ class Session:
         target.module.requires_grad_(False)
         if job.whole is not None:
             target.module.load_state_dict(target_of(job.whole), strict=False)
-        optimizer = make_optimizer(job.optimizer, student, settings.rate)
-        if job.student.optimizer is not None and job.student.optimizer.kind == job.optimizer:
-            modules.load_optimizer(job.student.optimizer, optimizer, student.module)
+        held = job.student.optimizer
+        held = held if held is not None and held.kind == job.optimizer else None
+        centered = held is None or "grad_avg" in held.slots
+        optimizer = make_optimizer(job.optimizer, student, settings.rate, centered=centered)
+        if held is not None:
+            modules.load_optimizer(held, optimizer, student.module)
         teacher = self.teacher
         temperature = settings.teacher_temperature or (teacher.temperature if teacher else 1.0)
         return Learner(

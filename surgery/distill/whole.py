@@ -18,7 +18,7 @@ from surgery.checkpoint import Checkpoint, save
 from surgery.copies import original_name
 from surgery.distill.values import KINDS
 from surgery.errors import ArgumentError, SurgeryError
-from surgery.interface import Interface
+from surgery.interface import Interface, Port
 from surgery.optimizer import OptimizerState, ParamGroup
 
 LEARNED = tuple(reversed(KINDS))
@@ -28,26 +28,39 @@ LEARNED = tuple(reversed(KINDS))
 def cut_out(model: Checkpoint) -> Checkpoint:
     """The network that learns: one output of values, and the state that it carries, without what only others need.
 
-    The model itself where it is nothing else.
+    The model itself where it is nothing else, and its states stand behind the observation and the values.
+
+    Raises:
+      ArgumentError: inputs that no environment gives.
     """
     ports = model.interface.outputs
     kind = next((kind for kind in LEARNED if any(port.kind == kind for port in ports)), None)
-    kept = {port.name for port in ports if port.kind in (kind, "state")}
-    if kind is None or len(kept) == len(ports):
+    if kind is None:
+        return model
+    others = [port for port in model.interface.inputs if port.kind not in ("observation", "state")]
+    if others:
+        listed = ", ".join(f"{port.name} ({port.kind})" for port in others)
+        raise ArgumentError(
+            f"a network that learns takes an observation, and beside it states only; not {listed}"
+        )
+    inputs = _states_last(model.interface.inputs)
+    outputs = _states_last(tuple(port for port in ports if port.kind in (kind, "state")))
+    if (inputs, outputs) == (model.interface.inputs, ports):
         return model
     cut = model.model.clone()
-    for value in [value for value in cut.graph.outputs if value.name not in kept]:
-        cut.graph.outputs.remove(value)
+    for values, kept in ((cut.graph.inputs, inputs), (cut.graph.outputs, outputs)):
+        by_name = {value.name: value for value in values}
+        values[:] = [by_name[port.name] for port in kept]
     cut = RemoveUnusedNodesPass()(cut).model
-    inputs = {value.name for value in cut.graph.inputs}
-    interface = Interface(
-        tuple(port for port in model.interface.inputs if port.name in inputs),
-        tuple(port for port in ports if port.name in kept),
-    )
+    interface = Interface(inputs, outputs)
     state = None if model.optimizer is None else _of(model.optimizer, frozenset(cut.graph.initializers))
     return model.replace(
         model=cut, interface=interface, optimizer=state, copies={}, origin=None, path=None, source={}
     )
+
+
+def _states_last(ports: tuple[Port, ...]) -> tuple[Port, ...]:
+    return tuple(sorted(ports, key=lambda port: port.kind == "state"))
 
 
 def _of(state: OptimizerState, names: frozenset[str]) -> OptimizerState:
