@@ -16,14 +16,10 @@ from surgery.errors import CorruptFile, Refused
 from surgery.interface import Bound as Bound
 from surgery.interface import Port
 from surgery_adapters.pickle_tree import Made, Name
+from surgery_adapters.pickled_arrays import Array, read_array, read_dtype, read_integer, write_array
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Source = Sequence[int | None]
 """For every entry of an axis the old one that it was, or None for a new one."""
-
-_FROM_BUFFER = ("numpy._core.numeric._frombuffer", "numpy.core.numeric._frombuffer")
-_RECONSTRUCT = ("numpy._core.multiarray._reconstruct", "numpy.core.multiarray._reconstruct")
-_SCALAR = ("numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar")
 
 
 @dataclass(frozen=True)
@@ -80,7 +76,7 @@ def read_space(node: object) -> Space:
             return Space(
                 kind, (), "", node, spaces={str(key): read_space(value) for key, value in named.items()}
             )
-        dtype = _dtype(state["dtype"])
+        dtype = read_dtype(state["dtype"])
         if kind == "Discrete":
             return Space(kind, (), str(dtype), node, counts=(_integer(state["n"]),))
         shape = tuple(int(size) for size in state[_shape_key(state)])
@@ -150,7 +146,7 @@ def change_count(space: Space, count: int) -> None:
     assert isinstance(state, dict)
     old = state["n"]
     if isinstance(old, Made):
-        dtype = _dtype(old.arguments[0])
+        dtype = read_dtype(old.arguments[0])
         old.arguments = (old.arguments[0], np.asarray(count, dtype).tobytes())
     else:
         state["n"] = count
@@ -169,98 +165,11 @@ def _taken(array: Array, axis: int, source: Source, fresh: float | Array) -> Arr
     return taken
 
 
-def read_array(node: object) -> Array:
-    """The array that a node makes.
-
-    Raises:
-      CorruptFile: it makes none of numbers.
-    """
-    if not isinstance(node, Made):
-        raise CorruptFile("an array of the file cannot be read")
-    try:
-        return _array(node)
-    except (TypeError, ValueError, IndexError, AttributeError) as error:
-        raise CorruptFile(f"an array of the file is damaged: {type(error).__name__}: {error}") from error
-
-
-def _array(node: Made) -> Array:
-    if node.is_a(*_FROM_BUFFER):
-        buffer, dtype, shape, order = node.arguments
-    elif node.is_a(*_RECONSTRUCT) and isinstance(node.state, tuple):
-        _, shape, dtype, fortran, buffer = node.state
-        order = "F" if fortran else "C"
-    else:
-        raise CorruptFile(f"an array of the file is made by '{node.maker}', which cannot be read")
-    return np.frombuffer(_bytes(buffer), _dtype(dtype)).reshape(tuple(shape), order=order)
-
-
-def write_array(like: object, array: Array) -> Made:
-    """A node that makes an array, in the way that another node does."""
-    if not isinstance(like, Made):
-        raise CorruptFile("an array of the file cannot be written")
-    if like.is_a(*_FROM_BUFFER):
-        dtype = like.arguments[1]
-        data = np.ascontiguousarray(array, _dtype(dtype)).tobytes()
-        buffer = bytearray(data) if isinstance(like.arguments[0], bytearray) else data
-        return Made(like.maker, (buffer, dtype, tuple(array.shape), "C"), like.how)
-    assert isinstance(like.state, tuple)
-    version, _, dtype, _, buffer = like.state
-    data = np.ascontiguousarray(array, _dtype(dtype)).tobytes()
-    content = (
-        Made(buffer.maker, (data.decode("latin1"), "latin1"), buffer.how)
-        if isinstance(buffer, Made)
-        else data
-    )
-    return Made(
-        like.maker, like.arguments, like.how, state=(version, tuple(array.shape), dtype, False, content)
-    )
-
-
-def _bytes(buffer: object) -> bytes:
-    if isinstance(buffer, Made) and buffer.is_a("_codecs.encode") and isinstance(buffer.arguments[0], str):
-        return buffer.arguments[0].encode("latin1")
-    if isinstance(buffer, bytes | bytearray):
-        return bytes(buffer)
-    raise CorruptFile("an array of the file has no data")
-
-
-def _dtype(node: object) -> np.dtype[Any]:
-    if isinstance(node, Name) and node.module == "numpy":
-        return np.dtype(str(node.name))
-    if not isinstance(node, Made) or not node.is_a("numpy.dtype") or not isinstance(node.arguments[0], str):
-        raise CorruptFile("an array of the file has no element type")
-    dtype: np.dtype[Any] = np.dtype(str(node.arguments[0]))
-    order = node.state[1] if isinstance(node.state, tuple) else "="
-    if dtype.kind not in "fiub":
-        raise CorruptFile(f"an array of the file holds '{dtype}', which are no numbers")
-    return np.dtype(dtype.newbyteorder(">")) if order == ">" else dtype
-
-
-def is_array(node: object) -> bool:
-    """Whether a node makes an array."""
-    return isinstance(node, Made) and node.is_a(*_FROM_BUFFER, *_RECONSTRUCT)
-
-
-def read_scalar(node: object) -> float | int | bool | None:
-    """The number that a node makes, if it makes a NumPy scalar."""
-    if not isinstance(node, Made) or not node.is_a(*_SCALAR):
-        return None
-    try:
-        found: float | int | bool = np.frombuffer(_bytes(node.arguments[1]), _dtype(node.arguments[0]))[
-            0
-        ].item()
-    except (TypeError, ValueError, IndexError) as error:
-        raise CorruptFile(f"a number of the file is damaged: {error}") from error
-    return found
-
-
 def _integer(node: object) -> int:
-    found = read_scalar(node)
-    if isinstance(found, int):
-        return found
-    if isinstance(node, int) and not isinstance(node, bool):
-        return node
-    raise CorruptFile("a space has no number of values")
+    number: int | None = read_integer(node)
+    if number is None:
+        raise CorruptFile("a space has no number of values")
+    return number
 
 
 def box_port(name: str, space: Space) -> Port:

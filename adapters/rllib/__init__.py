@@ -21,10 +21,10 @@ from surgery.tensors import equal
 from surgery_adapters.contract import NAME, Notes, notes_of
 from surgery_adapters.matching import checked, matched
 from surgery_adapters.pickle_tree import dump
+from surgery_adapters.pickled_arrays import write_array
 from surgery_adapters.rllib.folder import STATE, RllibFolder, plain
 from surgery_adapters.rllib.networks import CLIPS, Networks, build
 from surgery_adapters.rllib.settings import follow, widths
-from surgery_adapters.spaces import write_array
 from surgery_adapters.trained import Trained
 
 TEMPERATURE = "alpha"

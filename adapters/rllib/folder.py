@@ -19,7 +19,8 @@ from surgery.errors import CorruptFile, FileError, Refused, UnknownFormat
 from surgery.files import check_readable, read_error
 from surgery_adapters.contract import NAME
 from surgery_adapters.pickle_tree import Made, Name, Tree, parse
-from surgery_adapters.spaces import Space, is_array, read_array, read_scalar, read_space
+from surgery_adapters.pickled_arrays import is_array, read_array, read_scalar
+from surgery_adapters.spaces import Space, read_space
 
 MARK = "rllib_checkpoint.json"
 _LEARNER = "learner_group/learner"

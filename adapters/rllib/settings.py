@@ -12,9 +12,10 @@ from surgery.tensors import shape_of
 from surgery_adapters.contract import since
 from surgery_adapters.layers import Tensors
 from surgery_adapters.pickle_tree import Made
+from surgery_adapters.pickled_arrays import is_array, read_array
 from surgery_adapters.rllib.folder import RllibFolder, fields_of
 from surgery_adapters.rllib.networks import Networks
-from surgery_adapters.spaces import Source, Space, change_box, change_count, is_array, read_array, read_space
+from surgery_adapters.spaces import Source, Space, change_box, change_count, read_space
 
 _CONFIGS = ("model_config", "_model_config")
 _HEADS = ("q_values", "logits", "mean")
