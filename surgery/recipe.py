@@ -110,7 +110,11 @@ def recipe(plan: Plan, state: OptimizerState) -> Recipe:
 def _no_rule(plan: Plan, state: OptimizerState) -> str | None:
     if state.kind not in NORMALISED | {"sgd"}:
         return f"there is no rule for '{state.kind}'"
-    if any(group.hyper.get("buffer_holds_lr") and group.hyper.get("momentum") for group in state.groups):
+    if any(
+        group.hyper.get("buffer_holds_lr")
+        and (group.hyper.get("momentum") or "momentum_buffer" in state.slots)
+        for group in state.groups
+    ):
         return "the momentum buffer holds whole steps, which no setting scales"
     if plan.noise:
         return "the copies are noisy"
@@ -164,7 +168,8 @@ def _factors(kind: str, hyper: Mapping[str, Json], s: float, t: float) -> tuple[
     """Of lr, ε and weight decay; 1 for a setting that the optimizer does not have or that is 0."""
     normalised = kind in NORMALISED
     lr = s if normalised else s / t
-    eps = t ** (2 if hyper.get("eps_inside_root") else 1) if normalised and hyper.get("eps") else 1.0
+    # a setting that the file does not say is not 0
+    eps = t ** (2 if hyper.get("eps_inside_root") else 1) if normalised and hyper.get("eps", 1) else 1.0
     decoupled = kind == "adamw" or bool(hyper.get("decoupled_weight_decay"))
     decay = 1 / lr if decoupled else t / s
     return lr, eps, decay if hyper.get("weight_decay") else 1.0
@@ -181,12 +186,10 @@ def _applied(hyper: Mapping[str, Json], lr: float, eps: float, weight_decay: flo
 
 
 def _settings(group: RecipeGroup) -> str:
-    shown = [
-        f"{name} {_number(group.hyper[name])}"
-        for name in ("lr", "eps", "weight_decay")
-        if group.hyper.get(name)
-    ]
-    return " · ".join(shown)
+    factors = {"lr": group.lr, "eps": group.eps, "weight_decay": group.weight_decay}
+    shown = [f"{name} {_number(group.hyper[name])}" for name in factors if group.hyper.get(name)]
+    unknown = [f"{name} × {_number(f)}" for name, f in factors.items() if name not in group.hyper and f != 1]
+    return " · ".join(shown + unknown) or "as before"
 
 
 def _number(value: Json) -> str:
