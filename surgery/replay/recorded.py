@@ -18,6 +18,7 @@ from surgery.errors import ArgumentError, CorruptFile
 from surgery.replay.batch import Layout
 from surgery.replay.buffer import Replay
 from surgery.replay.frames import Array
+from surgery.replay.logged import Stacked, is_logged, read_logged
 from surgery.replay.npz import read_npz
 
 if TYPE_CHECKING:
@@ -40,11 +41,11 @@ class Transitions:
       next_observation: (N, *observation) the true successors.
     """
 
-    observation: Array
+    observation: Array | Stacked
     action: Array
     reward: Array
     terminated: Array
-    next_observation: Array
+    next_observation: Array | Stacked
 
     def __len__(self) -> int:
         return len(self.action)
@@ -53,10 +54,16 @@ class Transitions:
 def read_transitions(path: Path) -> Transitions:
     """Read a recorded replay; nothing in it is executed.
 
+    Args:
+      path: an `.npz`, or a column of a replay that Dopamine logged (`surgery.replay.logged`).
+
     Raises:
       FileError: the file cannot be read.
       CorruptFile: damaged, or without the arrays that make a transition.
     """
+    if is_logged(path):
+        log = read_logged(path)
+        return Transitions(log.observation, log.action, log.reward, log.terminated, log.next_observation)
     arrays = read_npz(path, "recorded replay")
     try:
         return _transitions(arrays)
