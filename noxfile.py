@@ -32,6 +32,10 @@ class Framework:
 
 FRAMEWORKS = {
     "d3rlpy": Framework([TORCH, "d3rlpy==2.8.1"], ["tests/test_d3rlpy.py", "tests/test_d3rlpy_files.py"]),
+    "flax": Framework(
+        ["jax==0.10.2", "flax==0.12.8", "optax==0.2.8", "orbax-checkpoint==0.11.36", "jax2onnx==0.17.1"],
+        ["tests/test_flax_states.py"],
+    ),
     "rllib": Framework([TORCH, "ray[rllib]==2.60.0"], ["tests/test_rllib.py", "tests/test_rllib_files.py"]),
     "keras": Framework(
         [TORCH, "keras==3.15.1", "h5py==3.14.0"], ["tests/test_keras_package.py", "tests/test_keras.py"]
@@ -46,11 +50,41 @@ FRAMEWORKS = {
     ),
 }
 
+DOPAMINE = (
+    "jax==0.4.35", "jaxlib==0.4.35", "flax==0.10.2", "optax==0.2.4", "orbax-checkpoint==0.10.3",
+    "tensorflow-cpu==2.18.1", "tf_keras==2.18.0", "tensorflow-probability==0.25.0",
+    "gin-config", "gym", "gymnasium", "ale-py", "python-snappy", "msgpack", "opencv-python-headless", "etils",
+    "tf2onnx==1.16.1", "onnx==1.16.2",
+)  # fmt: skip
+"""What Dopamine's agents need, in versions that work together."""
+
 
 @nox.session
 def d3rlpy(session: nox.Session) -> None:
     """d3rlpy (pins gymnasium 1.0.0)."""
     run(session, "d3rlpy")
+
+
+@nox.session
+def dopamine(session: nox.Session) -> None:
+    """Dopamine and TensorFlow: their pins and ours do not go together, so they have a process of their own."""
+    folder = Path(session.create_tmp()) / "dopamine"
+    session.run("python", "-m", "venv", str(folder))
+    python = str(folder / "bin" / "python")
+    session.run(python, "-m", "pip", "install", "-q", *DOPAMINE, external=True)
+    # it asks for more than its agents need, and for a gym that is gone
+    session.run(python, "-m", "pip", "install", "-q", "--no-deps", "dopamine-rl==4.1.2", external=True)
+    session.install("pytest>=8", "hypothesis", "-e", ".")
+    session.run(
+        "pytest", "-q", "tests/test_dopamine.py", "tests/test_tf_checkpoint.py", *session.posargs,
+        env={"OMP_NUM_THREADS": "1", "SURGERY_DOPAMINE_PYTHON": python, "SURGERY_TENSORFLOW_PYTHON": python},
+    )  # fmt: skip
+
+
+@nox.session
+def flax(session: nox.Session) -> None:
+    """Flax, optax, Orbax and jax2onnx."""
+    run(session, "flax")
 
 
 @nox.session

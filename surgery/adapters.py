@@ -55,6 +55,7 @@ class Reading:
       head: what the architecture says, where sizes do not tell (`surgery.architectures.heads.HEADS`).
       graph: an `.onnx` that the framework exported from this very file.
       trust: whether code that the file names may be imported and run.
+      graph: an ONNX file that an exporter made of the network, where a file holds arrays only.
       optimizer: whether to read the optimizer state too.
     """
 

@@ -40,6 +40,13 @@ _SB3 = Format(
     "sb3", "a model of Stable-Baselines3", "surgery list adapters shows whether its adapter is installed"
 )
 _KERAS = Format("keras", "a model of Keras", "surgery list adapters shows whether its adapter is installed")
+_TF_CHECKPOINT = Format(
+    "tf-checkpoint",
+    "the index of a TensorFlow checkpoint",
+    "surgery list adapters shows whether its adapter is installed",
+)
+_TABLE_END = bytes.fromhex("57fb808b247547db")
+"""LevelDB's magic number, with which an index ends."""
 _MSGPACK = Format("msgpack", "a MessagePack file, such as Flax parameters")
 _ZIP = Format("zip", "a zip archive", "surgery list adapters shows the archives that can be read")
 _SAFETENSORS = Format("safetensors", "a safetensors file", "it holds weights without a graph; " + _EXPORT)
@@ -119,7 +126,15 @@ def sniff(path: Path) -> Format:
     for signature, kind in _SIGNATURES:
         if head.startswith(signature):
             return kind
+    if path.suffix == ".index" and _ends_with(path, _TABLE_END):
+        return _TF_CHECKPOINT
     return _by_content(head, path)
+
+
+def _ends_with(path: Path, end: bytes) -> bool:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - len(end)))
+        return file.read() == end
 
 
 def unknown(path: Path, kind: Format) -> UnknownFormat:

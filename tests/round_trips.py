@@ -100,10 +100,28 @@ def _unpacked(fixture: str) -> Callable[[Path], Path]:
     return write
 
 
+def _dopamine(folder: Path) -> Path:
+    (folder / "ckpt.3").write_bytes(gzip.decompress((FIXTURES / "dopamine" / "dqn.ckpt.3.gz").read_bytes()))
+    return folder / "ckpt.3"
+
+
+def _bundle(folder: Path) -> Path:
+    data = "data-00000-of-00001"
+    shutil.copy(FIXTURES / "tf_checkpoint" / f"dqn.{data}", folder / f"file.{data}")
+    return _copy("tf_checkpoint/dqn.index")(folder)
+
+
 SAMPLES: Mapping[str, Sample] = {
     "sb3": Sample(_sb3, "q_net.q_net.2"),
     "d3rlpy": Sample(_copy("d3rlpy/dqn.d3"), "q_funcs.0._encoder._layers.2"),
     "rllib": Sample(_unpacked("rllib/dqn.zip"), "encoder.net.mlp.2"),
+    "dopamine": Sample(_dopamine, "online_params.params.Dense_0"),
+    "flax": Sample(
+        _copy("flax_state/adam.msgpack"),
+        "params.Dense_0",
+        Reading(graph=FIXTURES / "flax_state" / "adam.onnx"),
+    ),
+    "tensorflow": Sample(_bundle, "Online/fully_connected"),
     "pytorch": Sample(_torch("model and target"), "network.2", Reading(activation="relu")),
     "safetensors": Sample(_safetensors, "network.2", Reading(activation="relu")),
     "torch_exported": Sample(_program, "2", Reading(trust=True)),
@@ -146,7 +164,7 @@ def _retire(checkpoint: surgery.Checkpoint, sample: Sample) -> surgery.Checkpoin
 
 
 def _reorder(checkpoint: surgery.Checkpoint, sample: Sample) -> surgery.Checkpoint:
-    size = checkpoint.model.graph.inputs[0].shape[1]
+    size = checkpoint.model.graph.inputs[0].shape[-1]  # features, or the channels of an image with them last
     order = list(reversed(range(size)))
     return _done(surgery.reorder(checkpoint, {checkpoint.interface.inputs[0].name: order}), checkpoint)
 

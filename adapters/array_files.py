@@ -1,0 +1,147 @@
+"""Files that hold arrays by name and no network, read together with the graph that an exporter wrote of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+from surgery.adapters import Reading
+from surgery.checkpoint import Checkpoint
+from surgery.checkpoint import load as load_graph
+from surgery.errors import ArgumentError, Refused
+from surgery.interface import Interface, Port
+from surgery.json_values import Json
+from surgery.optimizer import OptimizerState
+from surgery.optimizer_record import slots_of
+from surgery.tensors import equal, shape_of
+from surgery_adapters.matching import checked, matched
+from surgery_adapters.optax_state import Bound
+from surgery_adapters.side_by_side import beside
+from surgery_adapters.value_binding import Norm, native
+
+Tensors = Mapping[str, ir.TensorProtocol]
+
+COPIES = ("target", "old", "ema", "avg")
+"""Words of the names of networks that are copies of others."""
+
+
+def is_copy(name: str) -> bool:
+    """Whether a network's name says that it is a target or an average of another one."""
+    return any(word in name.lower() for word in COPIES)
+
+
+def with_graph(
+    path: Path, reading: Reading, groups: Mapping[str, Tensors], norms: Sequence[Norm] = ()
+) -> Checkpoint:
+    """The graph that was named, with the arrays of a file as its parameters, and once more for every copy.
+
+    A graph that came from such a file has the names of its arrays; any other is bound by values.
+
+    Args:
+      path: of the file. reading: names the graph.
+      groups: prefix of a network's names -> its arrays by their full names; the first is not a copy.
+      norms: batch normalisations that the exporter may have folded.
+
+    Raises:
+      ArgumentError: no graph is named. Refused: it is not one of these arrays.
+    """
+    if reading.graph is None:
+        raise ArgumentError(
+            "the file holds arrays, and not what is computed with them",
+            hint=f"export the network (jax2onnx, tf2onnx), then: surgery convert {path} --graph NET.onnx -o OUT.onnx",
+        )
+    graph = load_graph(reading.graph, optimizer=False)
+    known = {name: tensor for tensors in groups.values() for name, tensor in tensors.items()}
+    if graph.source.get("constants") is not None and (named := _by_name(graph, known)):
+        return named.replace(source=_source(named, path, reading.graph, known))
+    (original, arrays), *others = groups.items()
+    found: Checkpoint = native(graph, arrays, norms)
+    single, outputs, copies = found.model.clone(), list(found.interface.outputs), {}
+    for prefix, tensors in others:
+        names = {f"{original}{name.removeprefix(prefix)}": name for name in tensors}
+        if all(
+            ours in arrays and shape_of(arrays[ours]) == shape_of(tensors[name])
+            for ours, name in names.items()
+        ):
+            outputs += _add_copy(found.model, single.clone(), names, tensors, prefix)
+            copies[prefix] = original
+    return found.replace(
+        model=checked(found.model),
+        interface=Interface(found.interface.inputs, tuple(outputs)),
+        copies=copies,
+        source=_source(found, path, reading.graph, known),
+    )
+
+
+def replaced(
+    old: Tensors, checkpoint: Checkpoint, bound: Bound | None, like: Path
+) -> dict[str, ir.TensorProtocol]:
+    """The arrays of a file that are no longer what they were, by their names in it.
+
+    Args:
+      old: all arrays of the file. checkpoint: what is to be written.
+      bound: the optimizer's state in the file. like: the file.
+
+    Raises:
+      ArgumentError: the file has not all parameters.
+      Refused: another element type; or the optimizer's state would be left behind.
+    """
+    new: dict[str, ir.TensorProtocol] = matched(old, checkpoint, like, sorted(_constants(checkpoint)))
+    state: OptimizerState | None = checkpoint.optimizer
+    if bound is not None and state is not None:
+        slots = slots_of(state, like=bound.state)
+        new |= {bound.places[key]: tensor for key, tensor in slots.items()}
+    found = {name: tensor for name, tensor in new.items() if not equal(old[name], tensor)}
+    if found and bound is not None and state is None:
+        raise Refused(
+            "the file has optimizer state, and the checkpoint was read without it",
+            hint="read it with its optimizer, so that the state can follow",
+        )
+    for name, tensor in found.items():
+        if tensor.dtype != old[name].dtype:
+            raise Refused(
+                f"'{name}' is {old[name].dtype.name} in the file, and would become {tensor.dtype.name}"
+            )
+    return found
+
+
+def _by_name(graph: Checkpoint, arrays: Tensors) -> Checkpoint | None:
+    """A graph that has the arrays' names and shapes, with the arrays; None if it has others."""
+    named = {name: value for name, value in graph.model.graph.initializers.items() if name in arrays}
+    own = {name for name in graph.tensors if name not in _constants(graph)}
+    if own != set(named) or any(shape_of(graph.tensors[name]) != shape_of(arrays[name]) for name in named):
+        return None
+    for name, value in named.items():
+        value.const_value = arrays[name]
+    return graph
+
+
+def _constants(checkpoint: Checkpoint) -> frozenset[str]:
+    """Tensors of the graph that an exporter made, and that are in no file."""
+    names = checkpoint.source.get("constants") or ()
+    assert isinstance(names, Sequence)
+    return frozenset(map(str, names))
+
+
+def _source(checkpoint: Checkpoint, path: Path, graph: Path, arrays: Tensors) -> dict[str, Json]:
+    constants = sorted(name for name in checkpoint.tensors if name not in arrays)
+    return {"file": path.name, "graph": graph.name, "constants": constants}
+
+
+def _add_copy(
+    model: ir.Model, other: ir.Model, names: Mapping[str, str], tensors: Tensors, prefix: str
+) -> list[Port]:
+    """Put the same graph beside a graph, with the parameters of a copy; its outputs."""
+    for ours, value in list(other.graph.initializers.items()):
+        if ours in names:
+            other.graph.initializers.pop(ours)
+            value.name, value.const_value = names[ours], tensors[names[ours]]
+            other.graph.register_initializer(value)
+    ports = []
+    for output in other.graph.outputs:
+        output.name = f"{output.name}_{prefix.strip('./').replace('/', '_').replace('.', '_')}"
+        ports.append(Port(output.name, "other", declared=True))
+    beside(model, other, prefix)
+    return ports

@@ -1,0 +1,136 @@
+"""Dopamine's JAX agents: `checkpoints/ckpt.N`, a pickle of both networks and the optimizer's state, with its sentinel.
+
+The pickle is read as data, so that neither JAX nor flax, nor the versions of them that wrote it, are needed; what is
+no array of a network or of the optimizer stays as it is. (https://github.com/google/dopamine,
+dopamine/discrete_domains/checkpointer.py, dopamine/jax/agents/dqn/dqn_agent.py)
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import onnx_ir as ir
+
+from surgery.adapters import Reading, TrainingState
+from surgery.checkpoint import Checkpoint
+from surgery.errors import FileError, Refused, SurgeryError
+from surgery.files import replacing
+from surgery.formats import sniff
+from surgery.interface import Environment, Interface
+from surgery.optimizer_record import slots_of
+from surgery_adapters import optax_state
+from surgery_adapters.contract import Notes, notes_of
+from surgery_adapters.dopamine.agent import ATARI, agent
+from surgery_adapters.dopamine.file import ONLINE, TARGET, DopamineFile, holds_agent
+from surgery_adapters.matching import matched
+from surgery_adapters.optax_state import Bound
+from surgery_adapters.pickled_trees import changes, replace
+
+
+def detect(path: Path) -> bool:
+    """Whether a file is a checkpoint that one of Dopamine's JAX agents saved."""
+    try:
+        return sniff(path).name == "pickle" and holds_agent(path)
+    except FileError:
+        return False
+
+
+def training_state(path: Path) -> TrainingState:
+    """The networks; the optimizer's state is a tree of optax, which `load` binds."""
+    file = DopamineFile.open(path)
+    return TrainingState(
+        {
+            name: {key.removeprefix(f"{name}."): tensor for key, tensor in file.network(name).items()}
+            for name in (ONLINE, TARGET)
+            if file.network(name)
+        }
+    )
+
+
+def load(path: Path, reading: Reading) -> Checkpoint:
+    """Both networks in one graph; see `surgery.adapters.Adapter`."""
+    file = DopamineFile.open(path)
+    notes = Notes.parse(file.notes)
+    model, found = _graph(file, path, reading)
+    return Checkpoint(
+        model,
+        notes.meaning(found),
+        environment=notes.environment if notes.environment != Environment() else ATARI,
+        lineage=notes.lineage,
+        optimizer=getattr(_optimizer(file), "state", None) if reading.optimizer else None,
+        source={"adapter": "dopamine", "file": path.name, "steps": file.training_steps, "head": reading.head},
+        copies={f"{TARGET}.": f"{ONLINE}."} if file.network(TARGET) else {},
+    )
+
+
+def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list[Path]:
+    """Write a copy of a checkpoint with other arrays, and its sentinel; see `surgery.adapters.Adapter`."""
+    file = DopamineFile.open(like)
+    pairs = changes(file.tensors, matched(file.tensors, checkpoint, like))
+    pairs += _changed_slots(file, checkpoint, changed=bool(pairs))
+    notes = _notes(file, like, checkpoint)
+    for old, new in pairs:
+        replace(old, new)
+    seen = checkpoint.model.graph.inputs[0].shape
+    moved = seen is not None and file.reshape_observation(
+        tuple(size for size in seen[1:] if isinstance(size, int))
+    )
+    content = file.content(notes) if pairs or moved or notes != file.notes else like.read_bytes()
+    marked, sentinel = _sentinel(like), _sentinel(path)
+    if marked is None or not marked.is_file() or (sentinel is not None and sentinel.is_file()):
+        sentinel = None  # there is none to come with it, or it is there already
+    targets = [path, *([sentinel] if sentinel else [])]
+    with replacing(targets, force=force, needed=len(content), sources=[like]) as parts:
+        parts[0].write_bytes(content)
+        if sentinel:
+            parts[1].write_bytes(b"done")
+    return targets
+
+
+def _graph(file: DopamineFile, path: Path, reading: Reading) -> tuple[ir.Model, Interface]:
+    """All networks on one observation, and what comes in and out."""
+    groups = {f"{name}.": file.network(name) for name in (ONLINE, TARGET) if file.network(name)}
+    found: tuple[ir.Model, Interface] = agent(path.name, groups, reading, file.observation)
+    return found
+
+
+def _notes(file: DopamineFile, like: Path, checkpoint: Checkpoint) -> bytes | None:
+    """What the file is to carry beside what it says itself."""
+    head = checkpoint.source.get("head")
+    _, found = _graph(file, like, Reading(head=None if head is None else str(head)))
+    if checkpoint.environment == ATARI:
+        checkpoint = checkpoint.replace(environment=Environment())
+    notes: bytes | None = notes_of(checkpoint, found)
+    return notes
+
+
+def _optimizer(file: DopamineFile) -> Bound | None:
+    try:
+        found: Bound | None = optax_state.bind(file.optimizer, file.network(ONLINE))
+    except SurgeryError as error:
+        raise error.within(without="read it without its optimizer: --no-optimizer") from error
+    return found
+
+
+def _changed_slots(
+    file: DopamineFile, checkpoint: Checkpoint, *, changed: bool
+) -> list[tuple[ir.TensorProtocol, ir.TensorProtocol]]:
+    old = _optimizer(file) if changed or checkpoint.optimizer else None
+    if old is None:
+        return []
+    if checkpoint.optimizer is None:
+        raise Refused(
+            "the file has optimizer state, and the checkpoint was read without it",
+            hint="read it with its optimizer, so that the state can follow",
+        )
+    found: list[tuple[ir.TensorProtocol, ir.TensorProtocol]] = changes(
+        slots_of(old.state), slots_of(checkpoint.optimizer, like=old.state)
+    )
+    return found
+
+
+def _sentinel(path: Path) -> Path | None:
+    """The file that says of a numbered checkpoint that it is complete."""
+    match = re.fullmatch(r".+\.(\d+)", path.name)
+    return path.with_name(f"sentinel_checkpoint_complete.{match[1]}") if match else None

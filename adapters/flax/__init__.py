@@ -1,0 +1,120 @@
+"""Flax and optax: parameters and training states as msgpack files or Orbax folders, with a graph that jax2onnx wrote.
+
+These files hold arrays by name and no network. The graph has the network and no names; its constants are bound to the
+arrays by their values, and from then on the arrays are its parameters, under their names and in their layout.
+(https://github.com/google/flax, flax/serialization.py; https://github.com/google/orbax)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from surgery.adapters import Reading, TrainingState
+from surgery.checkpoint import Checkpoint
+from surgery.errors import FileError, Refused, SurgeryError
+from surgery.formats import sniff
+from surgery.optimizer_record import merged
+from surgery_adapters import optax_state
+from surgery_adapters.array_files import is_copy, replaced, with_graph
+from surgery_adapters.flax.stores import holds_orbax, open_store
+from surgery_adapters.optax_state import Bound, leaves
+from surgery_adapters.value_binding import Norm
+
+_EPSILON = 1e-5
+"""Of `nn.BatchNorm`, unless it was told otherwise."""
+
+
+def detect(path: Path) -> bool:
+    """Whether it is a file of `flax.serialization`, or a checkpoint of Orbax."""
+    try:
+        return holds_orbax(path) if path.is_dir() else sniff(path).name == "msgpack"
+    except (OSError, FileError):
+        return False
+
+
+def training_state(path: Path) -> TrainingState:
+    """The networks; the optimizers' states are trees of optax, which `load` binds."""
+    groups = _groups(open_store(path).tree)
+    return TrainingState({name.rstrip(".") or "model": tensors for name, tensors in groups.items()})
+
+
+def load(path: Path, reading: Reading) -> Checkpoint:
+    """The graph with the arrays of the file as its parameters; see `surgery.adapters.Adapter`."""
+    tree = open_store(path).tree
+    groups = _groups(tree)
+    first = next(iter(groups.values()))
+    found: Checkpoint = with_graph(path, reading, groups, _norms(first))
+    bound = _optimizer(tree, first) if reading.optimizer else None
+    return found.replace(
+        optimizer=bound.state if bound else None,
+        source={"adapter": "flax", **found.source},
+    )
+
+
+def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list[Path]:
+    """Write a copy of a file or folder with other arrays; see `surgery.adapters.Adapter`."""
+    store = open_store(like)
+    bound = _optimizer(store.tree, next(iter(_groups(store.tree).values())))
+    arrays = replaced(dict(leaves(store.tree)), checkpoint, bound, like)
+    written: list[Path] = store.write(path, arrays, force)
+    return written
+
+
+def _is_optimizer(key: str) -> bool:
+    return key == "tx" or "opt" in key.lower()
+
+
+def _groups(tree: Mapping[str, Any]) -> dict[str, dict[str, ir.TensorProtocol]]:
+    """Prefix -> the arrays that are not the optimizer's: each copy apart from all the rest, which comes first.
+
+    Raises:
+      Refused: there are none.
+    """
+    rest: dict[str, ir.TensorProtocol] = {}
+    copies: dict[str, dict[str, ir.TensorProtocol]] = {}
+    inside: set[str] = set()
+    for key, value in tree.items():
+        members = dict(leaves(value, key)) if isinstance(value, Mapping) and not _is_optimizer(key) else {}
+        if members and is_copy(key):
+            copies[f"{key}."] = members
+        elif members:
+            rest |= members
+            inside.add(f"{key}.")
+    if not rest:
+        raise Refused("the file holds no parameters of a network")
+    prefix = inside.pop() if len(inside) == 1 and copies else ""
+    return {prefix: rest, **copies}
+
+
+def _norms(arrays: Mapping[str, ir.TensorProtocol]) -> list[Norm]:
+    """Batch normalisations, which an exporter may have folded: their statistics lie in another collection."""
+    found = []
+    for mean in (name for name in arrays if name.endswith(".mean") and "batch_stats" in name):
+        module = mean.removesuffix(".mean")
+        affine = module.replace("batch_stats", "params", 1)
+        scale, shift = (name if name in arrays else None for name in (f"{affine}.scale", f"{affine}.bias"))
+        found.append(Norm(scale, shift, mean, f"{module}.var", _EPSILON))
+    return found
+
+
+def _optimizer(tree: Mapping[str, Any], parameters: Mapping[str, ir.TensorProtocol]) -> Bound | None:
+    """The state of all optimizers in the file."""
+    found: list[Bound] = []
+    for key in (key for key in tree if _is_optimizer(key) and isinstance(tree[key], Mapping)):
+        try:
+            bound = optax_state.bind(tree[key], parameters)
+        except SurgeryError as error:
+            raise error.within(
+                optimizer=key, without="read it without its optimizer: --no-optimizer"
+            ) from error
+        if bound is not None:
+            places = {slot: f"{key}.{place}" for slot, place in bound.places.items()}
+            found.append(Bound(bound.state, places))
+    if not found:
+        return None
+    places = {slot: place for bound in found for slot, place in bound.places.items()}
+    return Bound(merged([bound.state for bound in found]), places)
