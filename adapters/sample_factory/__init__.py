@@ -78,6 +78,7 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
     """
     file = _file(like)
     copy, settings = pytorch.fitted(checkpoint, file), Settings.read(_config(file))
+    _check_optimizer(checkpoint, settings)
     layers = Layers(file.stem, copy.fit.tensors)
     channels_are_the_codes(layers, settings)
     text = settings.following(layers).text()
@@ -99,6 +100,23 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
         with (folder / file.relative_to(like)).open("wb") as out:
             copy.write(out)
     return [path]
+
+
+def check(checkpoint: Checkpoint, *, like: Path) -> None:
+    """Whether a copy of a checkpoint can hold other networks; see `surgery.adapters.Checking`."""
+    file = _file(like)
+    _check_optimizer(checkpoint, Settings.read(_config(file)))
+    pytorch.check(checkpoint, like=file)
+
+
+def _check_optimizer(checkpoint: Checkpoint, settings: Settings) -> None:
+    """Raise Refused for an optimizer that the framework does not make of its configuration."""
+    state, known = checkpoint.optimizer, settings.values.get("optimizer", "adam")
+    if state is not None and state.kind != known:
+        raise Refused(
+            f"Sample Factory trains this experiment with '{known}', not with {state.kind}",
+            hint="keep its optimizer",
+        )
 
 
 def _network(state: TrainingState, file: Path) -> Part:
