@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 import surgery
@@ -207,6 +208,16 @@ def test_a_model_with_code_in_it_is_bound_to_the_graph_that_keras_exported(tmp_p
     assert layer(config_of(tmp_path / "wide.keras"), "fc")["config"]["units"] == 8
     assert layer(config_of(tmp_path / "wide.keras"), "q_values")["build_config"]["input_shape"] == [None, 8]
     assert {array.shape for array in variables(tmp_path / "wide.keras").values()} >= {(3, 8), (8,), (8, 2)}
+
+
+def test_numbers_of_an_exported_graph_that_an_edit_changed_are_refused(tmp_path):
+    path, graph = unpacked("custom.keras", tmp_path), unpacked("custom.onnx", tmp_path)
+    checkpoint = surgery.load(path, reading=Reading(graph=graph))
+    [name] = checkpoint.source["constants"]  # the 2 of the Lambda layer
+    model = checkpoint.model.clone()
+    model.graph.initializers[name].const_value = ir.tensor(np.float32(3.0), name=name)
+    with pytest.raises(Refused, match="holds other numbers now"):
+        surgery.save(checkpoint.replace(model=model), tmp_path / "other.keras")
 
 
 def test_sizes_in_settings_that_an_exported_graph_does_not_tell_are_refused(tmp_path):

@@ -34,6 +34,7 @@ from surgery_adapters.keras.settings import (
     with_widths,
 )
 from surgery_adapters.torch_patch import Content, replace_members
+from surgery_adapters.value_layout import content
 from surgery_adapters.value_rewrite import REST
 
 _EXPORTED = "graph"
@@ -61,10 +62,10 @@ def load(path: Path, reading: Reading) -> Checkpoint:
     file = KerasFile.open(path)
     notes = Notes.parse(file.notes)
     if reading.graph is None:
-        model, constants = build(file.config, file.tensors).graph.model(), []
+        model, constants = build(file.config, file.tensors).graph.model(), dict[str, str]()
     else:
         model = bound(file, reading.graph).model
-        constants = [name for name in model.graph.initializers if name not in file.tensors]
+        constants = _constants(model, file)
     state = optimizer.load(file) if reading.optimizer else None
     return Checkpoint(
         model,
@@ -104,6 +105,21 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
     return [path]
 
 
+def _constants(model: ir.Model, file: KerasFile) -> dict[str, str]:
+    """The numbers that an exported graph computes with beside the file's variables: name -> which values occur."""
+    return {
+        name: _values(value.const_value)
+        for name, value in model.graph.initializers.items()
+        if name not in file.tensors
+        and value.const_value is not None
+        and value.const_value.dtype.is_floating_point()
+    }
+
+
+def _values(tensor: ir.TensorProtocol) -> str:
+    return str(content(np.unique(tensor.numpy())).hex())
+
+
 def _of_graph(state: OptimizerState | None, model: ir.Model) -> OptimizerState | None:
     """The state of the parameters that a graph has."""
     if state is None:
@@ -121,7 +137,7 @@ def _matched(file: KerasFile, checkpoint: Checkpoint, like: Path) -> dict[str, i
       ArgumentError: it has others. Refused: something that the file has no place for is no longer what it was.
     """
     old, known = file.tensors, checkpoint.source.get("constants")
-    constants = set(known) if isinstance(known, tuple | list) else set()
+    constants = known if isinstance(known, Mapping) else {}
     found = {}
     for name, tensor in checkpoint.tensors.items():
         if name in old:
@@ -132,8 +148,17 @@ def _matched(file: KerasFile, checkpoint: Checkpoint, like: Path) -> dict[str, i
             found[name] = tensor
         elif REST in name and tensor.numpy().any():
             raise Refused(f"'{name}' is no longer zero, and the file has no place for it")
+        elif _EXPORTED in checkpoint.source and (name in constants or ".operand" in name):
+            if (
+                tensor.dtype.is_floating_point()
+                and REST not in name
+                and _values(tensor) not in constants.values()
+            ):
+                raise Refused(
+                    f"'{name}' of the exported graph holds other numbers now, and the file has no place for them"
+                )
         elif tensor.dtype.is_floating_point() and not (
-            name in constants or REST in name or name.endswith(".none") or ".operand" in name
+            REST in name or name.endswith(".none") or ".operand" in name
         ):
             raise ArgumentError(
                 f"the file has no variable '{name}', the checkpoint has",
