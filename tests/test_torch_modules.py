@@ -353,6 +353,19 @@ def test_layers_of_the_source_are_layers_again():
     assert "getattr" not in source and "del " not in source
 
 
+RECURRENT = {
+    "lstm_policy": ["nn.LSTM(11, 13)"],
+    "gru_policy": ["num_layers=2)", "self.gru.all_weights[1]"],
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_recurrent_layers_of_the_source_are_modules_again(name):
+    source = code(zoo.load(name, "dynamo"))
+    assert all(text in source for text in RECURRENT[name])
+    assert "weight_ih_l0" not in source
+
+
 def test_the_verb_writes_a_file_that_runs(tmp_path, teachers, capsys):
     from surgery.cli import main
 

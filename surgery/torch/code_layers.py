@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -203,11 +204,59 @@ def recognised(made: Translated) -> dict[str, Layer]:
         if (layer.constructor, layer.leaves) != (constructor, leaves):
             unfit.add(path)
         layer.calls[line.text] = call
+    layers |= {path: layer for path, layer in _recurrent(made, stored, shapes).items() if path not in layers}
     for path, layer in layers.items():
         owned = {name for name in shapes if name.startswith(f"{path}.")}
         if owned != {f"{path}.{leaf}" for leaf in layer.leaves} or _used_elsewhere(made, layer):
             unfit.add(path)
     return {path: layer for path, layer in layers.items() if path not in unfit}
+
+
+_RECURRENT = {"torch.lstm": "LSTM", "torch.gru": "GRU", "torch.rnn_tanh": "RNN"}
+_FIRST = re.compile(r"(.+)\.weight_ih_l(\d+)")
+
+
+def _recurrent(made: Translated, stored: Mapping[str, str], shapes: Mapping[str, Sizes]) -> dict[str, Layer]:
+    """Recurrent modules, whose layers are calls of PyTorch's kernel one by one, with the weights of the module."""
+    settings: dict[str, set[tuple[str, bool, bool]]] = {}
+    used: dict[str, dict[int, tuple[str, ...]]] = {}
+    calls: dict[str, dict[str, str]] = {}
+    for line in made.block.lines:
+        tree: Any = None if line.block else ast.parse(line.text, mode="eval").body
+        if not isinstance(tree, ast.Call) or ast.unparse(tree.func) != "layer" or len(tree.args) != 7:
+            continue
+        kind, given, bias, both = (tree.args[2], tree.args[3], *(ast.literal_eval(a) for a in tree.args[4:6]))
+        names = tuple(stored.get(ast.unparse(w), "") for w in getattr(given, "elts", ()))
+        first = _FIRST.fullmatch(names[0]) if names else None
+        if first is None or names != _leaves(first[1], int(first[2]), bias, both):
+            continue
+        path, at = first[1], int(first[2])
+        both_of = f"[*@.all_weights[{2 * at}], *@.all_weights[{2 * at + 1}]]"
+        tree.args[3] = ast.Name(both_of if both else f"@.all_weights[{at}]")
+        settings.setdefault(path, set()).add((_RECURRENT[ast.unparse(kind)], bias, both))
+        used.setdefault(path, {})[at] = names
+        calls.setdefault(path, {})[line.text] = ast.unparse(tree)
+    found = {}
+    for path, layers in used.items():
+        (name, bias, both), count = next(iter(settings[path])), len(layers)
+        if len(settings[path]) > 1 or sorted(layers) != list(range(count)):
+            continue
+        inputs, hidden = ([shapes[layers[at][k]][1] for at in range(count)] for k in (0, 1))
+        into, units = inputs[0], hidden[0]
+        if set(hidden) != {units} or set(inputs[1:]) - {units * (2 if both else 1)}:
+            continue
+        more = [f", num_layers={count}"] * (count > 1) + [", bias=False"] * (not bias)
+        made_by = f"nn.{name}({into}, {units}{''.join(more)}{', bidirectional=True' if both else ''})"
+        leaves = tuple(leaf.removeprefix(f"{path}.") for names in layers.values() for leaf in names)
+        found[path] = Layer(path, made_by, leaves, calls[path])
+    return found
+
+
+def _leaves(path: str, at: int, bias: bool, both: bool) -> tuple[str, ...]:
+    """The tensors of one layer of a recurrent module, in the order of its kernel."""
+    kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if bias else 2]
+    ends = ("", "_reverse")[: 2 if both else 1]
+    return tuple(f"{path}.{kind}_l{at}{end}" for end in ends for kind in kinds)
 
 
 def _call(line: Line, stored: Mapping[str, str], shapes: Mapping[str, Sizes]) -> Found | None:
