@@ -16,10 +16,10 @@ from surgery.json_values import Json
 from surgery.optimizer import OptimizerState
 from surgery.optimizer_record import slots_of
 from surgery.tensors import equal, shape_of
-from surgery_adapters.matching import checked, matched
-from surgery_adapters.optax_state import Bound
-from surgery_adapters.side_by_side import beside
-from surgery_adapters.value_binding import Norm, native
+from surgery_adapters.binding.bind import Norm, native
+from surgery_adapters.containers.optax_state import Bound
+from surgery_adapters.networks.side_by_side import beside
+from surgery_adapters.writeback.matching import checked, matched
 
 Tensors = Mapping[str, ir.TensorProtocol]
 

@@ -21,9 +21,9 @@ from surgery.errors import ArgumentError, Refused
 from surgery.files import replacing
 from surgery.interface import Interface, Port
 from surgery.tensors import equal, shape_of
-from surgery_adapters.chains import NATURE
-from surgery_adapters.matching import checked, fit
-from surgery_adapters.msgpack_tree import flat, read, rewrite, span_of
+from surgery_adapters.containers.msgpack_tree import flat, read, rewrite, span_of
+from surgery_adapters.networks.chains import NATURE
+from surgery_adapters.writeback.matching import checked, fit
 
 
 def load(path: Path, reading: Reading) -> Checkpoint:

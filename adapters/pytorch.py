@@ -19,22 +19,23 @@ from surgery.interface import Environment, Interface, Port, infer
 from surgery.optimizer import OptimizerState
 from surgery.optimizer_record import OptimizerRecord, merged, slots_of
 from surgery.tensors import MappedFile, Region, read_safetensors, write_safetensors
-from surgery_adapters import impala, module_tree
-from surgery_adapters.attention import as_the_code_computes, noted
-from surgery_adapters.chains import Chain, Part, custom, declare
-from surgery_adapters.contract import NAME, Notes, bare, notes_of
-from surgery_adapters.layers import Layers
-from surgery_adapters.matching import Fit, Tensors, check_same, checked, fit
-from surgery_adapters.module import traced
-from surgery_adapters.module_tree import ModuleNode, ModuleState, modules_in
-from surgery_adapters.named import named
-from surgery_adapters.pickle_tree import parse
-from surgery_adapters.sequences import HINT
-from surgery_adapters.torch_archive import TorchArchive
+from surgery_adapters.containers import module_tree
+from surgery_adapters.containers.module_tree import ModuleNode, ModuleState, modules_in
+from surgery_adapters.containers.pickle_tree import parse
+from surgery_adapters.containers.torch_archive import TorchArchive
+from surgery_adapters.containers.torch_patch import Make, View, changes, rewrite
+from surgery_adapters.networks import impala
+from surgery_adapters.networks.chains import Chain, Part, custom, declare
+from surgery_adapters.networks.layers import Layers
+from surgery_adapters.networks.module import traced
+from surgery_adapters.networks.named import named
+from surgery_adapters.networks.trained import Trained
 from surgery_adapters.torch_layout import is_network, networks_in, optimizers_in, parts_of, prefixes
-from surgery_adapters.torch_patch import Make, View, changes, rewrite
-from surgery_adapters.torch_tree import Revision, entries, renumber, revise, write
-from surgery_adapters.trained import Trained
+from surgery_adapters.writeback.attention import as_the_code_computes, noted
+from surgery_adapters.writeback.contract import NAME, Notes, bare, notes_of
+from surgery_adapters.writeback.matching import Fit, Tensors, check_same, checked, fit
+from surgery_adapters.writeback.sequences import HINT
+from surgery_adapters.writeback.torch_tree import Revision, entries, renumber, revise, write
 
 SAFETENSORS = ".safetensors"
 GENERAL = True

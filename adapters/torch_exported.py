@@ -26,15 +26,15 @@ from surgery.json_values import Json
 from surgery.probes import probes
 from surgery.tensors import MappedFile, Region, shape_of
 from surgery_adapters import pytorch
-from surgery_adapters.chains import Part
-from surgery_adapters.contract import NAME, Notes, bare, notes_of
-from surgery_adapters.matching import matched
-from surgery_adapters.module import features_of, outputs_of, require
-from surgery_adapters.module_tree import Reader
-from surgery_adapters.pickle_tree import Made, parse
-from surgery_adapters.torch_archive import StoredZip, TorchArchive
+from surgery_adapters.containers.module_tree import Reader
+from surgery_adapters.containers.pickle_tree import Made, parse
+from surgery_adapters.containers.torch_archive import StoredZip, TorchArchive
+from surgery_adapters.containers.torch_patch import Content, changes, replace_members, rewrite
+from surgery_adapters.networks.chains import Part
+from surgery_adapters.networks.module import features_of, outputs_of, require
 from surgery_adapters.torch_layout import parts_of
-from surgery_adapters.torch_patch import Content, changes, replace_members, rewrite
+from surgery_adapters.writeback.contract import NAME, Notes, bare, notes_of
+from surgery_adapters.writeback.matching import matched
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 from surgery.adapters import TrainingState
 from surgery.tensors import shape_of
-from surgery_adapters.chains import Part
-from surgery_adapters.torch_tree import entries
+from surgery_adapters.networks.chains import Part
+from surgery_adapters.writeback.torch_tree import entries
 
 _COPIES = ("target", "old", "ema", "avg")
 

@@ -41,8 +41,8 @@ from benchmarks.finetuning import (
     q_values,
     td_loss,
 )
-from surgery.axis_maps import axis_maps
-from surgery.edits import SPREAD
+from surgery.edits.arithmetic import SPREAD
+from surgery.edits.axis_maps import axis_maps
 from surgery.optimizer import OptimizerState
 from surgery.torch import break_symmetry, follow, settle, warm_moments
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from surgery.checkpoint import load as load
     from surgery.checkpoint import save as save
     from surgery.difference import diff as diff
+    from surgery.edits.plan import Plan as Plan
     from surgery.errors import SurgeryError as SurgeryError
     from surgery.graph.spaces import analyse as analyse
     from surgery.operate import Result as Result
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from surgery.ops.swap_optimizer import swap_optimizer as swap_optimizer
     from surgery.ops.untie import untie as untie
     from surgery.ops.widen import widen as widen
-    from surgery.plan import Plan as Plan
     from surgery.recipe import recipe as recipe
     from surgery.route import migrate as migrate
     from surgery.sidecar import finish as finish
@@ -59,7 +59,7 @@ _HOMES = {
     "Checkpoint": "surgery.checkpoint",
     "NewAction": "surgery.ops.actions",
     "NewObservation": "surgery.ops.extend",
-    "Plan": "surgery.plan",
+    "Plan": "surgery.edits.plan",
     "Report": "surgery.verify",
     "Result": "surgery.operate",
     "Retired": "surgery.ops.features",

@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from surgery.checkpoint import Checkpoint
-from surgery.execute import constants
+from surgery.edits.execute import constants
 from surgery.tensors import equal, shape_of
 
 

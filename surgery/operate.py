@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from surgery.checkpoint import Checkpoint, check_finite, save
+from surgery.edits.execute import execute
+from surgery.edits.plan import Plan
+from surgery.edits.ports import record_ports
 from surgery.errors import ClaimFailed, ProofFailed
-from surgery.execute import execute
 from surgery.interface import LineageStep
-from surgery.plan import Plan
-from surgery.ports import record_ports
 from surgery.verify import Report, prove, versions
 
 
@@ -79,7 +79,7 @@ def preview(plan: Plan, checkpoint: Checkpoint) -> Checkpoint:
     """What `apply` gives, not judged yet: its tensors are computed when they are read.
 
     Raises:
-      PlanMismatch, Refused: see `surgery.execute.execute`.
+      PlanMismatch, Refused: see `surgery.edits.execute.execute`.
     """
     after = execute(plan, checkpoint)
     step = LineageStep(

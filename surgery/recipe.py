@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from surgery.edits import AxisMap, SpaceEdit, axis_maps
+from surgery.edits.arithmetic import AxisMap, SpaceEdit, axis_maps
+from surgery.edits.plan import Plan
 from surgery.json_values import Json
 from surgery.optimizer import OptimizerState, ParamGroup
-from surgery.plan import Plan
 
 NORMALISED = frozenset({"adam", "adamw", "adamax", "rmsprop", "adagrad"})
 """Optimizers whose step does not change when all gradients are multiplied by one number, ε aside."""

@@ -11,12 +11,12 @@ from typing import IO, Any
 
 import numpy as np
 
-from surgery.axis_maps import units_along
+from surgery.edits.axis_maps import units_along
+from surgery.edits.plan import Plan, PortEdit
+from surgery.edits.ports import grow
 from surgery.errors import ArgumentError, CorruptFile, UnknownFormat
 from surgery.files import check_readable, check_target, replacing
 from surgery.graph.layout import units
-from surgery.plan import Plan, PortEdit
-from surgery.ports import grow
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -18,13 +18,13 @@ import numpy as np
 import onnx_ir as ir
 
 from surgery.checkpoint import Checkpoint, check_finite, save
+from surgery.edits.insert import joined
+from surgery.edits.insertion import Insertion, NewPort
+from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError, ClaimFailed, ProofFailed, Refused
 from surgery.graph.beside import PREFIX, absorb, blend, drop_old, plain_names, zeroed_for
-from surgery.insert import joined
-from surgery.insertion import Insertion, NewPort
 from surgery.interface import Interface, LineageStep, Port
 from surgery.optimizer import OptimizerState
-from surgery.plan import Plan
 from surgery.tensors import shape_of
 from surgery.verify import Report, prove, versions
 from surgery.verify.structure import check_structure

@@ -13,15 +13,15 @@ import numpy as np
 import onnx_ir as ir
 
 import surgery
-from surgery.edits import axis_maps, unknown_history
+from surgery.edits.arithmetic import axis_maps, unknown_history
+from surgery.edits.execute import execute
+from surgery.edits.plan import Plan
+from surgery.edits.ports import grow, shrink
 from surgery.errors import Refused
-from surgery.execute import execute
 from surgery.graph.spaces import Analysis, Space
 from surgery.interface import Interface, Port
 from surgery.numeric import run
 from surgery.optimizer import POWERS, OptimizerState, ParamGroup
-from surgery.plan import Plan
-from surgery.ports import grow, shrink
 from surgery.verify.outputs import FLOAT64_LIMIT, runtime
 from surgery.verify.slots import STEP, _moved, adjoint, check_slots
 from tests.fuzzing import Array, Case

@@ -20,11 +20,11 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
 import surgery
-from surgery.edits import axis_maps, edit_weight
-from surgery.execute import execute
+from surgery.edits.arithmetic import axis_maps, edit_weight
+from surgery.edits.execute import execute
+from surgery.edits.plan import Plan
 from surgery.interface import infer
 from surgery.optimizer import OptimizerState, ParamGroup
-from surgery.plan import Plan
 
 Widths = Mapping[str, int]
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import surgery
+from surgery.edits.plan import Plan
 from surgery.graph.spaces import Analysis, Space
 from surgery.numeric import run
 from surgery.ops.widen import Init
-from surgery.plan import Plan
 from surgery.verify.outputs import runtime
 from tests import zoo
 

@@ -16,8 +16,8 @@ import onnx_ir as ir
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from surgery.checkpoint import Checkpoint
-from surgery.edits import SpaceEdit
-from surgery.execute import execute
+from surgery.edits.arithmetic import SpaceEdit
+from surgery.edits.execute import execute
 from surgery.graph.atoms import Atom, Axis, factors, find, leaves, summands
 from surgery.graph.padding import averaged
 from surgery.graph.roles import Demand, scaled, travel
@@ -188,7 +188,7 @@ class Positions:
 
 
 class Growth:
-    """The index map of any axis after some classes have grown; written without `surgery.edits`."""
+    """The index map of any axis after some classes have grown; written without `surgery.edits.arithmetic`."""
 
     def __init__(self, analysis: Analysis, edits: Sequence[SpaceEdit]) -> None:
         by_name = {edit.space: edit for edit in edits}

@@ -17,7 +17,7 @@ from surgery.adapters import Reading
 from surgery.cli import main
 from surgery.errors import Refused
 from surgery.torch import from_module
-from surgery_adapters.attention import KEY, scores_of
+from surgery_adapters.writeback.attention import KEY, scores_of
 
 FEATURES, ENTITIES, HEADS = 6, 5, 2
 

@@ -17,7 +17,7 @@ import torch
 import surgery
 from surgery.adapters import Reading
 from surgery.errors import CorruptFile, SurgeryError
-from surgery_adapters.pickle_tree import dump, parse
+from surgery_adapters.containers.pickle_tree import dump, parse
 from tests.sb3_models import ROWS
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")

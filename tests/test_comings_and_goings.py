@@ -15,11 +15,11 @@ from surgery import NewAction, NewObservation, Retired
 from surgery.architectures import new
 from surgery.checkpoint import Checkpoint
 from surgery.cli import main
+from surgery.edits.execute import execute
+from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError, FileError, PlanMismatch, Refused, SurgeryError, UnknownName
-from surgery.execute import execute
 from surgery.interface import PortPatch
 from surgery.numeric import run
-from surgery.plan import Plan
 from surgery.rollouts import migrate
 from tests.test_daily import with_state
 

@@ -9,13 +9,13 @@ import pytest
 
 import surgery
 from surgery.builder import GraphBuilder
-from surgery.copies import original_name
+from surgery.edits.copies import original_name
+from surgery.edits.plan import Plan
+from surgery.edits.ports import port_sources
 from surgery.errors import ArgumentError, Refused
 from surgery.interface import Interface, LineageStep, Port
 from surgery.ops.actions import NewAction
 from surgery.ops.extend import NewObservation
-from surgery.plan import Plan
-from surgery.ports import port_sources
 
 WIDTHS = {"": (5, 8, 3), "target.": (5, 8, 3), "best.target.": (5, 8, 3)}
 

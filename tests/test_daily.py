@@ -14,13 +14,13 @@ import pytest
 
 import surgery
 from surgery import NewAction, NewObservation, Retired
+from surgery.edits.execute import execute
+from surgery.edits.plan import Plan
+from surgery.edits.ports import grow, kept, settled, shrink
 from surgery.errors import Refused
-from surgery.execute import execute
 from surgery.graph.spaces import analyse
 from surgery.numeric import run
 from surgery.optimizer import OptimizerState, ParamGroup
-from surgery.plan import Plan
-from surgery.ports import grow, kept, settled, shrink
 from surgery.verify.outputs import difference
 from surgery.verify.slots import LIMIT, check_slots
 from tests import zoo

@@ -15,16 +15,16 @@ import pytest
 import surgery
 from surgery.builder import GraphBuilder
 from surgery.cli import main
+from surgery.edits.execute import execute
+from surgery.edits.insertion import Insertion
+from surgery.edits.plan import Plan
+from surgery.edits.ports import grow, shrink
 from surgery.errors import ArgumentError, ClaimFailed, PlanMismatch, ProofFailed, Refused, UnknownName
-from surgery.execute import execute
 from surgery.graph.layers import layers
-from surgery.insertion import Insertion
 from surgery.interface import infer
 from surgery.numeric import run
 from surgery.ops.deepen import KINDS
 from surgery.optimizer import OptimizerState, ParamGroup
-from surgery.plan import Plan
-from surgery.ports import grow, shrink
 from surgery.probes import probes
 from surgery.verify.outputs import difference, runtime
 from surgery.verify.structure import check_structure

@@ -16,9 +16,9 @@ import surgery
 from surgery.errors import SurgeryError
 from surgery.tensors import equal
 from surgery.verify.outputs import runtime
+from surgery_adapters.containers.pickle_tree import Made, Name, Tree, dump, parse
 from surgery_adapters.dopamine.file import DopamineFile
 from surgery_adapters.dopamine.networks import split_width
-from surgery_adapters.pickle_tree import Made, Name, Tree, dump, parse
 
 FOLDER = Path(__file__).parent / "fixtures" / "dopamine"
 AGENTS = ("dqn", "dqn_rmsprop", "c51", "quantile", "implicit", "full_rainbow")

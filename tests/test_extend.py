@@ -10,14 +10,14 @@ import pytest
 
 import surgery
 from surgery import NewAction, NewObservation
+from surgery.edits.execute import execute
+from surgery.edits.plan import Plan
+from surgery.edits.ports import grow, shrink
 from surgery.errors import ArgumentError, Refused, UnknownName
-from surgery.execute import execute
 from surgery.graph.layout import text
 from surgery.graph.spaces import analyse
 from surgery.numeric import run
 from surgery.optimizer import OptimizerState, ParamGroup
-from surgery.plan import Plan
-from surgery.ports import grow, shrink
 from surgery.verify.outputs import difference
 from tests import zoo
 

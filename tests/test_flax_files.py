@@ -10,7 +10,7 @@ import pytest
 import surgery
 from surgery.errors import SurgeryError
 from surgery.verify.outputs import runtime
-from surgery_adapters.msgpack_tree import flat, read
+from surgery_adapters.containers.msgpack_tree import flat, read
 
 FLAX = Path(__file__).parent / "fixtures" / "flax"
 NAMES = ("dqn", "atari", "ppo")

@@ -14,9 +14,9 @@ from surgery.adapters import Reading
 from surgery.errors import MissingDependency, Refused, SurgeryError
 from surgery.tensors import equal
 from surgery.verify.outputs import runtime
-from surgery_adapters import optax_state
+from surgery_adapters.containers import optax_state
+from surgery_adapters.containers.optax_state import leaves
 from surgery_adapters.flax.stores import open_store
-from surgery_adapters.optax_state import leaves
 
 FOLDER = Path(__file__).parent / "fixtures" / "flax_state"
 GRAPH = Reading(graph=FOLDER / "adam.onnx")

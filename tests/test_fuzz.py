@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 import pytest
 
-import surgery.axis_maps
-import surgery.execute
-from surgery.edits import AxisMap, edit_slot, edit_weight
+import surgery.edits.axis_maps
+import surgery.edits.execute
+from surgery.edits.arithmetic import AxisMap, edit_slot, edit_weight
 from surgery.graph.rules import RULES
 from surgery.graph.rules.table import Rule
 from surgery.graph.trace import Trace
@@ -69,33 +69,35 @@ def _damaged(change: Callable[[AxisMap], dict[str, object]]) -> Callable[..., ob
 
 def test_consumers_that_are_not_zeroed_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     keep = _damaged(lambda axis: {"fresh_in": np.zeros_like(axis.fresh_in)})
-    monkeypatch.setattr(surgery.execute, "edit_weight", keep)
+    monkeypatch.setattr(surgery.edits.execute, "edit_weight", keep)
     assert first_failure()[1].kind == "outputs"
 
 
 def test_copies_that_do_not_share_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = _damaged(lambda axis: {"value": np.ones_like(axis.value)})
-    monkeypatch.setattr(surgery.execute, "edit_weight", whole)
+    monkeypatch.setattr(surgery.edits.execute, "edit_weight", whole)
     assert first_failure()[1].kind == "outputs"
 
 
 @pytest.mark.parametrize("error", [1, -1])
 def test_a_wrong_slot_power_is_found(monkeypatch: pytest.MonkeyPatch, error: int) -> None:
     monkeypatch.setattr(
-        surgery.execute, "edit_slot", lambda old, maps, power: edit_slot(old, maps, max(power + error, 0))
+        surgery.edits.execute,
+        "edit_slot",
+        lambda old, maps, power: edit_slot(old, maps, max(power + error, 0)),
     )
     assert first_failure()[1].kind == "slots"
 
 
 def test_a_wrong_gradient_factor_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies whose gradient is said to be whole: every output is right, only derivatives tell."""
-    right = surgery.axis_maps._factor_map
+    right = surgery.edits.axis_maps._factor_map
 
     def wrong(factor: object, edits: object) -> AxisMap:
         axis = right(factor, edits)  # type: ignore[arg-type]
         return dataclasses.replace(axis, grad=np.ones_like(axis.grad))
 
-    monkeypatch.setattr(surgery.axis_maps, "_factor_map", wrong)
+    monkeypatch.setattr(surgery.edits.axis_maps, "_factor_map", wrong)
     assert first_failure()[1].kind == "slot rule"
 
 

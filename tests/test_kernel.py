@@ -13,12 +13,12 @@ import pytest
 
 import surgery
 from surgery.builder import GraphBuilder
+from surgery.edits.execute import execute
+from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError, ClaimFailed, ProofFailed, Refused, UnknownName
-from surgery.execute import execute
 from surgery.graph.layers import CONVOLUTIONS, layers
 from surgery.interface import infer
 from surgery.numeric import run
-from surgery.plan import Plan
 from surgery.probes import probes
 from surgery.verify.outputs import difference, runtime
 from tests import zoo

@@ -9,7 +9,8 @@ import onnx_ir as ir
 import pytest
 
 import surgery
-from surgery import edits, execute
+from surgery.edits import arithmetic as edits
+from surgery.edits import execute
 from surgery.interface import infer
 from surgery.ops.widen import Init
 from tests.small_models import wrap

@@ -12,14 +12,14 @@ import surgery
 from surgery.builder import GraphBuilder
 from surgery.checkpoint import Checkpoint
 from surgery.cli import main
+from surgery.edits.execute import execute
+from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError, GraphError, PlanMismatch, Refused, UnknownName
-from surgery.execute import execute
 from surgery.graph.spaces import analyse
 from surgery.interface import PortPatch, infer
 from surgery.numeric import run
 from surgery.numeric.bounds import Bounds, bounds
 from surgery.ops.importance import SCORES, importance
-from surgery.plan import Plan
 from tests import zoo
 from tests.test_daily import with_state
 

@@ -16,7 +16,9 @@ from torch.nn import functional as F
 
 import surgery
 from surgery.errors import Refused
-from surgery.torch import from_module, operate, operate_layers, operate_outputs
+from surgery.torch import from_module, operate
+from surgery.torch.live import layers as operate_layers
+from surgery.torch.live import outputs as operate_outputs
 from tests.live_models import everything, loss_of, same
 
 pytestmark = pytest.mark.usefixtures("one_registry")

@@ -15,7 +15,10 @@ import surgery
 from surgery.errors import (
     ArgumentError,
 )
-from surgery.torch import from_module, grow_states, operate, operate_groups, operate_journal, operate_outputs
+from surgery.torch import from_module, grow_states, operate
+from surgery.torch.live import groups as operate_groups
+from surgery.torch.live import journal as operate_journal
+from surgery.torch.live import outputs as operate_outputs
 from tests import zoo
 from tests.live_models import FRAMES, X, everything, loss_of, mlp, same, trained
 

@@ -20,7 +20,8 @@ from surgery.errors import (
     SurgeryError,
     UnknownName,
 )
-from surgery.torch import from_module, operate, operate_outputs
+from surgery.torch import from_module, operate
+from surgery.torch.live import outputs as operate_outputs
 from tests.live_models import FRAMES, X, everything, loss_of, mlp, same, trained
 
 pytestmark = pytest.mark.usefixtures("one_registry")

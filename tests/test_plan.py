@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 
 import surgery
 from surgery.cli import main
-from surgery.edits import SpaceEdit
+from surgery.edits.arithmetic import SpaceEdit
+from surgery.edits.execute import execute
+from surgery.edits.plan import Plan
 from surgery.errors import PlanMismatch, Refused
-from surgery.execute import execute
 from surgery.optimizer import OptimizerState, ParamGroup
-from surgery.plan import Plan
 from tests import zoo
 
 NETS = (

@@ -17,11 +17,11 @@ from torch import nn
 
 import surgery
 from surgery.cli import main
-from surgery.edits import axis_maps, edit_slot, edit_weight
-from surgery.execute import execute
+from surgery.edits.arithmetic import axis_maps, edit_slot, edit_weight
+from surgery.edits.execute import execute
+from surgery.edits.plan import Plan
 from surgery.interface import infer
 from surgery.optimizer import OptimizerState, ParamGroup, power
-from surgery.plan import Plan
 from surgery.recipe import recipe
 from tests.small_models import array, wrap
 

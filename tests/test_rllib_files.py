@@ -23,11 +23,11 @@ import surgery
 from surgery.cli import main
 from surgery.errors import CorruptFile, FileError, Refused, SurgeryError, UnknownFormat
 from surgery.verify.outputs import runtime
-from surgery_adapters.pickle_tree import Made, Name, Tree, dump, parse
-from surgery_adapters.pickled_arrays import read_array
+from surgery_adapters.containers.pickle_tree import Made, Name, Tree, dump, parse
+from surgery_adapters.containers.pickled_arrays import read_array
+from surgery_adapters.containers.spaces import read_space
 from surgery_adapters.rllib.folder import RllibFolder
 from surgery_adapters.rllib.settings import walk
-from surgery_adapters.spaces import read_space
 
 FIXTURES = Path(__file__).parent / "fixtures" / "rllib"
 NAMES = sorted(path.stem for path in FIXTURES.glob("*.zip"))

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import surgery
-from surgery.edits import SpaceEdit, axis_maps, edit_weight
-from surgery.execute import execute
+from surgery.edits.arithmetic import SpaceEdit, axis_maps, edit_weight
+from surgery.edits.execute import execute
 from surgery.graph.layout import Sum, Units
 from tests import zoo
 

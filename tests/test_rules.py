@@ -144,7 +144,7 @@ def test_the_oracle_accepts_the_right_edit(rng: np.random.Generator):
 def test_the_oracle_rejects_a_wrong_edit(
     damage: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ):
-    from surgery import execute
+    from surgery.edits import execute
 
     def wrong(old, maps, *rest):
         change = {
@@ -168,7 +168,7 @@ def test_the_oracle_rejects_a_wrong_edit(
 
 
 def test_the_oracle_maps_an_axis_as_the_executor_does(rng: np.random.Generator):
-    from surgery.edits import axis_map
+    from surgery.edits.arithmetic import axis_map
 
     case = row("c = Concat<axis=1>(a, b)\ny = Reshape(c, s)", [2, 5, 7], a=activation("N", 2, 5),
                b=activation("N", 7, 5), s=ints(0, 45))  # fmt: skip

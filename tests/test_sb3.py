@@ -23,9 +23,9 @@ from surgery.ops.actions import NewAction
 from surgery.ops.extend import NewObservation
 from surgery.tensors import equal
 from surgery.verify.outputs import runtime
-from surgery_adapters.layers import Layers
-from surgery_adapters.pickle_tree import Made, Name, parse
-from surgery_adapters.spaces import change_box, read_space
+from surgery_adapters.containers.pickle_tree import Made, Name, parse
+from surgery_adapters.containers.spaces import change_box, read_space
+from surgery_adapters.networks.layers import Layers
 from tests.sb3_models import ROWS, Row, Saved, Uneven, answers, given, observations
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")

@@ -15,14 +15,14 @@ import pytest
 from onnx import numpy_helper
 
 import surgery
-from surgery.axis_maps import axis_map
+from surgery.edits.axis_maps import axis_map
+from surgery.edits.plan import Plan
+from surgery.edits.units import SpaceEdit
 from surgery.errors import ArgumentError, Refused
 from surgery.graph.atoms import Atom, Mismatch, leaves, weave
 from surgery.graph.axes import cut, unify
 from surgery.graph.layout import Part, Units, Weave, from_json, size, text, to_json, units
 from surgery.graph.spaces import analyse
-from surgery.plan import Plan
-from surgery.units import SpaceEdit
 from tests import zoo
 
 LEFT, RIGHT = Units("left", 3, "in"), Units("right", 3, "in")

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 import surgery
-from surgery.edits import AxisMap, axis_maps, edit_slot, unknown_history
-from surgery.execute import execute
+from surgery.edits.arithmetic import AxisMap, axis_maps, edit_slot, unknown_history
+from surgery.edits.execute import execute
+from surgery.edits.plan import Plan
 from surgery.graph.layout import Layout
 from surgery.optimizer import POWERS, OptimizerState, ParamGroup
-from surgery.plan import Plan
 from surgery.verify.slots import check_slots
 from tests import zoo
 

@@ -10,13 +10,13 @@ import pytest
 
 import surgery
 from surgery.builder import GraphBuilder
+from surgery.edits.execute import execute
+from surgery.edits.plan import Plan
+from surgery.edits.ports import grow, shrink
 from surgery.errors import ArgumentError, ClaimFailed, PlanMismatch, ProofFailed, Refused, UnknownName
-from surgery.execute import execute
 from surgery.graph.layers import layers
 from surgery.interface import infer
 from surgery.numeric import run
-from surgery.plan import Plan
-from surgery.ports import grow, shrink
 from surgery.verify.outputs import difference, runtime, session
 from tests import zoo
 from tests.originals import FLOAT64, original, relative

@@ -11,14 +11,14 @@ import onnx_ir as ir
 import pytest
 
 import surgery
-from surgery.edits import SpaceEdit
+from surgery.edits.arithmetic import SpaceEdit
+from surgery.edits.execute import execute
+from surgery.edits.plan import Plan
+from surgery.edits.ports import grow, shrink
 from surgery.errors import ClaimFailed, PlanMismatch, ProofFailed
-from surgery.execute import execute
 from surgery.graph.layout import Layout, Role, Sum, Units
 from surgery.numeric import run
 from surgery.ops.widen import Init
-from surgery.plan import Plan
-from surgery.ports import grow, shrink
 from surgery.verify.outputs import difference
 from tests import zoo
 from tests.originals import FLOAT64, ODD, grown, original, refusal, relative

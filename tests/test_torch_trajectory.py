@@ -13,7 +13,7 @@ import torch
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from torch import nn
 
-from surgery.edits import axis_maps
+from surgery.edits.arithmetic import axis_maps
 from surgery.errors import ArgumentError, PlanMismatch, Refused, SurgeryError, UnknownName
 from surgery.torch import break_symmetry, follow, operate
 from tests.growing import Pair, grow, train

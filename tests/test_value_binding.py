@@ -13,9 +13,9 @@ from surgery.builder import GraphBuilder
 from surgery.errors import Refused
 from surgery.interface import infer
 from surgery.numeric import run
-from surgery_adapters.value_binding import Norm, bind, native
-from surgery_adapters.value_blocks import Arrays
-from surgery_adapters.value_layout import layouts
+from surgery_adapters.binding.bind import Norm, bind, native
+from surgery_adapters.binding.blocks import Arrays
+from surgery_adapters.binding.layout import layouts
 from tests.fixtures import recording
 from tests.test_exporters import agreement, check_growth, free
 

@@ -12,13 +12,13 @@ import pytest
 
 import surgery
 from surgery.builder import GraphBuilder
+from surgery.edits.execute import execute
+from surgery.edits.plan import Plan
+from surgery.edits.ports import grow, shrink
 from surgery.errors import ArgumentError, Refused, UnknownName
-from surgery.execute import execute
 from surgery.graph import layout
 from surgery.interface import infer
 from surgery.numeric import run
-from surgery.plan import Plan
-from surgery.ports import grow, shrink
 from surgery.verify.outputs import runtime
 from surgery.verify.structure import check_structure
 from tests import zoo

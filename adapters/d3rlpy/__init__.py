@@ -19,16 +19,16 @@ from surgery.interface import Environment, Interface
 from surgery.optimizer import OptimizerState
 from surgery.optimizer_record import OptimizerRecord, merged, slots_of
 from surgery.tensors import Region
-from surgery_adapters.contract import NAME, Notes, notes_of
+from surgery_adapters.containers.torch_patch import Edit, Make, changes, rewritten
 from surgery_adapters.d3rlpy.file import D3File, read_config, write
 from surgery_adapters.d3rlpy.networks import SCOPES, Networks, build
 from surgery_adapters.d3rlpy.settings import follow, statistics
-from surgery_adapters.matching import Fit, check_same, checked, fit
-from surgery_adapters.sequences import HINT
-from surgery_adapters.torch_patch import Edit, Make, changes, rewritten
-from surgery_adapters.torch_tree import Revision, entries, renumber, revise
-from surgery_adapters.torch_tree import write as write_optimizer
-from surgery_adapters.trained import Trained
+from surgery_adapters.networks.trained import Trained
+from surgery_adapters.writeback.contract import NAME, Notes, notes_of
+from surgery_adapters.writeback.matching import Fit, check_same, checked, fit
+from surgery_adapters.writeback.sequences import HINT
+from surgery_adapters.writeback.torch_tree import Revision, entries, renumber, revise
+from surgery_adapters.writeback.torch_tree import write as write_optimizer
 
 SUFFIX = ".d3"
 

@@ -13,7 +13,7 @@ from typing import Any
 import onnx_ir as ir
 
 from surgery.errors import CorruptFile, Refused
-from surgery_adapters.layers import Layers
+from surgery_adapters.networks.layers import Layers
 
 _FILTERS, _FEATURES, _UNITS = ((32, 8, 4), (64, 4, 2), (64, 3, 1)), 512, (256, 256)
 _ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "tanh": "tanh", "swish": "silu", "none": "identity"}

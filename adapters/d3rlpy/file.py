@@ -17,9 +17,9 @@ import onnx_ir as ir
 
 from surgery.errors import CorruptFile, UnknownFormat
 from surgery.tensors import MappedFile, Region
-from surgery_adapters.contract import NAME
-from surgery_adapters.data_pickle import load_pickle
-from surgery_adapters.torch_archive import TorchArchive
+from surgery_adapters.containers.data_pickle import load_pickle
+from surgery_adapters.containers.torch_archive import TorchArchive
+from surgery_adapters.writeback.contract import NAME
 
 TRAINED = ("optim", "_optim")
 """How the names of optimizers end."""

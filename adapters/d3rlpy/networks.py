@@ -19,7 +19,7 @@ from surgery.builder import GraphBuilder
 from surgery.errors import CorruptFile, Refused
 from surgery.interface import Port
 from surgery_adapters.d3rlpy.encoders import Encoder
-from surgery_adapters.layers import Layers
+from surgery_adapters.networks.layers import Layers
 
 DISCRETE = ("dqn", "double_dqn", "nfq", "discrete_cql", "discrete_sac", "discrete_bc")
 CONTINUOUS = ("sac", "td3", "ddpg", "td3_plus_bc", "cql", "cal_ql", "iql", "awac", "bc")

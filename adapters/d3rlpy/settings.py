@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from surgery.checkpoint import Checkpoint
+from surgery.edits.ports import port_sources
 from surgery.errors import CorruptFile, Refused
 from surgery.json_values import Json
-from surgery.ports import port_sources
 from surgery.tensors import shape_of
-from surgery_adapters.contract import since
 from surgery_adapters.d3rlpy.encoders import Encoder
 from surgery_adapters.d3rlpy.networks import Networks
-from surgery_adapters.layers import Tensors
+from surgery_adapters.networks.layers import Tensors
+from surgery_adapters.writeback.contract import since
 
 _HEADS = ("q_values", "logits", "mean", "action")
 _SCALES: Mapping[str, Mapping[str, float]] = {

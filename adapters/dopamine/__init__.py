@@ -19,13 +19,13 @@ from surgery.files import replacing
 from surgery.formats import sniff
 from surgery.interface import Environment, Interface
 from surgery.optimizer_record import slots_of
-from surgery_adapters import optax_state
-from surgery_adapters.contract import Notes, notes_of
+from surgery_adapters.containers import optax_state
+from surgery_adapters.containers.optax_state import Bound
+from surgery_adapters.containers.pickled_trees import changes, replace
 from surgery_adapters.dopamine.agent import ATARI, agent
 from surgery_adapters.dopamine.file import ONLINE, TARGET, DopamineFile, holds_agent
-from surgery_adapters.matching import matched
-from surgery_adapters.optax_state import Bound
-from surgery_adapters.pickled_trees import changes, replace
+from surgery_adapters.writeback.contract import Notes, notes_of
+from surgery_adapters.writeback.matching import matched
 
 
 def detect(path: Path) -> bool:

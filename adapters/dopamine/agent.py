@@ -10,9 +10,9 @@ from surgery.adapters import Reading
 from surgery.builder import GraphBuilder
 from surgery.errors import ArgumentError
 from surgery.interface import Environment, Interface, Port
-from surgery_adapters.channels_last import ChannelsLast, Tensors
 from surgery_adapters.dopamine.networks import Network, Parameters, image_shape
-from surgery_adapters.matching import checked
+from surgery_adapters.networks.channels_last import ChannelsLast, Tensors
+from surgery_adapters.writeback.matching import checked
 
 ATARI = Environment(
     settings={

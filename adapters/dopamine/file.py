@@ -14,11 +14,11 @@ import onnx_ir as ir
 
 from surgery.errors import CorruptFile, UnknownFormat
 from surgery.files import check_readable, read_error
-from surgery_adapters.contract import NAME
-from surgery_adapters.optax_state import leaves
-from surgery_adapters.pickle_tree import Tree, dump, parse
-from surgery_adapters.pickled_arrays import is_array, read_array, read_integer, write_array
-from surgery_adapters.pickled_trees import nested
+from surgery_adapters.containers.optax_state import leaves
+from surgery_adapters.containers.pickle_tree import Tree, dump, parse
+from surgery_adapters.containers.pickled_arrays import is_array, read_array, read_integer, write_array
+from surgery_adapters.containers.pickled_trees import nested
+from surgery_adapters.writeback.contract import NAME
 
 ONLINE, TARGET, OPTIMIZER = "online_params", "target_params", "optimizer_state"
 _MOST = 1 << 31

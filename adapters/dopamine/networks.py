@@ -16,8 +16,8 @@ import onnx_ir as ir
 from surgery.errors import Refused
 from surgery.interface import Port
 from surgery.tensors import shape_of
-from surgery_adapters.chains import NATURE
-from surgery_adapters.channels_last import ChannelsLast, Image, Layer, Tensors
+from surgery_adapters.networks.chains import NATURE
+from surgery_adapters.networks.channels_last import ChannelsLast, Image, Layer, Tensors
 
 ATOMS, QUANTILES, SUPPORT, SAMPLES = 51, 200, 10.0, 32
 """Dopamine's settings: atoms of C51 and the largest return that they stand for, quantiles of QR-DQN, and how many

@@ -18,11 +18,11 @@ from surgery.checkpoint import Checkpoint
 from surgery.errors import FileError, Refused, SurgeryError
 from surgery.formats import sniff
 from surgery.optimizer_record import merged
-from surgery_adapters import optax_state
 from surgery_adapters.array_files import is_copy, replaced, with_graph
+from surgery_adapters.binding.bind import Norm
+from surgery_adapters.containers import optax_state
+from surgery_adapters.containers.optax_state import Bound, leaves
 from surgery_adapters.flax.stores import holds_orbax, open_store
-from surgery_adapters.optax_state import Bound, leaves
-from surgery_adapters.value_binding import Norm
 
 _EPSILON = 1e-5
 """Of `nn.BatchNorm`, unless it was told otherwise."""

@@ -10,9 +10,9 @@ from typing import Any
 import onnx_ir as ir
 
 from surgery.files import replacing
+from surgery_adapters.containers.msgpack_tree import read, rewrite, span_of
+from surgery_adapters.containers.optax_state import leaves
 from surgery_adapters.flax import orbax
-from surgery_adapters.msgpack_tree import read, rewrite, span_of
-from surgery_adapters.optax_state import leaves
 
 Write = Callable[[Path, Mapping[str, ir.TensorProtocol], bool], list[Path]]
 

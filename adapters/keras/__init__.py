@@ -19,8 +19,10 @@ from surgery.interface import Interface, infer
 from surgery.optimizer import OptimizerState, power
 from surgery.tensors import equal, shape_of
 from surgery.verify import verify
-from surgery_adapters import hdf5
-from surgery_adapters.contract import NAME, Notes, bare, notes_of
+from surgery_adapters.binding.layout import content
+from surgery_adapters.binding.rewrite import REST
+from surgery_adapters.containers import hdf5
+from surgery_adapters.containers.torch_patch import Content, replace_members
 from surgery_adapters.keras import optimizer
 from surgery_adapters.keras.build import bound, build
 from surgery_adapters.keras.file import CONFIG, OPTIMIZER, WEIGHTS, KerasFile
@@ -33,9 +35,7 @@ from surgery_adapters.keras.settings import (
     with_shapes,
     with_widths,
 )
-from surgery_adapters.torch_patch import Content, replace_members
-from surgery_adapters.value_layout import content
-from surgery_adapters.value_rewrite import REST
+from surgery_adapters.writeback.contract import NAME, Notes, bare, notes_of
 
 _EXPORTED = "graph"
 

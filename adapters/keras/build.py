@@ -12,12 +12,12 @@ from surgery.checkpoint import Checkpoint
 from surgery.errors import FileError, Refused
 from surgery.interface import infer
 from surgery.model_file import read_model
+from surgery_adapters.binding.bind import Norm, native
 from surgery_adapters.keras import attention, convolution, layers, operations, recurrent
 from surgery_adapters.keras.config import Layer, as_written, tree
 from surgery_adapters.keras.file import KerasFile
 from surgery_adapters.keras.network import Network, histories
-from surgery_adapters.matching import checked
-from surgery_adapters.value_binding import Norm, native
+from surgery_adapters.writeback.matching import checked
 
 LAYERS = {**layers.LAYERS, **convolution.LAYERS, **recurrent.LAYERS, **attention.LAYERS}
 

@@ -14,10 +14,10 @@ import onnx_ir as ir
 from surgery.errors import CorruptFile, UnknownFormat
 from surgery.files import check_readable
 from surgery.tensors import MappedFile, Region
-from surgery_adapters import hdf5
-from surgery_adapters.contract import NAME
+from surgery_adapters.containers import hdf5
+from surgery_adapters.containers.torch_archive import StoredZip
 from surgery_adapters.keras.config import Layer, places, tree
-from surgery_adapters.torch_archive import StoredZip
+from surgery_adapters.writeback.contract import NAME
 
 CONFIG, WEIGHTS, METADATA = "config.json", "model.weights.h5", "metadata.json"
 OPTIMIZER = "optimizer/vars/"

@@ -18,14 +18,14 @@ from surgery.interface import Environment, Interface
 from surgery.optimizer import OptimizerState
 from surgery.optimizer_record import OptimizerRecord, merged, slots_of
 from surgery.tensors import equal
-from surgery_adapters.contract import NAME, Notes, notes_of
-from surgery_adapters.matching import checked, matched
-from surgery_adapters.pickle_tree import dump
-from surgery_adapters.pickled_arrays import write_array
+from surgery_adapters.containers.pickle_tree import dump
+from surgery_adapters.containers.pickled_arrays import write_array
+from surgery_adapters.networks.trained import Trained
 from surgery_adapters.rllib.folder import STATE, RllibFolder, plain
 from surgery_adapters.rllib.networks import CLIPS, Networks, build
 from surgery_adapters.rllib.settings import follow, widths
-from surgery_adapters.trained import Trained
+from surgery_adapters.writeback.contract import NAME, Notes, notes_of
+from surgery_adapters.writeback.matching import checked, matched
 
 TEMPERATURE = "alpha"
 """SAC's optimizer of one number, which is no part of any network."""

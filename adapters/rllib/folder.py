@@ -17,10 +17,10 @@ import onnx_ir as ir
 
 from surgery.errors import CorruptFile, FileError, Refused, UnknownFormat
 from surgery.files import check_readable, read_error
-from surgery_adapters.contract import NAME
-from surgery_adapters.pickle_tree import Made, Name, Tree, parse
-from surgery_adapters.pickled_arrays import is_array, read_array, read_scalar
-from surgery_adapters.spaces import Space, read_space
+from surgery_adapters.containers.pickle_tree import Made, Name, Tree, parse
+from surgery_adapters.containers.pickled_arrays import is_array, read_array, read_scalar
+from surgery_adapters.containers.spaces import Space, read_space
+from surgery_adapters.writeback.contract import NAME
 
 MARK = "rllib_checkpoint.json"
 _LEARNER = "learner_group/learner"

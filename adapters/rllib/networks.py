@@ -15,8 +15,8 @@ import onnx_ir as ir
 from surgery.builder import GraphBuilder
 from surgery.errors import ArgumentError, CorruptFile, Refused
 from surgery.interface import Port
-from surgery_adapters.layers import Layers, Tensors, activation_of
-from surgery_adapters.spaces import Space, box_port
+from surgery_adapters.containers.spaces import Space, box_port
+from surgery_adapters.networks.layers import Layers, Tensors, activation_of
 
 CLIPS = "log_std_clip_param_const"
 """A buffer of every head, which no gradient reaches."""

@@ -6,16 +6,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from surgery.checkpoint import Checkpoint
+from surgery.edits.ports import port_sources
 from surgery.errors import CorruptFile, Refused
-from surgery.ports import port_sources
 from surgery.tensors import shape_of
-from surgery_adapters.contract import since
-from surgery_adapters.layers import Tensors
-from surgery_adapters.pickle_tree import Made
-from surgery_adapters.pickled_arrays import is_array, read_array
+from surgery_adapters.containers.pickle_tree import Made
+from surgery_adapters.containers.pickled_arrays import is_array, read_array
+from surgery_adapters.containers.spaces import Source, Space, change_box, change_count, read_space
+from surgery_adapters.networks.layers import Tensors
 from surgery_adapters.rllib.folder import RllibFolder, fields_of
 from surgery_adapters.rllib.networks import Networks
-from surgery_adapters.spaces import Source, Space, change_box, change_count, read_space
+from surgery_adapters.writeback.contract import since
 
 _CONFIGS = ("model_config", "_model_config")
 _HEADS = ("q_values", "logits", "mean")

@@ -15,11 +15,11 @@ from surgery.errors import Refused, SurgeryError, UnknownFormat
 from surgery.files import replacing, replacing_folder
 from surgery.interface import Environment, Interface
 from surgery_adapters import pytorch
-from surgery_adapters.chains import Part
-from surgery_adapters.layers import Layers
-from surgery_adapters.matching import checked
+from surgery_adapters.networks.chains import Part
+from surgery_adapters.networks.layers import Layers
 from surgery_adapters.sample_factory.networks import Networks, channels_are_the_codes
 from surgery_adapters.sample_factory.settings import NAME, Settings
+from surgery_adapters.writeback.matching import checked
 
 _FOLDER = "checkpoint_p"
 

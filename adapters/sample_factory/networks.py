@@ -15,7 +15,7 @@ from surgery.adapters import Reading
 from surgery.builder import GraphBuilder
 from surgery.errors import ArgumentError, CorruptFile, Refused
 from surgery.interface import Port
-from surgery_adapters.layers import Layers
+from surgery_adapters.networks.layers import Layers
 from surgery_adapters.sample_factory.settings import Settings
 
 CONVOLUTIONS: Mapping[str, tuple[tuple[int, int, int], ...]] = {

@@ -10,7 +10,7 @@ from typing import Any
 
 from surgery.errors import CorruptFile, Refused
 from surgery.files import check_readable, read_error
-from surgery_adapters.layers import Layers
+from surgery_adapters.networks.layers import Layers
 
 NAME = "config.json"
 _MOST = 1 << 24

@@ -14,14 +14,14 @@ from surgery.errors import FileError, MissingDependency
 from surgery.files import replacing
 from surgery.formats import sniff
 from surgery.interface import Environment, Interface
-from surgery_adapters.contract import NAME, Notes, notes_of
-from surgery_adapters.matching import Fit, check_same, checked, fit
+from surgery_adapters.containers.torch_patch import Content, Edit, changes, replace_members, rewritten
 from surgery_adapters.sb3 import normaliser, optimizers
 from surgery_adapters.sb3.file import Sb3File
 from surgery_adapters.sb3.networks import Networks, build
 from surgery_adapters.sb3.settings import follow, statistics
-from surgery_adapters.torch_patch import Content, Edit, changes, replace_members, rewritten
-from surgery_adapters.torch_tree import renumber
+from surgery_adapters.writeback.contract import NAME, Notes, notes_of
+from surgery_adapters.writeback.matching import Fit, check_same, checked, fit
+from surgery_adapters.writeback.torch_tree import renumber
 
 
 def detect(path: Path) -> bool:

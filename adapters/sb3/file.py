@@ -20,10 +20,10 @@ import onnx_ir as ir
 from surgery.errors import CorruptFile, UnknownFormat
 from surgery.files import check_readable
 from surgery.tensors import MappedFile, Region
-from surgery_adapters.contract import NAME
-from surgery_adapters.pickle_tree import Name, Tree, dump, parse
-from surgery_adapters.spaces import Space, read_space
-from surgery_adapters.torch_archive import StoredZip, TorchArchive
+from surgery_adapters.containers.pickle_tree import Name, Tree, dump, parse
+from surgery_adapters.containers.spaces import Space, read_space
+from surgery_adapters.containers.torch_archive import StoredZip, TorchArchive
+from surgery_adapters.writeback.contract import NAME
 
 SERIALIZED, TYPE = ":serialized:", ":type:"
 _MAX_DATA = 1 << 26

@@ -16,9 +16,9 @@ from surgery.adapters import Reading
 from surgery.builder import GraphBuilder
 from surgery.errors import ArgumentError, CorruptFile, Refused
 from surgery.interface import CRITIC_ACTION, Port
-from surgery_adapters.layers import NATURE, Geometry, Layers, activation_of
+from surgery_adapters.containers.spaces import Space, box_port
+from surgery_adapters.networks.layers import NATURE, Geometry, Layers, activation_of
 from surgery_adapters.sb3.file import Sb3File
-from surgery_adapters.spaces import Space, box_port
 
 LOG_STD = (-20.0, 2.0)
 """Where SAC and TQC clip the logarithm of the deviation."""

@@ -16,9 +16,9 @@ import numpy as np
 from surgery.errors import CorruptFile
 from surgery.files import check_readable, read_error
 from surgery.json_values import Json
-from surgery_adapters.pickle_tree import Made, Tree, parse
-from surgery_adapters.pickled_arrays import read_array, write_array
-from surgery_adapters.spaces import Source, Space, read_space
+from surgery_adapters.containers.pickle_tree import Made, Tree, parse
+from surgery_adapters.containers.pickled_arrays import read_array, write_array
+from surgery_adapters.containers.spaces import Source, Space, read_space
 
 NAME = "vecnormalize.pkl"
 _MOST = 1 << 12

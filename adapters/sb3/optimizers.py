@@ -12,12 +12,12 @@ from surgery.errors import Refused, SurgeryError
 from surgery.json_values import Json, thaw
 from surgery.optimizer import OptimizerState
 from surgery.optimizer_record import OptimizerRecord, merged, slots_of
-from surgery_adapters.pickle_tree import Name
+from surgery_adapters.containers.pickle_tree import Name
+from surgery_adapters.containers.torch_patch import Content, changes, rewritten
+from surgery_adapters.networks.trained import Trained
 from surgery_adapters.sb3.file import Sb3File
-from surgery_adapters.sequences import HINT, Numbering
-from surgery_adapters.torch_patch import Content, changes, rewritten
-from surgery_adapters.torch_tree import Revision, revise
-from surgery_adapters.trained import Trained
+from surgery_adapters.writeback.sequences import HINT, Numbering
+from surgery_adapters.writeback.torch_tree import Revision, revise
 
 TF_LIKE = Name("stable_baselines3.common.sb2_compat.rmsprop_tf_like", "RMSpropTFLike")
 """The framework's own RMSProp, with ε inside the root, whose squares start at one."""

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 
 from surgery.checkpoint import Checkpoint
+from surgery.edits.ports import port_sources
 from surgery.errors import Refused
 from surgery.json_values import thaw
-from surgery.ports import port_sources
-from surgery_adapters.contract import since
-from surgery_adapters.layers import Tensors
-from surgery_adapters.pickle_tree import Name, Tree, dump
+from surgery_adapters.containers.pickle_tree import Name, Tree, dump
+from surgery_adapters.containers.spaces import Space, change_box, change_count, read_space, set_bound
+from surgery_adapters.networks.layers import Tensors
 from surgery_adapters.sb3 import normaliser
 from surgery_adapters.sb3.file import Sb3File, serialized
 from surgery_adapters.sb3.sizes import widths
-from surgery_adapters.spaces import Space, change_box, change_count, read_space, set_bound
+from surgery_adapters.writeback.contract import since
 
 _HEADS = ("q_values", "logits", "mean", "action")
 

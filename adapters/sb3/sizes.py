@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 from surgery.errors import Refused
 from surgery.tensors import shape_of
-from surgery_adapters.layers import NATURE, Tensors
-from surgery_adapters.pickle_tree import Name
+from surgery_adapters.containers.pickle_tree import Name
+from surgery_adapters.networks.layers import NATURE, Tensors
 from surgery_adapters.sb3.file import Sb3File
 
 OURS = "surgery_adapters.sb3.extractor"

@@ -15,7 +15,7 @@ from surgery.errors import Refused
 from surgery.json_values import Json
 from surgery.optimizer import OptimizerState, ParamGroup
 from surgery.tensors import shape_of
-from surgery_adapters.optax_state import Bound
+from surgery_adapters.containers.optax_state import Bound
 
 Tensors = Mapping[str, ir.TensorProtocol]
 

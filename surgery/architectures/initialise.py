@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from surgery.architectures.library import Initialisation
-from surgery.edits import tensor_rng
+from surgery.edits.arithmetic import tensor_rng
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from surgery import torch as modules
 from surgery.checkpoint import Checkpoint, save
-from surgery.copies import original_name
 from surgery.distill.values import KINDS
+from surgery.edits.copies import original_name
 from surgery.errors import ArgumentError, SurgeryError
 from surgery.interface import Interface, Port
 from surgery.optimizer import OptimizerState, ParamGroup

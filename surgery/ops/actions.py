@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from surgery.checkpoint import Checkpoint
-from surgery.edits import MOST_UNITS, SpaceEdit, Start
+from surgery.edits.arithmetic import MOST_UNITS, SpaceEdit, Start
 from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.graph.layout import Units, units
 from surgery.graph.spaces import Analysis, Space

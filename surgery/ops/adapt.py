@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 from surgery.checkpoint import Checkpoint
 from surgery.description import Actions, Observed, SpaceDescription
+from surgery.edits.plan import Plan
+from surgery.edits.removal import fold
+from surgery.edits.units import SpaceEdit, Start
 from surgery.errors import ArgumentError, Refused
 from surgery.graph.layout import units
 from surgery.graph.prepare import prepared
@@ -17,9 +20,6 @@ from surgery.interface import CRITIC_ACTION, Port
 from surgery.ops.actions import action_space, alone
 from surgery.ops.build import build
 from surgery.ops.features import arranged, input_space
-from surgery.plan import Plan
-from surgery.removal import fold
-from surgery.units import SpaceEdit, Start
 
 DISCRETE = ("q_values", "logits", "atom_logits", "quantiles")
 CONTINUOUS = ("mean", "log_std")

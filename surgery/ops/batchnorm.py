@@ -8,16 +8,16 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from surgery.checkpoint import Checkpoint
+from surgery.edits.insert import slot_counts
+from surgery.edits.norms import FoldedNorm
+from surgery.edits.plan import Plan
+from surgery.edits.rewiring import Rewiring
 from surgery.errors import Refused
 from surgery.graph.layers import Spot, behind, find
 from surgery.graph.ranges import bounds
 from surgery.graph.spaces import Analysis, analyse
 from surgery.graph.trace import label
-from surgery.insert import slot_counts
-from surgery.norms import FoldedNorm
 from surgery.ops import blocks, naming
-from surgery.plan import Plan
-from surgery.rewiring import Rewiring
 
 
 def unfold_batchnorm(checkpoint: Checkpoint, layer: str, *, name: str | None = None) -> Plan:

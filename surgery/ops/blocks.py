@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from surgery.edits.insertion import Attribute, Insertion, NewNode, NewPort, NewTensor, Place, Start
 from surgery.graph.layers import CONVOLUTIONS, Spot
-from surgery.insertion import Attribute, Insertion, NewNode, NewPort, NewTensor, Place, Start
 from surgery.ops.naming import Names
 
 EPSILON = 1e-5

@@ -8,15 +8,15 @@ from dataclasses import replace
 from typing import Any
 
 from surgery.checkpoint import Checkpoint
-from surgery.copies import related, with_copies
-from surgery.edits import SpaceEdit
+from surgery.edits.arithmetic import SpaceEdit
+from surgery.edits.copies import related, with_copies
+from surgery.edits.execute import edited_tensors, grow_inputs
+from surgery.edits.plan import Claim, Fold, OperandEdit, Plan, PortEdit, TensorEdit
 from surgery.errors import Refused
-from surgery.execute import edited_tensors, grow_inputs
 from surgery.graph import layout
 from surgery.graph.readers import readers
 from surgery.graph.rewrite import regenerate
 from surgery.graph.spaces import Analysis
-from surgery.plan import Claim, Fold, OperandEdit, Plan, PortEdit, TensorEdit
 
 
 def build(

@@ -9,15 +9,15 @@ from typing import Literal
 import onnx_ir as ir
 
 from surgery.checkpoint import Checkpoint
-from surgery.copies import original_name
+from surgery.edits.copies import original_name
+from surgery.edits.insert import slot_counts
+from surgery.edits.insertion import Insertion
+from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError, Refused
 from surgery.graph.layers import Spot, is_activation, layers, spots
 from surgery.graph.ranges import bounds, keeps
 from surgery.graph.spaces import Analysis, analyse
-from surgery.insert import slot_counts
-from surgery.insertion import Insertion
 from surgery.ops import blocks, naming, sequences
-from surgery.plan import Plan
 
 Kind = Literal["auto", "identity", "residual", "rezero", "batchnorm", "recurrent", "attention"]
 KINDS: tuple[Kind, ...] = ("auto", "identity", "residual", "rezero", "batchnorm", "recurrent", "attention")

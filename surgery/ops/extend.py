@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from surgery.checkpoint import Checkpoint
-from surgery.edits import MOST_UNITS, SpaceEdit
+from surgery.edits.arithmetic import MOST_UNITS, SpaceEdit
+from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError
 from surgery.graph.spaces import Analysis, Space, analyse
 from surgery.interface import Port
 from surgery.ops.actions import NewAction, action_edit, action_space, alone
 from surgery.ops.build import build
 from surgery.ops.features import input_space
-from surgery.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from surgery.checkpoint import Checkpoint
+from surgery.edits.plan import Plan
+from surgery.edits.removal import fold
+from surgery.edits.units import SpaceEdit
 from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.graph.layout import Layout, Units, text
 from surgery.graph.prepare import prepared
@@ -13,9 +16,6 @@ from surgery.graph.readers import mixed_parameters
 from surgery.graph.spaces import Analysis, Space, analyse
 from surgery.interface import Port
 from surgery.ops.build import build
-from surgery.plan import Plan
-from surgery.removal import fold
-from surgery.units import SpaceEdit
 
 
 @dataclass(frozen=True, slots=True)

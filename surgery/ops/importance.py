@@ -8,15 +8,15 @@ from typing import Any, Literal, get_args
 import numpy as np
 import onnx_ir as ir
 
-from surgery.axis_maps import units_along
 from surgery.checkpoint import Checkpoint
+from surgery.edits.axis_maps import units_along
+from surgery.edits.execute import constants
+from surgery.edits.removal import unit_rows
 from surgery.errors import ArgumentError, GraphError
-from surgery.execute import constants
 from surgery.graph.readers import Reader, readers
 from surgery.graph.spaces import Analysis, Space
 from surgery.numeric import Unsupported, run
 from surgery.probes import probes
-from surgery.removal import unit_rows
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Score = Literal["l1", "l2", "activation", "taylor"]

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from surgery.axis_maps import axis_maps
 from surgery.checkpoint import Checkpoint
+from surgery.edits.axis_maps import axis_maps
+from surgery.edits.execute import constants
+from surgery.edits.plan import Plan
+from surgery.edits.removal import check_duplicates, check_unread, unit_rows
+from surgery.edits.units import SpaceEdit
 from surgery.errors import PlanMismatch, Refused
-from surgery.execute import constants
 from surgery.graph.layout import units
 from surgery.graph.spaces import Analysis, analyse
 from surgery.interface import Interface
 from surgery.ops.build import build
-from surgery.plan import Plan
-from surgery.removal import check_duplicates, check_unread, unit_rows
-from surgery.units import SpaceEdit
 
 _KNOWN = frozenset({"widen", "extend", "reorder", "adapt"})
 _PADDED = ("mean", "zero")

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from surgery.checkpoint import Checkpoint
-from surgery.copies import original_name
-from surgery.edits import SpaceEdit
+from surgery.edits.arithmetic import SpaceEdit
+from surgery.edits.copies import original_name
+from surgery.edits.plan import OperandEdit, Plan, TensorEdit
 from surgery.errors import ArgumentError, Refused
 from surgery.graph.layers import CONVOLUTIONS, Layer, find, layers
 from surgery.graph.layout import Layout, Units
 from surgery.graph.spaces import Analysis, analyse
 from surgery.graph.trace import label
-from surgery.plan import OperandEdit, Plan, TensorEdit
 
 MOST_TAPS = 1 << 12
 

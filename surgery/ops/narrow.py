@@ -8,20 +8,20 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from surgery.axis_maps import units_along
 from surgery.checkpoint import Checkpoint
-from surgery.copies import related
+from surgery.edits.axis_maps import units_along
+from surgery.edits.copies import related
+from surgery.edits.execute import constants
+from surgery.edits.plan import Plan
+from surgery.edits.removal import alike, ranges
+from surgery.edits.units import SpaceEdit
 from surgery.errors import ArgumentError, Refused
-from surgery.execute import constants
 from surgery.graph.layout import units
 from surgery.graph.readers import Reader, mixed_parameters, readers
 from surgery.graph.spaces import Analysis, Space, analyse
 from surgery.numeric.bounds import Bounds
 from surgery.ops.build import build
 from surgery.ops.importance import Score, classes, importance
-from surgery.plan import Plan
-from surgery.removal import alike, ranges
-from surgery.units import SpaceEdit
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

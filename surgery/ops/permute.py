@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from surgery.checkpoint import Checkpoint
+from surgery.edits.plan import Plan
+from surgery.edits.units import SpaceEdit
 from surgery.errors import ArgumentError, Refused
 from surgery.graph.spaces import analyse
 from surgery.ops.build import build
-from surgery.plan import Plan
-from surgery.units import SpaceEdit
 
 
 def permute(checkpoint: Checkpoint, orders: Mapping[str, Sequence[int]]) -> Plan:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from surgery.checkpoint import Checkpoint
+from surgery.edits.plan import Plan
+from surgery.edits.rewiring import Rewiring
 from surgery.errors import ArgumentError, UnknownName
-from surgery.plan import Plan
-from surgery.rewiring import Rewiring
 
 
 def rename(checkpoint: Checkpoint, names: Mapping[str, str]) -> Plan:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from surgery.axis_maps import in_turn
+from surgery.edits.axis_maps import in_turn
 from surgery.graph.layout import Factor, Layout, Part, Sum, Units, Weave, size, text, units
 from surgery.graph.spaces import Analysis, Space
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from surgery.checkpoint import Checkpoint
-from surgery.copies import original_name
+from surgery.edits.copies import original_name
+from surgery.edits.parting import Parted
+from surgery.edits.plan import Plan
+from surgery.edits.rewiring import Rewiring
 from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.graph import layout
 from surgery.graph.atoms import factors, size_of, summands
 from surgery.graph.spaces import Analysis, analyse, modules
-from surgery.parting import Parted
-from surgery.plan import Plan
-from surgery.rewiring import Rewiring
 
 
 def split_fused(checkpoint: Checkpoint, layer: str, *, parts: Sequence[str] | None = None) -> Plan:

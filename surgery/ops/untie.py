@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from surgery.checkpoint import Checkpoint
+from surgery.edits.plan import Plan
+from surgery.edits.rewiring import Rewiring, Untied
 from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.graph.prepare import prepared
-from surgery.plan import Plan
-from surgery.rewiring import Rewiring, Untied
 
 
 def untie(checkpoint: Checkpoint, tensor: str) -> Plan:

@@ -9,12 +9,12 @@ from typing import Any, Literal
 import numpy as np
 
 from surgery.checkpoint import Checkpoint
-from surgery.edits import SpaceEdit, tensor_rng
+from surgery.edits.arithmetic import SpaceEdit, tensor_rng
+from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError, Refused
 from surgery.graph.spaces import Analysis, Space, analyse
 from surgery.ops.build import build
 from surgery.ops.seats import Seats, seats, width_that_fits
-from surgery.plan import Plan
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -14,12 +14,12 @@ from surgery.architectures.layers import Convolution, Dense, Recurrent, Residual
 from surgery.architectures.library import numbered
 from surgery.architectures.recognise import recognise
 from surgery.checkpoint import Checkpoint, save
+from surgery.edits.plan import Plan
 from surgery.errors import Refused
 from surgery.operate import Result, apply
 from surgery.ops.deepen import Kind, deepen
 from surgery.ops.kernel import grow_kernel
 from surgery.ops.widen import Init, widen
-from surgery.plan import Plan
 from surgery.route.align import align
 from surgery.route.edits import Alignment, Insert, Kernel, Row, Widen
 from surgery.route.proof import end_to_end

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from surgery.checkpoint import Checkpoint
+from surgery.edits.execute import execute
+from surgery.edits.ports import grow, shrink
 from surgery.errors import ClaimFailed, ProofFailed
-from surgery.execute import execute
 from surgery.operate import Result
-from surgery.ports import grow, shrink
 from surgery.probes import Arrays, probes
 from surgery.verify import Report, versions
 from surgery.verify.outputs import (

@@ -14,30 +14,30 @@ if TYPE_CHECKING:
     from surgery.torch.code import code as code
     from surgery.torch.export import from_module as from_module
     from surgery.torch.export import from_program as from_program
+    from surgery.torch.live.operate import operate as operate
+    from surgery.torch.live.report import Operation as Operation
+    from surgery.torch.live.states import grow_states as grow_states
     from surgery.torch.module import to_module as to_module
-    from surgery.torch.operate import operate as operate
-    from surgery.torch.operate_report import Operation as Operation
-    from surgery.torch.operate_states import grow_states as grow_states
     from surgery.torch.optimizer_state import load_optimizer as load_optimizer
     from surgery.torch.optimizer_state import read_optimizer as read_optimizer
     from surgery.torch.settle import settle as settle
     from surgery.torch.settle_moments import warm_moments as warm_moments
     from surgery.torch.swap import swap_optimizer as swap_optimizer
-    from surgery.torch.trajectory import Trajectory as Trajectory
-    from surgery.torch.trajectory import follow as follow
-    from surgery.torch.trajectory_break import break_symmetry as break_symmetry
+    from surgery.torch.trajectory.breaking import break_symmetry as break_symmetry
+    from surgery.torch.trajectory.follow import Trajectory as Trajectory
+    from surgery.torch.trajectory.follow import follow as follow
 
 _HOMES = {
-    "Operation": "surgery.torch.operate_report",
-    "Trajectory": "surgery.torch.trajectory",
+    "Operation": "surgery.torch.live.report",
+    "Trajectory": "surgery.torch.trajectory.follow",
     "code": "surgery.torch.code",
-    "break_symmetry": "surgery.torch.trajectory_break",
-    "follow": "surgery.torch.trajectory",
+    "break_symmetry": "surgery.torch.trajectory.breaking",
+    "follow": "surgery.torch.trajectory.follow",
     "from_module": "surgery.torch.export",
     "from_program": "surgery.torch.export",
-    "grow_states": "surgery.torch.operate_states",
+    "grow_states": "surgery.torch.live.states",
     "load_optimizer": "surgery.torch.optimizer_state",
-    "operate": "surgery.torch.operate",
+    "operate": "surgery.torch.live.operate",
     "read_optimizer": "surgery.torch.optimizer_state",
     "settle": "surgery.torch.settle",
     "swap_optimizer": "surgery.torch.swap",

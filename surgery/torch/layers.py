@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from surgery.edits.insertion import Insertion, NewNode, NewTensor
 from surgery.errors import Refused
-from surgery.insertion import Insertion, NewNode, NewTensor
 from surgery.torch.stored import to_torch
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from surgery.errors import ArgumentError, Refused
 from surgery.ops.optimizer_moments import collected, window_matched
-from surgery.torch.trajectory import Trajectory, ruled_kind
+from surgery.torch.trajectory.follow import Trajectory, ruled_kind
 
 Batch = TypeVar("Batch")
 _SLOTS: Mapping[str, tuple[str, str]] = {

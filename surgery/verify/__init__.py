@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from surgery.checkpoint import Checkpoint
+from surgery.edits.plan import Claim, Plan
+from surgery.edits.ports import grow, kept, settled, shrink
 from surgery.errors import ArgumentError, GraphError
 from surgery.graph.layout import units
-from surgery.plan import Claim, Plan
-from surgery.ports import grow, kept, settled, shrink
 from surgery.probes import Arrays, probes
 from surgery.verify.outputs import (
     FLOAT32_LIMIT,

@@ -9,11 +9,11 @@ import numpy as np
 import onnx_ir as ir
 
 from surgery.checkpoint import Checkpoint
-from surgery.edits import tensor_rng
+from surgery.edits.arithmetic import tensor_rng
+from surgery.edits.plan import Plan
 from surgery.errors import SurgeryError
 from surgery.graph.layout import units
 from surgery.numeric import Unsupported, run
-from surgery.plan import Plan
 from surgery.probes import Arrays
 from surgery.tensors import shape_of
 from surgery.verify.report import Check, measured

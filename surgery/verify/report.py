@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from surgery.plan import Claim
+from surgery.edits.plan import Claim
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,10 @@ import numpy as np
 import onnx_ir as ir
 
 from surgery.checkpoint import Checkpoint
-from surgery.edits import AxisMap, axis_maps, tensor_rng, unknown_history
+from surgery.edits.arithmetic import AxisMap, axis_maps, tensor_rng, unknown_history
+from surgery.edits.plan import Plan
+from surgery.edits.ports import grow, kept, shrink
 from surgery.numeric import Unsupported, run
-from surgery.plan import Plan
-from surgery.ports import grow, kept, shrink
 from surgery.probes import Arrays
 from surgery.tensors import shape_of
 from surgery.verify.report import Check, measured

@@ -1,0 +1,1 @@
+"""A graph whose exporter lost the names, and the arrays that it was made from."""

@@ -1,0 +1,1 @@
+"""Archives and serialisations, read as data and written with parts replaced."""

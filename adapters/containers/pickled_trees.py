@@ -1,0 +1,102 @@
+"""Trees of JAX in a pickle: dicts and flax's frozen ones, tuples and optax's states, with arrays as their leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import onnx_ir as ir
+
+from surgery.errors import CorruptFile, Refused
+from surgery.tensors import equal
+from surgery_adapters.containers.optax_state import FIELDS
+from surgery_adapters.containers.pickle_tree import Made
+from surgery_adapters.containers.pickled_arrays import is_array, read_array, write_array
+
+_NODE = "surgery.node"
+_FROZEN = "flax.core.frozen_dict.FrozenDict"
+_DEEP, _MANY = 64, 100_000
+
+
+def nested(root: object) -> dict[str, Any]:
+    """A tree as nested dicts by name: tuples by their numbers, named tuples by their fields, arrays as tensors.
+
+    Raises:
+      CorruptFile: it is nested without end, or an array in it is damaged.
+    """
+    count = 0
+
+    def step(node: object, depth: int) -> Any:  # noqa: ANN401
+        nonlocal count
+        count += 1
+        if depth > _DEEP or count > _MANY:
+            raise CorruptFile("a tree of the file has no end")
+        if is_array(node):
+            return _tensor(node)
+        if (inner := _items(node)) is not None:
+            return {key: step(value, depth + 1) for key, value in inner.items()}
+        return node
+
+    found = step(root, 0)
+    return found if isinstance(found, dict) else {}
+
+
+def _items(node: object) -> dict[str, object] | None:
+    """The children of a node by name; None if it is a leaf."""
+    if isinstance(node, Mapping):
+        return {str(key): value for key, value in node.items()}
+    if isinstance(node, tuple | list):
+        return {str(place): value for place, value in enumerate(node)}
+    if not isinstance(node, Made):
+        return None
+    if node.is_a(_FROZEN):
+        inner = node.arguments[0] if node.arguments else node.state
+        inner = inner.get("_dict", inner) if isinstance(inner, dict) else inner
+        return _items(inner)
+    if node.how in ("NEWOBJ", "NEWOBJ_EX"):
+        fields = FIELDS.get(str(node.maker).rpartition(".")[2], tuple(map(str, range(len(node.arguments)))))
+        pairs = zip(fields, node.arguments, strict=False)
+        return {name: value for name, value in pairs if name is not None}
+    return None
+
+
+def _tensor(node: object) -> ir.TensorProtocol:
+    array = read_array(node)
+    tensor = ir.Tensor(array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("=")))
+    tensor.meta[_NODE] = node
+    return tensor
+
+
+def changes(
+    old: Mapping[str, ir.TensorProtocol], new: Mapping[str, ir.TensorProtocol]
+) -> list[tuple[ir.TensorProtocol, ir.TensorProtocol]]:
+    """The tensors that are no longer what they were, as they were and as they are to be.
+
+    Args:
+      old: name -> tensor as it was read from a tree. new: what it is to be; names that are missing stay.
+
+    Raises:
+      Refused: one array of the file would become two, or another element type.
+    """
+    found: dict[int, tuple[str, ir.TensorProtocol]] = {}
+    pairs = []
+    for name, tensor in old.items():
+        if name not in new:
+            continue
+        now = new[name]
+        first = found.setdefault(id(tensor.meta[_NODE]), (name, now))
+        if first[1] is not now and not equal(first[1], now):
+            raise Refused(f"'{first[0]}' and '{name}' are one array in the file, and they now differ")
+        if now.dtype != tensor.dtype:
+            raise Refused(f"'{name}' is {tensor.dtype.name} in the file, and would become {now.dtype.name}")
+        if first[0] == name and not equal(tensor, now):
+            pairs.append((tensor, now))
+    return pairs
+
+
+def replace(old: ir.TensorProtocol, new: ir.TensorProtocol) -> None:
+    """Put another array where a tensor of a tree was read, in place: wherever the pickle refers to it."""
+    node = old.meta[_NODE]
+    assert isinstance(node, Made)
+    made = write_array(node, new.numpy())
+    node.arguments, node.state = made.arguments, made.state

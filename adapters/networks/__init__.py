@@ -1,0 +1,1 @@
+"""Graphs from state dicts: from names and sizes, named architectures, trees of modules, a person's own code."""

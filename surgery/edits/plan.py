@@ -1,0 +1,418 @@
+"""A plan: what an operation will do, said completely and without touching a number of the model.
+
+Plans print, serialise to JSON, and can be applied to every checkpoint with the same graph: target and averaged
+networks, past opponents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from surgery.edits.arithmetic import SpaceEdit, natural
+from surgery.edits.insertion import Insertion, chained
+from surgery.edits.insertion import from_json as insertion_from_json
+from surgery.edits.rewiring import Rewiring
+from surgery.edits.rewiring import from_json as rewiring_from_json
+from surgery.errors import PlanMismatch
+from surgery.graph import layout
+from surgery.graph.layout import Layout
+from surgery.graph.spaces import Fill
+
+SCHEMA = 1
+_MOST_OPERANDS = 64
+Claim = Literal["identical", "equivalent", "changed"]
+"""What a plan promises: the same bits, the same function within rounding, or a measured difference."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEdit:
+    """One tensor that follows the edited spaces.
+
+    Attributes:
+      name: the tensor.
+      axes: the layout of each axis before the edit.
+      fill: how entries that make fresh units start.
+      scale: factor of all entries (γ of a normaliser whose statistic changes); gradients are divided by it.
+    """
+
+    name: str
+    axes: tuple[Layout, ...]
+    fill: Fill
+    scale: float = 1.0
+
+    def starts_at_mean(self, spaces: Collection[str]) -> bool:
+        """Whether new units of some spaces start at the mean of the old: the two then share a gradient."""
+        return any(u.role == "mean" and u.space in spaces for axis in self.axes for u in layout.units(axis))
+
+    @property
+    def before(self) -> tuple[int, ...]:
+        """The shape that the tensor must have."""
+        return tuple(layout.size(axis) for axis in self.axes)
+
+    def after(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape that it will have."""
+        return tuple(layout.size(axis, sizes) for axis in self.axes)
+
+
+@dataclass(frozen=True, slots=True)
+class OperandEdit:
+    """Numbers in the graph that follow: an operand or an attribute of a node.
+
+    Attributes:
+      node: the node, by the name of its first output.
+      where: input index, or attribute name.
+      value: the new numbers; None keeps what the graph computes there (a symbolic dimension).
+      scalar: whether the operand is one number without an axis.
+    """
+
+    node: str
+    where: int | str
+    value: tuple[int | float | None, ...]
+    scalar: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PortEdit:
+    """An input or output that follows: recurrent state grows with its layer, an observation is extended.
+
+    Attributes:
+      side: "input" or "output". name: of the graph's input or output.
+      axes: the layout of each axis before the edit; empty for an axis that stays as it is.
+      labels: the names of its features afterwards; empty if they have none.
+    """
+
+    side: Literal["input", "output"]
+    name: str
+    axes: tuple[Layout, ...]
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """One place where constant units leave their contribution behind: it is added to a bias.
+
+    Attributes:
+      node: the node that reads the units, by the name of its first output.
+      operand: index of the input through which it does.
+      axis: of that input, along which they lie. layout: of that axis, before the edit.
+      bias: (node, operand) of the constant that is added; None if there is none, and the contribution must be zero.
+      sign: −1 where it is subtracted.
+    """
+
+    node: str
+    operand: int
+    axis: int
+    layout: Layout
+    bias: tuple[str, int] | None
+    sign: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One line of the summary: a space, its sizes, and how many tensors and optimizer slots follow."""
+
+    space: str
+    before: int
+    after: int
+    tensors: int
+    slots: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything an operation will do.
+
+    Attributes:
+      operation: its name. arguments: as they were given.
+      claim: what must hold of the result; enforced when the plan is applied.
+      spaces: the edited spaces.
+      tensors: the tensors that follow.
+      operands: numbers in the graph that follow.
+      seed: of every random number.
+      noise: added to copies, as a fraction of a tensor's standard deviation.
+      frozen: spaces that were asked for in general terms (a factor) but cannot change, each with the reason.
+      ports: inputs and outputs that follow.
+      inexact_slots: spaces whose new units change the gradient of the old ones (a mean over more of them).
+      environment: settings of the environment's contract that change; None takes one away.
+      slots: optimizer slots that will follow, by tensor.
+      insertions: new layers, put in after everything else, in order.
+      folds: where constants that go leave their contribution.
+      notes: what else the user should know, a sentence each.
+      copies: prefix of parameter names -> prefix of their originals, whose random numbers they take.
+      rewiring: tensors that are untied or renamed.
+    """
+
+    operation: str
+    arguments: Mapping[str, Any]
+    claim: Claim
+    spaces: tuple[SpaceEdit, ...]
+    tensors: tuple[TensorEdit, ...]
+    operands: tuple[OperandEdit, ...]
+    seed: int = 0
+    noise: float = 0.0
+    frozen: tuple[tuple[str, str], ...] = ()
+    ports: tuple[PortEdit, ...] = ()
+    inexact_slots: tuple[str, ...] = ()
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    slots: Mapping[str, int] = field(default_factory=dict)
+    insertions: tuple[Insertion, ...] = ()
+    folds: tuple[Fold, ...] = ()
+    notes: tuple[str, ...] = ()
+    copies: Mapping[str, str] = field(default_factory=dict)
+    rewiring: Rewiring = field(default_factory=Rewiring)
+
+    @property
+    def edits(self) -> dict[str, SpaceEdit]:
+        """The edited spaces by name."""
+        return {edit.space: edit for edit in self.spaces}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """New sizes of the edited spaces."""
+        return {edit.space: edit.after for edit in self.spaces}
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """A line per space and new layer; a tensor counts for the first edited space that occurs in it."""
+        counted: dict[str, list[str]] = {edit.space: [] for edit in self.spaces}
+        for tensor in self.tensors:
+            first = next(u.space for axis in tensor.axes for u in layout.units(axis) if u.space in counted)
+            counted[first].append(tensor.name)
+        edited = zip(self.spaces, counted.values(), strict=True)
+        lines = [(e.space, e.before, e.after, names) for e, names in edited]
+        lines += [(new.name, 0, new.units, [t.name for t in new.tensors]) for new in self.insertions]
+        return tuple(
+            Change(space, before, after, len(names), sum(self.slots.get(name, 0) for name in names))
+            for space, before, after, names in lines
+        )
+
+    def __str__(self) -> str:
+        return self.describe()
+
+    def describe(self) -> str:
+        """The plan in words, line by line."""
+        lines = [f"{self.operation}: claim {self.claim}"]
+        for edit in self.spaces:
+            lines.append(f"  {edit.space} {edit.before} → {edit.after} ({_how(edit)})")
+        for tensor in self.tensors:
+            before, after = _shape(tensor.before), _shape(tensor.after(self.sizes))
+            slots = f", {self.slots[tensor.name]} slots" if self.slots.get(tensor.name) else ""
+            scaled = f" · {tensor.scale:.6g}" if tensor.scale != 1 else ""
+            lines.append(f"  {tensor.name} {before} → {after}{scaled}{slots}")
+        for operand in self.operands:
+            where = operand.where if isinstance(operand.where, str) else f"operand {operand.where}"
+            shown = ", ".join("…" if n is None else str(n) for n in operand.value)
+            lines.append(f"  node of '{operand.node}': {where} = [{shown}]")
+        for port in self.ports:
+            before, after = (
+                "×".join(str(layout.size(axis, sizes)) if axis else "…" for axis in port.axes)
+                for sizes in (None, self.sizes)
+            )
+            lines.append(f"  {port.side} '{port.name}' {before} → {after}")
+        lines.extend(self.rewiring.describe())
+        lines.extend(f"  new layer {new.describe()}" for new in self.insertions)
+        for fold in self.folds if any(edit.folded for edit in self.spaces) else ():
+            into = (
+                "must be zero"
+                if fold.bias is None
+                else f"added to operand {fold.bias[1]} of '{fold.bias[0]}'"
+            )
+            lines.append(f"  constants read by the node of '{fold.node}': {into}")
+        lines.extend(f"  frozen: {space}: {reason}" for space, reason in self.frozen)
+        lines.extend(f"  {note}" for note in self.notes)
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON, complete: `from_json` gives an equal plan."""
+        return {
+            "schema": SCHEMA,
+            "operation": self.operation,
+            "arguments": dict(self.arguments),
+            "claim": self.claim,
+            "seed": self.seed,
+            "noise": self.noise,
+            "spaces": [edit.to_json() for edit in self.spaces],
+            "tensors": [
+                {
+                    "name": t.name,
+                    "axes": [layout.to_json(axis) for axis in t.axes],
+                    "fill": t.fill,
+                    **({"scale": t.scale} if t.scale != 1 else {}),
+                }
+                for t in self.tensors
+            ],
+            "operands": [
+                {"node": o.node, "where": o.where, "value": list(o.value), "scalar": o.scalar}
+                for o in self.operands
+            ],
+            "frozen": [{"space": space, "reason": reason} for space, reason in self.frozen],
+            "ports": [
+                {
+                    "side": p.side,
+                    "name": p.name,
+                    "axes": [layout.to_json(axis) for axis in p.axes],
+                    "labels": list(p.labels),
+                }
+                for p in self.ports
+            ],
+            "inexact_slots": list(self.inexact_slots),
+            "environment": dict(self.environment),
+            "slots": dict(self.slots),
+            "insertions": [new.to_json() for new in self.insertions],
+            **({"folds": [_fold_to_json(fold) for fold in self.folds]} if self.folds else {}),
+            **({"notes": list(self.notes)} if self.notes else {}),
+            "copies": dict(self.copies),
+            **({"rewiring": self.rewiring.to_json()} if self.rewiring != Rewiring() else {}),
+        }
+
+    def digest(self) -> str:
+        """SHA-256 of what the plan does; slots are left out, which depend on the checkpoint."""
+        record = {key: value for key, value in self.to_json().items() if key not in ("slots", "notes")}
+        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+    @staticmethod
+    def from_json(data: object) -> Plan:
+        """Read a plan.
+
+        Raises:
+          PlanMismatch: if the data is not a plan of this version.
+        """
+        if not isinstance(data, dict) or "operation" not in data:
+            raise PlanMismatch("not a plan", hint="plans are written by --dry-run --json")
+        if data.get("schema") != SCHEMA:
+            raise PlanMismatch(f"a plan of schema {data.get('schema')!r}; this version reads schema {SCHEMA}")
+        try:
+            plan = _parse(data)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PlanMismatch(f"a damaged plan: {type(error).__name__}: {error}") from None
+        _check(plan)
+        return plan
+
+
+def _parse(data: Mapping[str, Any]) -> Plan:
+    claim, fills = data["claim"], ("random", "zero", "donor")
+    if claim not in ("identical", "equivalent", "changed"):
+        raise ValueError(f"claim {claim!r}")
+    if any(p["side"] not in ("input", "output") for p in data["ports"]):
+        raise ValueError("unknown side of a port")
+    if any(t["fill"] not in fills for t in data["tensors"]):
+        raise ValueError("unknown fill")
+    return Plan(
+        operation=str(data["operation"]),
+        arguments=dict(data["arguments"]),
+        claim=claim,
+        spaces=tuple(SpaceEdit.from_json(edit) for edit in data["spaces"]),
+        tensors=tuple(
+            TensorEdit(
+                str(t["name"]),
+                tuple(layout.from_json(axis) for axis in t["axes"]),
+                t["fill"],
+                _finite(t.get("scale", 1.0)),
+            )
+            for t in data["tensors"]
+        ),
+        operands=tuple(_operand(operand) for operand in data["operands"]),
+        seed=natural(data["seed"]),
+        noise=_finite(data["noise"]),
+        frozen=tuple((str(f["space"]), str(f["reason"])) for f in data["frozen"]),
+        ports=tuple(
+            PortEdit(
+                p["side"],
+                str(p["name"]),
+                tuple(layout.from_json(axis) for axis in p["axes"]),
+                tuple(str(label) for label in p["labels"]),
+            )
+            for p in data["ports"]
+        ),
+        inexact_slots=tuple(str(name) for name in data["inexact_slots"]),
+        environment=dict(data["environment"]),
+        slots={str(name): int(count) for name, count in data["slots"].items()},
+        insertions=tuple(insertion_from_json(new) for new in data.get("insertions", ())),
+        folds=tuple(_fold(fold) for fold in data.get("folds", ())),
+        notes=tuple(str(note) for note in data.get("notes", ())),
+        copies={str(copy): str(original) for copy, original in data.get("copies", {}).items()},
+        rewiring=rewiring_from_json(data.get("rewiring", Rewiring().to_json())),
+    )
+
+
+def _how(edit: SpaceEdit) -> str:
+    """What happens to the units of a space, in words."""
+    copies = int(edit.added.sum()) - len(edit.fresh)
+    counts = {
+        "fresh units": len(edit.fresh), "copies": copies, "merged": len(edit.merged),
+        "constant, folded": len(edit.folded), "removed": len(edit.dropped),
+    }  # fmt: skip
+    parts = [f"{count} {what}" for what, count in counts.items() if count]
+    order = [k for k, added in zip(edit.source, edit.added, strict=True) if not added]
+    return ", ".join([*parts, *(["reordered"] if order != sorted(order) else [])]) or "as it was"
+
+
+def _fold_to_json(fold: Fold) -> dict[str, Any]:
+    return {
+        "node": fold.node, "operand": fold.operand, "axis": fold.axis, "layout": layout.to_json(fold.layout),
+        "bias": None if fold.bias is None else list(fold.bias), "sign": fold.sign,
+    }  # fmt: skip
+
+
+def _fold(data: Mapping[str, Any]) -> Fold:
+    bias = data["bias"]
+    if data["sign"] not in (1, -1):
+        raise ValueError(f"sign {data['sign']!r}")
+    return Fold(
+        str(data["node"]),
+        natural(data["operand"]),
+        natural(data["axis"]),
+        layout.from_json(data["layout"]),
+        None if bias is None else (str(bias[0]), natural(bias[1])),
+        data["sign"],
+    )
+
+
+def _operand(data: Mapping[str, Any]) -> OperandEdit:
+    where = data["where"] if isinstance(data["where"], str) else natural(data["where"])
+    value, scalar = tuple(_number(number) for number in data["value"]), data["scalar"]
+    if not value or not isinstance(scalar, bool) or (scalar and len(value) != 1):
+        raise ValueError(f"an operand without numbers, or a scalar of several: {data!r:.80}")
+    if isinstance(where, int) and where > _MOST_OPERANDS:
+        raise ValueError(f"operand {where} of a node")
+    return OperandEdit(str(data["node"]), where, value, scalar)
+
+
+def _number(value: object) -> int | float | None:
+    if value is None or isinstance(value, float):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63:
+        return value
+    raise TypeError(f"{value!r} is not a number")
+
+
+def _finite(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
+        raise TypeError(f"{value!r} is not a finite number, 0 or more")
+    return float(value)
+
+
+def _check(plan: Plan) -> None:
+    edits = plan.edits
+    if len(edits) != len(plan.spaces):
+        raise PlanMismatch("a plan that edits one space twice")
+    chained(plan.insertions)
+    for tensor in plan.tensors:
+        found = [u for axis in tensor.axes for u in layout.units(axis) if u.space in edits]
+        if not found:
+            raise PlanMismatch(f"a plan that lists '{tensor.name}' but edits no space in it")
+        for part in found:
+            if part.size != edits[part.space].before:
+                have, want = edits[part.space].before, part.size
+                raise PlanMismatch(
+                    f"space '{part.space}' has {have} units in one place and {want} in another"
+                )
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape)) or "scalar"

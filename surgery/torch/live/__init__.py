@@ -1,0 +1,1 @@
+"""Operations on modules and optimizers in memory."""

@@ -1,0 +1,138 @@
+"""What live surgery needs of modules and optimizers, checked before anything is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from surgery.errors import ArgumentError, Refused
+from surgery.optimizer import POWERS
+from surgery.torch.optimizer_state import kind_of, plain_name
+from surgery.torch.trajectory.follow import DETACH, trajectory_of
+
+_WRAPPED = {
+    "DistributedDataParallel": "operate on its .module on every rank, and wrap it again",
+    "DataParallel": "operate on its .module, and wrap it again",
+    "FullyShardedDataParallel": "gather the full parameters into a plain module, operate, and shard it again",
+}
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module behind `torch.compile` or an average of weights.
+
+    Raises:
+      Refused: it is wrapped for several processes; says how to go on.
+    """
+    hint = _WRAPPED.get(type(model).__name__)
+    if hint:
+        raise Refused(f"the model is wrapped in {type(model).__name__}", hint=hint)
+    if isinstance(model, torch.optim.swa_utils.AveragedModel):
+        return unwrapped(model.module)
+    inner = getattr(model, "_orig_mod", None)
+    return unwrapped(inner) if isinstance(inner, nn.Module) else model
+
+
+def check_module(model: nn.Module, what: str) -> None:
+    """Refuse tensors that cannot be given another shape in place; names them."""
+    for path, module in model.named_modules():
+        if ".quantized." in f"{type(module).__module__}.":
+            raise Refused(
+                f"'{path or '(the model)'}' of {what} is quantised", where={"module": type(module).__name__},
+                hint="operate before the model is quantised",
+            )  # fmt: skip
+        if any(parent.__name__ == "FSDPModule" for parent in type(module).__mro__):
+            raise Refused(
+                f"'{path or '(the model)'}' of {what} is sharded (fully_shard)",
+                hint=_WRAPPED["FullyShardedDataParallel"],
+            )
+    devices = set()
+    for name, tensor in tensors_of(model).items():
+        where = {"tensor": f"{name} of {what}"}
+        if type(tensor).__name__ == "DTensor" or hasattr(tensor, "placements"):
+            raise Refused(f"'{name}' is sharded", where=where, hint="gather it, operate, and shard it again")
+        if tensor.is_quantized or tensor.dtype in (torch.quint8, torch.qint8, torch.qint32):
+            raise Refused(f"'{name}' is quantised", where=where, hint="operate before the model is quantised")
+        if tensor.layout != torch.strided:
+            raise Refused(f"'{name}' is sparse", where=where, hint="make it dense first")
+        if not tensor.is_leaf:
+            raise Refused(
+                f"'{name}' is not a leaf: it is computed from other tensors", where=where,
+                hint="operate on the module that owns what it is computed from",
+            )  # fmt: skip
+        devices.add(tensor.device)
+    if len(devices) > 1:
+        raise Refused(
+            f"{what} is on several devices: {', '.join(sorted(map(str, devices)))}",
+            hint="move it to one device, operate, and move it back",
+        )
+    if devices == {torch.device("meta")}:
+        raise Refused(f"{what} has no numbers: it is on the meta device")
+    for path, module in model.named_modules():
+        if hasattr(module, "parametrizations"):
+            raise Refused(
+                f"'{path}' is parametrised ({', '.join(module.parametrizations)})",
+                hint="torch.nn.utils.parametrize.remove_parametrizations, operate, and register it again",
+            )
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers under every name that the module has for them."""
+    found: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    found |= dict(model.named_buffers(remove_duplicate=False))
+    return {plain_name(name): tensor for name, tensor in found.items()}
+
+
+def check_optimizers(optimizers: Sequence[torch.optim.Optimizer], networks: Sequence[nn.Module]) -> int:
+    """The number of parameters that the optimizers hold besides those of the networks.
+
+    Raises:
+      ArgumentError: one holds none of them, or follows a trajectory; no optimizer. Refused: one that has no state by
+        parameter.
+    """
+    own = {id(tensor) for network in networks for tensor in network.parameters()}
+    others = 0
+    for optimizer in optimizers:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ArgumentError(f"a {type(optimizer).__name__} is no torch.optim.Optimizer")
+        if trajectory_of(optimizer) is not None:
+            raise ArgumentError(f"the {type(optimizer).__name__} follows a trajectory", hint=DETACH)
+        if isinstance(optimizer, torch.optim.LBFGS) and optimizer.state:
+            raise Refused(
+                "the LBFGS remembers all parameters as one vector, which no rule carries",
+                hint="make a new LBFGS after the operation",
+            )
+        held = [id(p) for group in optimizer.param_groups for p in group["params"]]
+        if not own.intersection(held):
+            raise ArgumentError(
+                f"the {type(optimizer).__name__} holds none of the model's parameters",
+                hint="give the optimizer that was made with this model's parameters()",
+            )
+        others += len(set(held) - own)
+    return others
+
+
+def check_scaler(scaler: torch.amp.GradScaler | None, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Refuse to operate between a gradient scaler's unscaling and its update."""
+    for optimizer in optimizers:
+        state = scaler._per_optimizer_states.get(id(optimizer)) if scaler is not None else None
+        if state and state["stage"] is not torch.amp.grad_scaler.OptState.READY:
+            raise ArgumentError(
+                "the gradient scaler has unscaled gradients of a step that is not finished",
+                hint="operate after scaler.step(optimizer) and scaler.update()",
+            )
+
+
+def state_without_rules(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, str]:
+    """Slots of the named parameters that no rule carries: what to say of each."""
+    kind, found = kind_of(optimizer), {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            for slot, value in optimizer.state.get(parameter, {}).items():
+                if id(parameter) not in names or value is None or slot == "step":
+                    continue
+                shaped = isinstance(value, Tensor) and value.shape == parameter.shape
+                if slot not in POWERS.get(kind, {}) or not shaped:
+                    found[slot] = f"'{slot}' of {type(optimizer).__name__}"
+    return found

@@ -1,0 +1,117 @@
+"""What a module computes before and after live surgery, compared."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from surgery.edits.plan import Plan
+from surgery.errors import ClaimFailed, Refused, SurgeryError
+from surgery.torch.export import Inputs, arguments_of, mode
+from surgery.torch.live.states import grow_inputs, kept_outputs, settled_inputs, shrink_outputs
+
+_LIMITS = {torch.float64: 1e-10, torch.float32: 1e-4}
+_HALF = 5e-2
+
+
+@dataclass
+class Runner:
+    """The module on the example inputs, before and after."""
+
+    network: nn.Module
+    example_inputs: Inputs
+    plan: Plan
+    model: ir.Model
+    training: bool
+
+    def outputs(self, grown: bool = False) -> dict[str, Tensor]:
+        """The tensors that it gives, by the names of the graph's outputs."""
+        leaves, tree = torch.utils._pytree.tree_flatten(arguments_of(self.example_inputs))
+        given = self.inputs()
+        moved = iter((grow_inputs(self.plan, given, self.plan.seed) if grown else given).values())
+        leaves = [next(moved, x) if isinstance(x, Tensor) else x for x in leaves]
+        arguments = torch.utils._pytree.tree_unflatten(leaves, tree)
+        with mode(self.network, self.training), _preserved(self.network), torch.no_grad():
+            results = self.network(*arguments[0], **arguments[1])
+        made = [x.detach() for x in torch.utils._pytree.tree_leaves(results) if isinstance(x, Tensor)]
+        names = [str(v.name) for v in self.model.graph.outputs]
+        return dict(zip(names, made, strict=False))
+
+    def inputs(self) -> dict[str, Tensor]:
+        """The example inputs by the names of the graph's inputs, where the plan promises equal outputs."""
+        leaves = torch.utils._pytree.tree_leaves(arguments_of(self.example_inputs))
+        names = [str(v.name) for v in self.model.graph.inputs if not v.is_initializer()]
+        tensors = [x for x in leaves if isinstance(x, Tensor)]
+        return settled_inputs(self.plan, dict(zip(names, tensors, strict=False)))
+
+    def compare(self, before: Mapping[str, Tensor]) -> float:
+        """The largest difference, relative to the largest output.
+
+        Raises:
+          Refused: the module cannot run any more. ClaimFailed: it computes something else.
+        """
+        try:
+            after = shrink_outputs(self.plan, self.outputs(grown=True))
+        except SurgeryError:
+            raise
+        except Exception as error:  # whatever the module's own code raises
+            raise Refused(
+                f"{type(self.network).__name__} cannot run with its new sizes: {_first_line(error)}",
+                where={"module": _culprit(self.network, error)},
+                hint="a size written into its code: derive it from a shape, or give the attribute that holds it: "
+                "attributes={'path.name': value}",
+            ) from error
+        worst = 0.0
+        for name, old in kept_outputs(self.plan, before).items():
+            if not old.is_floating_point():
+                continue
+            new = after[name]
+            if new.shape != old.shape:
+                raise ClaimFailed(f"the output '{name}' was {list(old.shape)} and is {list(new.shape)}")
+            scale = max(float(old.abs().max()), 1e-30) if old.numel() else 1.0
+            gap = float((new.double() - old.double()).abs().max()) / scale if old.numel() else 0.0
+            limit = _LIMITS.get(old.dtype, _HALF)
+            if self.plan.claim != "changed" and not gap <= limit:
+                raise ClaimFailed(
+                    f"the output '{name}' of {type(self.network).__name__} moves by {gap:.2g} (relative); "
+                    f"the limit is {limit:g}",
+                    hint="a module that computes otherwise than its export: another mode, or numbers kept elsewhere",
+                )
+            worst = max(worst, gap)
+        return worst
+
+
+@contextlib.contextmanager
+def _preserved(network: nn.Module) -> Iterator[None]:
+    """Run without leaving traces: buffers and random generators are as before afterwards."""
+    held = [(buffer, buffer.detach().clone()) for buffer in network.buffers()]
+    devices = {b.device for b in (*network.parameters(), *network.buffers()) if b.is_cuda}
+    with torch.random.fork_rng(devices=list(devices)):
+        torch.manual_seed(0)
+        try:
+            yield
+        finally:
+            for buffer, old in held:
+                buffer.data.copy_(old)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _culprit(network: nn.Module, error: BaseException) -> str:
+    """The innermost module of the network in whose `forward` an error arose."""
+    paths = {id(module): path for path, module in network.named_modules()}
+    found, trace = "", error.__traceback__
+    while trace is not None:
+        owner = trace.tb_frame.f_locals.get("self")
+        if id(owner) in paths:
+            found = f"{paths[id(owner)] or '(the model)'} ({type(owner).__name__})"
+        trace = trace.tb_next
+    return found or type(network).__name__

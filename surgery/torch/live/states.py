@@ -1,0 +1,68 @@
+"""Hidden states of running rollouts, and example inputs, carried over to the changed network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from surgery.edits import ports
+from surgery.edits.plan import Plan
+from surgery.torch.live.report import Operation
+from surgery.torch.stored import to_numpy, to_torch
+
+
+def grow_states(operation: Operation | Plan, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Inputs of the old network as inputs of the new one: recurrent states that rollouts hold, stored observations.
+
+    Args:
+      operation: what was done.
+      states: input name (the argument of `forward`, or as `operate` was told) -> tensor in its old width; the batch is
+        free. New units start at zero, copies with what they copy.
+
+    Returns:
+      The same, grown, on the same devices; what the plan leaves alone is returned as it is.
+
+    Raises:
+      ArgumentError: a tensor does not have the old width.
+    """
+    plan = operation.plan if isinstance(operation, Operation) else operation
+    return _carried(plan, states, None)
+
+
+def grow_inputs(plan: Plan, inputs: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """The same with random numbers in the new features of observations: they must not matter."""
+    return _carried(plan, inputs, np.random.default_rng(seed))
+
+
+def settled_inputs(plan: Plan, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Inputs for which the plan promises equal outputs: a retired observation holds its constant."""
+    edited = {port.name for port in plan.ports if port.side == "input"}
+    arrays = ports.settled(plan, {name: to_numpy(x) for name, x in inputs.items() if name in edited})
+    return {name: _like(arrays[name], x) if name in arrays else x for name, x in inputs.items()}
+
+
+def kept_outputs(plan: Plan, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The part of the old network's outputs that the new one still has."""
+    edited = {port.name for port in plan.ports if port.side == "output"}
+    arrays = ports.kept(plan, {name: to_numpy(x) for name, x in outputs.items() if name in edited})
+    return {name: _like(arrays[name], x) if name in arrays else x for name, x in outputs.items()}
+
+
+def shrink_outputs(plan: Plan, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The part of the new network's outputs that the old one has."""
+    edited = {port.name for port in plan.ports if port.side == "output"}
+    arrays = ports.shrink(plan, {name: to_numpy(x) for name, x in outputs.items() if name in edited})
+    return {name: _like(arrays[name], x) if name in arrays else x for name, x in outputs.items()}
+
+
+def _carried(plan: Plan, tensors: Mapping[str, Tensor], rng: np.random.Generator | None) -> dict[str, Tensor]:
+    edited = {port.name for port in plan.ports if port.side == "input"}
+    arrays = ports.grow(plan, {name: to_numpy(x) for name, x in tensors.items() if name in edited}, rng)
+    return {name: _like(arrays[name], x) if name in arrays else x for name, x in tensors.items()}
+
+
+def _like(array: np.ndarray[Any, np.dtype[Any]], tensor: Tensor) -> Tensor:
+    return to_torch(array).to(tensor.device, tensor.dtype)

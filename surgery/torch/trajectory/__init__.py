@@ -1,0 +1,1 @@
+"""Training that goes on as the smaller network's would have."""
