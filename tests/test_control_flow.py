@@ -295,3 +295,18 @@ agent (float[N, 4] x) => (float[N, 1] q) {
 def test_what_a_sequence_holds_is_frozen_where_its_reader_is_not_known(case: str) -> None:
     analysis = surgery.analyse(ir.from_proto(model(SEQUENCES[case], {})))
     assert free(analysis) == []
+
+
+def test_what_only_computed_a_shape_is_dropped_once_however_often_it_is_read(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 13]>
+    g (float[1,1,2] x, float[1,1,2] small) => (float[a,b,c] y)
+    <float[2,1,3] weight = {1.6, 0.65, 0.44, -0.13, -0.05, 0.05}>
+    { made = Conv <pads = [1, 1]> (x, weight)
+      asked = GreaterOrEqual (made, x)
+      twice = Or (asked, asked)
+      shape = Shape (twice)
+      y = Expand (small, shape) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "shape.onnx")
+    checkpoint = surgery.load(tmp_path / "shape.onnx")
+    plan = surgery.widen(checkpoint, widths={"weight": 5})
+    assert surgery.apply(plan, checkpoint).report.ok

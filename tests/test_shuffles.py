@@ -207,3 +207,38 @@ def test_every_parameter_axis_of_a_shuffle_net_can_grow(style: str) -> None:
         for axis in analysis.tensors[name]:
             for unit in units(axis):
                 assert unit.space in interface or analysis.by_name[unit.space].widenable, name
+
+
+SUMMED = """<ir_version: 9, opset_import: ["" : 19]>
+g (float[1,1,2,2] x) => (float[a,b,c,d] out)
+<float[4,1,1,1] left = {1,2,3,4}, float[4,1,1,1] right = {1.3,2.2,3,4.5}, float[1,1,1,1] scalar = {1.8},
+ float[4,4,1,1] last = {1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7}>
+{ a0 = Conv (x, left)
+  b0 = Conv (x, right)
+  both = Concat <axis = 1> (a0, b0)
+  rows = Constant <value = int64[5] {0,2,4,0,2}> ()
+  flat = Constant <value = int64[4] {0,8,2,2}> ()
+  halves = Constant <value = int64[2] {4,4}> ()
+  r0 = Reshape (both, rows)
+  t0 = Transpose <perm = [0,2,1,3,4]> (r0)
+  s0 = Reshape (t0, flat)
+  kept, taken = Split <axis = 1> (s0, halves)
+  same = Constant <value = int64[4] {4,4,1,1}> ()
+  weight = Expand (scalar, same)
+  summed = Conv (taken, weight)
+  again = Concat <axis = 1> (kept, summed)
+  r1 = Reshape (again, rows)
+  t1 = Transpose <perm = [0,2,1,3,4]> (r1)
+  s1 = Reshape (t1, flat)
+  u0, u1 = Split <axis = 1> (s1, halves)
+  out = Conv (u1, last) }"""
+
+
+def test_units_that_are_summed_in_one_half_and_weighted_in_the_other_are_not_copied(tmp_path: Path) -> None:
+    """All weights of the sum are one scalar, so copies could share only at their makers, which the other half reads."""
+    onnx.save(onnx.parser.parse_model(SUMMED), tmp_path / "summed.onnx")
+    checkpoint = surgery.load(tmp_path / "summed.onnx")
+    with pytest.raises(Refused, match="sums over it and no operand can be scaled: shuffled by"):
+        surgery.widen(checkpoint, widths={"left": 6}, init="net2net")
+    plan = surgery.widen(checkpoint, widths={"left": 6}, init="zero")
+    assert surgery.apply(plan, checkpoint).report.ok

@@ -16,6 +16,8 @@ def drop_unused(model: ir.Model, value: ir.Value | None) -> None:
         if producer is None:
             if value.name in model.graph.initializers and value.const_value is not None:
                 del model.graph.initializers[str(value.name)]
-        elif not any(out.uses() or out.is_graph_output() for out in producer.outputs):
+        elif producer.graph is not None and not any(
+            out.uses() or out.is_graph_output() for out in producer.outputs
+        ):
             pending.extend(producer.inputs)
             model.graph.remove(producer, safe=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from surgery.graph.atoms import Axis, Freeze, Mismatch, factors, freeze, summands, weave
-from surgery.graph.axes import cut
+from surgery.graph.axes import cut, derive
 from surgery.graph.trace import Trace, data_of, label
 
 _THROUGH = frozenset(
@@ -41,7 +41,9 @@ def joined(t: Trace, node: ir.Node) -> list[Axis] | None:
     data, shape = t.axes(data_of(node)), t.shape(node.outputs[0])
     order = [int(k) for k in turned.attributes["perm"].as_ints()]
     k = next(place for place, axis in enumerate(order) if place != axis)
-    whole = weave(parts)
+    # a unit may go into a part that is read elsewhere: no scale travels back from one of them to its makers
+    barrier = f"shuffled by node '{label(node)}' (Reshape)"
+    whole = weave([derive([part], passes=1, barrier=barrier, linear=True) for part in parts])
     out = [*data[:k], whole, *data[k + 2 :]]
     if shape != (*t.shape(data_of(node))[:k], whole[0].size, *t.shape(data_of(node))[k + 2 :]):
         why = Freeze("mismatch", f"shuffled and regrouped by node '{label(node)}' (Reshape)")
