@@ -346,7 +346,7 @@ def test_a_damaged_checkpoint_is_passed_over(how: str, teacher: surgery.Checkpoi
     older.write_bytes(b"")
     for path in (tmp_path / "checkpoints").glob("*.pt"):
         path.write_bytes(b"PK")
-    with pytest.raises(CorruptFile, match=r"no checkpoint in .* is whole"):
+    with pytest.raises(CorruptFile, match=r"no checkpoint in .* can be read"):
         execute(job_of(teacher, tmp_path))
 
 

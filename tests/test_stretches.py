@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 
 import surgery
 from surgery.architectures import new
-from surgery.distill import Job, Options, execute, plan_distill
+from surgery.distill import Job, Options, execute, plan_distill, store
 from surgery.distill.actor import Actor
 from surgery.distill.session import Session
 from surgery.distill.teacher import Teacher
 from surgery.envs import make
-from surgery.errors import ArgumentError
+from surgery.errors import ArgumentError, CorruptFile
 from surgery.interface import Environment
 from surgery.policy import load
-from surgery.replay import Layout, Replay, Transitions, Window, fill, restore, write_segment
+from surgery.replay import Layout, Replay, Transitions, Window, fill, read_transitions, restore, write_segment
 
 CARTPOLE = Environment("CartPole-v1", {"max_episode_steps": 23})
 """Episodes that end by falling, and many that are cut off."""
@@ -34,7 +35,7 @@ def job_of(teacher: surgery.Checkpoint | None, folder: Path, to: str, **given: o
 
 def played(session: Session, steps: int) -> dict[bytes, np.ndarray]:
     """Play at random into the replay; what the student's values were at each observation, in the game."""
-    said, network, observation = {}, session.student, session.begin()
+    said, network, observation, begins = {}, session.student, session.begin(), np.ones(3, bool)
     for _ in range(steps):
         before = session.actor.remembered(session.envs.num_envs)
         state = session.actor.state(session.envs.num_envs)
@@ -44,10 +45,10 @@ def played(session: Session, steps: int) -> dict[bytes, np.ndarray]:
         step = session.envs.step(session.actions.integers(2, size=len(observation)))
         session.replay.add(
             observation, np.zeros(3, np.int64), step.reward, step.terminated, step.truncated,
-            step.next_observation, step.valid, state=before,
+            step.next_observation, step.valid, state=before, begins=begins,
         )  # fmt: skip
         session.forget(step.begins)
-        observation = step.observation
+        observation, begins = step.observation, step.begins
     return said
 
 
@@ -115,6 +116,80 @@ def test_every_stretch_is_the_game_as_it_was_played(capacity: int):
         same = observed[time, :, 0] == observed[time - 1, :, 0]
         assert (observed[time, same, 1] == observed[time - 1, same, 1] + 1).all()
         assert begins[time, ~same].all()
+
+
+class Round(gymnasium.Env):
+    """Three places in a ring, seen one-hot: action 1 goes on, and an episode ends where it began."""
+
+    observation_space = gymnasium.spaces.Discrete(3)
+    action_space = gymnasium.spaces.Discrete(2)
+    place = 0
+
+    def reset(self, *, seed: int | None = None, options: object = None) -> tuple[int, dict]:
+        super().reset(seed=seed)
+        self.place = 0
+        return 0, {}
+
+    def step(self, action: int) -> tuple[int, float, bool, bool, dict]:
+        self.place += int(action)
+        return self.place % 3, 1.0, self.place == 3, False, {}
+
+
+gymnasium.register("SurgeryRound-v0", Round, max_episode_steps=9)
+ROUND = Environment("SurgeryRound-v0")
+
+
+def test_an_episode_that_begins_with_what_the_last_one_ended_with_is_another_one(tmp_path: Path):
+    changes = {"evaluation_episodes": 1, "unroll": 10, "burn_in": 2, "epsilon_end": 1.0}
+    options = Options(frames=1000, envs=3, device="cpu", changes=changes)
+    job = plan_distill(None, "gru-4", tmp_path / "run", environment=ROUND, method="scratch", options=options)
+    execute(job)
+    session, same = Session.open(job), 0  # from the run's own files
+    batch = session.replay.sample(200, np.random.default_rng(0))
+    begins, seen = batch.stretch.begins, np.asarray(batch.observation)
+    action, played = batch.action.reshape(-1, 200), batch.weight.reshape(-1, 200) > 0
+    for time in range(10):
+        ended = played[time] & (seen[time + 2, :, 2] == 1) & (action[time] == 1)
+        np.testing.assert_array_equal(begins[time + 3, played[time]], ended[played[time]])
+        assert (seen[time + 3, ended, 0] == 1).all()
+        same += int(ended.sum())
+    assert same > 100
+    session.close()
+
+
+@pytest.mark.parametrize("flag", ["terminated", "truncated", "begins"])
+def test_a_recording_says_where_an_episode_begins_that_looks_like_going_on(flag: str, tmp_path: Path):
+    """The same ring, three steps an episode; what ends it is told by any of the flags."""
+    place, last = np.arange(30) % 3, np.arange(30) % 3 == 2
+    flags = {"terminated": last if flag == "terminated" else np.zeros(30, bool)}
+    flags |= {"truncated": last} if flag == "truncated" else {}
+    flags |= {"begins": place == 0} if flag == "begins" else {}
+    seen = np.eye(3, dtype=np.float32)
+    np.savez(
+        tmp_path / "ring.npz", obs=seen[place], next_obs=seen[(place + 1) % 3], action=place,
+        reward=np.ones(30), **flags,
+    )  # fmt: skip
+    replay, told = Replay(Layout(1, (3,), "float32"), 200, scores=3, window=Window(1, 6, 0)), []
+
+    def label(observation: np.ndarray, begins: np.ndarray) -> np.ndarray:
+        told.append(bool(begins[0]))
+        return np.zeros((1, 3), np.float32)
+
+    fill(replay, read_transitions(tmp_path / "ring.npz"), actions=3, label=label)
+    assert told == (place == 0).tolist()
+    batch = replay.sample(50, np.random.default_rng(0))
+    assert batch.stretch.begins.any()
+    assert (np.asarray(batch.observation)[batch.stretch.begins][:, 0] == 1).all()
+
+
+def test_a_run_of_an_older_schema_is_refused_by_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    session = Session.open(job_of(None, tmp_path, "gru-4"))
+    with store.owning(tmp_path), monkeypatch.context() as older:
+        older.setattr(store, "SCHEMA", 2)
+        session.save()
+    session.close()
+    with pytest.raises(CorruptFile, match="is of schema 2, this version goes on from schema 3 only"):
+        Session.open(session.job)
 
 
 def recurrent_teacher(env: Environment = CARTPOLE) -> surgery.Checkpoint:

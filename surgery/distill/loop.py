@@ -123,7 +123,7 @@ class Loop:
             return
         teacher = session.teacher
         assert teacher is not None
-        observation = session.begin()
+        observation, begins = session.begin(), np.ones(settings.envs, np.bool_)
         while progress.collected < settings.teacher_data:
             self._turn("collecting", progress.collected, settings.teacher_data, "steps")
             chance = epsilon(progress.collected, settings.teacher_data, settings.epsilon_end)
@@ -131,10 +131,10 @@ class Loop:
             wanted = teacher.choose(scores, session.actions)
             actions = explore(wanted, chance, session.envs.actions, session.actions)
             step = session.envs.step(actions)
-            _add(replay, observation, actions, step, scores)
+            _add(replay, observation, begins, actions, step, scores)
             session.forget(step.begins)
             progress.collected += int(step.valid.sum())
-            observation = step.observation
+            observation, begins = step.observation, step.begins
         replay.cut()
         session.renew_envs()
 
@@ -165,7 +165,7 @@ class Loop:
         turns = None
         if session.method.roll_in is not None:
             turns = Turns(session.method.roll_in, settings.envs, session.actions)
-        observation = session.begin()
+        observation, begins = session.begin(), np.ones(settings.envs, np.bool_)
         while True:
             self._evaluate_if_due()
             if progress.steps >= settings.budget:
@@ -175,10 +175,10 @@ class Loop:
             actions, scores = self._act(observation, turns)
             self._learn()  # queued on a device, it runs while the environments step
             step = session.envs.step(actions)
-            _add(session.replay, observation, actions, step, scores, state)
+            _add(session.replay, observation, begins, actions, step, scores, state)
             session.forget(step.begins)
             self._count(step, turns)
-            observation = step.observation
+            observation, begins = step.observation, step.begins
 
     def _act(self, observation: Array, turns: Turns | None) -> tuple[Array, torch.Tensor | None]:
         """What is done, and what the teacher says of the observation where that is needed."""
@@ -377,6 +377,7 @@ class Loop:
 def _add(
     replay: Replay,
     observation: Array,
+    begins: Array,
     actions: Array,
     step: Step,
     scores: torch.Tensor | None,
@@ -384,5 +385,5 @@ def _add(
 ) -> None:
     replay.add(
         observation, actions, step.reward, step.terminated, step.truncated, step.next_observation,
-        step.valid, scores, state,
+        step.valid, scores, state, begins,
     )  # fmt: skip

@@ -25,7 +25,8 @@ from surgery.errors import ArgumentError, CorruptFile, FileError
 from surgery.files import check_readable, replacing, write_error
 from surgery.json_values import Json, dumps, loads
 
-SCHEMA = 2
+SCHEMA = 3
+"""Of a run directory: 3 has in its replay segments where episodes begin, as the environments said it."""
 KEPT = 2
 """Checkpoints that are kept: the newest, and one more should it be damaged."""
 CONFIG, CHECKPOINTS, STUDENT = "config.json", "checkpoints", "student.onnx"
@@ -124,7 +125,7 @@ def newest(folder: Path) -> tuple[Saved | None, tuple[str, ...]]:
     """The newest checkpoint that is whole, and what was wrong with those passed over.
 
     Raises:
-      CorruptFile: there are checkpoints, and none is whole.
+      CorruptFile: there are checkpoints, and none is whole and of this schema.
     """
     problems: list[str] = []
     for path in _numbered(folder):
@@ -134,7 +135,8 @@ def newest(folder: Path) -> tuple[Saved | None, tuple[str, ...]]:
             problems.append(error.message)
     if problems:
         raise CorruptFile(
-            f"no checkpoint in {folder} is whole: {problems[0]}", hint="start in another folder"
+            f"no checkpoint in {folder} can be read: {problems[0]}",
+            hint=f"start in another folder; {STUDENT} there is a model as any other: surgery finetune …",
         )
     return None, ()
 
@@ -163,8 +165,8 @@ def _read(path: Path) -> Saved:
             f"{path} is damaged: {str(error).splitlines()[0] if str(error) else error!r}"
         ) from error
     record = dict(loads(cast(str, text), f"record of {path.name}"))
-    if record.pop("schema", None) != SCHEMA:
-        raise FileError(f"{path} was written by another version")
+    if (schema := record.pop("schema", None)) != SCHEMA:
+        raise FileError(f"{path} is of schema {schema}, this version goes on from schema {SCHEMA} only")
     return Saved(tensors, record, path)
 
 

@@ -28,8 +28,8 @@ class Replay:
     """A ring of rows per environment, and a way to draw n-step transitions from them.
 
     An episode's first stack is kept frame by frame, so that any padding is given back as it was. A loss of life that
-    terminates a transition does not break the stack: whether an observation continues the one before is compared,
-    not assumed.
+    terminates a transition does not break the stack. An episode begins where the one who plays says so, and where an
+    observation is another than the one that the last step led to.
 
     Args:
       layout: the shape of experience.
@@ -115,6 +115,7 @@ class Replay:
         valid: Array | None = None,
         scores: Array | torch.Tensor | None = None,
         state: torch.Tensor | None = None,
+        begins: Array | None = None,
     ) -> None:
         """Append what one step of every environment gave.
 
@@ -128,10 +129,13 @@ class Replay:
           valid: (envs,) false where no transition happened; all true if None.
           scores: (envs, A) of the teacher at `observation`, where they are kept; zeros if None.
           state: (envs, S) of the student before it saw `observation`, where that is kept; zeros if None.
+          begins: (envs,) whether `observation` is the first one of an episode. It need not say so where the observation
+            is not the last `next_observation`; where the two are equal nothing else tells.
         """
         used = np.arange(self.layout.envs) if valid is None else np.flatnonzero(valid)
         current, after = self._frames_of(observation), self._frames_of(next_observation)
-        fresh = used[~self._continues(used, current)]
+        apart = ~self._continues(used, current)
+        fresh = used[apart if begins is None else apart | begins[used]]
         self._close(fresh[self._open[fresh]])
         for age in range(self.layout.stack - 1):
             self._append(fresh, current[fresh, age], CONTEXT)

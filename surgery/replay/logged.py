@@ -71,6 +71,7 @@ class Logged:
     reward: Array
     terminated: Array
     next_observation: Stacked
+    begins: Array
 
 
 def is_logged(path: Path) -> bool:
@@ -113,7 +114,7 @@ def read_logged(path: Path, stack: int | None = None) -> Logged:
     ends = terminal != 0
     cut = _ends(path.with_name(f"episode_end_indices_ckpt.{number}.gz"), len(ends))
     size = stack or (STACK if frames.ndim > 2 else 1)
-    rows, following = _whole(ends, cut, added, size)
+    rows, following, begins = _whole(ends, cut, added, size)
     newest = rows[:, -1]
     return Logged(
         Stacked(frames, rows),
@@ -121,11 +122,14 @@ def read_logged(path: Path, stack: int | None = None) -> Logged:
         reward[newest].astype(np.float32),
         ends[newest],
         Stacked(frames, following),
+        begins,
     )
 
 
-def _whole(terminal: Array, cut: Array, added: int, stack: int) -> tuple[Array, Array]:
+def _whole(terminal: Array, cut: Array, added: int, stack: int) -> tuple[Array, Array, Array]:
     """The frames of every transition that is whole, and those of its successor, each (N, stack), newest last.
+
+    The third is where an episode begins, (N,).
 
     Args:
       terminal, cut: (n,) of the ring: where episodes ended, and where they were cut off.
@@ -143,7 +147,8 @@ def _whole(terminal: Array, cut: Array, added: int, stack: int) -> tuple[Array, 
     newest = np.flatnonzero(whole)
     back = np.arange(stack)[::-1]
     step = np.where(ends[newest], 0, 1)
-    return order[newest[:, None] - back], order[(newest + step)[:, None] - back]
+    begins = (newest - first[newest]) == stack - 1
+    return order[newest[:, None] - back], order[(newest + step)[:, None] - back], begins
 
 
 def _read(path: Path) -> Array:

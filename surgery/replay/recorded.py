@@ -2,7 +2,8 @@
 
 The arrays are a ring buffer in storage order. Between index i and i + 1 lies a seam (the end of an episode, a cut, the
 ring's own end) wherever `terminated[i]`, `truncated[i]` or `next_obs[i] != obs[i + 1]`: no return reaches across one.
-With `packed` true the observations are bits (`np.packbits`) of the shape `obs_shape`.
+An episode begins after `terminated` or `truncated`, or, should losses of lives be among
+those, where `begins` says so. With `packed` true the observations are bits (`np.packbits`) of the shape `obs_shape`.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Transitions:
       reward: (N,)
       terminated: (N,) true where the episode ended by its own rules.
       next_observation: (N, *observation) the true successors.
+      begins: (N,) where an episode begins, even if what was observed does not show it; None: after each terminated one.
     """
 
     observation: Array | Stacked
@@ -46,6 +48,7 @@ class Transitions:
     reward: Array
     terminated: Array
     next_observation: Array | Stacked
+    begins: Array | None = None
 
     def __len__(self) -> int:
         return len(self.action)
@@ -63,7 +66,9 @@ def read_transitions(path: Path) -> Transitions:
     """
     if is_logged(path):
         log = read_logged(path)
-        return Transitions(log.observation, log.action, log.reward, log.terminated, log.next_observation)
+        return Transitions(
+            log.observation, log.action, log.reward, log.terminated, log.next_observation, log.begins
+        )
     arrays = read_npz(path, "recorded replay")
     try:
         return _transitions(arrays)
@@ -77,14 +82,17 @@ def _transitions(arrays: dict[str, Array]) -> Transitions:
     shape = tuple(int(size) for size in arrays.get("obs_shape", np.array(arrays["obs"].shape)))
     packed = bool(arrays.get("packed", np.array(False)))
     observation, after = (_observations(arrays[name], shape, packed) for name in ("obs", "next_obs"))
-    columns = [arrays[name] for name in ("action", "reward", "terminated")]
+    terminated = arrays["terminated"] != 0
+    ended = terminated | (arrays["truncated"] != 0) if "truncated" in arrays else terminated
+    begins = arrays["begins"] != 0 if "begins" in arrays else _after(ended)
+    columns = [arrays["action"], arrays["reward"], terminated, begins]
     if any(column.shape != shape[:1] for column in columns):
         raise ValueError(f"{shape[0]} observations, but {[column.shape for column in columns]} of the rest")
-    action, reward, terminated = columns
+    action, reward = columns[:2]
     if not np.issubdtype(action.dtype, np.integer):
         raise ValueError(f"actions are {action.dtype}, not whole numbers")
     return Transitions(
-        observation, action.astype(np.int64), reward.astype(np.float32), terminated != 0, after
+        observation, action.astype(np.int64), reward.astype(np.float32), terminated, after, begins
     )
 
 
@@ -127,14 +135,14 @@ def fill(replay: Replay, recorded: Transitions, *, actions: int, label: Label | 
     """
     layout = replay.layout
     check_fits(recorded, layout, actions=actions)
+    begins = _after(recorded.terminated) if recorded.begins is None else recorded.begins
     share = -(-len(recorded) // layout.envs)
     first, never = np.arange(layout.envs) * share, np.zeros(layout.envs, np.bool_)
     for age in range(share):
         index = np.minimum(first + age, len(recorded) - 1)
         observation = recorded.observation[index]
-        scores = None
-        if label is not None:
-            scores = label(observation, ~never if age == 0 else _apart(observation, recorded, index - 1))
+        new = ~never if age == 0 else begins[index] | _apart(observation, recorded, index - 1)
+        scores = None if label is None else label(observation, new)
         replay.add(
             observation,
             recorded.action[index],
@@ -144,8 +152,14 @@ def fill(replay: Replay, recorded: Transitions, *, actions: int, label: Label | 
             recorded.next_observation[index],
             first + age < len(recorded),
             scores,
+            begins=new,
         )
     replay.cut()
+
+
+def _after(ended: Array) -> Array:
+    """Where the transition before is one at which an episode ended (N,); the first one follows none."""
+    return np.concatenate([np.ones(min(len(ended), 1), np.bool_), ended[:-1]])
 
 
 def _apart(observation: Array, recorded: Transitions, before: Array) -> Array:
