@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -425,6 +427,23 @@ def test_new_writes_a_student_and_says_how_large_it_is(tmp_path, capsys):
     assert surgery.load(target).lineage[-1].operation == "new"
     assert main(words) == 2
     assert main([*words, "--force"]) == 0
+
+
+@pytest.mark.parametrize("like", [True, False])
+def test_new_noisy_is_the_network_that_the_library_makes(like: bool, tmp_path: Path):
+    target, teacher = tmp_path / "student.onnx", TEACHERS / "breakout-ppo.onnx"
+    sizes = ["--like", str(teacher)] if like else ["--observation", "6", "--actions", "3", "--head", "qr"]
+    arch = "nature" if like else "mlp-8"
+    assert main(["new", arch, *sizes, "--noisy", "--seed", "3", "-o", str(target)]) == 0
+    wanted = (
+        new_like(arch, surgery.load(teacher), seed=3, noisy=True)
+        if like
+        else new(arch, observation=(6,), actions=3, head="qr", seed=3, noisy=True)
+    )
+    made = surgery.load(target)
+    assert made.digest() == wanted.digest()
+    assert made.lineage[-1].summary["noisy"] is True
+    assert any(name.endswith("weight_sigma") for name in made.tensors)
 
 
 @pytest.mark.parametrize(

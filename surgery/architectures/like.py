@@ -84,7 +84,12 @@ def observed(checkpoint: Checkpoint) -> tuple[Port, Shape]:
 
 
 def new_like(
-    arch: str | Architecture, teacher: Checkpoint, *, head: str | None = None, seed: int = 0
+    arch: str | Architecture,
+    teacher: Checkpoint,
+    *,
+    head: str | None = None,
+    seed: int = 0,
+    noisy: bool = False,
 ) -> Checkpoint:
     """An untrained network for the same task as a trained one: its observation, actions, head and environment.
 
@@ -93,6 +98,7 @@ def new_like(
       teacher: any policy.
       head: another one than the teacher's.
       seed: of all weights.
+      noisy: make every dense layer a noisy one, as `new` does.
 
     Raises:
       UnknownName: no such architecture or head.
@@ -101,7 +107,7 @@ def new_like(
     known = setting(teacher)
     made = new(
         arch, observation=known.shape, actions=known.actions, head=head or _streamed(teacher, known.head),
-        dtype=known.dtype, scale=known.scale, seed=seed,
+        dtype=known.dtype, scale=known.scale, seed=seed, noisy=noisy,
     )  # fmt: skip
     source = known.observation
     inputs = tuple(

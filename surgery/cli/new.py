@@ -30,6 +30,9 @@ def _shape(ctx: click.Context, parameter: click.Parameter, word: str | None) -> 
 @click.option("--observation", metavar="SHAPE", callback=_shape, help="Instead: such as 4x84x84.")
 @click.option("--actions", metavar="N", type=click.IntRange(min=1), help="Instead: how many.")
 @click.option("--head", metavar="HEAD", help="q, dueling, c51, qr, rainbow, actor-critic or gaussian.")
+@click.option(
+    "--noisy", is_flag=True, help="Noisy dense layers, whose noise is zero until someone trains them."
+)
 @_options.seed
 @_options.output_file(required=True)
 @_options.force
@@ -41,6 +44,7 @@ def command(
     observation: tuple[int, ...] | None,
     actions: int | None,
     head: str | None,
+    noisy: bool,
     seed: int,
     target: Path,
     force: bool,
@@ -62,14 +66,14 @@ def command(
         if observation or actions:
             raise ArgumentError("observations and actions are those of the teacher", hint="leave --like out")
         like = surgery.load(teacher, optimizer=False)
-        made = architectures.new_like(architecture, like, head=head, seed=seed)
+        made = architectures.new_like(architecture, like, head=head, seed=seed, noisy=noisy)
     elif observation is None or actions is None:
         raise ArgumentError(
             "which observations and actions?", hint="--like TEACHER, or --observation and --actions"
         )
     else:
         made = architectures.new(
-            architecture, observation=observation, actions=actions, head=head or "q", seed=seed
+            architecture, observation=observation, actions=actions, head=head or "q", seed=seed, noisy=noisy
         )
     surgery.save(made, path, force=force)
     layers = _layers(made)
