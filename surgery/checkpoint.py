@@ -17,7 +17,8 @@ from surgery.errors import ArgumentError, CorruptFile, FileError, GraphError, Su
 from surgery.files import replacing
 from surgery.formats import sniff
 from surgery.interface import Environment, Interface, LineageStep, infer
-from surgery.json_values import Fields, Json, check_schema, dumps, freeze_mapping, loads
+from surgery.json_values import Json, freeze_mapping
+from surgery.metadata import METADATA_KEY, Record
 from surgery.model_file import MAX_INLINE, all_tensors, read_model, replace_tensors, write_model
 from surgery.optimizer import OptimizerState, load_optimizer, save_optimizer
 from surgery.tensors import (
@@ -30,8 +31,6 @@ from surgery.tensors import (
     write_safetensors,
 )
 
-SCHEMA = 1
-METADATA_KEY = "surgery"
 NATIVE = frozenset(
     {".zip", ".pt", ".pth", ".ckpt", ".cleanrl_model", ".keras", ".d3", ".msgpack", ".safetensors"}
 )
@@ -132,7 +131,7 @@ def load(path: str | Path, *, optimizer: bool = True, reading: Reading | None = 
     model = read_model(path)
     try:
         text = model.metadata_props.pop(METADATA_KEY, None)
-        record = _Record(infer(model)) if text is None else _Record.parse(text)
+        record = Record(infer(model)) if text is None else Record.parse(text)
         _check_interface(record.interface, model)
         if (
             record.weights
@@ -217,7 +216,7 @@ def save(
         replace_tensors(model, _inside)
         weights = _reference_to(beside, _write_weights(model, beside, parts[beside])) if outside else None
         optimizer = _reference_to(moments, save_optimizer(state, parts[moments])) if state else None
-        model.metadata_props[METADATA_KEY] = _Record(
+        model.metadata_props[METADATA_KEY] = Record(
             checkpoint.interface,
             checkpoint.environment,
             checkpoint.lineage,
@@ -281,61 +280,6 @@ def _beside(path: Path, what: str) -> Path:
     return path.with_name(f"{path.name.removesuffix('.onnx')}{what}.safetensors")
 
 
-@dataclass(frozen=True)
-class _Record:
-    """What the metadata of a file says."""
-
-    interface: Interface
-    environment: Environment = field(default_factory=Environment)
-    lineage: tuple[LineageStep, ...] = ()
-    source: Mapping[str, Json] = field(default_factory=dict)
-    weights: Mapping[str, str] | None = None
-    optimizer: Mapping[str, str] | None = None
-    copies: Mapping[str, str] = field(default_factory=dict)
-
-    @staticmethod
-    def parse(text: str) -> _Record:
-        record = loads(text, "surgery metadata")
-        check_schema(record, "surgery metadata", SCHEMA)
-        fields = Fields(record, "surgery metadata")
-        interface = Interface.from_json(fields.mapping("interface"))
-        environment = Environment.from_json(fields.mapping("environment"))
-        lineage = tuple(LineageStep.from_json(step) for step in fields.items("lineage"))
-        source = fields.mapping("source")
-        weights, optimizer = (_reference(fields.anything(name), name) for name in ("weights", "optimizer"))
-        copies = Fields({"copies": fields.anything("copies") or {}}, "surgery metadata").mapping("copies")
-        fields.done(ignore=("schema",))
-        if not all(isinstance(original, str) for original in copies.values()):
-            raise CorruptFile("the metadata says of what something is a copy, and does not name it")
-        named = {copy: str(original) for copy, original in copies.items()}
-        return _Record(interface, environment, lineage, source, weights, optimizer, named)
-
-    def text(self) -> str:
-        return dumps(
-            {
-                "schema": SCHEMA,
-                "interface": self.interface.to_json(),
-                "environment": self.environment.to_json(),
-                "lineage": [step.to_json() for step in self.lineage],
-                "source": self.source,
-                "weights": self.weights,
-                "optimizer": self.optimizer,
-                **({"copies": dict(self.copies)} if self.copies else {}),
-            }
-        )
-
-
-def _reference(record: Json, what: str) -> Mapping[str, str] | None:
-    if record is None:
-        return None
-    fields = Fields(record, f"reference to the {what}")
-    reference = {"file": fields.text("file"), "digest": fields.text("digest")}
-    fields.done()
-    if Path(reference["file"]).name != reference["file"]:
-        raise CorruptFile(f"the {what} file '{reference['file']}' is not in the model's own folder")
-    return reference
-
-
 def _file(reference: Mapping[str, str], path: Path) -> Path:
     return path.parent / reference["file"]
 
@@ -354,7 +298,7 @@ def _check_interface(interface: Interface, model: ir.Model) -> None:
             )
 
 
-def _load_state(record: _Record, path: Path, foreign: bool) -> OptimizerState | None:
+def _load_state(record: Record, path: Path, foreign: bool) -> OptimizerState | None:
     own = _beside(path, ".optimizer")
     without = "load the model without it: optimizer=False (--no-optimizer)"
     if record.optimizer is None:

@@ -16,9 +16,10 @@ import safetensors.numpy
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from surgery.annotate import annotate
-from surgery.checkpoint import METADATA_KEY, Checkpoint, check_finite, load, save
+from surgery.checkpoint import Checkpoint, check_finite, load, save
 from surgery.errors import FileError, GraphError
 from surgery.interface import LineageStep, PortPatch
+from surgery.metadata import METADATA_KEY
 from surgery.model_file import all_tensors
 from surgery.optimizer import OptimizerState, ParamGroup
 from surgery.tensors import digest, equal

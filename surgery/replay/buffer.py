@@ -9,15 +9,13 @@ import numpy as np
 from surgery.errors import ArgumentError
 from surgery.replay.batch import Batch, Layout, Stretch
 from surgery.replay.frames import Array, Frames, make_frames, some
+from surgery.replay.rows import CLOSING, CONTEXT, TRANSITION, Rows
 from surgery.replay.sequences import Window
 from surgery.replay.sum_tree import SumTree
 
 if TYPE_CHECKING:
     import torch
 
-EMPTY, TRANSITION, CONTEXT, CLOSING = range(4)
-"""What a row is: nothing yet; an observation and what was done on it; an older frame of an episode's first stack; the
-last observation of an episode that was cut off, from which a value is still taken."""
 NOWHERE = -1
 """A row of a batch that was put there from elsewhere: it has no priority to set."""
 _TRIES = 1000
@@ -77,12 +75,7 @@ class Replay:
         self._states: Frames | None = None
         if window is not None and window.state:
             self._states = make_frames(rows // stride, (window.state,), np.dtype(np.float32), device)
-        self._first = np.zeros(rows, np.bool_)
-        self._kind = np.zeros(rows, np.uint8)
-        self._action = np.zeros(rows, np.int64)
-        self._reward = np.zeros(rows, np.float32)
-        self._terminated = np.zeros(rows, np.bool_)
-        self._cut = np.zeros(rows, np.bool_)
+        self._rows = Rows(rows)
         self.written = np.zeros(layout.envs, np.int64)
         self._expected: Array | None = None
         self._open = np.zeros(layout.envs, np.bool_)
@@ -201,12 +194,11 @@ class Replay:
             return
         rows = self._row(streams, self.written[streams])
         if kind == CLOSING:
-            self._cut[self._row(streams, self.written[streams] - 1)] = True
-        self._transitions -= int((self._kind[rows] == TRANSITION).sum())
-        self._transitions += len(rows) if kind == TRANSITION else 0
+            self._rows.cut[self._row(streams, self.written[streams] - 1)] = True
         self._frames.write(rows, frames)
-        self._kind[rows], self._action[rows], self._reward[rows] = kind, action, reward
-        self._terminated[rows], self._cut[rows], self._first[rows] = terminated, False, first
+        self._transitions += self._rows.write(
+            rows, {"kind": kind, "action": action, "reward": reward, "terminated": terminated, "first": first}
+        )
         self.written[streams] += 1
         if self._tree is not None:
             self._tree.set(rows, np.full(len(rows), self._highest if kind == TRANSITION else 0.0))
@@ -233,7 +225,14 @@ class Replay:
         both = self._frames.gather(np.concatenate([here, there]).ravel()).reshape(2 * size, *self._shape)
         scores = None if self._scores is None else self._scores.gather(rows)
         return Batch(
-            rows, both[:size], self._action[rows], returns, discount, both[size:], self._weight(rows), scores
+            rows,
+            both[:size],
+            self._rows.action[rows],
+            returns,
+            discount,
+            both[size:],
+            self._weight(rows),
+            scores,
         )
 
     def _stretches(self, window: Window, size: int, generator: np.random.Generator) -> Batch:
@@ -250,17 +249,17 @@ class Replay:
         learned, stream = window.learned(entries).T.ravel(), np.tile(streams, window.unroll)
         drawn = self._row(stream, learned)
         returns, discount, steps = self._look_ahead(stream, learned % self.length)
-        counts = self._kind[drawn] == TRANSITION
+        counts = self._rows.kind[drawn] == TRANSITION
         weight = counts * (counts.size / max(1, int(counts.sum())))
         since = np.repeat(np.arange(window.unroll), size) + window.burn_in
         after = (since + np.where(counts, steps, 0)) * size + np.tile(np.arange(size), window.unroll)
         place = self._row(streams, begin) // window.stride
         state = np.zeros((size, 0), np.float32) if self._states is None else self._states.gather(place)
         return Batch(
-            drawn, observation.reshape(-1, size, *self._shape), self._action[drawn], returns, discount,
+            drawn, observation.reshape(-1, size, *self._shape), self._rows.action[drawn], returns, discount,
             np.zeros((0, *self._shape), self.layout.dtype), weight.astype(np.float32),
             None if self._scores is None else self._scores.gather(drawn),
-            Stretch(self._first[rows].T.copy(), state, after),
+            Stretch(self._rows.first[rows].T.copy(), state, after),
         )  # fmt: skip
 
     @property
@@ -303,12 +302,10 @@ class Replay:
         streams, position = np.divmod(rows, self.length)
         held = np.minimum(self.written, self.length)[streams]
         behind = (self.written[streams] - 1 - position) % self.length
-        path = self._path(streams, position)
-        steps, ended = self._steps(path)
-        final = path[np.arange(len(rows)), steps - 1]
-        needed = np.where(ended & self._terminated[final], steps - 1, steps)
         whole: Array = (
-            (self._kind[rows] == TRANSITION) & (behind + self.layout.stack - 1 < held) & (behind >= needed)
+            (self._rows.kind[rows] == TRANSITION)
+            & (behind + self.layout.stack - 1 < held)
+            & (behind >= self._rows.needed(self._path(streams, position)))
         )
         return whole
 
@@ -319,24 +316,9 @@ class Replay:
         )
         return path
 
-    def _steps(self, path: Array) -> tuple[Array, Array]:
-        """How many of the steps are taken, 1 … n, and whether the last of them ends the episode."""
-        ends = self._terminated[path] | self._cut[path]
-        ended = np.asarray(ends.any(axis=1))
-        return np.where(ended, ends.argmax(axis=1) + 1, self.n_step), ended
-
     def _look_ahead(self, streams: Array, position: Array) -> tuple[Array, Array, Array]:
         """n-step returns, discounts of what follows, and steps taken."""
-        path = self._path(streams, position)
-        steps, _ = self._steps(path)
-        reward = (
-            self._reward[path] if self.clip is None else np.clip(self._reward[path], -self.clip, self.clip)
-        )
-        ages = np.arange(self.n_step)
-        returns = (reward * self.gamma**ages * (ages < steps[:, None])).sum(axis=1)
-        final = path[np.arange(len(path)), steps - 1]
-        discount = self.gamma**steps * ~self._terminated[final]
-        return returns.astype(np.float32), discount.astype(np.float32), steps
+        return self._rows.look_ahead(self._path(streams, position), self.gamma, self.clip)
 
     def _weight(self, rows: Array) -> Array:
         """Dopamine's weights: 1 / √p, the largest being 1 (an importance exponent of one half)."""
@@ -367,7 +349,7 @@ class Replay:
     def restore_priorities(self, priority: Array) -> None:
         """Take over what `priorities` gave, once the rows are back."""
         if self._tree is not None:
-            rows = np.flatnonzero((self._kind == TRANSITION) & (priority > 0))
+            rows = np.flatnonzero((self._rows.kind == TRANSITION) & (priority > 0))
             self._tree.set(rows, priority[rows].astype(np.float64))
             self._highest = max(1.0, float(priority.max(initial=0.0)))
 
@@ -389,11 +371,7 @@ class Replay:
             scores["states"] = self._states.read(self._state_rows(rows))
         return {
             "frames": self._frames.read(rows),
-            "kind": self._kind[rows],
-            "action": self._action[rows],
-            "reward": self._reward[rows],
-            "terminated": self._terminated[rows],
-            "first": self._first[rows],
+            **self._rows.read(rows),
             **scores,
         }
 
@@ -413,20 +391,11 @@ class Replay:
         counts = self.written[stream] + np.arange(len(kind))
         rows = self._row(np.full(len(kind), stream), counts)
         closing = self._row(np.full(len(kind), stream), counts - 1)[kind == CLOSING]
-        self._transitions += int((kind == TRANSITION).sum()) - int((self._kind[rows] == TRANSITION).sum())
         self._frames.write(rows, columns["frames"])
         if self._scores is not None:
             self._scores.write(rows, columns["scores"])
-        for name, column in (
-            ("kind", self._kind),
-            ("action", self._action),
-            ("reward", self._reward),
-            ("terminated", self._terminated),
-            ("first", self._first),
-        ):
-            column[rows] = columns[name]
-        self._cut[rows] = False
-        self._cut[closing] = True
+        self._transitions += self._rows.write(rows, columns)
+        self._rows.cut[closing] = True
         self.written[stream] += len(kind)
         if self._tree is not None:
             self._tree.set(rows, np.where(kind == TRANSITION, self._highest, 0.0))
