@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
 from recording import Recording
 
 from surgery.architectures import new
-from surgery.distill.captured import WARM_UP, Captured, Staging
+from surgery.distill.captured import WARM_UP, Captured, CudaGraphs, Staging
 from surgery.distill.learner import Learner, Objective, make_optimizer
 from surgery.distill.methods import METHODS
 from surgery.distill.network import Network
@@ -128,6 +130,32 @@ def test_a_step_that_cannot_be_recorded_runs_as_it_is_and_says_so():
     assert [float(captured(tensors(float(n)))[0]) for n in range(6)] == [2.0 * n * n for n in range(6)]
     [text] = said
     assert "kernel by kernel: operation not permitted" in text
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_cuda_graph_that_fails_leaves_stream_and_random_numbers_as_they_were():
+    noise, stream = torch.zeros(2, device="cuda"), torch.cuda.current_stream()
+    said: list[str] = []
+
+    def step(given: Tensors) -> torch.Tensor:
+        noise.normal_()
+        return given.observation * given.observation.sum().item() + 0 * noise
+
+    captured = Captured(step, CudaGraphs(), failed=said.append)
+    on_device = [
+        Tensors(**{field.name: getattr(tensors(x), field.name).cuda() for field in fields(Tensors)})
+        for x in (0.0, 1.0, 2.0, 3.0, 4.0, 5.0)
+    ]
+    torch.cuda.manual_seed(3)
+    found = [float(captured(one)[0]) for one in on_device]
+    drawn = noise.clone()
+    torch.cuda.manual_seed(3)
+    for _ in on_device:
+        noise.normal_()
+    assert found == [2.0 * n * n for n in range(6)]
+    assert len(said) == 1
+    assert torch.equal(noise, drawn)
+    assert torch.cuda.current_stream() == stream
 
 
 def test_columns_travel_in_one_piece_and_arrive_as_they_were():

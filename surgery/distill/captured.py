@@ -35,10 +35,17 @@ class Recorder(Protocol):
 
 
 class CudaGraphs(Recorder):
-    """CUDA graphs, warmed up on a stream of their own as PyTorch asks for: launched as a whole."""
+    """CUDA graphs, warmed up on a stream of their own as PyTorch asks for: launched as a whole.
+
+    A recording that fails leaves stream and random numbers as they were, so that the step can still run by itself.
+    """
+
+    def __init__(self) -> None:
+        # One for all, as each stream keeps the memory that was freed on it.
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def warm_up(self, step: Callable[[], Tensor]) -> Tensor:
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream = self._stream
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             output = step()
@@ -47,8 +54,17 @@ class CudaGraphs(Recorder):
 
     def record(self, step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            output = step()
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        untouched = generator.clone_state()
+        # torch.cuda.graph goes back to this stream only where recording succeeds, and a generator that was left in the
+        # midst of it refuses to draw.
+        with torch.cuda.stream(torch.cuda.current_stream()):
+            try:
+                with torch.cuda.graph(graph):
+                    output = step()
+            except BaseException:
+                generator.graphsafe_set_state(untouched)
+                raise
         return graph.replay, output
 
 
