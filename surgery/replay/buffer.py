@@ -9,9 +9,9 @@ import numpy as np
 from surgery.errors import ArgumentError
 from surgery.replay.batch import Batch, Layout, Stretch
 from surgery.replay.frames import Array, Frames, make_frames, some
+from surgery.replay.priorities import Priorities
 from surgery.replay.rows import CLOSING, CONTEXT, TRANSITION, Rows
 from surgery.replay.sequences import Window
-from surgery.replay.sum_tree import SumTree
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 NOWHERE = -1
 """A row of a batch that was put there from elsewhere: it has no priority to set."""
 _TRIES = 1000
-_EXPONENT = 0.5
 
 
 class Replay:
@@ -79,8 +78,7 @@ class Replay:
         self.written = np.zeros(layout.envs, np.int64)
         self._expected: Array | None = None
         self._open = np.zeros(layout.envs, np.bool_)
-        self._tree = SumTree(rows) if prioritised else None
-        self._highest = 1.0
+        self._priorities = Priorities(rows) if prioritised else None
         self._transitions = 0
 
     def __len__(self) -> int:
@@ -95,7 +93,7 @@ class Replay:
     @property
     def prioritised(self) -> bool:
         """Whether draws follow priorities."""
-        return self._tree is not None
+        return self._priorities is not None
 
     def add(
         self,
@@ -200,8 +198,8 @@ class Replay:
             rows, {"kind": kind, "action": action, "reward": reward, "terminated": terminated, "first": first}
         )
         self.written[streams] += 1
-        if self._tree is not None:
-            self._tree.set(rows, np.full(len(rows), self._highest if kind == TRANSITION else 0.0))
+        if self._priorities is not None:
+            self._priorities.begin(rows, np.full(len(rows), kind == TRANSITION))
 
     def _row(self, streams: Array, count: Array) -> Array:
         """The row of the `count`-th entry of each stream."""
@@ -273,7 +271,7 @@ class Replay:
         missing = np.ones(size, np.bool_)
         for _ in range(_TRIES):
             count = int(missing.sum())
-            drawn = self._tree.draw(count, generator) if self._tree else self._uniform(count, generator)
+            drawn = (self._priorities.draw if self._priorities else self._uniform)(count, generator)
             rows[missing] = drawn
             missing[missing] = ~self._whole(drawn)
             if not missing.any():
@@ -321,11 +319,7 @@ class Replay:
         return self._rows.look_ahead(self._path(streams, position), self.gamma, self.clip)
 
     def _weight(self, rows: Array) -> Array:
-        """Dopamine's weights: 1 / √p, the largest being 1 (an importance exponent of one half)."""
-        if self._tree is None:
-            return np.ones(len(rows), np.float32)
-        weight: Array = self._tree.priorities[rows] ** -_EXPONENT
-        return np.asarray(weight / weight.max(), np.float32)
+        return np.ones(len(rows), np.float32) if self._priorities is None else self._priorities.weight(rows)
 
     def set_priorities(self, rows: Array, loss: Array) -> None:
         """Make the rows of a batch as likely as the root of their loss (Dopamine's exponent of one half).
@@ -334,24 +328,20 @@ class Replay:
           rows: (B,) of the batch; those that are `NOWHERE` are left out.
           loss: (B,) the temporal-difference loss of each, at least 0.
         """
-        if self._tree is not None:
+        if self._priorities is not None:
             own = rows != NOWHERE
-            rows, loss = rows[own], loss[own]
-            priority = np.sqrt(np.asarray(loss, np.float64) + 1e-10)
-            self._highest = max(self._highest, float(priority.max(initial=0.0)))
-            self._tree.set(rows, priority)
+            self._priorities.learned(rows[own], loss[own])
 
     @property
     def priorities(self) -> Array | None:
         """The priority of every row, float32; None without priorities."""
-        return None if self._tree is None else self._tree.priorities.astype(np.float32)
+        return None if self._priorities is None else self._priorities.values
 
     def restore_priorities(self, priority: Array) -> None:
         """Take over what `priorities` gave, once the rows are back."""
-        if self._tree is not None:
+        if self._priorities is not None:
             rows = np.flatnonzero((self._rows.kind == TRANSITION) & (priority > 0))
-            self._tree.set(rows, priority[rows].astype(np.float64))
-            self._highest = max(1.0, float(priority.max(initial=0.0)))
+            self._priorities.restore(rows, priority)
 
     def pending(self) -> dict[str, Array]:
         """The observations that open episodes have led to, and which episodes are open, for `segments`."""
@@ -397,8 +387,8 @@ class Replay:
         self._transitions += self._rows.write(rows, columns)
         self._rows.cut[closing] = True
         self.written[stream] += len(kind)
-        if self._tree is not None:
-            self._tree.set(rows, np.where(kind == TRANSITION, self._highest, 0.0))
+        if self._priorities is not None:
+            self._priorities.begin(rows, kind == TRANSITION)
         return self._state_rows(rows)
 
     def beginnings(self, begin: int, end: int) -> int:
