@@ -171,6 +171,59 @@ def test_the_state_of_a_new_recurrent_layer_belongs_to_the_interface_and_runs(tm
     assert np.abs(outputs["lstm2.h_next"]).max() > 0
 
 
+def last_state(cell: str, steps: int, dtype: str = "float32", *, stateful: bool = True) -> surgery.Checkpoint:
+    """A policy that reads only a cell's last state, as Stable-Baselines3's RecurrentPPO does."""
+    rng, gates = np.random.default_rng(0), {"LSTM": 4, "GRU": 3, "RNN": 1}[cell]
+    graph, kinds = GraphBuilder("last"), ("h", "c") if cell == "LSTM" else ("h",)
+    x = graph.op("Transpose", graph.input("observation", (steps, 3), dtype), perm=[1, 0, 2])
+    shapes = {"w": (1, gates * 5, 3), "r": (1, gates * 5, 5), "b": (1, 2 * gates * 5)}
+    weights = [graph.parameter(f"cell.{k}", rng.standard_normal(n).astype(dtype)) for k, n in shapes.items()]
+    first = graph.constant([0])
+    states = [graph.op("Unsqueeze", graph.input(kind, (5,), dtype), first) for kind in kinds if stateful]
+    _, *last = graph.ops(cell, x, *weights, None, *states, outputs=1 + len(kinds), hidden_size=5)
+    after = [graph.op("Squeeze", value, first) for value in last]
+    head = [rng.standard_normal(shape).astype(dtype) for shape in ((4, 5), (4,))]
+    graph.output(graph.linear(after[0], "head", *head), "logits", (4,), dtype)
+    for kind, value in zip(kinds, after, strict=True):
+        if stateful:
+            graph.output(value, f"{kind}_next", (5,), dtype)
+    return surgery.Checkpoint(graph.model(), infer(graph.model()))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("cell", "steps", "stateful", "count"),
+    [
+        ("LSTM", 1, True, 1),
+        ("LSTM", 4, True, 2),
+        ("LSTM", 4, False, 1),
+        ("GRU", 1, True, 2),
+        ("RNN", 3, False, 1),
+    ],
+)
+def test_a_cell_of_which_only_the_last_state_is_read_takes_another_one(
+    cell: str, steps: int, stateful: bool, count: int, dtype: str
+) -> None:
+    before = last_state(cell, steps, dtype, stateful=stateful)
+    result = surgery.apply(surgery.deepen(before, "cell", kind="recurrent", count=count, width=6), before)
+    assert result.report is not None and result.report.ok and result.report.claim == "identical"
+    new = [node for node in result.checkpoint.model.graph if node.op_type == cell][1:]
+    assert len(new) == count
+    assert all(any(v is not None for v in node.inputs[5:]) == stateful for node in new)
+
+
+def test_the_first_recurrent_layer_of_a_model_in_doubles_is_proved() -> None:
+    """onnxruntime evaluates the model, but not the layer: it has no recurrence of doubles."""
+    rng, graph = np.random.default_rng(0), GraphBuilder("doubles")
+    hidden = graph.linear(graph.input("observation", (3,), "float64"), "0", rng.standard_normal((5, 3)))
+    graph.output(
+        graph.linear(graph.op("Tanh", hidden), "2", rng.standard_normal((4, 5))), "q", (4,), "float64"
+    )
+    before = surgery.Checkpoint(graph.model(), infer(graph.model()))
+    result = surgery.apply(surgery.deepen(before, "0", kind="recurrent"), before)
+    assert result.report is not None and result.report.ok
+
+
 # ---- optimizer ------------------------------------------------------------------------------------------------
 
 

@@ -138,6 +138,15 @@ def test_what_the_file_does_not_hold_goes_into_a_graph(saved, tmp_path):
     assert main(words) == 0
 
 
+@pytest.mark.parametrize("name", ["recurrent", "recurrent shared"])
+def test_a_recurrent_layer_behind_the_frameworks_goes_into_a_graph(saved, tmp_path, name):
+    target = tmp_path / "deeper.onnx"
+    words = ["deepen", str(saved[name]), "--after", "lstm_actor", "--kind", "recurrent", "-o", str(target)]
+    assert main(words) == 0
+    old, new = surgery.load(saved[name]).interface, surgery.load(target).interface
+    assert len(new.inputs) == len(old.inputs) + 2 and {port.kind for port in new.inputs[-2:]} == {"state"}
+
+
 def test_a_route_ends_in_the_frameworks_file(saved, tmp_path):
     target = tmp_path / "far.zip"
     assert main(["migrate", str(saved["dqn"]), "--to", "mlp-16-16-16-16", "-o", str(target)]) == 0

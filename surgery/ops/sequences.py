@@ -42,26 +42,32 @@ def check_recurrent(checkpoint: Checkpoint, places: list[Spot]) -> None:
 
 
 def recurrent(sketch: Sketch, value: str, shape: Shape, opens: bool) -> str:
-    """x + P · cell(x, h), P = 0; behind a recurrent node with its cell, elsewhere an LSTM over one step."""
+    """x + P · cell(x, h), P = 0; behind a recurrent node with its cell, elsewhere an LSTM over one step.
+
+    The cell reads [T, B, units]: results of all steps are [T, 1, B, units], the last state is [1, B, units], which is
+    one step, and any other value [B, units].
+    """
     spot, width = sketch.spot, shape.width
-    node = spot.value.producer()
-    over_time = node is not None and node.op_type in RECURRENT and spot.rank == 4
-    cell = node.op_type if over_time and node is not None else "LSTM"
-    axes = sketch.numbers("axes", (1,) if over_time else (0,))
-    x = sketch.op("Squeeze" if over_time else "Unsqueeze", value, axes)
+    producer = spot.value.producer()
+    node = producer if producer is not None and producer.op_type in RECURRENT else None
+    cell, over_time = "LSTM" if node is None else node.op_type, node is not None and spot.rank == 4
+    x = value
+    if over_time or node is None:
+        axes = sketch.numbers("axes", (1,) if over_time else (0,))
+        x = sketch.op("Squeeze" if over_time else "Unsqueeze", value, axes)
     gates, deviation = GATES[cell], 1 / math.sqrt(3 * width)
     weights = [
         sketch.tensor("W", "", (1, gates * width, spot.units), "normal", deviation=deviation),
         sketch.tensor("R", "", (1, gates * width, width), "normal", deviation=deviation),
         sketch.tensor("B", "", (1, 2 * gates * width), "zero"),
     ]
-    lengths = node.inputs[4] if over_time and node is not None and len(node.inputs) > 4 else None
-    states = _states(sketch, cell, width, node if over_time else None)
+    lengths = node.inputs[4] if node is not None and over_time and len(node.inputs) > 4 else None
+    states = _states(sketch, cell, width, node)
     operands = [x, *weights, "" if lengths is None else str(lengths.name), *(name for name, _ in states)]
     reset: dict[str, Attribute] = {"linear_before_reset": 1} if cell == "GRU" else {}
     y = sketch.node(cell, operands, {"hidden_size": width, **reset}, [after for _, after in states])
     if not over_time:
-        y = sketch.op("Squeeze", y, sketch.numbers("both", (0, 1)))
+        y = sketch.op("Squeeze", y, sketch.numbers("both", (0, 1) if node is None else (1,)))
     project = sketch.tensor("weight", "project", (width, spot.units), "zero")
     return sketch.op("Add", value, sketch.op("MatMul", y, project))
 

@@ -63,7 +63,7 @@ def end_to_end(
     def kept(arrays: Arrays) -> Arrays:
         return reduce(lambda x, plan: shrink(plan, x), reversed(plans), dict(arrays))
 
-    tool = float32_tool(before.model)
+    tool = float32_tool(before.model, after.model)
     old = float32_outputs(before.model, inputs, tool)
     new = kept(float32_outputs(after.model, _complete(grown(inputs), after, seed), tool))
     new = {name: array for name, array in new.items() if name in old}

@@ -92,7 +92,7 @@ def _judge(
     shrunk = (lambda arrays: shrink(plan, arrays)) if plan else dict
     common = (lambda arrays: kept(plan, arrays)) if plan else dict
     structure = check_structure(after.model)
-    old, tool = _before(before, inputs)
+    old, tool = _before(before, after, inputs)
     try:
         found = float32_outputs(after.model, grown(inputs), tool)
     except UnfitGraph as error:
@@ -135,9 +135,9 @@ def _cancelled(plan: Plan, outputs: Arrays) -> float:
     return found
 
 
-def _before(before: Checkpoint, inputs: Arrays) -> tuple[Arrays, str]:
+def _before(before: Checkpoint, after: Checkpoint, inputs: Arrays) -> tuple[Arrays, str]:
     """The outputs to compare with, and what computed them: our evaluator where onnxruntime lacks an operator."""
-    tool = float32_tool(before.model)
+    tool = float32_tool(before.model, after.model)
     try:
         return float32_outputs(before.model, inputs, tool), tool
     except UnfitGraph as first:

@@ -12,6 +12,7 @@ from surgery.checkpoint import Checkpoint
 from surgery.edits.arithmetic import tensor_rng
 from surgery.edits.plan import Plan
 from surgery.errors import SurgeryError
+from surgery.graph.layers import RECURRENT
 from surgery.graph.layout import units
 from surgery.numeric import Unsupported, run
 from surgery.probes import Arrays
@@ -65,17 +66,25 @@ def _real(array: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any
     return array.astype(np.float64)
 
 
-def float32_tool(model: ir.Model) -> str:
-    """What evaluates a model in float32: "onnxruntime", or "numpy".
+def float32_tool(*models: ir.Model) -> str:
+    """What evaluates all of some models in float32: "onnxruntime", or "numpy".
 
-    Above `RUNTIME_LIMIT` that holds one weight at a time; and onnxruntime has no batch-first recurrence.
+    Above `RUNTIME_LIMIT` that holds one weight at a time; and onnxruntime has no recurrence with the batch first, and
+    none of doubles.
     """
-    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    batch_first = any(
-        node.op_type in ("LSTM", "GRU", "RNN") and node.attributes.get_int("layout", 0)
-        for node in model.graph
-    )
-    return "numpy" if size > RUNTIME_LIMIT or batch_first else "onnxruntime"
+    sizes = [
+        sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+        for model in models
+    ]
+    lacking = any(_beyond_runtime(node) for model in models for node in model.graph)
+    return "numpy" if max(sizes) > RUNTIME_LIMIT or lacking else "onnxruntime"
+
+
+def _beyond_runtime(node: ir.Node) -> bool:
+    if node.op_type not in RECURRENT:
+        return False
+    doubles = any(v is not None and v.dtype == ir.DataType.DOUBLE for v in (*node.inputs, *node.outputs))
+    return doubles or bool(node.attributes.get_int("layout", 0))
 
 
 def float32_outputs(model: ir.Model, inputs: Arrays, tool: str) -> Arrays:
