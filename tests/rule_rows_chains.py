@@ -75,6 +75,18 @@ ROWS = [
             v=weight(2, 7, low=0.1, high=0.4), e=real(0.5), only={"net2net": (7,)})
         for text in (*(f"{name}(h)" for name in ("Log", "Sqrt", "Asin", "Acos", "Atanh")), "Pow(h, e)")
     ],
+    # a vector divided by its own norm, repeated or not: the norm of zeros is added to it, and to no other vector;
+    # where a divisor is repeated along one axis, it has units of its own along the others
+    row("n = ReduceL2<keepdims=1>(q, i)\nm = Clip(n, e)\nr = Expand(m, s)\nd = Div(q, r)\ny = MatMul(d, k)", [3, 5, 7],
+        q=activation("N", 3, 5), k=activation("N", 5, 7), i=ints(-1), e=real(1e-3), s=ints(1, 1, 5),
+        only={"zero": (5,), "net2net": (3,)}),
+    row("n = ReduceL2<keepdims=1>(q, i)\nm = Clip(n, e)\nd = Div(q, m)\ny = MatMul(d, k)", [3, 5, 7],
+        q=activation("N", 3, 5), k=activation("N", 5, 7), i=ints(-1), e=real(1e-3),
+        only={"zero": (5,), "net2net": (3,)}),
+    row("r = Expand(n, s)\ny = Div(q, r)", [3, 5], q=activation("N", 3, 5), n=positive("N", 3, 1), s=ints(1, 1, 5),
+        only={"net2net": (3,)}),
+    row("r = Expand(n, s)\ny = Div(q, r)", [3, 5], q=activation("N", 3, 5), n=positive("N", 3, 1), s=ints(5),
+        only={"net2net": (3,)}),
     # a normaliser whose shift stands between the demand and the units of another axis
     row("n = BatchNormalization(x, s, b, m, v)\nk = Sigmoid(z)\ny = MatMul(n, k)", [2, 3, 7], x=activation(2, 3, 5),
         s=weight(3), b=weight(3), m=weight(3), v=weight(3, low=0.5), z=activation(5, 7)),

@@ -89,7 +89,7 @@ FIXED_IN_CODE = {
 """Modules with a width (nature_nhwc: a precision) written in `forward`: other weights alone do not widen them."""
 
 CORE = [name for name, net in zoo.NETS.items() if "core" in net.tags and name != "nature_dqn"]
-NAMES = ["cartpole-dqn", "minatar-breakout-dqn", "breakout-ppo", *CORE]
+NAMES = ["cartpole-dqn", "minatar-breakout-dqn", "breakout-ppo", *CORE, "cosine_attention"]
 
 
 @dataclass(frozen=True)

@@ -203,6 +203,24 @@ class SuccessorFeatures(nn.Module):
         return torch.einsum("bad,bd->ba", features, self.task(task))
 
 
+class CosineAttention(nn.Module):
+    """Liu et al. 2022, Swin V2: two heads of 5 compare the directions of queries and keys, each by its own scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(7, 10) for _ in range(3))
+        self.scale, self.q = nn.Parameter(torch.full((2, 1, 1), 10.0)), nn.Linear(10, 5)
+
+    def forward(self, entities: Tensor) -> Tensor:
+        split = len(self.scale), -1
+        query, key, value = (
+            f(entities).unflatten(-1, split).transpose(1, 2) for f in (self.query, self.key, self.value)
+        )
+        query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
+        weights = (query @ key.transpose(2, 3) * self.scale).softmax(dim=-1)
+        return self.q((weights @ value).transpose(1, 2).flatten(2).mean(dim=1))
+
+
 class IQN(nn.Module):
     """Dabney et al. 2018: a cosine embedding of quantile fractions [B, N] multiplies the state's."""
 
@@ -266,6 +284,8 @@ MIXING: tuple[Net, ...] = (
         TRANSFORMER, ATTENTION | NORMALISER),
     Net("multihead_pool", MultiheadPool, {"observation": ("batch", 5), "entities": ("batch", "entities", 7)},
         ("q",), {"state": 10, "embed": 11, "attention:heads": 2, "attention:head": 5}, ATTENTION),
+    Net("cosine_attention", CosineAttention, {"entities": ("batch", 6, 7)}, ("q",),
+        {"query:heads": 2, "query:head": 5, "value:head": 5}, ATTENTION),
     Net("gru_step", GRUStep, {"observation": ("batch", 7), "h": ("batch", 13)}, ("q", "h_next"),
         {"encoder": 11, "cell": 13}, CORE | RECURRENT),
     Net("lstm_zero_state", lambda: LSTMReader(bidirectional=False), SEQUENCE, ("q",),

@@ -211,8 +211,13 @@ def _is_scalar(facts: Facts, node: ir.Node, where: int | str, value: Sequence[Nu
 def _left_to_graph(
     facts: Facts, node: ir.Node, operand: Operand, value: tuple[Number, ...]
 ) -> tuple[Number, ...]:
-    """Keep the elements which the graph computes rightly; one more can be -1 in a reshape."""
+    """Keep the elements which the graph computes rightly; one more can be -1 in a reshape.
+
+    An Expand leaves axes that its shape lacks, or has 1 for, to the value that it repeats.
+    """
     now = _current(facts, node, operand.where) or []
+    if node.op_type == "Expand" and now:
+        value = value[-len(now) :]
     copies = node.op_type == "Reshape" and not node.attributes.get_int("allowzero", 0)
     out: list[Number] = []
     for k, n in enumerate(value):
@@ -220,6 +225,8 @@ def _left_to_graph(
             out.append(n)
         elif k < len(now) and now[k] == n:
             out.append(None)
+        elif node.op_type == "Expand" and k < len(now) and now[k] == 1:
+            out.append(1)
         else:
             out.append(0 if copies and k < len(now) and now[k] == 0 else -1)
     if out.count(-1) > (1 if node.op_type == "Reshape" else 0):

@@ -194,7 +194,7 @@ LIMITED = frozenset(["Log", "Sqrt", "Asin", "Acos", "Acosh", "Atanh", "Reciproca
 def _limited_domain(t: Trace, node: ir.Node, value: ir.Value) -> None:
     if node.op_type not in LIMITED or (node.op_type == "Pow" and _whole_power(t, node)):
         return
-    axes = [axis for axis in t.axes(value) if axis]
+    axes = [axis for axis in t.axes(_unrepeated(value)) if axis]
     if t.constant(value):
         t.domains.extend(
             (axis, f"zeros may not be finite after node '{label(node)}' ({node.op_type})") for axis in axes
@@ -202,6 +202,13 @@ def _limited_domain(t: Trace, node: ir.Node, value: ir.Value) -> None:
         return
     reason = f"random units may not be finite after node '{label(node)}' ({node.op_type})"
     t.limits.extend((axis, "zero", reason) for axis in axes)
+
+
+def _unrepeated(value: ir.Value) -> ir.Value:
+    """What an Expand repeats: along an axis that it makes, a new unit holds what every old one does."""
+    while (node := value.producer()) is not None and node.op_type == "Expand":
+        value = data_of(node)
+    return value
 
 
 def _whole_power(t: Trace, node: ir.Node) -> bool:
