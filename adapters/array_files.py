@@ -13,13 +13,12 @@ from surgery.checkpoint import load as load_graph
 from surgery.errors import ArgumentError, Refused
 from surgery.interface import Interface, Port
 from surgery.json_values import Json
-from surgery.optimizer import OptimizerState
 from surgery.optimizer_record import slots_of
 from surgery.tensors import equal, shape_of
 from surgery_adapters.binding.bind import Norm, native
 from surgery_adapters.containers.optax_state import Bound
 from surgery_adapters.networks.side_by_side import beside
-from surgery_adapters.writeback.matching import checked, matched
+from surgery_adapters.writeback.matching import checked, matched, resized
 
 Tensors = Mapping[str, ir.TensorProtocol]
 
@@ -88,23 +87,41 @@ def replaced(
       ArgumentError: the file has not all parameters.
       Refused: another element type; or the optimizer's state would be left behind.
     """
-    new: dict[str, ir.TensorProtocol] = matched(old, checkpoint, like, sorted(_constants(checkpoint)))
-    state: OptimizerState | None = checkpoint.optimizer
-    if bound is not None and state is not None:
-        slots = slots_of(state, like=bound.state)
-        new |= {bound.places[key]: tensor for key, tensor in slots.items()}
+    new = fitted(old, checkpoint, bound, like)
     found = {name: tensor for name, tensor in new.items() if not equal(old[name], tensor)}
-    if found and bound is not None and state is None:
-        raise Refused(
-            "the file has optimizer state, and the checkpoint was read without it",
-            hint="read it with its optimizer, so that the state can follow",
-        )
-    for name, tensor in found.items():
+    if found:
+        _check_followed(checkpoint, bound)
+    return found
+
+
+def fitted(
+    old: Tensors, checkpoint: Checkpoint, bound: Bound | None, like: Path
+) -> dict[str, ir.TensorProtocol]:
+    """What the arrays of a file become, by their names in it and by shapes alone; arguments as for `replaced`.
+
+    Raises:
+      ArgumentError, Refused: see `replaced`.
+    """
+    new: dict[str, ir.TensorProtocol] = matched(old, checkpoint, like, sorted(_constants(checkpoint)))
+    if bound is not None and checkpoint.optimizer is not None:
+        slots = slots_of(checkpoint.optimizer, like=bound.state)
+        new |= {bound.places[key]: tensor for key, tensor in slots.items()}
+    if resized(old, new):
+        _check_followed(checkpoint, bound)
+    for name, tensor in new.items():
         if tensor.dtype != old[name].dtype:
             raise Refused(
                 f"'{name}' is {old[name].dtype.name} in the file, and would become {tensor.dtype.name}"
             )
-    return found
+    return new
+
+
+def _check_followed(checkpoint: Checkpoint, bound: Bound | None) -> None:
+    if bound is not None and checkpoint.optimizer is None:
+        raise Refused(
+            "the file has optimizer state, and the checkpoint was read without it",
+            hint="read it with its optimizer, so that the state can follow",
+        )
 
 
 def _by_name(graph: Checkpoint, arrays: Tensors) -> Checkpoint | None:

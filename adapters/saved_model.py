@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NoReturn
 
 import onnx_ir as ir
 
@@ -46,9 +47,14 @@ def load(path: Path, reading: Reading) -> Checkpoint:
 
 def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list[Path]:
     """Raises: Refused."""
+    check(checkpoint, like=like)
+
+
+def check(checkpoint: Checkpoint, *, like: Path) -> NoReturn:
+    """No copy of a program can hold other networks; see `surgery.adapters.Checking`."""
     raise Refused(
         f"{like} is a SavedModel, a program with its widths in it, which is not written again",
-        hint="write an .onnx",
+        hint="write an .onnx: -o OUT.onnx",
     )
 
 

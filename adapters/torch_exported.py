@@ -24,7 +24,7 @@ from surgery.formats import sniff
 from surgery.interface import Interface, infer
 from surgery.json_values import Json
 from surgery.probes import probes
-from surgery.tensors import MappedFile, Region, shape_of
+from surgery.tensors import MappedFile, Region
 from surgery_adapters import pytorch
 from surgery_adapters.containers.module_tree import Reader
 from surgery_adapters.containers.pickle_tree import Made, parse
@@ -34,7 +34,7 @@ from surgery_adapters.networks.chains import Part
 from surgery_adapters.networks.module import features_of, outputs_of, require
 from surgery_adapters.torch_layout import parts_of
 from surgery_adapters.writeback.contract import NAME, Notes, bare, notes_of
-from surgery_adapters.writeback.matching import matched
+from surgery_adapters.writeback.matching import matched, resized
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -83,15 +83,8 @@ def load(path: Path, reading: Reading) -> Checkpoint:
 def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list[Path]:
     """Write a copy of a file with other numbers, or of other widths; see `surgery.adapters.Adapter`."""
     kind = _kind(like)
-    old = {name: tensor for part in parts_of(training_state(like)) for name, tensor in part.tensors.items()}
-    new = matched(old, checkpoint, like)
-    notes = notes_of(checkpoint, bare(checkpoint.interface))
-    wide = any(shape_of(old[name]) != shape_of(tensor) for name, tensor in new.items())
-    if wide and not checkpoint.source.get("trust"):
-        raise Refused(
-            "the file's graph was made for its own widths, and has not been read",
-            hint="read it with its graph: surgery convert FILE --trust -o OUT.onnx",
-        )
+    old, new = _fitted(checkpoint, like)
+    notes, wide = notes_of(checkpoint, bare(checkpoint.interface)), resized(old, new)
     needed = like.stat().st_size + sum(tensor.nbytes for tensor in new.values())
     with replacing([path], force=force, needed=needed, sources=[like]) as [part], part.open("wb") as out:
         if wide:
@@ -101,6 +94,29 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
         else:
             _patched(_zip(like), old, new, out, notes)
     return [path]
+
+
+def check(checkpoint: Checkpoint, *, like: Path) -> None:
+    """Whether a copy of a file can hold other networks; see `surgery.adapters.Checking`."""
+    _fitted(checkpoint, like)
+
+
+def _fitted(
+    checkpoint: Checkpoint, like: Path
+) -> tuple[Mapping[str, ir.TensorProtocol], Mapping[str, ir.TensorProtocol]]:
+    """The parameters of a file as they are and as they are to be.
+
+    Raises:
+      ArgumentError, Refused: it has not all of them, or was made for its own widths.
+    """
+    old = {name: tensor for part in parts_of(training_state(like)) for name, tensor in part.tensors.items()}
+    new = matched(old, checkpoint, like)
+    if resized(old, new) and not checkpoint.source.get("trust"):
+        raise Refused(
+            "the file's graph was made for its own widths, and has not been read",
+            hint="read it with its graph: surgery convert FILE --trust -o OUT.onnx",
+        )
+    return old, new
 
 
 def _kind(path: Path) -> str:

@@ -205,7 +205,8 @@ def slots_of(state: OptimizerState, like: OptimizerState | None = None) -> dict[
     if like is not None and (state.kind != like.kind or set(state.slots) != set(like.slots)):
         raise Refused(
             f"the file's optimizer is {like.kind} with {', '.join(like.slots)}, "
-            f"the checkpoint's {state.kind} with {', '.join(state.slots)}: one cannot be written over the other"
+            f"the checkpoint's {state.kind} with {', '.join(state.slots)}: one cannot be written over the other",
+            hint="a graph holds any optimizer beside it: -o OUT.onnx",
         )
     names = set((like or state).parameters)
     counts = {

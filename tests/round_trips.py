@@ -121,7 +121,7 @@ SAMPLES: Mapping[str, Sample] = {
         "params.Dense_0",
         Reading(graph=FIXTURES / "flax_state" / "adam.onnx"),
     ),
-    "tensorflow": Sample(_bundle, "Online/fully_connected"),
+    "tensorflow": Sample(_bundle, "Online/fully_connected/kernel"),
     "pytorch": Sample(_torch("model and target"), "network.2", Reading(activation="relu")),
     "safetensors": Sample(_safetensors, "network.2", Reading(activation="relu")),
     "torch_exported": Sample(_program, "2", Reading(trust=True)),

@@ -17,7 +17,7 @@ import pytest
 import surgery
 from surgery.adapters import Reading
 from surgery.cli import main
-from surgery.errors import ArgumentError, CorruptFile, MissingDependency, Refused, SurgeryError
+from surgery.errors import CorruptFile, MissingDependency, Refused, SurgeryError
 from surgery.interface import infer
 from surgery.ops.actions import NewAction
 from surgery.ops.extend import NewObservation
@@ -410,8 +410,9 @@ def test_the_halves_of_a_bidirectional_layer_may_have_widths_of_their_own(tmp_pa
 def test_new_layers_are_refused_by_name(tmp_path):
     checkpoint = surgery.load(unpacked("dueling.keras", tmp_path))
     deeper = surgery.apply(surgery.deepen(checkpoint, "fv", kind="identity"), checkpoint)
-    with pytest.raises(ArgumentError, match="the file has no variable"):
+    with pytest.raises(Refused, match=r"no place for the new variable 'fv2\.kernel'") as caught:
         deeper.save(tmp_path / "deep.keras")
+    assert "-o OUT.onnx" in caught.value.hint
 
 
 def test_another_optimizer_is_refused(tmp_path):

@@ -12,8 +12,9 @@ import pytest
 
 import surgery
 from docs.generate import ADAPTERS, FRAMEWORKS, adapter_page
-from surgery.adapters import Checking, find
+from surgery.adapters import Checking, Reading, find
 from surgery.checkpoint import check_savable
+from surgery.cli import main
 from surgery.errors import Refused, SurgeryError
 from surgery.operate import preview
 from surgery.tensors import equal
@@ -114,12 +115,60 @@ def test_a_verb_writes_back_or_refuses(written, tmp_path, name, verb):
 @pytest.mark.parametrize("name", SAMPLES)
 def test_what_does_not_go_in_is_refused_by_shapes_alone(written, tmp_path, name):
     before = load(name, written[name])
-    if before.origin is None or not isinstance(find(before.origin)[1], Checking):
-        pytest.skip("it goes in, or is refused when it is written")
+    if before.origin is None:
+        pytest.skip("a graph holds all")
+    assert isinstance(find(before.origin)[1], Checking)
     plan = surgery.deepen(before, SAMPLES[name].after, kind="rezero")
     with pytest.raises(Refused) as caught:
         check_savable(lambda: preview(plan, before), before, tmp_path / written[name].name)
     assert "-o OUT.onnx" in caught.value.hint
+
+
+ASKED = {name: sample for name, sample in SAMPLES.items() if sample.reading == Reading() and name != "onnx"}
+"""Samples that a command needs to be told nothing about."""
+
+
+def words(name: str, verb: str, path: Path) -> list[str]:
+    """A command that wants a new layer, or another optimizer."""
+    if verb == "deepen":
+        return ["deepen", str(path), "--after", ASKED[name].after]
+    state = load(name, path).optimizer
+    other = "rmsprop" if state is not None and state.kind == "adam" else "adam"
+    return ["optimizer", str(path), "--to", other, "--set", "lr=0.001", "--match", "none"]
+
+
+def asked() -> list[tuple[str, str]]:
+    return [
+        (name, verb)
+        for name in ASKED
+        for verb in ("deepen", "optimizer")
+        if verb == "deepen" or FRAMEWORKS[name]["optimizer"]
+    ]
+
+
+@pytest.mark.parametrize(("name", "verb"), asked())
+def test_a_dry_run_says_whether_the_file_can_hold_the_result(written, tmp_path, capsys, name, verb):
+    path = written[name]
+    command, holds = [*words(name, verb, path), "--dry-run"], verb in FRAMEWORKS[name]["written"]
+    assert main(command) == 0
+    told = capsys.readouterr().out
+    assert ("cannot hold the result" not in told) if holds else ("-o OUT.onnx can" in told)
+    assert main([*command, "-o", str(tmp_path / path.name)]) == (0 if holds else Refused.exit_code)
+    assert holds or "-o OUT.onnx" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "verb"), [(name, verb) for name, verb in asked() if verb not in FRAMEWORKS[name]["written"]]
+)
+def test_what_does_not_go_in_is_refused_before_it_is_proved(
+    written, tmp_path, capsys, monkeypatch, name, verb
+):
+    monkeypatch.setattr(surgery, "apply", lambda *_, **__: pytest.fail("it was applied"))
+    path = written[name]
+    assert main([*words(name, verb, path), "-o", str(tmp_path / path.name)]) == Refused.exit_code
+    assert "-o OUT.onnx" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def _same_state(wanted: surgery.Checkpoint, found: surgery.Checkpoint, *, names: bool = True) -> bool:

@@ -8,6 +8,7 @@ dopamine/discrete_domains/checkpointer.py, dopamine/jax/agents/dqn/dqn_agent.py)
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx_ir as ir
@@ -25,7 +26,7 @@ from surgery_adapters.containers.pickled_trees import changes, replace
 from surgery_adapters.dopamine.agent import ATARI, agent
 from surgery_adapters.dopamine.file import ONLINE, TARGET, DopamineFile, holds_agent
 from surgery_adapters.writeback.contract import Notes, notes_of
-from surgery_adapters.writeback.matching import matched
+from surgery_adapters.writeback.matching import matched, resized
 
 
 def detect(path: Path) -> bool:
@@ -88,6 +89,13 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
     return targets
 
 
+def check(checkpoint: Checkpoint, *, like: Path) -> None:
+    """Whether a copy of a checkpoint can hold other networks; see `surgery.adapters.Checking`."""
+    file = DopamineFile.open(like)
+    now = matched(file.tensors, checkpoint, like)
+    _held(file, checkpoint, needed=resized(file.tensors, now))
+
+
 def _graph(file: DopamineFile, path: Path, reading: Reading) -> tuple[ir.Model, Interface]:
     """All networks on one observation, and what comes in and out."""
     groups = {f"{name}.": file.network(name) for name in (ONLINE, TARGET) if file.network(name)}
@@ -116,18 +124,31 @@ def _optimizer(file: DopamineFile) -> Bound | None:
 def _changed_slots(
     file: DopamineFile, checkpoint: Checkpoint, *, changed: bool
 ) -> list[tuple[ir.TensorProtocol, ir.TensorProtocol]]:
-    old = _optimizer(file) if changed or checkpoint.optimizer else None
+    old, new = _held(file, checkpoint, needed=changed)
+    found: list[tuple[ir.TensorProtocol, ir.TensorProtocol]] = changes(old, new)
+    return found
+
+
+def _held(
+    file: DopamineFile, checkpoint: Checkpoint, *, needed: bool
+) -> tuple[Mapping[str, ir.TensorProtocol], Mapping[str, ir.TensorProtocol]]:
+    """What is kept of the parameters, as the file has it and as it is to be.
+
+    Args:
+      needed: whether the state must follow the parameters.
+
+    Raises:
+      Refused: the checkpoint has no state to follow them, or that of another optimizer.
+    """
+    old = _optimizer(file) if needed or checkpoint.optimizer else None
     if old is None:
-        return []
+        return {}, {}
     if checkpoint.optimizer is None:
         raise Refused(
             "the file has optimizer state, and the checkpoint was read without it",
             hint="read it with its optimizer, so that the state can follow",
         )
-    found: list[tuple[ir.TensorProtocol, ir.TensorProtocol]] = changes(
-        slots_of(old.state), slots_of(checkpoint.optimizer, like=old.state)
-    )
-    return found
+    return slots_of(old.state), slots_of(checkpoint.optimizer, like=old.state)
 
 
 def _sentinel(path: Path) -> Path | None:

@@ -18,11 +18,11 @@ from surgery.checkpoint import Checkpoint
 from surgery.errors import FileError, Refused, SurgeryError
 from surgery.formats import sniff
 from surgery.optimizer_record import merged
-from surgery_adapters.array_files import is_copy, replaced, with_graph
+from surgery_adapters.array_files import fitted, is_copy, replaced, with_graph
 from surgery_adapters.binding.bind import Norm
 from surgery_adapters.containers import optax_state
 from surgery_adapters.containers.optax_state import Bound, leaves
-from surgery_adapters.flax.stores import holds_orbax, open_store
+from surgery_adapters.flax.stores import Store, holds_orbax, open_store
 
 _EPSILON = 1e-5
 """Of `nn.BatchNorm`, unless it was told otherwise."""
@@ -58,10 +58,19 @@ def load(path: Path, reading: Reading) -> Checkpoint:
 def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list[Path]:
     """Write a copy of a file or folder with other arrays; see `surgery.adapters.Adapter`."""
     store = open_store(like)
-    bound = _optimizer(store.tree, next(iter(_groups(store.tree).values())))
-    arrays = replaced(dict(leaves(store.tree)), checkpoint, bound, like)
+    arrays = replaced(dict(leaves(store.tree)), checkpoint, _bound(store), like)
     written: list[Path] = store.write(path, arrays, force)
     return written
+
+
+def check(checkpoint: Checkpoint, *, like: Path) -> None:
+    """Whether a copy of a file or folder can hold other networks; see `surgery.adapters.Checking`."""
+    store = open_store(like)
+    fitted(dict(leaves(store.tree)), checkpoint, _bound(store), like)
+
+
+def _bound(store: Store) -> Bound | None:
+    return _optimizer(store.tree, next(iter(_groups(store.tree).values())))
 
 
 def _is_optimizer(key: str) -> bool:

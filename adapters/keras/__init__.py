@@ -36,6 +36,7 @@ from surgery_adapters.keras.settings import (
     with_widths,
 )
 from surgery_adapters.writeback.contract import NAME, Notes, bare, notes_of
+from surgery_adapters.writeback.sequences import HINT
 
 _EXPORTED = "graph"
 
@@ -105,6 +106,16 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
     return [path]
 
 
+def check(checkpoint: Checkpoint, *, like: Path) -> None:
+    """Whether a copy of a saved model can hold other networks; see `surgery.adapters.Checking`."""
+    file = KerasFile.open(like)
+    new = {**file.tensors, **_matched(file, checkpoint, like)}
+    before = {name: shape_of(tensor) for name, tensor in file.tensors.items()}
+    resized = [name for name, tensor in new.items() if shape_of(tensor) != before[name]]
+    with_widths(file.config, new, checkpoint, resized)
+    optimizer.changed(file, checkpoint.optimizer)
+
+
 def _constants(model: ir.Model, file: KerasFile) -> dict[str, str]:
     """The numbers that an exported graph computes with beside the file's variables: name -> which values occur."""
     return {
@@ -138,7 +149,8 @@ def _matched(file: KerasFile, checkpoint: Checkpoint, like: Path) -> dict[str, i
     """
     old, known = file.tensors, checkpoint.source.get("constants")
     constants = known if isinstance(known, Mapping) else {}
-    found = {}
+    found: dict[str, ir.TensorProtocol] = {}
+    strange = []
     for name, tensor in checkpoint.tensors.items():
         if name in old:
             if tensor.dtype != old[name].dtype:
@@ -160,11 +172,15 @@ def _matched(file: KerasFile, checkpoint: Checkpoint, like: Path) -> dict[str, i
         elif tensor.dtype.is_floating_point() and not (
             REST in name or name.endswith(".none") or ".operand" in name
         ):
-            raise ArgumentError(
-                f"the file has no variable '{name}', the checkpoint has",
-                where={"like": like},
-                hint="a checkpoint is written into the file that it came from; layers cannot be added to one",
-            )
+            strange.append(name)
+    if strange and not found:
+        raise ArgumentError(
+            f"the file has no variable '{strange[0]}', the checkpoint has",
+            where={"like": like},
+            hint="a checkpoint is written into the file that it came from",
+        )
+    if strange:
+        raise Refused(f"the file has no place for the new variable '{strange[0]}'", hint=HINT)
     return found
 
 

@@ -97,7 +97,8 @@ def changed(file: KerasFile, state: OptimizerState | None) -> dict[str, ir.Tenso
     if state.kind != old.kind or set(state.slots) != set(old.slots):
         raise Refused(
             f"the file's optimizer is {old.kind} with {', '.join(old.slots)}, "
-            f"the checkpoint's {state.kind} with {', '.join(state.slots)}: one cannot be written over the other"
+            f"the checkpoint's {state.kind} with {', '.join(state.slots)}: one cannot be written over the other",
+            hint="a graph holds any optimizer beside it: -o OUT.onnx",
         )
     return {
         place: state.slots[slot][name]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,15 +72,10 @@ def load(path: Path, reading: Reading) -> Checkpoint:
 
 def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list[Path]:
     """Write a copy of a folder with other networks; see `surgery.adapters.Adapter`."""
-    folder = RllibFolder.open(like)
-    networks, files = _networks(folder), folder.files()
-    tensors = matched(folder.tensors, checkpoint, like)
-    everything = {**folder.tensors, **tensors}
-    new = widths(networks, everything)
-    resized = {key: value for key, value in new.items() if value != widths(networks, folder.tensors)[key]}
-    changed = set(_replace_parameters(folder, tensors)) | set(_replace_slots(folder, networks, checkpoint))
-    changed |= set(follow(folder, checkpoint, resized))
-    _check_loadable(folder, everything)
+    part = _fitted(checkpoint, like)
+    folder, networks, files = part.folder, part.networks, part.folder.files()
+    changed = set(_replace_parameters(folder, part.tensors)) | set(_replace_slots(folder, part.slots))
+    changed |= set(part.followed)
     written = {name: dump(folder.tree(name)) for name in changed}
     told = _environment(folder, Environment())
     kept = checkpoint.replace(environment=Environment()) if checkpoint.environment == told else checkpoint
@@ -94,6 +90,61 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
             else:
                 shutil.copyfile(like / name, out / name)
     return [path]
+
+
+def check(checkpoint: Checkpoint, *, like: Path) -> None:
+    """Whether a copy of a folder can hold other networks; see `surgery.adapters.Checking`."""
+    _fitted(checkpoint, like)
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """What the optimizers of a folder keep of the parameters.
+
+    Attributes:
+      trained: the optimizers, as they are. old, new: their slots as they are and as they will be.
+      counted: the steps of the parameters for which they are others.
+    """
+
+    trained: Mapping[str, Trained]
+    old: Mapping[str, ir.TensorProtocol] = field(default_factory=dict)
+    new: Mapping[str, ir.TensorProtocol] = field(default_factory=dict)
+    counted: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """What is written into a folder.
+
+    Attributes:
+      folder: the original, its settings as they will be. networks: that it made before.
+      tensors: what its parameters become. slots: what those of its optimizers become.
+      followed: the pickles whose settings or spaces are others.
+    """
+
+    folder: RllibFolder
+    networks: Networks
+    tensors: Mapping[str, ir.TensorProtocol]
+    slots: _Slots
+    followed: Sequence[str]
+
+
+def _fitted(checkpoint: Checkpoint, like: Path) -> _Fitted:
+    """Fit a checkpoint into a folder, by shapes alone.
+
+    Raises:
+      ArgumentError, Refused: it does not go into it, or the framework could not load it.
+    """
+    folder = RllibFolder.open(like)
+    networks = _networks(folder)
+    tensors = matched(folder.tensors, checkpoint, like)
+    everything = {**folder.tensors, **tensors}
+    new, had = (widths(networks, found) for found in (everything, folder.tensors))
+    resized = {key: value for key, value in new.items() if value != had[key]}
+    slots = _slots(folder, networks, checkpoint)
+    followed = follow(folder, checkpoint, resized)
+    _check_loadable(folder, everything)
+    return _Fitted(folder, networks, tensors, slots, followed)
 
 
 def _networks(folder: RllibFolder, tensors: Mapping[str, ir.TensorProtocol] | None = None) -> Networks:
@@ -161,26 +212,30 @@ def _replace_parameters(folder: RllibFolder, tensors: Mapping[str, ir.TensorProt
     return [folder.state_file] if changed else []
 
 
-def _replace_slots(folder: RllibFolder, networks: Networks, checkpoint: Checkpoint) -> list[str]:
-    """Put new slots into the trees of the optimizers; the pickle, if there were any."""
+def _slots(folder: RllibFolder, networks: Networks, checkpoint: Checkpoint) -> _Slots:
+    """Raises: Refused: the checkpoint has no state of these optimizers."""
     trained = _trained(folder, networks)
     if not trained:
-        return []
+        return _Slots({})
     if checkpoint.optimizer is None:
         raise Refused(
             "the checkpoint has optimizer state, and it was read without it",
             hint="read it with its optimizer, so that the state can follow",
         )
     old = merged([optimizer.state for optimizer in trained.values()])
-    new, had = slots_of(checkpoint.optimizer, like=old), slots_of(old)
-    changed = {key: tensor for key, tensor in new.items() if not equal(tensor, had[key])}
     counted = {name: n for name, n in checkpoint.optimizer.steps.items() if n != old.steps.get(name, n)}
-    for optimizer, bound in trained.items():
+    return _Slots(trained, slots_of(old), slots_of(checkpoint.optimizer, like=old), counted)
+
+
+def _replace_slots(folder: RllibFolder, slots: _Slots) -> list[str]:
+    """Put new slots into the trees of the optimizers; the pickle, if there were any."""
+    changed = {key: tensor for key, tensor in slots.new.items() if not equal(tensor, slots.old[key])}
+    for optimizer, bound in slots.trained.items():
         states: dict[Any, dict[str, Any]] = folder.optimizers[optimizer]["state"]
         for names, numbers in zip(bound.places, bound.record.numbers, strict=True):
             for name, number in zip(names, numbers, strict=True):
-                _update(states.get(number, {}), name, changed, counted)
-    return [STATE] if changed or counted else []
+                _update(states.get(number, {}), name, changed, slots.counted)
+    return [STATE] if changed or slots.counted else []
 
 
 def _update(

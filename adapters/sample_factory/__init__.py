@@ -77,11 +77,8 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
     configuration does not fit, stay behind.
     """
     file = _file(like)
-    copy, settings = pytorch.fitted(checkpoint, file), Settings.read(_config(file))
-    _check_optimizer(checkpoint, settings)
-    layers = Layers(file.stem, copy.fit.tensors)
-    channels_are_the_codes(layers, settings)
-    text = settings.following(layers).text()
+    copy, settings = _fitted(checkpoint, file)
+    text = settings.text()
     if not like.is_dir():
         targets = [_beside(path), path]
         with replacing(targets, force=force, needed=copy.needed, sources=[like, _config(file)]) as parts:
@@ -104,9 +101,21 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
 
 def check(checkpoint: Checkpoint, *, like: Path) -> None:
     """Whether a copy of a checkpoint can hold other networks; see `surgery.adapters.Checking`."""
-    file = _file(like)
-    _check_optimizer(checkpoint, Settings.read(_config(file)))
-    pytorch.check(checkpoint, like=file)
+    _fitted(checkpoint, _file(like))
+
+
+def _fitted(checkpoint: Checkpoint, file: Path) -> tuple[pytorch.Fitted, Settings]:
+    """A checkpoint fitted into a file by shapes alone, and the settings that make its networks.
+
+    Raises:
+      ArgumentError, Refused: it does not go into it, or the framework could not load it.
+    """
+    settings = Settings.read(_config(file))
+    _check_optimizer(checkpoint, settings)
+    copy = pytorch.fitted(checkpoint, file)
+    layers = Layers(file.stem, copy.fit.tensors)
+    channels_are_the_codes(layers, settings)
+    return copy, settings.following(layers)
 
 
 def _check_optimizer(checkpoint: Checkpoint, settings: Settings) -> None:
@@ -115,7 +124,7 @@ def _check_optimizer(checkpoint: Checkpoint, settings: Settings) -> None:
     if state is not None and state.kind != known:
         raise Refused(
             f"Sample Factory trains this experiment with '{known}', not with {state.kind}",
-            hint="keep its optimizer",
+            hint="keep its optimizer; a graph holds any beside it: -o OUT.onnx",
         )
 
 

@@ -15,11 +15,12 @@ from surgery.adapters import Reading, TrainingState
 from surgery.checkpoint import Checkpoint
 from surgery.errors import FileError, Refused
 from surgery.formats import sniff
-from surgery.tensors import shape_of
-from surgery_adapters.array_files import replaced, with_graph
+from surgery_adapters.array_files import fitted, replaced, with_graph
+from surgery_adapters.containers.optax_state import Bound
 from surgery_adapters.dopamine.agent import ATARI, agent
 from surgery_adapters.tf_checkpoint.bundle import Bundle
 from surgery_adapters.tf_checkpoint.slots import bind
+from surgery_adapters.writeback.matching import resized
 
 ONLINE, TARGET = "Online/", "Target/"
 _SLOTS = ("/.OPTIMIZER_SLOT/", "/Adam", "/RMSProp", "/Momentum")
@@ -62,17 +63,29 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
     """Write a copy of a checkpoint with other tensors; see `surgery.adapters.Adapter`."""
     bundle = Bundle.open(like)
     tensors = bundle.tensors()
-    first = next(iter(_groups(tensors).values()))
-    bound = bind(tensors, first)
+    bound = bind(tensors, next(iter(_groups(tensors).values())))
     new = replaced(tensors, checkpoint, bound, like)
-    moved = any(shape_of(tensor) != shape_of(tensors[name]) for name, tensor in new.items())
-    if moved and bound is None and any(name.startswith("optimizer/") for name in tensors):
+    _check_numbered(tensors, new, bound)
+    written: list[Path] = bundle.write(path, new, force=force)
+    return written
+
+
+def check(checkpoint: Checkpoint, *, like: Path) -> None:
+    """Whether a copy of a checkpoint can hold other networks; see `surgery.adapters.Checking`."""
+    tensors = Bundle.open(like).tensors()
+    bound = bind(tensors, next(iter(_groups(tensors).values())))
+    _check_numbered(tensors, fitted(tensors, checkpoint, bound, like), bound)
+
+
+def _check_numbered(
+    tensors: Mapping[str, ir.TensorProtocol], new: Mapping[str, ir.TensorProtocol], bound: Bound | None
+) -> None:
+    """Raise Refused if parameters have other shapes, and slots that only have numbers cannot follow them."""
+    if resized(tensors, new) and bound is None and any(name.startswith("optimizer/") for name in tensors):
         raise Refused(
             "the file has the state of an optimizer of Keras 3, whose names do not say which parameter it is of",
             hint="save the network alone: tf.train.Checkpoint(model)",
         )
-    written: list[Path] = bundle.write(path, new, force=force)
-    return written
 
 
 def _groups(tensors: Mapping[str, ir.TensorProtocol]) -> dict[str, dict[str, ir.TensorProtocol]]:

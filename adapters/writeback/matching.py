@@ -72,16 +72,23 @@ def matched(
       new: parameters that it does not have, and that are seen to elsewhere.
 
     Raises:
-      ArgumentError: it has not all others.
+      ArgumentError: it has none of the others. Refused: it has not all of them.
     """
     tensors = {name: tensor for name, tensor in _parameters(old, checkpoint).items() if name not in new}
     _check_copies(old, tensors, checkpoint)
     if missing := [name for name in tensors if name not in old]:
-        raise _stranger(missing[0], like)
+        if len(missing) == len(tensors):
+            raise _stranger(missing[0], like)
+        raise Refused(f"the file has no place for the new parameter '{missing[0]}'", hint=HINT)
     first = {old[name].meta.get(SHARED, name): tensor for name, tensor in tensors.items()}
     return {
         name: first[view] for name, tensor in old.items() if (view := tensor.meta.get(SHARED, name)) in first
     }
+
+
+def resized(old: Tensors, new: Tensors) -> bool:
+    """Whether any tensor of a file becomes one of another shape."""
+    return any(shape_of(tensor) != shape_of(old[name]) for name, tensor in new.items())
 
 
 def _parameters(old: Tensors, checkpoint: Checkpoint) -> dict[str, ir.TensorProtocol]:

@@ -93,14 +93,32 @@ def noted(
     Raises:
       ArgumentError, Refused: the target that is named cannot.
     """
+    from surgery.operate import preview
+
+    note = unheld(lambda: preview(plan, checkpoint), checkpoint, model, target)
+    return plan if note is None else replace(plan, notes=(*plan.notes, note))
+
+
+def unheld(
+    make: Callable[[], surgery.Checkpoint], checkpoint: surgery.Checkpoint, model: Path, target: Path | None
+) -> str | None:
+    """Why the model's own file cannot hold a result, where no other target is named; None if it can.
+
+    Args:
+      make: the result, its tensors computed when they are read. checkpoint: what it is made of.
+
+    Raises:
+      ArgumentError, Refused: the target that is named cannot.
+    """
+    from surgery.checkpoint import check_savable
+
     try:
-        check_holds(plan, checkpoint, target or model)
+        check_savable(make, checkpoint, target or model)
     except SurgeryError as error:
         if target is not None:
             raise
-        note = f"{model.name} cannot hold the result: {error.message}; -o OUT.onnx can"
-        return replace(plan, notes=(*plan.notes, note))
-    return plan
+        return f"{model.name} cannot hold the result: {error.message}; -o OUT.onnx can"
+    return None
 
 
 def options(function: Callable[..., int | None]) -> Callable[..., int | None]:

@@ -10,6 +10,7 @@ import click
 
 import surgery
 from surgery.cli import _files, _options
+from surgery.cli._edits import unheld
 from surgery.cli._output import Output, section, table
 
 if TYPE_CHECKING:
@@ -93,8 +94,6 @@ def command(
       surgery optimizer agent.onnx --to adamw --set betas=0.9,0.99 --match all -o adamw.onnx
       surgery optimizer agent.onnx --to adam --was eps_inside_root=true --was starts_at_one=true -o adam.onnx
     """
-    from surgery.checkpoint import check_savable
-
     path = None if dry_run else _files.check_target(target, [model], force=force)
     real = _files.read_observations(gradients)
     with output.step(f"reading {model}"):
@@ -102,15 +101,14 @@ def command(
         swap = surgery.swap_optimizer(
             checkpoint, to, match=match, was=was, gradients=real, seed=seed, **options
         )
-        if target is not None:
-            check_savable(lambda: swap.checkpoint, checkpoint, target)
+        note = unheld(lambda: swap.checkpoint, checkpoint, model, target)
     if path is not None:
         with output.step(f"writing {path}"):
             swap.save(path, force=force)
-    output.show(_report(swap, path), lambda: _text(swap, path))
+    output.show(_report(swap, path, note), lambda: _text(swap, path, note))
 
 
-def _report(swap: Swap, path: Path | None) -> dict[str, object]:
+def _report(swap: Swap, path: Path | None, note: str | None) -> dict[str, object]:
     state = swap.checkpoint.optimizer
     groups = [
         {"parameters": list(group.parameters), "hyper": dict(group.hyper)}
@@ -121,10 +119,11 @@ def _report(swap: Swap, path: Path | None) -> dict[str, object]:
         "claim": "identical",
         **swap.report.to_json(),
         "groups": groups,
+        "notes": [] if note is None else [note],
     }
 
 
-def _text(swap: Swap, path: Path | None) -> str:
+def _text(swap: Swap, path: Path | None, note: str | None) -> str:
     report = swap.report
     line = f"{report.summary()}{f' · wrote {path}' if path else ''}"
     measured = "real gradients" if report.measured == "gradients" else "gradients drawn from the state"
@@ -135,5 +134,6 @@ def _text(swap: Swap, path: Path | None) -> str:
         f"new against old, on {measured}": table(headings, rows),
         "carried": "\n".join(report.carried),
         "not carried": "\n".join(report.lost),
+        "notes": note or "",
     }
     return "\n".join([line, *(section(title, body) for title, body in notes.items() if body)])
