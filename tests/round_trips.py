@@ -29,12 +29,12 @@ class Sample:
 
     Attributes:
       write: puts it into a folder, and returns its path; it may skip the test where the real package is wanted.
-      after: the layer that `deepen` puts another one behind; behind a ReLU, in a sequence.
+      after: the layers that `deepen` puts others behind; behind a ReLU, in a sequence.
       reading: what the file does not say.
     """
 
     write: Callable[[Path], Path]
-    after: str
+    after: str | tuple[str, ...]
     reading: Reading = dataclasses.field(default_factory=Reading)
 
 
@@ -114,7 +114,7 @@ def _bundle(folder: Path) -> Path:
 SAMPLES: Mapping[str, Sample] = {
     "sb3": Sample(_sb3, "q_net.q_net.2"),
     "d3rlpy": Sample(_copy("d3rlpy/dqn.d3"), "q_funcs.0._encoder._layers.2"),
-    "rllib": Sample(_unpacked("rllib/dqn.zip"), "encoder.net.mlp.2"),
+    "rllib": Sample(_unpacked("rllib/dqn.zip"), ("af.net.mlp.0", "vf.net.mlp.0")),
     "dopamine": Sample(_dopamine, "online_params.params.Dense_0"),
     "flax": Sample(
         _copy("flax_state/adam.msgpack"),

@@ -128,6 +128,34 @@ def learn_on(algorithm: object, before: surgery.Checkpoint, folder: Path) -> Non
     assert all(later[parameter] > step for parameter, step in before.optimizer.steps.items())
 
 
+DEEPER = {
+    "ppo": ["pi.net.mlp.0", "vf.net.mlp.0"],
+    "ppo settings": ["encoder.actor_encoder.net.mlp.0", "encoder.critic_encoder.net.mlp.0"],
+    "dqn": ["af.net.mlp.0", "vf.net.mlp.0"],
+    "sac": ["pi.net.mlp.0", "qf.net.mlp.0", "qf_twin.net.mlp.0"],
+}
+"""Layers behind which others are put: all that one setting sizes, each with a ReLU."""
+
+
+@pytest.mark.parametrize("name", DEEPER)
+def test_a_deepened_algorithm_loads_does_the_same_and_learns_on(saved, tmp_path, name):
+    before, deep = surgery.load(saved[name]), tmp_path / "deep"
+    plan = surgery.deepen(before, DEEPER[name], kind="identity", count=2)
+    surgery.apply(plan, before).save(deep)
+    after, old, new = surgery.load(deep), load(saved[name]), load(deep)
+    arrays = ROWS[name].inputs(after)
+    theirs = answers(module_of(new), arrays)
+    agree(runtime(after.model)(arrays), theirs)
+    agree(theirs, answers(module_of(old), arrays))
+    layers, fewer = (len(list(algorithm.get_module().parameters())) for algorithm in (new, old))
+    assert layers > fewer  # the copy that acts
+    old.stop()
+    held = {parameter: n for parameter, n in after.optimizer.steps.items() if n}
+    assert sorted(held.values()) == sorted(before.optimizer.steps.values())
+    assert {n for n in after.optimizer.steps.values() if n not in held.values()} == {0.0}
+    learn_on(new, after, tmp_path)
+
+
 def extended(row: Row, checkpoint: surgery.Checkpoint) -> surgery.Plan:
     """One more feature in second place and one more action, in every network that has them."""
     seen = [NewObservation(f"observation{'[3]' if row.image else ''}", 1, 1)]

@@ -117,6 +117,51 @@ def test_an_unchanged_copy_is_the_same_bytes_and_a_wide_one_the_same_function(sa
     assert f"{MODULE}/module_state.pkl" not in same
 
 
+HEADS = {
+    "ppo": ["pi.net.mlp.0", "vf.net.mlp.0"],
+    "ppo-lstm": ["pi.net.mlp.0", "vf.net.mlp.0"],
+    "dqn": ["af.net.mlp.0", "vf.net.mlp.0"],
+    "sac": ["pi.net.mlp.0", "qf.net.mlp.0", "qf_twin.net.mlp.0"],
+    "appo": ["pi.net.mlp.0", "vf.net.mlp.0"],
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_deep_folder_is_the_same_function_with_longer_settings_and_fresh_slots(saved, tmp_path, name):
+    before, deep = surgery.load(saved[name]), tmp_path / "deep"
+    plan = surgery.deepen(before, HEADS[name], kind="identity", count=2)
+    surgery.apply(plan, before).save(deep)
+    after, old, new = surgery.load(deep), RllibFolder.open(saved[name]), RllibFolder.open(deep)
+    agree(runtime(after.model)(recorded(name, "in")), name)
+    assert new.config["head_fcnet_hiddens"] == [4, 4, 4]
+    assert {key: value for key, value in new.config.items() if key != "head_fcnet_hiddens"} == {
+        key: value for key, value in old.config.items() if key != "head_fcnet_hiddens"
+    }
+    layers = len({parameter for parameter in new.tensors if parameter not in old.tensors})
+    assert layers == 4 * len(
+        {parameter.partition(".")[0] for parameter in new.tensors if ".net.mlp.6." in parameter}
+    )
+    for optimizer, state in new.optimizers.items():
+        numbers = [number for group in state["param_groups"] for number in group["params"]]
+        assert numbers == list(range(len(numbers))) == sorted(state["state"])
+        had = [s["exp_avg"] for s in old.optimizers[optimizer]["state"].values()]
+        fresh = [
+            s for s in state["state"].values() if not np.any(read_array(s["exp_avg"])) and s["step"] == 0
+        ]
+        assert len(numbers) == len(had) + len(fresh)
+        assert bool(fresh) == (optimizer != "alpha")
+
+
+def test_new_layers_that_one_setting_cannot_express_are_refused_before_anything_is_computed(
+    saved, tmp_path, capsys
+):
+    path, target = str(saved["ppo"]), str(tmp_path / "deep")
+    assert main(["deepen", path, "--after", "pi.net.mlp.0", "--dry-run", "-o", target]) == Refused.exit_code
+    shown = capsys.readouterr().err
+    assert "one 'head_fcnet_hiddens' for all" in shown
+    assert "--after pi.net.mlp.0 --after vf.net.mlp.0" in shown
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_configuration_in_the_folder_follows(saved, tmp_path, name):
     before, wide = surgery.load(saved[name]), tmp_path / "wide"

@@ -131,7 +131,9 @@ ASKED = {name: sample for name, sample in SAMPLES.items() if sample.reading == R
 def words(name: str, verb: str, path: Path) -> list[str]:
     """A command that wants a new layer, or another optimizer."""
     if verb == "deepen":
-        return ["deepen", str(path), "--after", ASKED[name].after]
+        after = ASKED[name].after
+        places = [after] if isinstance(after, str) else after
+        return ["deepen", str(path), *(word for place in places for word in ("--after", place))]
     state = load(name, path).optimizer
     other = "rmsprop" if state is not None and state.kind == "adam" else "adam"
     return ["optimizer", str(path), "--to", other, "--set", "lr=0.001", "--match", "none"]

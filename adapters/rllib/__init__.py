@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from surgery.adapters import Reading, TrainingState
 from surgery.checkpoint import Checkpoint
-from surgery.errors import CorruptFile, FileError, Refused, SurgeryError
+from surgery.errors import ArgumentError, CorruptFile, FileError, Refused, SurgeryError
 from surgery.files import replacing_folder
 from surgery.formats import sniff
 from surgery.interface import Environment, Interface
@@ -26,7 +26,9 @@ from surgery_adapters.rllib.folder import STATE, RllibFolder, plain
 from surgery_adapters.rllib.networks import CLIPS, Networks, build
 from surgery_adapters.rllib.settings import follow, widths
 from surgery_adapters.writeback.contract import NAME, Notes, notes_of
-from surgery_adapters.writeback.matching import checked, matched
+from surgery_adapters.writeback.matching import Fit, check_same, checked, fit
+from surgery_adapters.writeback.sequences import HINT
+from surgery_adapters.writeback.torch_tree import Revision, revise, write
 
 TEMPERATURE = "alpha"
 """SAC's optimizer of one number, which is no part of any network."""
@@ -63,7 +65,7 @@ def load(path: Path, reading: Reading) -> Checkpoint:
             "adapter": "rllib",
             "file": path.name,
             "version": str(folder.about.get("ray_version", "")),
-            "module": folder.module,
+            "policy": folder.module,
             "seen": len(notes.lineage),
         },
         copies=networks.copies,
@@ -74,8 +76,10 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
     """Write a copy of a folder with other networks; see `surgery.adapters.Adapter`."""
     part = _fitted(checkpoint, like)
     folder, networks, files = part.folder, part.networks, part.folder.files()
-    changed = set(_replace_parameters(folder, part.tensors)) | set(_replace_slots(folder, part.slots))
+    changed = set(_replace_parameters(folder, part.fit.now)) | set(_replace_slots(folder, part.slots))
     changed |= set(part.followed)
+    if part.fit.numbering.added:
+        changed |= set(_add_layers(part, checkpoint))
     written = {name: dump(folder.tree(name)) for name in changed}
     told = _environment(folder, Environment())
     kept = checkpoint.replace(environment=Environment()) if checkpoint.environment == told else checkpoint
@@ -118,14 +122,16 @@ class _Fitted:
 
     Attributes:
       folder: the original, its settings as they will be. networks: that it made before.
-      tensors: what its parameters become. slots: what those of its optimizers become.
+      fit: what goes where in it. slots: what those of its optimizers become.
+      revisions: how its optimizers change where there are new layers.
       followed: the pickles whose settings or spaces are others.
     """
 
     folder: RllibFolder
     networks: Networks
-    tensors: Mapping[str, ir.TensorProtocol]
+    fit: Fit
     slots: _Slots
+    revisions: Mapping[str, Revision]
     followed: Sequence[str]
 
 
@@ -137,14 +143,60 @@ def _fitted(checkpoint: Checkpoint, like: Path) -> _Fitted:
     """
     folder = RllibFolder.open(like)
     networks = _networks(folder)
-    tensors = matched(folder.tensors, checkpoint, like)
-    everything = {**folder.tensors, **tensors}
-    new, had = (widths(networks, found) for found in (everything, folder.tensors))
+    found = fit(folder.tensors, checkpoint, like)
+    new, had = widths(networks, found.tensors, found.numbering), widths(networks, folder.tensors)
     resized = {key: value for key, value in new.items() if value != had[key]}
     slots = _slots(folder, networks, checkpoint)
+    revisions = _revisions(folder, slots, checkpoint, found) if found.numbering.added else {}
     followed = follow(folder, checkpoint, resized)
-    _check_loadable(folder, everything)
-    return _Fitted(folder, networks, tensors, slots, followed)
+    made = _loadable(folder, found)
+    if found.numbering.added:
+        check_same(checkpoint, lambda: made, found, folder.tensors, "RLlib")
+    return _Fitted(folder, networks, found, slots, revisions, followed)
+
+
+def _revisions(
+    folder: RllibFolder, slots: _Slots, checkpoint: Checkpoint, found: Fit
+) -> Mapping[str, Revision]:
+    """How the optimizers take in the parameters of new layers.
+
+    Raises:
+      Refused: they would have other settings, which the algorithm's configuration makes anew.
+    """
+    state = checkpoint.optimizer
+    if state is None:
+        return {}
+    revisions = {
+        name: revise(item.record, item.places, state, found.numbering, folder.tensors)
+        for name, item in slots.trained.items()
+    }
+    if any(group is not None for revision in revisions.values() for group in revision.settings):
+        raise Refused(
+            "the folder's optimizer has other settings, which its configuration would make anew", hint=HINT
+        )
+    return revisions
+
+
+def _add_layers(part: _Fitted, checkpoint: Checkpoint) -> list[str]:
+    """Put new layers into the trees of the module and of the optimizers; the pickles."""
+    folder, numbering, nodes = part.folder, part.fit.numbering, dict(part.folder.nodes)
+    moved = {numbering.moved(name): node for name, node in nodes.items()}
+    moved |= {
+        new: write_array(nodes[item.behind], part.fit.tensors[new].numpy())
+        for new, item in numbering.added.items()
+    }
+    folder.nodes.clear()
+    folder.nodes.update({name: moved[name] for name in numbering.order(nodes)})
+    like = next(iter(nodes.values()))
+    for name, revision in part.revisions.items():
+        if revision.needed and checkpoint.optimizer is not None:
+            write(
+                folder.optimizers[name],
+                revision,
+                checkpoint.optimizer,
+                lambda tensor: write_array(like, tensor.numpy()),
+            )
+    return [folder.state_file, STATE]
 
 
 def _networks(folder: RllibFolder, tensors: Mapping[str, ir.TensorProtocol] | None = None) -> Networks:
@@ -249,13 +301,17 @@ def _update(
             state[slot] = float(counted[name])
 
 
-def _check_loadable(folder: RllibFolder, tensors: Mapping[str, ir.TensorProtocol]) -> None:
-    """Refuse what the framework could not load: parameters that do not fit what the changed configuration makes."""
+def _loadable(folder: RllibFolder, found: Fit) -> ir.Model:
+    """The graph of what the framework makes of the changed configuration; Refused if the parameters do not fit it."""
     try:
-        checked(_networks(folder, tensors).layers.graph.model())
-    except CorruptFile as error:
+        model: ir.Model = checked(_networks(folder, found.read_again).layers.graph.model())
+        return model
+    except (ArgumentError, CorruptFile) as error:
+        everywhere = (
+            "where an observation or an action is new, it is new in every network: --observation "
+            "critic_action+1 beside --action mean+1 --action action_log_std+1"
+        )
         raise Refused(
             f"RLlib could not load the result: {error.message}",
-            hint="where an observation or an action is new, it is new in every network: --observation "
-            "critic_action+1 beside --action mean+1 --action action_log_std+1",
+            hint=HINT if found.numbering.added else everywhere,
         ) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from surgery.checkpoint import Checkpoint
@@ -16,25 +16,29 @@ from surgery_adapters.networks.layers import Tensors
 from surgery_adapters.rllib.folder import RllibFolder, fields_of
 from surgery_adapters.rllib.networks import Networks
 from surgery_adapters.writeback.contract import since
+from surgery_adapters.writeback.sequences import HINT, Numbering
 
 _CONFIGS = ("model_config", "_model_config")
+_SAME = Numbering()
 _HEADS = ("q_values", "logits", "mean")
 
 
-def widths(networks: Networks, tensors: Tensors) -> dict[str, Any]:
+def widths(networks: Networks, tensors: Tensors, numbering: Numbering = _SAME) -> dict[str, Any]:
     """The settings of the model_config that make networks of these widths.
 
     Args:
-      networks: as they were. tensors: as they will be.
+      networks: as they were. tensors: as they will be. numbering: what the old ones are called, and which are new.
 
     Raises:
-      Refused: networks that one setting sizes have different widths.
+      Refused: networks that one setting sizes have different widths, or only some of them new layers.
     """
     found: dict[str, Any] = {}
     for setting, every in networks.sized.items():
-        sizes = [[_width(tensors, module) for module in modules] for modules in every]
+        now = [_modules(modules, numbering) for modules in every]
+        _check_depths(setting, every, now)
+        sizes = [[_width(tensors, module) for module in modules] for modules in now]
         longest = max(sizes, key=len)  # the last layer of a SAC action's encoder is sized by another
-        for modules, had in zip(every, sizes, strict=True):
+        for modules, had in zip(now, sizes, strict=True):
             if had != longest[: len(had)]:
                 raise Refused(
                     f"'{modules[0]}' would have other widths, {had}, than {longest}: RLlib has one '{setting}' for all",
@@ -47,6 +51,29 @@ def widths(networks: Networks, tensors: Tensors) -> dict[str, Any]:
     if "lstm_cell_size" in found:
         found["lstm_cell_size"] = found["lstm_cell_size"][0]
     return found
+
+
+def _modules(modules: Sequence[str], numbering: Numbering) -> list[str]:
+    """The modules of a network's layers by their new names, new ones among them."""
+    groups = {module.rpartition(".")[0] for module in modules}
+    new = dict.fromkeys(name.rpartition(".")[0] for name in numbering.added)
+    inside = [module for module in new if module.rpartition(".")[0] in groups]
+    found = [numbering.moved(module) for module in modules] + inside
+    return sorted(found, key=lambda module: int(module.rpartition(".")[2])) if inside else found
+
+
+def _check_depths(setting: str, old: Sequence[Sequence[str]], new: Sequence[Sequence[str]]) -> None:
+    deeper = {len(now) - len(had): had for had, now in zip(old, new, strict=True) if had}
+    if len(deeper) > 1:
+        most, least = max(deeper), min(deeper)
+        raise Refused(
+            f"the layers of '{deeper[most][0]}' would be {most - least} more than those of '{deeper[least][0]}': "
+            f"RLlib has one '{setting}' for all",
+            hint=f"put new layers behind the same places of all (--after {deeper[most][0]} "
+            f"--after {deeper[least][0]}), or {HINT}",
+        )
+    if setting == "conv_filters" and any(deeper):
+        raise Refused("there is no rule for new convolutions, which RLlib pads apart", hint=HINT)
 
 
 def _width(tensors: Tensors, module: str) -> int:

@@ -327,7 +327,7 @@ def _alike(
     made: dict[str, object] = {}
     for slot, value in sibling.items():
         if slot == "step":
-            made[slot] = make(_count(steps)) if isinstance(value, Made) else int(steps)
+            made[slot] = make(_count(steps)) if isinstance(value, Made) else _counted(steps, value)
         elif name in state.slots.get(slot, {}):
             made[slot] = make(state.slots[slot][name])
         else:
@@ -337,3 +337,7 @@ def _alike(
 
 def _count(steps: float) -> ir.TensorProtocol:
     return ir.Tensor(np.array(steps, np.float32), name="step")
+
+
+def _counted(steps: float, like: object) -> float | int:
+    return steps if isinstance(like, float) else int(steps)
