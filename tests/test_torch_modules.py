@@ -388,6 +388,9 @@ def test_the_document_runs(monkeypatch):
     root = Path(__file__).parent.parent
     monkeypatch.chdir(root)
     blocks = re.findall(r"```python\n(.*?)```", (root / "docs" / "torch.md").read_text(), re.DOTALL)
-    assert len(blocks) == 2
-    for block in blocks:
+    programs = [
+        block for block in blocks if "distribute" not in block.lower()
+    ]  # the others: a group of processes
+    assert len(programs) == 2
+    for block in programs:
         exec(compile(block, "torch.md", "exec"), {})
