@@ -45,7 +45,6 @@ FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: torch.save({"w": torch.ones(3)}, path, _use_new_zipfile_serialization=False),
         "save it again",
     ),
-    "a TorchScript archive": (lambda path: _zip(path, {"m/constants.pkl": b"", "m/data.pkl": b""}), "export"),
     "a zip archive": (lambda path: _zip(path, {"data": b"{}", "policy.bin": b""}), "list adapters"),
     "a safetensors file": (lambda path: write_safetensors(path, {"w": ir.tensor([1.0])}), "export"),
     "a NumPy array": (lambda path: np.save(path.open("wb"), np.ones(3)), ""),

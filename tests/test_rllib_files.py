@@ -403,8 +403,8 @@ def test_a_link_out_of_the_folder_is_not_copied(saved, tmp_path):
 
 def test_folders_of_other_kinds_are_refused_with_what_they_are(tmp_path, capsys):
     (tmp_path / "saved_model.pb").touch()
-    assert main(["inspect", str(tmp_path)]) == 2
-    assert "a SavedModel of TensorFlow" in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path)]) == 1
+    assert "is a SavedModel, a program of TensorFlow" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileError, match="it is a folder"):
         surgery.load(tmp_path / "empty")

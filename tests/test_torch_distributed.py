@@ -6,6 +6,7 @@ import copy
 import datetime
 import functools
 import multiprocessing
+import os
 
 import pytest
 import torch
@@ -106,8 +107,14 @@ def work(rank: int, store: str) -> None:
     try:
         data_parallel(rank)
         fully_sharded(rank)
+        dist.barrier()
     finally:
         dist.destroy_process_group()
+
+
+def other_rank(store: str) -> None:
+    work(1, store)
+    os._exit(0)  # threads of the process group that are still ending would abort an ordinary exit
 
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="PyTorch without gloo")
@@ -115,7 +122,7 @@ def work(rank: int, store: str) -> None:
     "ignore::UserWarning:torch.distributed", "ignore::FutureWarning:torch.distributed"
 )
 def test_two_processes_operate_alike_and_train_on(tmp_path):
-    other = multiprocessing.get_context("spawn").Process(target=work, args=(1, str(tmp_path / "store")))
+    other = multiprocessing.get_context("spawn").Process(target=other_rank, args=(str(tmp_path / "store"),))
     other.start()
     try:
         work(0, str(tmp_path / "store"))

@@ -38,10 +38,11 @@ def check_duplicates(plan: Plan, tensors: Mapping[str, ir.TensorProtocol]) -> No
     Raises:
       Refused: names the first tensor in which they do.
     """
+    gone = {edit.space: edit.dropped for edit in plan.spaces if edit.dropped}
     for edit in plan.spaces if plan.claim != "changed" else ():
         pairs = [(old, edit.source[new]) for old, new in edit.merged]
         for tensor in plan.tensors if pairs else ():
-            array = tensors[tensor.name].numpy()
+            array = _without(tensors[tensor.name].numpy(), tensor.axes, gone)
             if any(not alike(array, k, axis, edit, pairs) for k, axis in enumerate(tensor.axes)):
                 one, other = pairs[0]
                 raise Refused(
@@ -49,6 +50,16 @@ def check_duplicates(plan: Plan, tensors: Mapping[str, ir.TensorProtocol]) -> No
                     f" '{tensor.name}' makes them differently",
                     hint="training has told them apart; remove them by importance: surgery narrow --by l2",
                 )
+
+
+def _without(array: Array, axes: Sequence[layout.Layout], gone: Mapping[str, Sequence[int]]) -> Array:
+    """The array with zeros where it holds units that are removed: whether those differ is of no matter."""
+    if not gone:
+        return array
+    kept = array.copy()
+    for k, axis in enumerate(axes):
+        np.moveaxis(kept, k, 0)[belonging(axis, gone)] = 0
+    return kept
 
 
 def alike(
