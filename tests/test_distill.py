@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import torch
 import surgery
 from surgery.architectures import new
 from surgery.cli import main
-from surgery.distill import METHODS, Job, Options, execute, plan_distill
+from surgery.distill import METHODS, Job, Options, execute, plan_distill, store
 from surgery.distill.acting import play_games
 from surgery.distill.interrupt import Stopped
 from surgery.distill.loop import Loop
@@ -338,7 +337,9 @@ def test_a_damaged_checkpoint_is_passed_over(how: str, teacher: surgery.Checkpoi
     execute(job_of(teacher, tmp_path))
     older, newest = sorted((tmp_path / "checkpoints").glob("*.pt"))
     data = newest.read_bytes()
-    newest.write_bytes({"truncated": data[: len(data) // 2], "garbage": os.urandom(1000)}[how])
+    newest.write_bytes(
+        {"truncated": data[: len(data) // 2], "garbage": np.random.default_rng(0).bytes(1000)}[how]
+    )
     notes: list[str] = []
     outcome = execute(job_of(teacher, tmp_path), note=notes.append)
     assert outcome.frames == 1000
@@ -348,6 +349,24 @@ def test_a_damaged_checkpoint_is_passed_over(how: str, teacher: surgery.Checkpoi
         path.write_bytes(b"PK")
     with pytest.raises(CorruptFile, match=r"no checkpoint in .* can be read"):
         execute(job_of(teacher, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "seed",
+    [
+        pytest.param(0, id="UnpicklingError"),
+        pytest.param(17, id="IndexError"),
+        pytest.param(54, id="UnicodeDecodeError"),
+        pytest.param(62, id="KeyError"),
+        pytest.param(941, id="RuntimeError"),
+    ],
+)
+def test_whatever_random_bytes_make_the_unpickler_raise(seed: int, tmp_path: Path):
+    (tmp_path / "checkpoints").mkdir()
+    path = tmp_path / "checkpoints" / "000001.pt"
+    path.write_bytes(np.random.default_rng(seed).bytes(1000))
+    with pytest.raises(CorruptFile, match="no checkpoint in .* can be read: .* is damaged"):
+        store.newest(tmp_path)
 
 
 class Explosive(gymnasium.Env):
