@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -365,7 +366,7 @@ def test_whatever_random_bytes_make_the_unpickler_raise(seed: int, tmp_path: Pat
     (tmp_path / "checkpoints").mkdir()
     path = tmp_path / "checkpoints" / "000001.pt"
     path.write_bytes(np.random.default_rng(seed).bytes(1000))
-    with pytest.raises(CorruptFile, match="no checkpoint in .* can be read: .* is damaged"):
+    with pytest.raises(CorruptFile, match=r"no checkpoint in .* can be read: .* is damaged"):
         store.newest(tmp_path)
 
 
