@@ -10,7 +10,7 @@ from pathlib import Path
 
 from surgery.adapters import Reading, TrainingState
 from surgery.checkpoint import Checkpoint
-from surgery.formats import sniff
+from surgery.formats import is_kind
 from surgery_adapters import cleanrl_flax, pytorch
 
 SUFFIX = ".cleanrl_model"
@@ -56,4 +56,4 @@ def check(checkpoint: Checkpoint, *, like: Path) -> None:
 
 
 def _flax(path: Path) -> bool:
-    return path.is_file() and sniff(path).name == "msgpack"
+    return path.is_file() and is_kind(path, "msgpack")

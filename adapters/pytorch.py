@@ -12,9 +12,9 @@ import onnx_ir as ir
 
 from surgery.adapters import SHARED, Reading, TrainingState
 from surgery.checkpoint import Checkpoint
-from surgery.errors import ArgumentError, CorruptFile, FileError, Refused, SurgeryError, UnknownFormat
+from surgery.errors import ArgumentError, CorruptFile, Refused, SurgeryError, UnknownFormat
 from surgery.files import check_readable, replacing
-from surgery.formats import sniff
+from surgery.formats import is_kind, sniff
 from surgery.interface import Environment, Interface, Port, infer
 from surgery.optimizer import OptimizerState
 from surgery.optimizer_record import OptimizerRecord, merged, slots_of
@@ -44,11 +44,8 @@ GENERAL = True
 
 def detect(path: Path) -> bool:
     """Whether a file is a PyTorch checkpoint in the zip format, or a state dict as safetensors."""
-    try:
-        kind = sniff(path).name
-    except FileError:
-        return False
-    return kind == "torch" or (kind == "safetensors" and path.suffix.lower() == SAFETENSORS)
+    kinds = ("torch", "safetensors") if path.suffix.lower() == SAFETENSORS else ("torch",)
+    return bool(is_kind(path, *kinds))
 
 
 def read(path: Path) -> object:

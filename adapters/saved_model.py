@@ -17,8 +17,8 @@ import onnx_ir as ir
 
 from surgery.adapters import Reading, TrainingState
 from surgery.checkpoint import Checkpoint
-from surgery.errors import FileError, MissingDependency, Refused, UnknownFormat
-from surgery.formats import sniff
+from surgery.errors import MissingDependency, Refused, UnknownFormat
+from surgery.formats import is_kind
 from surgery.interface import infer
 from surgery.model_file import read_model, replace_tensors
 
@@ -28,10 +28,7 @@ _QUIET = {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_
 
 def detect(path: Path) -> bool:
     """Whether a folder is a SavedModel."""
-    try:
-        return sniff(path).name == "savedmodel"
-    except FileError:
-        return False
+    return is_kind(path, "savedmodel")
 
 
 def training_state(path: Path) -> TrainingState:

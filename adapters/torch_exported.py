@@ -18,9 +18,9 @@ import onnx_ir as ir
 
 from surgery.adapters import Reading, TrainingState
 from surgery.checkpoint import Checkpoint
-from surgery.errors import ArgumentError, CorruptFile, FileError, Refused, SurgeryError
+from surgery.errors import ArgumentError, CorruptFile, Refused, SurgeryError
 from surgery.files import replacing
-from surgery.formats import sniff
+from surgery.formats import is_kind, sniff
 from surgery.interface import Interface, infer
 from surgery.json_values import Json
 from surgery.probes import probes
@@ -52,7 +52,7 @@ _TYPES: Mapping[int, ir.DataType] = {
 
 def detect(path: Path) -> bool:
     """Whether a file is a TorchScript archive or an exported program."""
-    return _kind(path) in (SCRIPT, PROGRAM)
+    return bool(is_kind(path, SCRIPT, PROGRAM))
 
 
 def training_state(path: Path) -> TrainingState:
@@ -61,13 +61,13 @@ def training_state(path: Path) -> TrainingState:
     Raises:
       CorruptFile: damaged or hostile; nothing was executed.
     """
-    tensors = _script(_archive(path)) if _kind(path) == SCRIPT else _weights(_zip(path))
+    tensors = _script(_archive(path)) if is_kind(path, SCRIPT) else _weights(_zip(path))
     return TrainingState({"model": tensors})
 
 
 def load(path: Path, reading: Reading) -> Checkpoint:
     """The network as a graph; see `surgery.adapters.Adapter`."""
-    state, kind = training_state(path), _kind(path)
+    state, kind = training_state(path), sniff(path).name
     archive = _zip(path)
     name = next((name for name in archive.members if name.endswith(f"/{_EXTRA}")), None)
     notes = Notes.parse(None if name is None else archive.content(name))
@@ -82,7 +82,7 @@ def load(path: Path, reading: Reading) -> Checkpoint:
 
 def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list[Path]:
     """Write a copy of a file with other numbers, or of other widths; see `surgery.adapters.Adapter`."""
-    kind = _kind(like)
+    kind = sniff(like).name
     old, new = _fitted(checkpoint, like)
     notes, wide = notes_of(checkpoint, bare(checkpoint.interface)), resized(old, new)
     needed = like.stat().st_size + sum(tensor.nbytes for tensor in new.values())
@@ -117,13 +117,6 @@ def _fitted(
             hint="read it with its graph: surgery convert FILE --trust -o OUT.onnx",
         )
     return old, new
-
-
-def _kind(path: Path) -> str:
-    try:
-        return sniff(path).name
-    except FileError:
-        return ""
 
 
 # ---- parameters as data -----------------------------------------------------------------------------------------

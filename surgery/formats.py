@@ -31,19 +31,18 @@ _ATTACH = (
 _EXPORT = "export the model: torch.onnx.export(model, example, 'model.onnx', dynamo=True, optimize=False)"
 ONNX = Format("onnx", "an ONNX model")
 _TORCH = Format("torch", "a PyTorch checkpoint", _ATTACH)
+_ADAPTER = "surgery list adapters shows whether its adapter is installed"
 _TORCH_OLD = Format(
     "torch-legacy", "a PyTorch checkpoint of the format before 1.6", "load it with torch and save it again"
 )
 _TORCHSCRIPT = Format("torchscript", "a TorchScript archive", _EXPORT)
 _TORCH_EXPORT = Format("torch-export", "an exported program of PyTorch", _EXPORT)
-_SB3 = Format(
-    "sb3", "a model of Stable-Baselines3", "surgery list adapters shows whether its adapter is installed"
-)
-_KERAS = Format("keras", "a model of Keras", "surgery list adapters shows whether its adapter is installed")
+_SB3 = Format("sb3", "a model of Stable-Baselines3", _ADAPTER)
+_KERAS = Format("keras", "a model of Keras", _ADAPTER)
 _TF_CHECKPOINT = Format(
     "tf-checkpoint",
     "the index of a TensorFlow checkpoint",
-    "surgery list adapters shows whether its adapter is installed",
+    _ADAPTER,
 )
 _TABLE_END = bytes.fromhex("57fb808b247547db")
 """LevelDB's magic number, with which an index ends."""
@@ -71,9 +70,7 @@ _SIGNATURES: tuple[tuple[bytes, Format], ...] = (
 _FOLDERS: tuple[tuple[str, Format], ...] = (
     (
         "rllib_checkpoint.json",
-        Format(
-            "rllib", "a checkpoint of RLlib", "surgery list adapters shows whether its adapter is installed"
-        ),
+        Format("rllib", "a checkpoint of RLlib", _ADAPTER),
     ),
     (
         "saved_model.pb",
@@ -85,9 +82,7 @@ _FOLDERS: tuple[tuple[str, Format], ...] = (
     ),
     (
         "_CHECKPOINT_METADATA",
-        Format(
-            "orbax", "a checkpoint of Orbax", "surgery list adapters shows whether its adapter is installed"
-        ),
+        Format("orbax", "a checkpoint of Orbax", _ADAPTER),
     ),
 )
 """What a folder of a kind has in it."""
@@ -129,6 +124,14 @@ def sniff(path: Path) -> Format:
     if path.suffix == ".index" and _ends_with(path, _TABLE_END):
         return _TF_CHECKPOINT
     return _by_content(head, path)
+
+
+def is_kind(path: Path, *names: str) -> bool:
+    """Whether a file or folder is of one of these kinds, by `Format.name`; false of what cannot be read."""
+    try:
+        return sniff(path).name in names
+    except FileError:
+        return False
 
 
 def _ends_with(path: Path, end: bytes) -> bool:

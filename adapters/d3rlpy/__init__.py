@@ -12,9 +12,9 @@ import onnx_ir as ir
 
 from surgery.adapters import Reading, TrainingState
 from surgery.checkpoint import Checkpoint
-from surgery.errors import ArgumentError, CorruptFile, FileError, Refused, SurgeryError
+from surgery.errors import ArgumentError, CorruptFile, Refused, SurgeryError
 from surgery.files import replacing
-from surgery.formats import sniff
+from surgery.formats import is_kind
 from surgery.interface import Environment, Interface
 from surgery.optimizer import OptimizerState
 from surgery.optimizer_record import OptimizerRecord, merged, slots_of
@@ -35,10 +35,7 @@ SUFFIX = ".d3"
 
 def detect(path: Path) -> bool:
     """Whether a file is an algorithm that d3rlpy saved."""
-    try:
-        return path.suffix.lower() == SUFFIX and sniff(path).name == "pickle"
-    except FileError:
-        return False
+    return path.suffix.lower() == SUFFIX and is_kind(path, "pickle")
 
 
 def training_state(path: Path) -> TrainingState:

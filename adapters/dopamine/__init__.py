@@ -15,9 +15,9 @@ import onnx_ir as ir
 
 from surgery.adapters import Reading, TrainingState
 from surgery.checkpoint import Checkpoint
-from surgery.errors import FileError, Refused, SurgeryError
+from surgery.errors import Refused, SurgeryError
 from surgery.files import replacing
-from surgery.formats import sniff
+from surgery.formats import is_kind
 from surgery.interface import Environment, Interface
 from surgery.optimizer_record import slots_of
 from surgery_adapters.containers import optax_state
@@ -31,10 +31,7 @@ from surgery_adapters.writeback.matching import matched, resized
 
 def detect(path: Path) -> bool:
     """Whether a file is a checkpoint that one of Dopamine's JAX agents saved."""
-    try:
-        return sniff(path).name == "pickle" and holds_agent(path)
-    except FileError:
-        return False
+    return bool(is_kind(path, "pickle") and holds_agent(path))
 
 
 def training_state(path: Path) -> TrainingState:

@@ -15,8 +15,8 @@ import onnx_ir as ir
 
 from surgery.adapters import Reading, TrainingState
 from surgery.checkpoint import Checkpoint
-from surgery.errors import FileError, Refused, SurgeryError
-from surgery.formats import sniff
+from surgery.errors import Refused, SurgeryError
+from surgery.formats import is_kind
 from surgery.optimizer_record import merged
 from surgery_adapters.array_files import fitted, is_copy, replaced, with_graph
 from surgery_adapters.binding.bind import Norm
@@ -31,8 +31,8 @@ _EPSILON = 1e-5
 def detect(path: Path) -> bool:
     """Whether it is a file of `flax.serialization`, or a checkpoint of Orbax."""
     try:
-        return holds_orbax(path) if path.is_dir() else sniff(path).name == "msgpack"
-    except (OSError, FileError):
+        return bool(holds_orbax(path) if path.is_dir() else is_kind(path, "msgpack"))
+    except OSError:
         return False
 
 

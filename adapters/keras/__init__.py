@@ -12,9 +12,9 @@ import onnx_ir as ir
 
 from surgery.adapters import Reading, TrainingState
 from surgery.checkpoint import Checkpoint
-from surgery.errors import ArgumentError, FileError, Refused, SurgeryError
+from surgery.errors import ArgumentError, Refused, SurgeryError
 from surgery.files import replacing
-from surgery.formats import sniff
+from surgery.formats import is_kind
 from surgery.interface import Interface, infer
 from surgery.optimizer import OptimizerState, power
 from surgery.tensors import equal, shape_of
@@ -43,10 +43,7 @@ _EXPORTED = "graph"
 
 def detect(path: Path) -> bool:
     """Whether a file is a model that Keras 3 saved."""
-    try:
-        return sniff(path).name == "keras"
-    except FileError:
-        return False
+    return is_kind(path, "keras")
 
 
 def training_state(path: Path) -> TrainingState:

@@ -12,9 +12,9 @@ import onnx_ir as ir
 
 from surgery.adapters import Reading, TrainingState
 from surgery.checkpoint import Checkpoint
-from surgery.errors import ArgumentError, CorruptFile, FileError, Refused, SurgeryError
+from surgery.errors import ArgumentError, CorruptFile, Refused, SurgeryError
 from surgery.files import replacing_folder
-from surgery.formats import sniff
+from surgery.formats import is_kind
 from surgery.interface import Environment, Interface
 from surgery.optimizer import OptimizerState
 from surgery.optimizer_record import OptimizerRecord, merged, slots_of
@@ -36,10 +36,7 @@ TEMPERATURE = "alpha"
 
 def detect(path: Path) -> bool:
     """Whether a folder is a checkpoint of RLlib."""
-    try:
-        return path.is_dir() and sniff(path).name == "rllib"
-    except FileError:
-        return False
+    return path.is_dir() and is_kind(path, "rllib")
 
 
 def training_state(path: Path) -> TrainingState:

@@ -10,9 +10,9 @@ from typing import BinaryIO, cast
 
 from surgery.adapters import Parity, Reading, TrainingState
 from surgery.checkpoint import Checkpoint
-from surgery.errors import FileError, MissingDependency
+from surgery.errors import MissingDependency
 from surgery.files import replacing
-from surgery.formats import sniff
+from surgery.formats import is_kind
 from surgery.interface import Environment, Interface
 from surgery_adapters.containers.torch_patch import Content, Edit, changes, replace_members, rewritten
 from surgery_adapters.sb3 import normaliser, optimizers
@@ -26,10 +26,7 @@ from surgery_adapters.writeback.torch_tree import renumber
 
 def detect(path: Path) -> bool:
     """Whether a file is a model that Stable-Baselines3 saved."""
-    try:
-        return sniff(path).name == "sb3"
-    except FileError:
-        return False
+    return is_kind(path, "sb3")
 
 
 def training_state(path: Path) -> TrainingState:

@@ -13,8 +13,8 @@ import onnx_ir as ir
 
 from surgery.adapters import Reading, TrainingState
 from surgery.checkpoint import Checkpoint
-from surgery.errors import FileError, Refused
-from surgery.formats import sniff
+from surgery.errors import Refused
+from surgery.formats import is_kind
 from surgery_adapters.array_files import fitted, replaced, with_graph
 from surgery_adapters.containers.optax_state import Bound
 from surgery_adapters.dopamine.agent import ATARI, agent
@@ -29,10 +29,7 @@ _OTHERS = ("optimizer/", "save_counter", "global_step")
 
 def detect(path: Path) -> bool:
     """Whether a file is the index of a TensorFlow checkpoint."""
-    try:
-        return sniff(path).name == "tf-checkpoint"
-    except FileError:
-        return False
+    return is_kind(path, "tf-checkpoint")
 
 
 def training_state(path: Path) -> TrainingState:
