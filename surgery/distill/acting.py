@@ -36,23 +36,24 @@ class Turns:
 
     Args:
       roll_in: how.
+      longest: α, the largest length of a roll-in at the beginning.
       envs: number of environments.
       generator: draws lengths and turns.
     """
 
-    def __init__(self, roll_in: RollIn, envs: int, generator: np.random.Generator) -> None:
-        self._roll_in, self._generator = roll_in, generator
+    def __init__(self, roll_in: RollIn, longest: int, envs: int, generator: np.random.Generator) -> None:
+        self._roll_in, self._first, self._generator = roll_in, longest, generator
         self._age = np.zeros(envs, np.int64)
         self._length = np.zeros(envs, np.int64)
-        self._longest = roll_in.length
+        self._longest = longest
         self._draw(np.arange(envs))
 
     def progress(self, fraction: float) -> None:
         """Shrink the longest roll-in, by how much of the budget is spent: once per tenth, as released."""
-        shrunk = float(self._roll_in.length)
+        shrunk = self._first
         for _ in range(int(fraction * 10)):
             shrunk = int(shrunk * self._roll_in.shrink)
-        self._longest = max(1, int(shrunk))
+        self._longest = max(1, shrunk)
 
     def teacher_acts(self, fraction: float) -> Array:
         """Which environments (n,) the teacher acts in now."""

@@ -97,6 +97,7 @@ class Loop:
         assert found.random is not None and found.random.score is not None
         score, chance = found.score, found.random.score
         self._progress.teacher = [score.mean, standard_error(score)]
+        self._progress.teacher_length = float(found.episodes.lengths.mean())
         self._progress.random = [chance.mean, standard_error(chance)]
         self._event(
             "measured", random=chance.mean, teacher=score.mean, teacher_error=standard_error(score),
@@ -162,9 +163,11 @@ class Loop:
     def _online(self) -> None:
         """Act and learn; λ moves with every evaluation."""
         session, progress, settings = self._session, self._progress, self._settings
-        turns = None
-        if session.method.roll_in is not None:
-            turns = Turns(session.method.roll_in, settings.envs, session.actions)
+        turns, roll_in = None, session.method.roll_in
+        if roll_in is not None:
+            assert progress.teacher_length is not None
+            longest = roll_in.longest(progress.teacher_length)
+            turns = Turns(roll_in, longest, settings.envs, session.actions)
         observation, begins = session.begin(), np.ones(settings.envs, np.bool_)
         while True:
             self._evaluate_if_due()

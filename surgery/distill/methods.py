@@ -23,7 +23,7 @@ class RollIn:
     """Acting by the teacher in part of an episode (JSRL).
 
     Attributes:
-      length: α, the largest length of a roll-in in agent steps; each episode draws its own from 1 … α.
+      length: α, the largest length of a roll-in in agent steps, see `longest`; each episode draws its own from 1 … α.
       shrink: β, what α is multiplied with after every tenth of the budget.
       guide: `first`: the teacher acts in the roll-in, the student after it; `after`: the student acts in the roll-in,
         then the teacher with a probability that falls linearly from 1 to 0 over the budget.
@@ -32,6 +32,14 @@ class RollIn:
     length: int
     shrink: float
     guide: str
+
+    def longest(self, episode: float) -> int:
+        """α where the teacher's episodes have a mean length in agent steps.
+
+        A teacher who opens an episode for longer than it lasts leaves the student nothing to act in: α then is that
+        length, the horizon of arXiv:2204.02372.
+        """
+        return min(self.length, max(1, round(episode))) if self.guide == "first" else self.length
 
 
 @dataclass(frozen=True)
@@ -174,7 +182,8 @@ _ALL = (
         "jsrl",
         "the teacher opens each episode, for ever fewer steps",
         "Uchendu et al. 2022, arXiv:2204.02372",
-        "JSRL-Random with the shrinking length of arXiv:2206.01626: U{1…α}, α = 1000, × 0.8 per tenth of the budget.",
+        "JSRL-Random with the shrinking length of arXiv:2206.01626: U{1…α}, α = 1000 or, where that is less, the mean "
+        "length of the teacher's episodes, × 0.8 per tenth of the budget.",
         final_rate=1e-4,
         roll_in=RollIn(1000, 0.8, "first"),
     ),

@@ -29,7 +29,8 @@ class Progress:
       saved: checkpoints written.
       starts: processes that have worked on it.
       teacher: mean return of the teacher and its standard error; None before it is measured, or without one.
-      random: the same of random play.
+      teacher_length: mean length of the teacher's episodes in agent steps.
+      random: mean return of random play and its standard error.
       mean_return: of the student's newest evaluation.
       best_return: of its best one.
       recent: returns of training episodes since the last line of metrics.
@@ -47,6 +48,7 @@ class Progress:
     saved: int = 0
     starts: int = 0
     teacher: list[float] | None = None
+    teacher_length: float | None = None
     random: list[float] | None = None
     mean_return: float | None = None
     best_return: float | None = None

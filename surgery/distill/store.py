@@ -24,7 +24,7 @@ from surgery.errors import ArgumentError, CorruptFile, FileError
 from surgery.files import check_readable, replacing, write_error
 from surgery.json_values import Json, dumps, loads
 
-SCHEMA = 3
+SCHEMA = 4
 """Of a run directory: 3 has in its replay segments where episodes begin, as the environments said it."""
 KEPT = 2
 """Checkpoints that are kept: the newest, and one more should it be damaged."""
