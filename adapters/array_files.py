@@ -18,7 +18,7 @@ from surgery.tensors import equal, shape_of
 from surgery_adapters.binding.bind import Norm, native
 from surgery_adapters.containers.optax_state import Bound
 from surgery_adapters.networks.side_by_side import beside
-from surgery_adapters.writeback.matching import checked, matched, resized
+from surgery_adapters.writeback.matching import checked, followed, matched, resized
 
 Tensors = Mapping[str, ir.TensorProtocol]
 
@@ -117,11 +117,8 @@ def fitted(
 
 
 def _check_followed(checkpoint: Checkpoint, bound: Bound | None) -> None:
-    if bound is not None and checkpoint.optimizer is None:
-        raise Refused(
-            "the file has optimizer state, and the checkpoint was read without it",
-            hint="read it with its optimizer, so that the state can follow",
-        )
+    if bound is not None:
+        followed(checkpoint.optimizer)
 
 
 def _by_name(graph: Checkpoint, arrays: Tensors) -> Checkpoint | None:

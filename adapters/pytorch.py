@@ -17,7 +17,7 @@ from surgery.files import check_readable, replacing
 from surgery.formats import is_kind, sniff
 from surgery.interface import Environment, Interface, Port, infer
 from surgery.optimizer import OptimizerState
-from surgery.optimizer_record import OptimizerRecord, merged, slots_of
+from surgery.optimizer_record import OptimizerRecord, slots_of
 from surgery.tensors import MappedFile, Region, read_safetensors, write_safetensors
 from surgery_adapters.containers import module_tree
 from surgery_adapters.containers.module_tree import ModuleNode, ModuleState, modules_in
@@ -29,11 +29,11 @@ from surgery_adapters.networks.chains import Chain, Part, custom, declare
 from surgery_adapters.networks.layers import Layers
 from surgery_adapters.networks.module import traced
 from surgery_adapters.networks.named import named
-from surgery_adapters.networks.trained import Trained
+from surgery_adapters.networks.trained import Trained, joined
 from surgery_adapters.torch_layout import is_network, networks_in, optimizers_in, parts_of, prefixes
 from surgery_adapters.writeback.attention import as_the_code_computes, noted
 from surgery_adapters.writeback.contract import NAME, Notes, bare, notes_of
-from surgery_adapters.writeback.matching import Fit, Tensors, check_same, checked, fit
+from surgery_adapters.writeback.matching import Fit, Tensors, check_same, checked, fit, followed
 from surgery_adapters.writeback.sequences import HINT
 from surgery_adapters.writeback.torch_tree import Revision, entries, renumber, revise, write
 
@@ -45,7 +45,7 @@ GENERAL = True
 def detect(path: Path) -> bool:
     """Whether a file is a PyTorch checkpoint in the zip format, or a state dict as safetensors."""
     kinds = ("torch", "safetensors") if path.suffix.lower() == SAFETENSORS else ("torch",)
-    return bool(is_kind(path, *kinds))
+    return is_kind(path, *kinds)
 
 
 def read(path: Path) -> object:
@@ -162,8 +162,7 @@ def assemble(
         },
         copies={part.prefix: part.original for part in parts if part.original is not None},
     )
-    with_sizes: Checkpoint = noted(made)
-    return with_sizes
+    return noted(made)
 
 
 def _graph(
@@ -173,8 +172,7 @@ def _graph(
     if reading.architecture and reading.module:
         raise ArgumentError("both an architecture and code are named", hint="name one of them")
     if reading.architecture:
-        made: tuple[ir.Model, Interface] = named(parts, reading)
-        return made
+        return named(parts, reading)
     whole = any(isinstance(network, ModuleState) for network in state.networks.values())
     if reading.module or (reading.trust and whole):
         model, outputs = traced(path, parts, reading)
@@ -293,8 +291,7 @@ class Fitted:
         """The state of the optimizers whose slots stay what they are; None if there are none."""
         names = [name for name, revision in self.revisions.items() if not revision.swapped]
         parts = parts_of(self.state)
-        found = [_bound(self.state, name, parts).state for name in names]
-        return merged(found) if found else None
+        return joined([_bound(self.state, name, parts) for name in names])
 
     def edit(self, root: object, make: Make) -> None:
         """Change the tree of the file: names, new parameters, optimizers."""
@@ -347,15 +344,11 @@ def _revisions(
     changed = any(found.now.get(name, tensor) is not tensor for name, tensor in old.items())
     if not state.optimizers or not (changed or checkpoint.optimizer):
         return {}
-    if checkpoint.optimizer is None:
-        raise Refused(
-            "the file has optimizer state, and the checkpoint was read without it",
-            hint="read it with its optimizer, so that the state can follow",
-        )
-    bound = {name: _bound(state, name, parts) for name in state.optimizers}
+    wanted = followed(checkpoint.optimizer)
     return {
-        name: revise(item.record, item.places, checkpoint.optimizer, found.numbering, old)
-        for name, item in bound.items()
+        name: revise(item.record, item.places, wanted, found.numbering, old)
+        for name in state.optimizers
+        for item in [_bound(state, name, parts)]
     }
 
 
@@ -396,8 +389,7 @@ def optimizer_of(state: TrainingState, parts: Sequence[Part]) -> OptimizerState 
     Raises:
       ArgumentError, Refused: parameters that the networks do not have, or more than one way to bind them.
     """
-    found = [_bound(state, name, parts).state for name in state.optimizers]
-    return merged(found) if found else None
+    return joined([_bound(state, name, parts) for name in state.optimizers])
 
 
 def _bound(state: TrainingState, name: str, parts: Sequence[Part]) -> Trained:

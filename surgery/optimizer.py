@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypeVar
 
 import onnx_ir as ir
 
 from surgery.errors import ArgumentError, CorruptFile, Refused
 from surgery.json_values import Fields, Json, check_schema, dumps, freeze_mapping, loads
 from surgery.tensors import Layout, read_safetensors, write_safetensors
+
+_T = TypeVar("_T")
 
 SCHEMA = 1
 _KEY = "surgery"
@@ -122,6 +125,22 @@ class OptimizerState:
             if parameter in group.parameters:
                 return group
         raise KeyError(parameter)
+
+    def only(self, names: Collection[str]) -> OptimizerState:
+        """The state of some parameters; groups that are left without any keep their place."""
+
+        def of(members: Mapping[str, _T]) -> dict[str, _T]:
+            return {name: member for name, member in members.items() if name in names}
+
+        return self.replace(
+            slots={slot: of(tensors) for slot, tensors in self.slots.items()},
+            steps=of(self.steps),
+            counters=of(self.counters),
+            groups=tuple(
+                ParamGroup(tuple(name for name in group.parameters if name in names), group.hyper)
+                for group in self.groups
+            ),
+        )
 
     def replace(self, **changes: object) -> OptimizerState:
         """A copy with some fields changed."""

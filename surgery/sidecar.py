@@ -320,16 +320,7 @@ def _reduced(checkpoint: Checkpoint, model: ir.Model) -> Checkpoint:
     )
     state = checkpoint.optimizer
     if state is not None:
-        held = set(model.graph.initializers)
-        groups = tuple(
-            type(group)(tuple(n for n in group.parameters if n in held), group.hyper)
-            for group in state.groups
-        )
-        slots = {
-            slot: {n: t for n, t in tensors.items() if n in held} for slot, tensors in state.slots.items()
-        }
-        steps = {n: count for n, count in state.steps.items() if n in held}
-        state = state.replace(slots=slots, steps=steps, groups=groups)
+        state = state.only(set(model.graph.initializers))
     return checkpoint.replace(model=model, interface=interface, optimizer=state, path=None)
 
 

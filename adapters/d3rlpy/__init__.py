@@ -12,21 +12,21 @@ import onnx_ir as ir
 
 from surgery.adapters import Reading, TrainingState
 from surgery.checkpoint import Checkpoint
-from surgery.errors import ArgumentError, CorruptFile, Refused, SurgeryError
+from surgery.errors import ArgumentError, CorruptFile, Refused
 from surgery.files import replacing
 from surgery.formats import is_kind
 from surgery.interface import Environment, Interface
 from surgery.optimizer import OptimizerState
-from surgery.optimizer_record import OptimizerRecord, merged, slots_of
+from surgery.optimizer_record import slots_of
 from surgery.tensors import Region
 from surgery_adapters.containers.torch_patch import Edit, Make, changes, rewritten
 from surgery_adapters.d3rlpy.file import D3File, read_config, write
 from surgery_adapters.d3rlpy.networks import SCOPES, Networks, build
 from surgery_adapters.d3rlpy.settings import follow, statistics
-from surgery_adapters.networks.trained import Trained
+from surgery_adapters.networks.trained import Trained, joined
 from surgery_adapters.writeback.contract import NAME, Notes, notes_of
-from surgery_adapters.writeback.matching import Fit, check_same, checked, fit
-from surgery_adapters.writeback.sequences import HINT
+from surgery_adapters.writeback.matching import Fit, check_same, checked, fit, followed
+from surgery_adapters.writeback.sequences import EVERYWHERE, HINT
 from surgery_adapters.writeback.torch_tree import Revision, entries, renumber, revise
 from surgery_adapters.writeback.torch_tree import write as write_optimizer
 
@@ -149,14 +149,10 @@ def _fitted(checkpoint: Checkpoint, like: Path) -> _Fitted:
 
 
 def _revisions(file: D3File, checkpoint: Checkpoint, found: Fit) -> dict[str, Revision]:
-    trained, state = _trained(file), checkpoint.optimizer
+    trained = _trained(file)
     if not trained:
         return {}
-    if state is None:
-        raise Refused(
-            "the file has optimizer state, and the checkpoint was read without it",
-            hint="read it with its optimizer, so that the state can follow",
-        )
+    state = followed(checkpoint.optimizer)
     revisions = {
         name: revise(item.record, item.places, state, found.numbering, file.tensors)
         for name, item in trained.items()
@@ -181,31 +177,24 @@ def _trained(file: D3File) -> dict[str, Trained]:
 
 
 def _bound(file: D3File, name: str) -> Trained:
-    record = OptimizerRecord.parse(file.optimizers[name])
     prefixes = tuple(f"{module}." for module in SCOPES[name])
     scope = {key: tensor for key, tensor in file.tensors.items() if key.startswith(prefixes)}
-    try:
-        return Trained(record, tuple(map(tuple, record.bind([scope], None))))
-    except SurgeryError as error:
-        raise error.within(optimizer=name) from error
+    return Trained.bind(name, file.optimizers[name], [scope])
 
 
 def _optimizer(file: D3File) -> OptimizerState | None:
     """The state of all optimizers of networks, by parameter name."""
-    states = [optimizer.state for optimizer in _trained(file).values()]
-    return merged(states) if states else None
+    return joined(_trained(file).values())
 
 
 def _loadable(tensors: Mapping[str, ir.TensorProtocol], config: Mapping[str, Any]) -> ir.Model:
     """The graph of what the framework makes of the result; Refused if its parameters do not fit its configuration."""
     try:
-        model: ir.Model = checked(build(tensors, read_config(json.dumps(config))).layers.graph.model())
-        return model
+        return checked(build(tensors, read_config(json.dumps(config))).layers.graph.model())
     except (ArgumentError, CorruptFile) as error:
         raise Refused(
             f"d3rlpy could not load the result: {error.message}",
-            hint="where an observation or an action is new, it is new in every network: --observation "
-            "critic_action+1 beside --action mean+1 --action action_log_std+1",
+            hint=EVERYWHERE,
         ) from error
 
 

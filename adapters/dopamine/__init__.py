@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from surgery.adapters import Reading, TrainingState
 from surgery.checkpoint import Checkpoint
-from surgery.errors import Refused, SurgeryError
+from surgery.errors import SurgeryError
 from surgery.files import replacing
 from surgery.formats import is_kind
 from surgery.interface import Environment, Interface
@@ -26,12 +26,12 @@ from surgery_adapters.containers.pickled_trees import changes, replace
 from surgery_adapters.dopamine.agent import ATARI, agent
 from surgery_adapters.dopamine.file import ONLINE, TARGET, DopamineFile, holds_agent
 from surgery_adapters.writeback.contract import Notes, notes_of
-from surgery_adapters.writeback.matching import matched, resized
+from surgery_adapters.writeback.matching import followed, matched, resized
 
 
 def detect(path: Path) -> bool:
     """Whether a file is a checkpoint that one of Dopamine's JAX agents saved."""
-    return bool(is_kind(path, "pickle") and holds_agent(path))
+    return is_kind(path, "pickle") and holds_agent(path)
 
 
 def training_state(path: Path) -> TrainingState:
@@ -96,8 +96,7 @@ def check(checkpoint: Checkpoint, *, like: Path) -> None:
 def _graph(file: DopamineFile, path: Path, reading: Reading) -> tuple[ir.Model, Interface]:
     """All networks on one observation, and what comes in and out."""
     groups = {f"{name}.": file.network(name) for name in (ONLINE, TARGET) if file.network(name)}
-    found: tuple[ir.Model, Interface] = agent(path.name, groups, reading, file.observation)
-    return found
+    return agent(path.name, groups, reading, file.observation)
 
 
 def _notes(file: DopamineFile, like: Path, checkpoint: Checkpoint) -> bytes | None:
@@ -106,8 +105,7 @@ def _notes(file: DopamineFile, like: Path, checkpoint: Checkpoint) -> bytes | No
     _, found = _graph(file, like, Reading(head=None if head is None else str(head)))
     if checkpoint.environment == ATARI:
         checkpoint = checkpoint.replace(environment=Environment())
-    notes: bytes | None = notes_of(checkpoint, found)
-    return notes
+    return notes_of(checkpoint, found)
 
 
 def _optimizer(file: DopamineFile) -> Bound | None:
@@ -122,8 +120,7 @@ def _changed_slots(
     file: DopamineFile, checkpoint: Checkpoint, *, changed: bool
 ) -> list[tuple[ir.TensorProtocol, ir.TensorProtocol]]:
     old, new = _held(file, checkpoint, needed=changed)
-    found: list[tuple[ir.TensorProtocol, ir.TensorProtocol]] = changes(old, new)
-    return found
+    return changes(old, new)
 
 
 def _held(
@@ -140,12 +137,7 @@ def _held(
     old = _optimizer(file) if needed or checkpoint.optimizer else None
     if old is None:
         return {}, {}
-    if checkpoint.optimizer is None:
-        raise Refused(
-            "the file has optimizer state, and the checkpoint was read without it",
-            hint="read it with its optimizer, so that the state can follow",
-        )
-    return slots_of(old.state), slots_of(checkpoint.optimizer, like=old.state)
+    return slots_of(old.state), slots_of(followed(checkpoint.optimizer), like=old.state)
 
 
 def _sentinel(path: Path) -> Path | None:

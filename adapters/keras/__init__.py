@@ -16,7 +16,7 @@ from surgery.errors import ArgumentError, Refused, SurgeryError
 from surgery.files import replacing
 from surgery.formats import is_kind
 from surgery.interface import Interface, infer
-from surgery.optimizer import OptimizerState, power
+from surgery.optimizer import power
 from surgery.tensors import equal, shape_of
 from surgery.verify import verify
 from surgery_adapters.binding.layout import content
@@ -70,7 +70,7 @@ def load(path: Path, reading: Reading) -> Checkpoint:
         notes.meaning(infer(model)),
         environment=notes.environment,
         lineage=notes.lineage,
-        optimizer=_of_graph(state, model),
+        optimizer=None if state is None else state.only(set(model.graph.initializers)),
         source={
             "adapter": "keras",
             "file": path.name,
@@ -126,16 +126,6 @@ def _constants(model: ir.Model, file: KerasFile) -> dict[str, str]:
 
 def _values(tensor: ir.TensorProtocol) -> str:
     return str(content(np.unique(tensor.numpy())).hex())
-
-
-def _of_graph(state: OptimizerState | None, model: ir.Model) -> OptimizerState | None:
-    """The state of the parameters that a graph has."""
-    if state is None:
-        return None
-    here = set(model.graph.initializers)
-    slots = {slot: {n: t for n, t in members.items() if n in here} for slot, members in state.slots.items()}
-    groups = tuple(type(g)(tuple(n for n in g.parameters if n in here), g.hyper) for g in state.groups)
-    return OptimizerState(state.kind, slots, {n: s for n, s in state.steps.items() if n in here}, groups)
 
 
 def _matched(file: KerasFile, checkpoint: Checkpoint, like: Path) -> dict[str, ir.TensorProtocol]:

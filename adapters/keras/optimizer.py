@@ -19,6 +19,7 @@ from surgery.parameter_order import number
 from surgery.tensors import shape_of
 from surgery_adapters.keras.config import as_written, trainable
 from surgery_adapters.keras.file import OPTIMIZER, KerasFile
+from surgery_adapters.writeback.matching import followed
 
 _LEAVE_OUT = "leave it out: --no-optimizer"
 
@@ -89,11 +90,7 @@ def changed(file: KerasFile, state: OptimizerState | None) -> dict[str, ir.Tenso
     where, old = places(file), load(file)
     if where is None or old is None:
         return {}
-    if state is None:
-        raise Refused(
-            "the file has optimizer state, and the checkpoint was read without it",
-            hint="read it with its optimizer, so that the state can follow",
-        )
+    state = followed(state)
     if state.kind != old.kind or set(state.slots) != set(old.slots):
         raise Refused(
             f"the file's optimizer is {old.kind} with {', '.join(old.slots)}, "

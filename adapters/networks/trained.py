@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import onnx_ir as ir
+
+from surgery.errors import SurgeryError
 from surgery.optimizer import OptimizerState
-from surgery.optimizer_record import OptimizerRecord
+from surgery.optimizer_record import OptimizerRecord, merged
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,22 @@ class Trained:
 
     record: OptimizerRecord
     places: tuple[tuple[str, ...], ...]
+
+    @staticmethod
+    def bind(
+        name: str, state: Mapping[str, object], choices: Sequence[Mapping[str, ir.TensorProtocol]]
+    ) -> Trained:
+        """Name the parameters of an optimizer: those of the first of some networks that it fits.
+
+        Raises:
+          CorruptFile: it is no optimizer's state dict.
+          ArgumentError, Refused: none has its parameters, or there is more than one way.
+        """
+        try:
+            record = OptimizerRecord.parse(state)
+            return Trained(record, tuple(map(tuple, record.bind(choices, None))))
+        except SurgeryError as error:
+            raise error.within(optimizer=name) from error
 
     @property
     def state(self) -> OptimizerState:
@@ -34,3 +54,13 @@ class Trained:
             )
         ]
         return {"state": dict(self.record.states), "param_groups": groups}
+
+
+def joined(optimizers: Iterable[Trained]) -> OptimizerState | None:
+    """The state of several optimizers as one, by parameter name; None of none.
+
+    Raises:
+      Refused: they are of several kinds.
+    """
+    states = [optimizer.state for optimizer in optimizers]
+    return merged(states) if states else None

@@ -12,22 +12,22 @@ import onnx_ir as ir
 
 from surgery.adapters import Reading, TrainingState
 from surgery.checkpoint import Checkpoint
-from surgery.errors import ArgumentError, CorruptFile, Refused, SurgeryError
+from surgery.errors import ArgumentError, CorruptFile, Refused
 from surgery.files import replacing_folder
 from surgery.formats import is_kind
 from surgery.interface import Environment, Interface
 from surgery.optimizer import OptimizerState
-from surgery.optimizer_record import OptimizerRecord, merged, slots_of
+from surgery.optimizer_record import merged, slots_of
 from surgery.tensors import equal
 from surgery_adapters.containers.pickle_tree import dump
 from surgery_adapters.containers.pickled_arrays import write_array
-from surgery_adapters.networks.trained import Trained
+from surgery_adapters.networks.trained import Trained, joined
 from surgery_adapters.rllib.folder import STATE, RllibFolder, plain
 from surgery_adapters.rllib.networks import CLIPS, Networks, build
 from surgery_adapters.rllib.settings import follow, widths
 from surgery_adapters.writeback.contract import NAME, Notes, notes_of
-from surgery_adapters.writeback.matching import Fit, check_same, checked, fit
-from surgery_adapters.writeback.sequences import HINT
+from surgery_adapters.writeback.matching import Fit, check_same, checked, fit, followed
+from surgery_adapters.writeback.sequences import EVERYWHERE, HINT
 from surgery_adapters.writeback.torch_tree import Revision, revise, write
 
 TEMPERATURE = "alpha"
@@ -238,19 +238,14 @@ def _bound(folder: RllibFolder, name: str, prefixes: tuple[str, ...]) -> Trained
         for key in folder.tensors
         if key.startswith(prefix) and not key.endswith(CLIPS)
     }
-    try:
-        state = plain(folder.optimizers[name])
-        assert isinstance(state, dict)
-        record = OptimizerRecord.parse(state)
-        return Trained(record, tuple(map(tuple, record.bind([scope], None))))
-    except SurgeryError as error:
-        raise error.within(optimizer=name) from error
+    state = plain(folder.optimizers[name])
+    assert isinstance(state, dict)
+    return Trained.bind(name, state, [scope])
 
 
 def _optimizer(folder: RllibFolder, networks: Networks) -> OptimizerState | None:
     """The state of all optimizers of networks, by parameter name."""
-    states = [optimizer.state for optimizer in _trained(folder, networks).values()]
-    return merged(states) if states else None
+    return joined(_trained(folder, networks).values())
 
 
 def _replace_parameters(folder: RllibFolder, tensors: Mapping[str, ir.TensorProtocol]) -> list[str]:
@@ -266,14 +261,10 @@ def _slots(folder: RllibFolder, networks: Networks, checkpoint: Checkpoint) -> _
     trained = _trained(folder, networks)
     if not trained:
         return _Slots({})
-    if checkpoint.optimizer is None:
-        raise Refused(
-            "the checkpoint has optimizer state, and it was read without it",
-            hint="read it with its optimizer, so that the state can follow",
-        )
+    state = followed(checkpoint.optimizer)
     old = merged([optimizer.state for optimizer in trained.values()])
-    counted = {name: n for name, n in checkpoint.optimizer.steps.items() if n != old.steps.get(name, n)}
-    return _Slots(trained, slots_of(old), slots_of(checkpoint.optimizer, like=old), counted)
+    counted = {name: n for name, n in state.steps.items() if n != old.steps.get(name, n)}
+    return _Slots(trained, slots_of(old), slots_of(state, like=old), counted)
 
 
 def _replace_slots(folder: RllibFolder, slots: _Slots) -> list[str]:
@@ -301,14 +292,9 @@ def _update(
 def _loadable(folder: RllibFolder, found: Fit) -> ir.Model:
     """The graph of what the framework makes of the changed configuration; Refused if the parameters do not fit it."""
     try:
-        model: ir.Model = checked(_networks(folder, found.read_again).layers.graph.model())
-        return model
+        return checked(_networks(folder, found.read_again).layers.graph.model())
     except (ArgumentError, CorruptFile) as error:
-        everywhere = (
-            "where an observation or an action is new, it is new in every network: --observation "
-            "critic_action+1 beside --action mean+1 --action action_log_std+1"
-        )
         raise Refused(
             f"RLlib could not load the result: {error.message}",
-            hint=HINT if found.numbering.added else everywhere,
+            hint=HINT if found.numbering.added else EVERYWHERE,
         ) from error

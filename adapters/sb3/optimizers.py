@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from surgery.checkpoint import Checkpoint
-from surgery.errors import Refused, SurgeryError
+from surgery.errors import Refused
 from surgery.json_values import Json, thaw
 from surgery.optimizer import OptimizerState
-from surgery.optimizer_record import OptimizerRecord, merged, slots_of
+from surgery.optimizer_record import slots_of
 from surgery_adapters.containers.pickle_tree import Name
 from surgery_adapters.containers.torch_patch import Content, changes, rewritten
-from surgery_adapters.networks.trained import Trained
+from surgery_adapters.networks.trained import Trained, joined
 from surgery_adapters.sb3.file import Sb3File
+from surgery_adapters.writeback.matching import followed
 from surgery_adapters.writeback.sequences import HINT, Numbering
 from surgery_adapters.writeback.torch_tree import Revision, revise
 
@@ -63,25 +64,20 @@ def trained(file: Sb3File) -> dict[str, Trained]:
 
 def state_of(file: Sb3File) -> OptimizerState | None:
     """The state of all optimizers, by parameter name."""
-    states = [optimizer.state for optimizer in trained(file).values()]
-    return merged(states) if states else None
+    return joined(trained(file).values())
 
 
 def _bound(file: Sb3File, name: str, prefixes: tuple[str, ...]) -> Trained:
-    record = OptimizerRecord.parse(file.state(f"{name}.pth"))
     choices: list[dict[str, ir.TensorProtocol]] = [
         {key: tensor for key, tensor in file.policy.items() if key.startswith(prefix)} for prefix in prefixes
     ]
     # a critic that shares the actor's features extractor does not train it (sac/sac.py)
     choices.append({key: tensor for key, tensor in choices[0].items() if "features_extractor" not in key})
-    try:
-        places = record.bind(choices, None)
-    except SurgeryError as error:
-        raise error.within(optimizer=name) from error
+    bound = Trained.bind(name, file.state(f"{name}.pth"), choices)
     if str(file.kwargs.get("optimizer_class", "")) == str(TF_LIKE):
-        groups = [{**group, **_TF_LIKE} for group in record.groups]
-        record = OptimizerRecord(groups, record.numbers, record.states)
-    return Trained(record, tuple(map(tuple, places)))
+        groups = [{**group, **_TF_LIKE} for group in bound.record.groups]
+        return replace(bound, record=replace(bound.record, groups=groups))
+    return bound
 
 
 @dataclass(frozen=True)
@@ -98,13 +94,9 @@ def revised(file: Sb3File, checkpoint: Checkpoint, numbering: Numbering) -> dict
     Raises:
       Refused: the checkpoint has no optimizer state, or one that the file cannot hold.
     """
-    found, state = {}, checkpoint.optimizer
+    found = {}
     for name, optimizer in trained(file).items():
-        if state is None:
-            raise Refused(
-                "the file has optimizer state, and the checkpoint was read without it",
-                hint="read it with its optimizer, so that the state can follow",
-            )
+        state = followed(checkpoint.optimizer)
         conventions = tuple(_TF_LIKE) if state.kind == "rmsprop" else ()
         found[name] = Revised(
             optimizer,

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from surgery.checkpoint import Checkpoint
 from surgery.errors import Refused, SurgeryError
 from surgery.numeric import run
-from surgery.optimizer import OptimizerState, power
+from surgery.optimizer import power
 from surgery.probes import probes
 from surgery.tensors import shape_of
 
@@ -280,8 +280,7 @@ def _rescaled(checkpoint: Checkpoint, factors: Iterable[Scores]) -> Checkpoint:
                 if name in members and state is not None:
                     factor = scores.off ** -power(state.kind, slot)
                     members[name] = _times(members[name], rows, axis, factor)
-    after = None if state is None else OptimizerState(state.kind, slots, state.steps, state.groups)
-    return checkpoint.replace(model=model, optimizer=after)
+    return checkpoint.replace(model=model, optimizer=state and state.replace(slots=slots))
 
 
 def _times(tensor: ir.TensorProtocol, rows: Array, axis: int, factor: float) -> ir.TensorProtocol:

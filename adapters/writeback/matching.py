@@ -13,6 +13,7 @@ from surgery.checkpoint import Checkpoint
 from surgery.edits.copies import original_name
 from surgery.errors import ArgumentError, CorruptFile, Refused
 from surgery.graph.rewrite import OPERAND
+from surgery.optimizer import OptimizerState
 from surgery.tensors import shape_of
 from surgery.verify.structure import check_structure
 from surgery_adapters.writeback.sameness import difference
@@ -39,6 +40,20 @@ class Fit:
     now: Tensors
     tensors: Tensors
     read_again: Tensors
+
+
+def followed(state: OptimizerState | None) -> OptimizerState:
+    """The checkpoint's optimizer state, where the file that it goes into has one.
+
+    Raises:
+      Refused: there is none.
+    """
+    if state is None:
+        raise Refused(
+            "the file has optimizer state, and the checkpoint was read without it",
+            hint="read it with its optimizer, so that the state can follow",
+        )
+    return state
 
 
 def fit(old: Tensors, checkpoint: Checkpoint, like: Path) -> Fit:

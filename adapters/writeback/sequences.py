@@ -20,6 +20,10 @@ from surgery.tensors import shape_of
 Tensors = Mapping[str, ir.TensorProtocol]
 
 HINT = "write it as a graph, which holds any network: -o OUT.onnx"
+EVERYWHERE = (
+    "where an observation or an action is new, it is new in every network: --observation critic_action+1 "
+    "beside --action mean+1 --action action_log_std+1"
+)
 _LAYERS = ("Gemm", "Conv")
 _NORMS = ("LayerNormalization", "BatchNormalization")
 

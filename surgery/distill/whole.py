@@ -19,7 +19,7 @@ from surgery.distill.values import KINDS
 from surgery.edits.copies import original_name
 from surgery.errors import ArgumentError, SurgeryError
 from surgery.interface import Interface, Port
-from surgery.optimizer import OptimizerState, ParamGroup
+from surgery.optimizer import OptimizerState
 
 LEARNED = tuple(reversed(KINDS))
 """A distribution is learned where there is one, not the values that are computed from it."""
@@ -64,19 +64,9 @@ def _states_last(ports: tuple[Port, ...]) -> tuple[Port, ...]:
 
 
 def _of(state: OptimizerState, names: frozenset[str]) -> OptimizerState:
-    """The state of some parameters."""
-    groups = tuple(
-        ParamGroup(tuple(name for name in group.parameters if name in names), group.hyper)
-        for group in state.groups
-    )
-    slots = {
-        slot: {name: tensor for name, tensor in members.items() if name in names}
-        for slot, members in state.slots.items()
-    }
-    steps = {name: count for name, count in state.steps.items() if name in names}
-    return state.replace(
-        slots=slots, steps=steps, groups=tuple(group for group in groups if group.parameters)
-    )
+    """The state of some parameters, in the groups that have any of them."""
+    some = state.only(names)
+    return some.replace(groups=tuple(group for group in some.groups if group.parameters))
 
 
 def target_of(model: Checkpoint) -> dict[str, Tensor]:
