@@ -25,15 +25,13 @@ def training_state(path: Path) -> TrainingState:
     """The network; these files hold no optimizer."""
     if _flax(path):
         return TrainingState(cleanrl_flax.networks(path))
-    state: TrainingState = pytorch.training_state(path)
-    return state
+    return pytorch.training_state(path)
 
 
 def load(path: Path, reading: Reading) -> Checkpoint:
     """The network as a graph, with the activation of the script that has such a network."""
     if _flax(path):
-        made: Checkpoint = cleanrl_flax.load(path, reading)
-        return made
+        return cleanrl_flax.load(path, reading)
     network = training_state(path).networks["model"]
     names = {name.partition(".")[0] for name in network}
     # ppo.py and ppo_continuous_action.py are tanh throughout; all other scripts are ReLU
@@ -45,9 +43,8 @@ def load(path: Path, reading: Reading) -> Checkpoint:
 
 def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list[Path]:
     """Write a copy of a model with other tensors; see `surgery.adapters.Adapter`."""
-    chosen = cleanrl_flax if _flax(like) else pytorch
-    written: list[Path] = chosen.save(checkpoint, path, like=like, force=force)
-    return written
+    write = cleanrl_flax.save if _flax(like) else pytorch.save
+    return write(checkpoint, path, like=like, force=force)
 
 
 def check(checkpoint: Checkpoint, *, like: Path) -> None:

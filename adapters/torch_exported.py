@@ -52,7 +52,7 @@ _TYPES: Mapping[int, ir.DataType] = {
 
 def detect(path: Path) -> bool:
     """Whether a file is a TorchScript archive or an exported program."""
-    return bool(is_kind(path, SCRIPT, PROGRAM))
+    return is_kind(path, SCRIPT, PROGRAM)
 
 
 def training_state(path: Path) -> TrainingState:
@@ -124,14 +124,12 @@ def _fitted(
 
 def _zip(path: Path) -> StoredZip:
     file = MappedFile(path)
-    found: StoredZip = StoredZip.open(Region(file, 0, file.size), packed=_code)
-    return found
+    return StoredZip.open(Region(file, 0, file.size), packed=_code)
 
 
 def _archive(path: Path) -> TorchArchive:
     file = MappedFile(path)
-    found: TorchArchive = TorchArchive.open(Region(file, 0, file.size), packed=_code)
-    return found
+    return TorchArchive.open(Region(file, 0, file.size), packed=_code)
 
 
 def _code(name: str) -> bool:
@@ -257,8 +255,7 @@ def _of_program(path: Path) -> ir.Model:
 
     program = torch.export.load(path)
     names = [name for name in program.graph_signature.user_inputs if isinstance(name, str)]
-    made: ir.Model = from_program(program, input_names=["observation"] if len(names) == 1 else None).model
-    return made
+    return from_program(program, input_names=["observation"] if len(names) == 1 else None).model
 
 
 # ---- other widths -----------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import onnx_ir as ir
 
@@ -48,8 +48,7 @@ class ModuleNode:
     @property
     def attributes(self) -> dict[str, Any]:
         """What the module remembers by name."""
-        found: dict[str, Any] = self.made.state
-        return found
+        return cast("dict[str, Any]", self.made.state)
 
     def at(self, path: str) -> ModuleNode | None:
         """A submodule by its path."""
@@ -95,8 +94,7 @@ def read(archive: TorchArchive, tree: Tree) -> object:
       CorruptFile: it holds Python objects other than data and modules; nothing was executed.
     """
     reader = Reader(archive)
-    found: object = reader.value(tree.root, 0)
-    return found
+    return reader.value(tree.root, 0)
 
 
 def _node(made: Any, depth: int) -> ModuleNode:  # noqa: ANN401
@@ -117,8 +115,7 @@ def items(value: object) -> dict[Any, Any]:
     if isinstance(value, dict):
         return value
     if isinstance(value, Made) and value.is_a("collections.OrderedDict"):
-        found: dict[Any, Any] = value.keyed
-        return found
+        return value.keyed
     raise CorruptFile("a module's parameters are no dict")
 
 

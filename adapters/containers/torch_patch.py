@@ -136,10 +136,8 @@ def write_zip(out: IO[bytes], members: Mapping[str, Content]) -> None:
 def kept(original: StoredZip, name: str) -> Content:
     """A member as it is, or unpacked if it is compressed."""
     if name in original.packed:
-        content: bytes = original.content(name)
-        return content
-    region: Region = original.region(name)
-    return region
+        return original.content(name)
+    return original.region(name)
 
 
 def replace_members(original: StoredZip, changed: Mapping[str, Content], out: BinaryIO) -> None:

@@ -114,8 +114,7 @@ class Encoder:
         _, kernel, stride = self.filters[number]
         if layers.shape(f"{module}.weight")[2:] != (kernel, kernel):
             raise CorruptFile(f"'{module}' has another kernel than the configuration's {kernel}×{kernel}")
-        convolved: ir.Value = layers.convolution(x, module, stride)
-        return convolved
+        return layers.convolution(x, module, stride)
 
     def _stack(
         self,
@@ -148,8 +147,7 @@ class Encoder:
             y = layers.linear(layers.layer_norm(x, f"{inside}0"), f"{inside}1")
             layers.check_width(f"{inside}1", self.units[1])
             x = layers.graph.op("Add", x, layers.linear(layers.activate(y, "relu"), f"{inside}3"))
-        features: ir.Value = layers.layer_norm(x, f"{prefix}{self.blocks + 1}")
-        return features
+        return layers.layer_norm(x, f"{prefix}{self.blocks + 1}")
 
 
 def _read(kind: str, params: Mapping[str, Any], rank: int) -> Encoder:

@@ -130,8 +130,7 @@ class _Builder:
             raise CorruptFile(f"the configuration has no '{factory}'")
         encoder = Encoder.read(self.params[factory], len(self.shape))
         self.found.encoders.setdefault(factory, []).append(f"{prefix}_encoder.")
-        features: ir.Value = encoder.graph(self.layers, f"{prefix}_encoder.", x, action)
-        return features
+        return encoder.graph(self.layers, f"{prefix}_encoder.", x, action)
 
     def _policy(self, module: str, x: ir.Value, suffix: str) -> None:
         features = self._encoded(module, f"{module}.", x, None)
@@ -190,8 +189,7 @@ class _Builder:
         graph, factory = self.graph, self.params.get("q_func_factory") or {"type": "mean"}
         kind, params = factory.get("type"), factory.get("params") or {}
         if kind == "mean":
-            values: ir.Value = self.layers.linear(features, f"{prefix}_fc")
-            return values
+            return self.layers.linear(features, f"{prefix}_fc")
         if kind == "qr":
             shape = (self.actions if self.discrete else 1, _count(params, "n_quantiles"))
             cube = graph.op(

@@ -82,8 +82,7 @@ class DopamineFile:
     @cached_property
     def optimizer(self) -> Mapping[str, Any]:
         """The optimizer's state as nested dicts; empty if there is none."""
-        found: Mapping[str, Any] = nested(self.root.get(OPTIMIZER))
-        return found
+        return nested(self.root.get(OPTIMIZER))
 
     @property
     def observation(self) -> tuple[int, ...] | None:
@@ -101,8 +100,7 @@ class DopamineFile:
     @property
     def training_steps(self) -> int | None:
         """Steps of the agent."""
-        steps: int | None = read_integer(self.root.get("training_steps"))
-        return steps
+        return read_integer(self.root.get("training_steps"))
 
     @property
     def notes(self) -> bytes | None:
@@ -115,5 +113,4 @@ class DopamineFile:
         entries = {key: value for key, value in self.root.items() if key != NAME}
         if notes is not None:
             entries[NAME] = notes.decode()
-        content: bytes = dump(Tree(entries, self.tree.protocol))
-        return content
+        return dump(Tree(entries, self.tree.protocol))

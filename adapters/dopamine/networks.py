@@ -169,12 +169,10 @@ class Network:
         def mean(leaf: str) -> ir.Value:
             # the deviations have no effect, but must follow where the means go
             silent = graph.op("Mul", layers.parameter(f"{path}.{leaf}_sigma"), graph.constant(0.0, "float32"))
-            value: ir.Value = graph.op("Add", layers.parameter(f"{path}.{leaf}_mu"), silent)
-            return value
+            return graph.op("Add", layers.parameter(f"{path}.{leaf}_mu"), silent)
 
         def apply(x: ir.Value) -> ir.Value:
-            value: ir.Value = graph.op("Add", graph.op("MatMul", x, mean("kernel")), mean("bias"))
-            return value
+            return graph.op("Add", graph.op("MatMul", x, mean("kernel")), mean("bias"))
 
         return _End(apply, layers.shape(f"{path}.bias_mu")[0])
 

@@ -31,7 +31,7 @@ _EPSILON = 1e-5
 def detect(path: Path) -> bool:
     """Whether it is a file of `flax.serialization`, or a checkpoint of Orbax."""
     try:
-        return bool(holds_orbax(path) if path.is_dir() else is_kind(path, "msgpack"))
+        return holds_orbax(path) if path.is_dir() else is_kind(path, "msgpack")
     except OSError:
         return False
 
@@ -59,8 +59,7 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
     """Write a copy of a file or folder with other arrays; see `surgery.adapters.Adapter`."""
     store = open_store(like)
     arrays = replaced(dict(leaves(store.tree)), checkpoint, _bound(store), like)
-    written: list[Path] = store.write(path, arrays, force)
-    return written
+    return store.write(path, arrays, force)
 
 
 def check(checkpoint: Checkpoint, *, like: Path) -> None:

@@ -72,14 +72,12 @@ class KerasFile:
     @property
     def weights(self) -> Region:
         """The HDF5 file in it."""
-        region: Region = self.zip.region(WEIGHTS)
-        return region
+        return self.zip.region(WEIGHTS)
 
     @cached_property
     def stored(self) -> dict[str, ir.TensorProtocol]:
         """Dataset -> tensor."""
-        found: dict[str, ir.TensorProtocol] = hdf5.read(self.weights)
-        return found
+        return hdf5.read(self.weights)
 
     @cached_property
     def places(self) -> Mapping[str, str]:

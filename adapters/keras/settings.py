@@ -250,7 +250,7 @@ def with_kernels(config: Any, shapes: Shapes) -> None:  # noqa: ANN401
             old = holder.get(key)
             if size is not None and isinstance(old, list) and old and not isinstance(old[-1], list):
                 axis = 1 if layer.config.get("data_format") == "channels_first" else len(old) - 1
-                _replace(holder, key, [size if k == axis else was for k, was in enumerate(old)])
+                _replace(holder, key, tuple(size if k == axis else was for k, was in enumerate(old)))
 
 
 def _built(

@@ -239,8 +239,7 @@ class Chain:
         if inside is not None and inside.kind in ("Sequential", "ModuleList"):
             if inside.kind == "ModuleList" or (trunk and not activates(inside)):
                 raise Refused(f"what follows the layers of '{group.name}' is in its code only", hint=HINT)
-            made: ir.Value = write(self.layers, x, inside, f"{group.name}.")
-            return made
+            return write(self.layers, x, inside, f"{group.name}.")
         plan = _strides([layer for layer in group.layers if len(layer.shape) == 4])
         convolved = 0
         for k, layer in enumerate(group.layers):
@@ -282,13 +281,11 @@ class Chain:
 
     def _normalised(self, x: ir.Value, layer: Layer) -> ir.Value:
         normalise = self.layers.batch_norm if layer.normalises == "batch" else self.layers.layer_norm
-        normalised: ir.Value = normalise(x, layer.module)
-        return normalised
+        return normalise(x, layer.module)
 
     @property
     def _graph(self) -> GraphBuilder:
-        graph: GraphBuilder = self.layers.graph
-        return graph
+        return self.layers.graph
 
     def _known(self, group: Group) -> str:
         if self.activation is None:

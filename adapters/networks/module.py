@@ -129,8 +129,7 @@ def _bare(part: Part) -> dict[str, ir.TensorProtocol]:
 
 def _names(module: nn.Module, part: Part) -> dict[str, str]:
     """The module's names -> the network's, which may have one more prefix."""
-    found: dict[str, str] = align(module.state_dict(), _bare(part))
-    return found
+    return align(module.state_dict(), _bare(part))
 
 
 def _fits(module: nn.Module, part: Part) -> bool:

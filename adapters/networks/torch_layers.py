@@ -67,13 +67,11 @@ class _Layer:
         return self.layers.parameter(full) if full in self.layers else None
 
     def required(self, leaf: str) -> ir.Value:
-        found: ir.Value = self.layers.parameter(f"{self._prefix}{leaf}")
-        return found
+        return self.layers.parameter(f"{self._prefix}{leaf}")
 
     def shape(self) -> tuple[int, ...]:
         """Of the weight."""
-        found: tuple[int, ...] = self.layers.shape(f"{self._prefix}weight")
-        return found
+        return self.layers.shape(f"{self._prefix}weight")
 
     def value(self, name: str, *kinds: type) -> Any:  # noqa: ANN401
         found = self._module.attributes.get(name)
@@ -103,8 +101,7 @@ class _Layer:
 
 
 def _linear(layer: _Layer, x: ir.Value) -> ir.Value:
-    made: ir.Value = layer.layers.linear(x, layer.name)
-    return made
+    return layer.layers.linear(x, layer.name)
 
 
 def _convolution(layer: _Layer, x: ir.Value) -> ir.Value:

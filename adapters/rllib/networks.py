@@ -192,16 +192,14 @@ class _Builder:
         if head is None:
             return x
         self.layers.check_width(f"{prefix}{place}", head)
-        result: ir.Value = self.layers.linear(x, f"{prefix}{place}")
-        return result
+        return self.layers.linear(x, f"{prefix}{place}")
 
     def _activation(self, setting: str) -> str | None:
         name = self.config.get(setting)
         if name is None or str(name).lower() == "linear":
             return None
         try:
-            found: str = activation_of(str(name))
-            return found
+            return activation_of(str(name))
         except ArgumentError as error:
             raise Refused(f"there is no rule for the activation '{name}' of '{setting}'") from error
 
@@ -369,8 +367,7 @@ class _OffPolicy(_Builder):
         self.found.sized.setdefault("fusionnet_hiddens", []).append(tuple(modules))
         self.layers.check_width(output, latent)
         into = both if x is both else self.graph.op("Concat", x, both, axis=1)
-        fused: ir.Value = self.layers.activate(self.layers.linear(into, output), activation)
-        return fused
+        return self.layers.activate(self.layers.linear(into, output), activation)
 
     def _latent(self, prefix: str) -> int:
         """The number of features of an observation, which those of an action and of both have too."""

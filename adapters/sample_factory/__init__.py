@@ -36,8 +36,7 @@ def detect(path: Path) -> bool:
 
 def training_state(path: Path) -> TrainingState:
     """The network and its optimizer."""
-    found: TrainingState = pytorch.training_state(_file(path))
-    return found
+    return pytorch.training_state(_file(path))
 
 
 def load(path: Path, reading: Reading) -> Checkpoint:
@@ -177,5 +176,4 @@ def _config(file: Path) -> Path:
 def _beside(file: Path) -> Path:
     """Where the configuration of a checkpoint is written."""
     inside = file.parent.name.startswith(_FOLDER)
-    place: Path = (file.parent.parent if inside else file.parent) / NAME
-    return place
+    return (file.parent.parent if inside else file.parent) / NAME

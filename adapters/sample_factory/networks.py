@@ -116,8 +116,7 @@ class Networks:
     def _image(self, key: str, first: str, kind: str) -> tuple[int, ...]:
         """The shape of an image: the normaliser's, what was said, or Atari's; strides leave several sizes open."""
         if f"{_NORMALISER}{key}.running_mean" in self.layers:
-            known: tuple[int, ...] = self.layers.shape(f"{_NORMALISER}{key}.running_mean")
-            return known
+            return self.layers.shape(f"{_NORMALISER}{key}.running_mean")
         channels = self.layers.shape(f"{first}.weight")[1]
         if self.reading.observation is None and kind != "convnet_atari":
             raise ArgumentError(
@@ -169,15 +168,13 @@ class Networks:
         places = self.layers.places(prefix)
         if places != list(range(0, 2 * len(places), 2)):
             raise Refused(f"'{prefix.rstrip('.')}' has other layers than the framework's own", hint=_HINT)
-        made: ir.Value = self.layers.mlp(x, prefix, self._kind(), last=True)
-        return made
+        return self.layers.mlp(x, prefix, self._kind(), last=True)
 
     def _kind(self) -> str:
         return str(self.settings.word("nonlinearity", "elu", ("elu", "relu", "tanh")))
 
     def _activate(self, x: ir.Value) -> ir.Value:
-        made: ir.Value = self.layers.activate(x, self._kind())
-        return made
+        return self.layers.activate(x, self._kind())
 
     def _core(self, x: ir.Value, module: str) -> ir.Value:
         """One step of a recurrent core; its state goes in and comes out part by part, layer by layer."""
@@ -238,8 +235,7 @@ class Networks:
 
     @property
     def _graph(self) -> GraphBuilder:
-        graph: GraphBuilder = self.layers.graph
-        return graph
+        return self.layers.graph
 
 
 def channels_are_the_codes(layers: Layers, settings: Settings) -> None:

@@ -107,8 +107,7 @@ def parity(
             f"this plays in Stable-Baselines3, which is not installed: {error}",
             hint="pip install stable-baselines3 sb3-contrib ale-py opencv-python-headless",
         ) from error
-    found: Parity = play(path, checkpoint, environment, episodes=episodes, seed=seed)
-    return found
+    return play(path, checkpoint, environment, episodes=episodes, seed=seed)
 
 
 @dataclass(frozen=True)

@@ -86,8 +86,7 @@ class _Builder:
         if chosen is None:
             return default
         try:
-            name: str = activation_of(str(chosen))
-            return name
+            return activation_of(str(chosen))
         except ArgumentError as error:
             raise ArgumentError(
                 f"the policy's activation '{chosen}' is not known", hint="say what it is: --activation NAME"
@@ -119,8 +118,7 @@ class _Builder:
         x = self._preprocessed(name, space)
         if f"{extractor}cnn.0.weight" in self.layers:
             x = self.layers.convolutions(x, f"{extractor}cnn.", geometry(self.file.kwargs, name))
-            features: ir.Value = self.layers.mlp(x, f"{extractor}linear.", "relu", last=True)
-            return features
+            return self.layers.mlp(x, f"{extractor}linear.", "relu", last=True)
         if any(key.startswith(extractor) for key in self.layers.tensors if extractor):
             stray = next(key for key in self.layers.tensors if key.startswith(extractor))
             raise Refused(f"'{stray}' belongs to a features extractor that is not known")

@@ -80,8 +80,8 @@ def contract(path: Path) -> dict[str, Json]:
     if not state.get("norm_obs", True):
         return {}
     found: dict[str, Json] = {}
-    for name, node in _statistics(state).items():
-        mean, variance = (read_array(node.state[key]) for key in ("mean", "var"))
+    for name, inner in _statistics(state).items():
+        mean, variance = (read_array(inner[key]) for key in ("mean", "var"))
         if mean.ndim == 1 and mean.size <= _MOST:
             found[name] = {
                 "mean": mean.tolist(),
@@ -100,17 +100,18 @@ def insert(tree: Tree, name: str, source: Source) -> None:
     """
     statistics = _statistics(tree.root.state)
     if name in statistics:
-        inner = statistics[name].state
+        inner = statistics[name]
         for key, fresh in (("mean", 0.0), ("var", 1.0)):
             old = read_array(inner[key])
             new = np.array([fresh if k is None else old[k] for k in source], old.dtype)
             inner[key] = write_array(inner[key], new)
 
 
-def _statistics(state: Mapping[str, Any]) -> dict[str, Made]:
+def _statistics(state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What each `RunningMeanStd` remembers, by the name of its input."""
     found = state.get("obs_rms")
     named = found if isinstance(found, dict) else {"observation": found}
-    return {str(k): v for k, v in named.items() if isinstance(v, Made) and isinstance(v.state, dict)}
+    return {str(k): v.state for k, v in named.items() if isinstance(v, Made) and isinstance(v.state, dict)}
 
 
 def _number(value: object, usual: float) -> float:

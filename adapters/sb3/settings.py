@@ -159,8 +159,7 @@ def _shown_space(tree: Tree, old: Mapping[str, Any]) -> dict[str, object]:
     if space.low is not None and space.high is not None:
         flags = {"bounded_below": np.isfinite(space.low), "bounded_above": np.isfinite(space.high)}
         shown |= {key: value for key, value in flags.items() if key in shown}
-    stored: dict[str, object] = serialized(tree, str(old[":type:"]), shown)
-    return stored
+    return serialized(tree, str(old[":type:"]), shown)
 
 
 def _stored(file: Sb3File, kwargs: dict[str, Any]) -> object:

@@ -63,8 +63,7 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
     bound = bind(tensors, next(iter(_groups(tensors).values())))
     new = replaced(tensors, checkpoint, bound, like)
     _check_numbered(tensors, new, bound)
-    written: list[Path] = bundle.write(path, new, force=force)
-    return written
+    return bundle.write(path, new, force=force)
 
 
 def check(checkpoint: Checkpoint, *, like: Path) -> None:
