@@ -233,13 +233,14 @@ def fitted(checkpoint: Checkpoint, like: Path) -> Fitted:
     Raises:
       ArgumentError, Refused: it does not go into it.
     """
-    old = {name: tensor for part in parts_of(training_state(like)) for name, tensor in part.tensors.items()}
-    return _fitted(as_the_code_computes(checkpoint, old), like)
+    state = training_state(like)
+    old = {name: tensor for part in parts_of(state) for name, tensor in part.tensors.items()}
+    return _fitted(as_the_code_computes(checkpoint, old), like, state)
 
 
 def check(checkpoint: Checkpoint, *, like: Path) -> None:
     """Whether a copy of a checkpoint can hold other networks; see `surgery.adapters.Checking`."""
-    _fitted(checkpoint, like)
+    _fitted(checkpoint, like, training_state(like))
 
 
 @dataclass(frozen=True)
@@ -305,13 +306,12 @@ class Fitted:
                 write(nodes[name], revision, self.checkpoint.optimizer, make)
 
 
-def _fitted(checkpoint: Checkpoint, like: Path) -> Fitted:
-    """Fit a checkpoint into a file, by shapes alone.
+def _fitted(checkpoint: Checkpoint, like: Path, state: TrainingState) -> Fitted:
+    """Fit a checkpoint into a file that holds some state, by shapes alone.
 
     Raises:
       ArgumentError, Refused: it does not go into it.
     """
-    state = training_state(like)
     parts = parts_of(state)
     old = {name: tensor for part in parts for name, tensor in part.tensors.items()}
     found = fit(old, checkpoint, like)
