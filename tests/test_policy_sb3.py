@@ -7,11 +7,17 @@ import pytest
 
 import surgery
 from surgery.cli import main
+from surgery.envs import adjusted, make
+from surgery.errors import ArgumentError
+from surgery.interface import Environment
 from surgery.policy import load
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 sb3 = pytest.importorskip("stable_baselines3")
 contrib = pytest.importorskip("sb3_contrib")
+vec_env, env_util = (
+    pytest.importorskip(f"stable_baselines3.common.{part}") for part in ("vec_env", "env_util")
+)
 
 ALGORITHMS = {
     "DQN": (sb3.DQN, "MlpPolicy", "q_values"),
@@ -56,6 +62,54 @@ def test_a_framework_file_is_evaluated_and_its_score_goes_into_a_copy(tmp_path, 
     sb3.PPO.load(scored)
     assert main(["evaluate", str(scored), "--episodes", "4", "--seed", "1"]) == 0  # it knows its environment
     assert "confirmed" in capsys.readouterr().out
+
+
+@pytest.fixture
+def normalised(tmp_path):
+    """A model under `VecNormalize`, and its file."""
+    venv = vec_env.VecNormalize(env_util.make_vec_env("CartPole-v1", seed=0), clip_obs=2.0)
+    venv.obs_rms.mean, venv.obs_rms.var = np.array([0.5, -0.3, 0.02, 0.1]), np.array([0.01, 0.3, 0.002, 0.2])
+    model = sb3.PPO("MlpPolicy", venv, seed=1, n_steps=8, batch_size=8)
+    model.save(tmp_path / "model.zip")
+    venv.save(str(tmp_path / "vecnormalize.pkl"))
+    return model, venv, tmp_path / "model.zip"
+
+
+def test_what_vec_normalize_does_to_observations_is_done_before_the_graph_sees_them(normalised):
+    model, venv, path = normalised
+    checkpoint = surgery.load(path)
+    policy, rng = load(checkpoint), np.random.default_rng(0)
+    envs = make(adjusted(checkpoint.environment, "CartPole-v1", {}), 1, seed=3, training=False)
+    bare = make(Environment("CartPole-v1"), 1, seed=3, training=False)
+    seen, raw, clipped = envs.reset(), bare.reset(), False
+    for step in range(60):
+        normal = venv.normalize_obs(raw)
+        np.testing.assert_allclose(seen, normal, atol=1e-6)
+        assert policy.act(seen, generator=rng) == model.predict(normal, deterministic=True)[0]
+        action, clipped = np.array([step % 2]), clipped or (np.abs(seen) == 2.0).any()
+        seen, raw = envs.step(action).observation, bare.step(action).observation
+    assert clipped
+
+
+def test_statistics_in_the_contract_follow_their_features(normalised):
+    before = surgery.load(normalised[2])
+    old = before.environment.settings["normaliser"]["observation"]
+    plan = surgery.extend(before, [surgery.NewObservation("observation", 1, 2)])
+    after = surgery.apply(plan, before).checkpoint
+    found = after.environment.settings["normaliser"]["observation"]
+    assert list(found["mean"]) == [*old["mean"][:2], 0.0, *old["mean"][2:]]
+    assert found["variance"][2] + found["epsilon"] == 1.0
+    back = surgery.apply(surgery.invert(plan, after), after).checkpoint
+    assert back.environment == before.environment
+    wide = surgery.apply(surgery.widen(before, factor=2), before).checkpoint
+    assert wide.environment == before.environment
+
+
+@pytest.mark.parametrize("environment", ["Acrobot-v1", "MinAtar/Breakout-v1", "ALE/Breakout-v5"])
+def test_statistics_that_an_environment_does_not_fit_are_refused(normalised, environment):
+    checkpoint = surgery.load(normalised[2])
+    with pytest.raises(ArgumentError, match="normaliser"):
+        make(adjusted(checkpoint.environment, environment, {}), 1, seed=0, training=False)
 
 
 def test_continuous_actions_are_refused(tmp_path, capsys):

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from surgery.checkpoint import Checkpoint
 from surgery.edits.arithmetic import AxisMap, axis_maps, edit_slot, edit_weight, tensor_rng
+from surgery.edits.contract import settled
 from surgery.edits.copies import original_name
 from surgery.edits.heads import start_rows
 from surgery.edits.insert import insert, join_optimizer, with_states
@@ -23,7 +24,7 @@ from surgery.graph import layout
 from surgery.graph.facts import Facts
 from surgery.graph.prepare import merge_again, prepared
 from surgery.graph.rewrite import set_operand
-from surgery.interface import Bound, Environment, Interface, Port
+from surgery.interface import Bound, Interface, Port
 from surgery.optimizer import OptimizerState, power
 from surgery.tensors import shape_of
 
@@ -75,10 +76,7 @@ def execute(plan: Plan, checkpoint: Checkpoint, *, double: bool = False) -> Chec
     if optimizer is not None and plan.rewiring != Rewiring():
         optimizer = rewired(optimizer, plan.rewiring, checkpoint.tensors)
     interface = with_states(_described(checkpoint.interface, plan), plan.insertions)
-    environment = checkpoint.environment
-    if plan.environment:
-        settings = {**environment.settings, **plan.environment}
-        environment = Environment(environment.id, {k: v for k, v in settings.items() if v is not None})
+    environment = settled(checkpoint.environment, plan)
     return checkpoint.replace(
         model=model, optimizer=optimizer, interface=interface, environment=environment, path=None
     )

@@ -97,8 +97,8 @@ def adjusted(environment: Environment, name: str | None, settings: Mapping[str, 
     """A contract for another environment, or with other settings.
 
     Args:
-      environment: what is known. For another id of the same kind (another Atari game) its settings hold on; for one of
-        another kind only `action_mask` does, which is about the model.
+      environment: what is known. For another id of the same kind (another Atari game), or where there was none, its
+        settings hold on; for one of another kind only `action_mask` does, which is about the model.
       name: the other id; None: the same.
       settings: what is to be otherwise.
 
@@ -107,7 +107,8 @@ def adjusted(environment: Environment, name: str | None, settings: Mapping[str, 
     """
     known = dict(environment.settings)
     if name is not None and name != environment.id:
-        other = environment.id is None or game(Environment(name)).family != game(environment).family
+        # settings without an id are the model's own, whatever it plays
+        other = environment.id is not None and game(Environment(name)).family != game(environment).family
         known = {
             key: value
             for key, value in known.items()
@@ -208,7 +209,16 @@ def _title(snake: str) -> str:
     return snake.title().replace("_", "")
 
 
+def _check_unnormalised(environment: Environment) -> None:
+    if environment.settings.get("normaliser"):
+        raise ArgumentError(
+            f"{environment.id} cannot honour a normaliser: the statistics are of vectors",
+            hint="surgery annotate MODEL --env-setting normaliser=null -o OUT",
+        )
+
+
 def _check_atari(environment: Environment) -> None:
+    _check_unnormalised(environment)
     known = {"height", "width", "grayscale", "layout", "scale"}
     given = preprocessing(environment)
     if unknown := sorted(set(given) - known):
@@ -241,6 +251,7 @@ def _check_others(environment: Environment) -> None:
 
 def _check_minatar(environment: Environment) -> None:
     _check_others(environment)
+    _check_unnormalised(environment)
     if environment.settings.get("frame_stack", 1) != 1:
         raise ArgumentError(
             f"{environment.id} cannot honour frame_stack: its observations hold their history"

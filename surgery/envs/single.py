@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from surgery.envs.contract import MAX_STEPS, chosen, missing, number, preprocessing, stated
+from surgery.envs.normaliser import Normaliser
 from surgery.envs.step import Array, Ledger, Step, seeds
 from surgery.errors import ArgumentError, MissingDependency, UnknownName
 from surgery.interface import Environment
@@ -19,7 +20,8 @@ class SingleEnvs:
     """`Envs` of one gymnasium id; see `surgery.envs.make`.
 
     Observations that are no arrays (discrete, tuples, dictionaries) are flattened, discrete ones to one-hot vectors.
-    Images are given channels first if the contract's preprocessing states a `layout`, else as they are.
+    Images are given channels first if the contract's preprocessing states a `layout`, else as they are. Vectors are
+    normalised if the contract has a `normaliser`.
     """
 
     def __init__(self, contract: Environment, num_envs: int, *, seed: int) -> None:
@@ -91,7 +93,24 @@ def _wrapped(contract: Environment) -> gymnasium.Env[Any, Any]:
     if settings.get("frame_stack", 1) != 1:
         padding = "zero" if preprocessing(contract).get("padding") == "zero" else "reset"
         env = wrappers.FrameStackObservation(env, int(number(contract, "frame_stack")), padding_type=padding)
-    return env
+    return _normalised(env, contract)
+
+
+def _normalised(env: gymnasium.Env[Any, Any], contract: Environment) -> gymnasium.Env[Any, Any]:
+    """The environment as the contract's statistics normalise what it shows, if it has any."""
+    normaliser = Normaliser.only(contract)
+    if normaliser is None:
+        return env
+    from gymnasium import spaces, wrappers
+
+    shape = env.observation_space.shape
+    if shape != normaliser.mean.shape:
+        raise ArgumentError(
+            f"the contract's normaliser is of {len(normaliser.mean)} features, {contract.id} shows {shape}",
+            hint="surgery annotate MODEL --env-setting normaliser=null -o OUT",
+        )
+    bound = np.inf if normaliser.clip is None else normaliser.clip
+    return wrappers.TransformObservation(env, normaliser, spaces.Box(-bound, bound, shape, np.float32))
 
 
 def _registered(contract: Environment) -> gymnasium.Env[Any, Any]:

@@ -1,0 +1,86 @@
+"""Statistics that observations are normalised with before a network reads them, as a contract has them.
+
+    x' = clip((x − mean) / √(variance + ε), −c, c)
+
+(stable_baselines3/common/vec_env/vec_normalize.py, d3rlpy/preprocessing/observation_scalers.py)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from surgery.errors import ArgumentError
+from surgery.interface import Environment
+
+Array = np.ndarray[Any, np.dtype[Any]]
+NAME = "normaliser"
+"""The setting: of every input that is normalised, by its name, `mean`, `variance`, `epsilon` and perhaps `clip`."""
+
+
+@dataclass(frozen=True)
+class Normaliser:
+    """What is done to the observations of one input.
+
+    Attributes:
+      mean: (features,) float64. deviation: (features,) float64, ε included, all above 0.
+      clip: largest magnitude of the result, or none.
+    """
+
+    mean: Array
+    deviation: Array
+    clip: float | None
+
+    @staticmethod
+    def of(environment: Environment, port: str) -> Normaliser | None:
+        """What a contract says of an input; None if nothing.
+
+        Raises:
+          ArgumentError: numbers that normalise nothing.
+        """
+        every = environment.settings.get(NAME)
+        found = every.get(port) if isinstance(every, Mapping) else None
+        if found is None:
+            return None
+        try:
+            return _read(found)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArgumentError(
+                f"the contract's {NAME} of '{port}' is damaged: {error}",
+                hint="a list of a mean and of a variance for every feature, epsilon, and clip if there is one",
+            ) from error
+
+    @staticmethod
+    def only(environment: Environment) -> Normaliser | None:
+        """What a contract says of the one input that there is.
+
+        Raises:
+          ArgumentError: it speaks of several, or see `of`.
+        """
+        every = environment.settings.get(NAME)
+        names = list(every) if isinstance(every, Mapping) else []
+        if len(names) > 1:
+            raise ArgumentError(
+                f"{environment.id} cannot honour a {NAME} of several inputs: {', '.join(names)}"
+            )
+        return Normaliser.of(environment, names[0]) if names else None
+
+    def __call__(self, observation: Array) -> Array:
+        """Observations (…, features) as the network takes them, float32."""
+        scaled = (np.asarray(observation, np.float64) - self.mean) / self.deviation
+        return (scaled if self.clip is None else np.clip(scaled, -self.clip, self.clip)).astype(np.float32)
+
+
+def _read(found: Any) -> Normaliser:  # noqa: ANN401
+    mean, variance = (np.asarray(found[key], np.float64) for key in ("mean", "variance"))
+    if mean.ndim != 1 or mean.shape != variance.shape:
+        raise ValueError(f"{mean.shape} means and {variance.shape} variances")
+    with np.errstate(invalid="ignore"):
+        deviation = np.sqrt(variance + float(found.get("epsilon", 0.0)))
+    if not (np.isfinite(mean).all() and np.isfinite(deviation).all() and (deviation > 0).all()):
+        raise ValueError("a variance that is not above 0")
+    clip = found.get("clip")
+    return Normaliser(mean, deviation, None if clip is None else float(clip))
