@@ -41,27 +41,47 @@ class Tape(TorchDispatchMode):
 class Recording:
     """A `Recorder` on the CPU.
 
+    As with CUDA graphs, what was recorded before a recording that fails goes on with random numbers of its own.
+
     Args:
       state: gives the tensors that a step changes; recording leaves them as they were, as capturing does.
+      failing: which recordings fail in their last kernel, counted from 0.
     """
 
-    def __init__(self, state: Callable[[], Sequence[Tensor]]) -> None:
-        self._state, self.replays = state, 0
+    def __init__(self, state: Callable[[], Sequence[Tensor]], *, failing: Sequence[int] = ()) -> None:
+        self._state, self._failing, self._recordings, self.replays = state, failing, 0, 0
+        self._random: list[Tensor] = []  # whose numbers are drawn: torch's own while it is empty
 
     def warm_up(self, step: Callable[[], Tensor]) -> Tensor:
         return step()
 
     def record(self, step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         before, random, tape = [one.clone() for one in self._state()], torch.get_rng_state(), Tape()
-        with tape:
-            output = step()
-        with torch.no_grad():
-            for one, was in zip(self._state(), before, strict=True):
-                one.copy_(was)
-        torch.set_rng_state(random)
+        own = self._random
+        try:
+            with tape:
+                output = step()
+                if self._recordings in self._failing:
+                    output.sum().item()
+        except RuntimeError:
+            self._random = []
+            own.append(random)
+            raise
+        finally:
+            self._recordings += 1
+            with torch.no_grad():
+                for one, was in zip(self._state(), before, strict=True):
+                    one.copy_(was)
+            torch.set_rng_state(random)
 
         def replay() -> None:
             self.replays += 1
+            now = torch.get_rng_state()
+            if own:
+                torch.set_rng_state(own.pop())
             tape.replay()
+            if own is not self._random:
+                own.append(torch.get_rng_state())
+                torch.set_rng_state(now)
 
         return replay, output

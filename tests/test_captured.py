@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 
 import numpy as np
@@ -26,7 +27,7 @@ STEPS = 9
 
 
 def learner_of(
-    to: str, head: str, noisy: bool, shape: tuple[int, ...], *, recorded: bool
+    to: str, head: str, noisy: bool, shape: tuple[int, ...], *, recorded: bool, failing: Sequence[int] = ()
 ) -> tuple[Learner, Recording | None]:
     scale = 1 / 255 if len(shape) == 3 else None
     checkpoint = new(to, observation=shape, actions=3, head=head, noisy=noisy, scale=scale, seed=2)
@@ -49,7 +50,7 @@ def learner_of(
         return [one for one in tensors if isinstance(one, torch.Tensor)]
 
     if recorded:
-        recording = Recording(state)
+        recording = Recording(state, failing=failing)
     learner = Learner(
         student, target, optimizer, settings, actions=3, teacher_temperature=0.1, recorder=recording
     )
@@ -104,6 +105,25 @@ def test_replayed_it_is_the_step_that_runs(to: str, head: str, noisy: bool):
     for one, other in zip(losses[0][0], losses[1][0], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
     assert losses[0][1] == pytest.approx(losses[1][1], rel=1e-5)
+
+
+@pytest.mark.parametrize("failing", [(), (0,), (1,), (1, 2)], ids=["none", "first", "second", "two"])
+def test_noise_is_drawn_once_whichever_of_two_objectives_can_be_recorded(failing: tuple[int, ...]):
+    """The teacher falls silent in the middle, and is heard once more: every step draws what it would by itself."""
+    drawn = []
+    for recorded in (False, True):
+        learner, recording = learner_of("mlp-16", "q", True, (5,), recorded=recorded, failing=failing)
+        replay, generator = filled(False, (5,)), np.random.default_rng(1)
+        torch.manual_seed(5)
+        seen = []
+        for number in range(36):
+            kind = "none" if 8 <= number < 14 or number % 2 else "imitate"
+            learner.update(replay.sample(8, generator), Objective(True, kind), weight=1.0, rate=1e-2)
+            seen.append(learner.student.module.get_parameter("q.noise_in").clone())
+        assert len({tuple(one.tolist()) for one in seen}) == len(seen)
+        assert recording is None or recording.replays > 4
+        drawn.append(torch.stack(seen))
+    torch.testing.assert_close(*drawn, rtol=0, atol=0)
 
 
 def tensors(x: float) -> Tensors:

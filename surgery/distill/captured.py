@@ -37,7 +37,8 @@ class Recorder(Protocol):
 class CudaGraphs(Recorder):
     """CUDA graphs, warmed up on a stream of their own as PyTorch asks for: launched as a whole.
 
-    A recording that fails leaves stream and random numbers as they were, so that the step can still run by itself.
+    A recording that fails leaves stream and random numbers as they were, so that the step can still run by itself. What
+    was recorded before goes on with random numbers of its own, which are then drawn twice: it must be recorded anew.
     """
 
     def __init__(self) -> None:

@@ -106,9 +106,17 @@ class Learner:
             return self._step(tensors, objective)
         if objective not in self._captured:
             self._captured[objective] = Captured(
-                lambda given: self._step(given, objective), self._recorder, failed=self._note
+                lambda given: self._step(given, objective),
+                self._recorder,
+                failed=lambda text: self._alone(objective, text),
             )
         return self._captured[objective](tensors)
+
+    def _alone(self, objective: Objective, text: str) -> None:
+        """A step that could not be captured has left those before it with random numbers of their own, which the steps
+        that run as they are would draw once more: capture them anew."""
+        self._captured = {objective: self._captured[objective]}
+        self._note(text)
 
     def forget_graphs(self) -> None:
         """Capture anew: needed whenever a parameter or an optimizer's state has become another tensor."""
