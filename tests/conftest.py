@@ -24,11 +24,23 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
+def _seed() -> None:
     random.seed(0)
+    np.random.seed(0)
     if torch := sys.modules.get("torch"):  # never imported for a test that does not need it
         torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> None:
+    """What several tests share is the same, whichever of them comes first."""
+    if fixturedef.scope != "function":
+        _seed()
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    _seed()
 
 
 @pytest.fixture
