@@ -11,6 +11,7 @@ import onnx_ir as ir
 from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, UnknownName
 from surgery.graph.symbols import symbol
+from surgery.graph.walk import lengths
 from surgery.interface import Bound, Port
 
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
@@ -44,11 +45,13 @@ def probes(
     inputs = [value for value in graph.inputs if value.name not in graph.initializers]
     found = _match(inputs, recorded or {})
     rows = min([count, *(len(array) for array in found.values())])
-    sizes: dict[str, int] = {}
+    sizes = lengths(checkpoint.model, checkpoint.interface, _wanted(inputs, found, rows))
     out: Arrays = {}
     for value in inputs:
         name = value.name or ""
-        shape = _shape(value, rows, sizes)
+        shape = tuple(
+            d if isinstance(d, int) else sizes[symbol(value, k)] for k, d in enumerate(value.shape or ())
+        )
         if name in found:
             out[name] = _choose(found[name], shape, value, rng)
         else:
@@ -66,17 +69,23 @@ def _match(inputs: list[ir.Value], recorded: Mapping[str, np.ndarray[Any, np.dty
     return dict(recorded)
 
 
-def _shape(value: ir.Value, rows: int, sizes: dict[str, int]) -> tuple[int, ...]:
-    assert value.shape is not None
-    shape = []
-    for k, dim in enumerate(value.shape):
-        if isinstance(dim, int):
-            shape.append(dim)
-        else:
+def _wanted(inputs: list[ir.Value], found: Arrays, rows: int) -> dict[str, int]:
+    """A size for every symbolic dimension: the rows for a batch, what recordings have for the others."""
+    sizes: dict[str, int] = {}
+    for value in inputs:
+        assert value.shape is not None
+        recorded = found.get(value.name or "")
+        for k, dim in enumerate(value.shape):
+            if isinstance(dim, int):
+                continue
             name = symbol(value, k)
-            first = not sizes and k == 0
-            shape.append(sizes.setdefault(name, rows if first or name.startswith(("batch", "N")) else _INNER))
-    return tuple(shape)
+            if (k == 0 and not sizes) or name.startswith(("batch", "N")):
+                sizes.setdefault(name, rows)
+            elif recorded is not None and recorded.ndim == len(value.shape):
+                sizes.setdefault(name, recorded.shape[k])
+            else:
+                sizes.setdefault(name, _INNER)
+    return sizes
 
 
 def _choose(

@@ -211,12 +211,17 @@ def test_an_operator_of_another_domain_is_opaque_whatever_its_name():
         assert set(analyse(graph(lines, {})).trace.opaque) >= {"b", "c"}
 
 
-def test_symbols_of_one_name_are_one_size_and_others_are_not():
+def test_symbols_of_one_name_are_one_size_and_others_are_where_a_node_needs_it():
     lines = "t = Transpose<perm=[1,0,2]>(x)\ny = Add(x, t)"
     square = analyse(graph(lines, {}, x=("n", "n", 3)))
     other = analyse(graph(lines, {}, x=("n", "m", 3)))
-    assert not square.trace.opaque
-    assert other.trace.opaque
+    alone = analyse(graph("y = Relu(x)", {}, x=("n", "m", 3)))
+    assert not square.trace.opaque and not other.trace.opaque
+    assert [a.trace.facts.sizes for a in (square, other, alone)] == [
+        {},
+        {"m": other.trace.facts.symbols["n"]},
+        {},
+    ]
 
 
 @pytest.mark.parametrize("kind", ["If", "Loop"])

@@ -16,6 +16,7 @@ from surgery.errors import PlanMismatch, Refused
 from surgery.graph import layout
 from surgery.graph.readers import destinations, sources
 from surgery.graph.symbols import symbol
+from surgery.graph.walk import lengths
 from surgery.interface import Bound, Interface
 from surgery.numeric.bounds import Bounds, bounds
 from surgery.numeric.evaluate import Evaluation, Frame
@@ -115,14 +116,17 @@ def _other(axis: layout.Layout, gone: Mapping[str, Sequence[int]]) -> Array:
 
 
 def unit_rows(array: Array, k: int, axis: layout.Layout, space: str, role: str = "out") -> Array:
-    """What a tensor says about each unit that it makes: shape (units, numbers); empty if it makes none here."""
+    """What a tensor says about each unit that it makes, in their order: shape (units, numbers); empty if it makes none.
+
+    Of shuffled units it may make some.
+    """
     unit, rest = units_along(axis, space, role)
     if not (unit >= 0).any():
         return np.zeros((0, 0), array.dtype)
     rows = np.moveaxis(array, k, 0).reshape(len(unit), -1)
     order = np.lexsort((rest, unit))
     order = order[unit[order] >= 0]
-    return rows[order].reshape(int(unit.max()) + 1, -1)
+    return rows[order].reshape(len(np.unique(unit[order])), -1)
 
 
 def ranges(
@@ -130,21 +134,31 @@ def ranges(
 ) -> dict[str, Bounds | None]:
     """Bounds of values for all inputs in the declared range; pinned features have one value."""
     given = {}
-    for value in model.graph.inputs:
+    inputs = [v for v in model.graph.inputs if v.name not in model.graph.initializers]
+    for value, shape in zip(inputs, _small_shapes(model, interface, inputs), strict=True):
         name = value.name or ""
-        if name in model.graph.initializers or value.shape is None:
-            continue
         port = interface.input(name)
-        given[name] = _range(value, port.low, port.high, (pins or {}).get(name, []))
+        if shape is not None:
+            given[name] = _range(value, shape, port.low, port.high, (pins or {}).get(name, []))
     return bounds(model, given, wanted)
 
 
-def _range(value: ir.Value, low: Bound, high: Bound, pins: list[tuple[int, Array, Array]]) -> Bounds:
-    assert value.shape is not None
-    shape = tuple(
-        d if isinstance(d, int) else 1 if k == 0 or symbol(value, k).startswith(("batch", "N")) else _INNER
-        for k, d in enumerate(value.shape)
-    )
+def _small_shapes(
+    model: ir.Model, interface: Interface, inputs: Sequence[ir.Value]
+) -> list[tuple[int, ...] | None]:
+    """A shape for every input: one row, and a few of what else is symbolic; None where none is declared."""
+    wanted: dict[str, int] = {}
+    names = [[d if isinstance(d, int) else symbol(v, k) for k, d in enumerate(v.shape or ())] for v in inputs]
+    for k, name in ((k, name) for row in names for k, name in enumerate(row) if isinstance(name, str)):
+        wanted.setdefault(name, 1 if k == 0 or name.startswith(("batch", "N")) else _INNER)
+    sizes = lengths(model, interface, wanted)
+    shapes = [tuple(sizes[n] if isinstance(n, str) else n for n in row) for row in names]
+    return [None if v.shape is None else shape for v, shape in zip(inputs, shapes, strict=True)]
+
+
+def _range(
+    value: ir.Value, shape: tuple[int, ...], low: Bound, high: Bound, pins: list[tuple[int, Array, Array]]
+) -> Bounds:
     dtype = (value.dtype or ir.DataType.FLOAT).numpy()
     if dtype.kind == "b":
         least, most = np.zeros(shape, bool), np.ones(shape, bool)

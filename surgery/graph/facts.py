@@ -57,12 +57,23 @@ class Facts:
       known: value -> folded array (integers, booleans, and floating scalars).
       sources: value -> per element (flattened) the static dimensions it was read from.
       sequences: value of a sequence type -> the shapes of its members.
-      symbols: name of a symbolic dimension -> the prime that stands for it.
+      symbols: name of a symbolic dimension -> the prime that stands for it, or its size.
+      sizes: the symbolic dimensions whose size is known.
       constant: the values that depend on no graph input.
+      ranges: value -> numbers between which its elements lie, as far as someone has asked.
+      unknown: value without a shape -> the first node on the way to it that left one open.
     """
 
-    def __init__(self, model: ir.Model, *, declared: bool = True, primes: Sequence[int] = PRIMES) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        *,
+        declared: bool = True,
+        primes: Sequence[int] = PRIMES,
+        sizes: Mapping[str, int] | None = None,
+    ) -> None:
         self.model = model
+        self.sizes = dict(sizes or {})
         self._primes = primes
         self._trusts_declared = declared
         self.versions: Mapping[str, int] = model.opset_imports
@@ -77,6 +88,8 @@ class Facts:
         self.sequences: dict[ir.Value, list[tuple[int, ...]]] = {}
         self.symbols: dict[str, int] = {}
         self.constant: set[ir.Value] = set()
+        self.unknown: dict[ir.Value, ir.Node] = {}
+        self.ranges: dict[ir.Value, tuple[float, float]] = {}
         self._symbolic: set[Source] = set()
         for value in model.graph.initializers.values():
             self.tensor(value, value.const_value)
@@ -90,7 +103,7 @@ class Facts:
 
     def stands_in(self, size: int) -> bool:
         """Whether a size comes from the stand-in of a symbolic dimension."""
-        return any(size % prime == 0 for prime in self.symbols.values())
+        return any(size % prime == 0 for name, prime in self.symbols.items() if name not in self.sizes)
 
     def tensor(self, value: ir.Value, tensor: ir.TensorProtocol | None) -> None:
         """Take in a constant; only small ones are read."""
@@ -142,7 +155,7 @@ class Facts:
                 continue
             name = symbol(value, k)
             if name not in self.symbols:
-                self.symbols[name] = _prime(self._primes, len(self.symbols))
+                self.symbols[name] = self.sizes.get(name) or _prime(self._primes, len(self.symbols))
             shape.append(self.symbols[name])
             self._symbolic.add((value, k))
         if 0 in shape:
@@ -296,6 +309,8 @@ class Facts:
             if shape is None:
                 shape = self._like_operands(node)
             self.shapes[value] = self._declared(value) if shape is None else shape
+            if self.shapes[value] is None:
+                self.unknown[value] = next((self.unknown[v] for v in node.inputs if v in self.unknown), node)
             if proto is not None and proto.HasField("tensor_type"):
                 self.dtypes[value] = proto.tensor_type.elem_type
 

@@ -155,7 +155,7 @@ def regenerate(analysis: Analysis, model: ir.Model, sizes: Mapping[str, int], re
     pending: dict[ir.Node, list[Operand]] = {}
     for operand in analysis.literals:
         pending.setdefault(operand.node, []).append(operand)
-    facts = Facts(model, declared=False)
+    facts = Facts(model, declared=False, sizes=analysis.trace.facts.sizes)
     for old, new in zip(list(analysis.model.graph), list(model.graph), strict=True):
         for operand in pending.get(old, ()):
             _follow(facts, model, operand, new, resize, report)

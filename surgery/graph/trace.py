@@ -10,11 +10,11 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from surgery.errors import GraphError
 from surgery.graph.atoms import Atom, Axis, Freeze, Mismatch, factors, freeze, size_of
 from surgery.graph.axes import cut, derive, take, unify
 from surgery.graph.control import captured
 from surgery.graph.facts import Facts
+from surgery.graph.unknown import unknown_shape
 
 Kind = Literal["contract", "sum", "mean", "norm", "order"]
 """How units are mixed."""
@@ -89,6 +89,7 @@ class Trace:
       shuffles: the axes that a channel shuffle takes units from in turn; they stay equally long.
       apart: a value in the middle of a shuffle -> these axes.
       opaque: nodes that no rule described, with the reason.
+      equations: pairs of sizes that a node needs to be equal, and that are not.
       ports: (side, name, axes) of every input and output.
     """
 
@@ -103,6 +104,7 @@ class Trace:
     shuffles: list[list[Axis]] = field(default_factory=list)
     apart: dict[ir.Value, list[Axis]] = field(default_factory=dict)
     opaque: dict[str, str] = field(default_factory=dict)
+    equations: list[tuple[int, int]] = field(default_factory=list)
     ports: list[tuple[Literal["input", "output"], str, list[Axis]]] = field(default_factory=list)
     _of: dict[ir.Value, list[Axis] | None] = field(default_factory=dict)
     _sequences: dict[ir.Value, list[list[Axis]]] = field(default_factory=dict)
@@ -120,7 +122,7 @@ class Trace:
             self._of[value] = self._constant_axes(value)
         axes = self._of[value]
         if axes is None:
-            raise Opaque(f"the shape of '{value.name}' is not known")
+            raise Opaque(unknown_shape(self.facts, value))
         return list(axes)
 
     def described(self, value: ir.Value) -> list[Axis] | None:
@@ -135,7 +137,7 @@ class Trace:
         """
         shape = self.facts.shapes.get(value)
         if shape is None:
-            raise Opaque(f"the shape of '{value.name}' is not known")
+            raise Opaque(unknown_shape(self.facts, value))
         return shape
 
     def constant(self, value: ir.Value | None) -> bool:
@@ -271,6 +273,7 @@ class Trace:
 
     def same(self, node: ir.Node, *axes: Axis) -> bool:
         """Unify axes; where that is impossible freeze just these axes, naming the node."""
+        self.equations.extend((size_of(axes[0]), n) for n in map(size_of, axes[1:]) if n != size_of(axes[0]))
         try:
             for other in axes[1:]:
                 unify(axes[0], other)
@@ -345,18 +348,7 @@ class Trace:
     # ---- recording ------------------------------------------------------------------------------------------
 
     def contract(self, node: ir.Node, left: tuple[ir.Value, Axis], right: tuple[ir.Value, Axis]) -> None:
-        """Two operands are multiplied and summed over this axis.
-
-        Raises:
-          GraphError: if a symbolic axis meets a size, which is then the only one that it can have.
-        """
-        for symbol, other in ((left[1], right[1]), (right[1], left[1])):
-            if is_symbolic(symbol) and not is_symbolic(other) and size_of(symbol) != size_of(other):
-                raise GraphError(
-                    f"{symbol[0].frozen[0].reason}, but node '{label(node)}' ({node.op_type}) needs"
-                    f" {size_of(other)} units there",
-                    hint="export the model with a fixed size for that axis (only the batch, and time, may be symbolic)",
-                )
+        """Two operands are multiplied and summed over this axis."""
         if self.same(node, left[1], right[1]):
             constants = self.constant(left[0]), self.constant(right[0])
             self.sites.append(Site("contract", node, (left[1], right[1]), constants))

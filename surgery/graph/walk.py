@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
 from surgery.graph.atoms import Freeze, Mismatch, find, freeze, leaves, size_of
 from surgery.graph.facts import Facts
+from surgery.graph.prepare import prepared
 from surgery.graph.rules import RULES
+from surgery.graph.symbols import bound
 from surgery.graph.trace import Opaque, Trace, give_up
+from surgery.graph.unknown import unknown_shape
 from surgery.interface import Interface
 
 
-def walk(model: ir.Model, interface: Interface) -> Trace:
+def walk(model: ir.Model, interface: Interface, sizes: Mapping[str, int] | None = None) -> Trace:
     """Describe every axis of every value of a graph.
+
+    Where a node needs two symbolic sizes to be equal, they are, and the graph is walked again.
 
     Args:
       model: any valid graph; functions must have been inlined.
       interface: says which inputs and outputs are recurrent state, which may grow.
+      sizes: of symbolic dimensions, by name, as far as they are known.
 
     Returns:
       The trace; what no rule describes is frozen in it, with the node's name.
@@ -24,7 +32,33 @@ def walk(model: ir.Model, interface: Interface) -> Trace:
     Raises:
       GraphError: if an input has no shape or an axis of size 0.
     """
-    trace = Trace(Facts(model))
+    known = dict(sizes or {})
+    while True:
+        trace = _walk(model, interface, known)
+        more = bound(trace.facts.symbols, known, trace.equations)
+        if more == known:
+            return trace
+        known = more
+
+
+def lengths(model: ir.Model, interface: Interface, wanted: Mapping[str, int]) -> dict[str, int]:
+    """Sizes of symbolic dimensions, by name, with which a graph can be run.
+
+    Args:
+      wanted: a size for every symbol; those that the graph derives from others, or fixes, get that size instead.
+    """
+    if len(wanted) < 2:
+        return dict(wanted)
+    model = prepared(model)
+    derived = walk(model, interface).facts.sizes
+    if not derived:
+        return dict(wanted)
+    free = {name: size for name, size in wanted.items() if name not in derived}
+    return dict(wanted) | walk(model, interface, free).facts.sizes
+
+
+def _walk(model: ir.Model, interface: Interface, sizes: Mapping[str, int]) -> Trace:
+    trace = Trace(Facts(model, sizes=sizes))
     states = {port.name for port in (*interface.inputs, *interface.outputs) if port.kind == "state"}
     for value in model.graph.inputs:
         if value not in trace.facts.constant:
@@ -121,7 +155,7 @@ def _disagreement(trace: Trace, node: ir.Node) -> str | None:
         found = trace.described(value)
         if shape is None or found is None:
             if value.uses() or value.is_graph_output():
-                return f"the shape of '{value.name}' is not known"
+                return unknown_shape(trace.facts, value)
             continue
         if tuple(size_of(axis) for axis in found) != shape:
             return f"the rule gives {[size_of(axis) for axis in found]} where shapes say {list(shape)}"
