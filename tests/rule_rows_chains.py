@@ -79,10 +79,25 @@ ROWS = [
     # where a divisor is repeated along one axis, it has units of its own along the others
     row("n = ReduceL2<keepdims=1>(q, i)\nm = Clip(n, e)\nr = Expand(m, s)\nd = Div(q, r)\ny = MatMul(d, k)", [3, 5, 7],
         q=activation("N", 3, 5), k=activation("N", 5, 7), i=ints(-1), e=real(1e-3), s=ints(1, 1, 5),
-        only={"zero": (5,), "net2net": (3,)}),
+        only={"zero": (5,)}),
     row("n = ReduceL2<keepdims=1>(q, i)\nm = Clip(n, e)\nd = Div(q, m)\ny = MatMul(d, k)", [3, 5, 7],
-        q=activation("N", 3, 5), k=activation("N", 5, 7), i=ints(-1), e=real(1e-3),
-        only={"zero": (5,), "net2net": (3,)}),
+        q=activation("N", 3, 5), k=activation("N", 5, 7), i=ints(-1), e=real(1e-3), only={"zero": (5,)}),
+    row("n = ReduceL2<keepdims=1>(q, i)\nd = Div(q, n)\ny = MatMul(d, k)", [3, 5, 7],
+        q=activation("N", 3, 5), k=activation("N", 5, 7), i=ints(-1), only={"zero": (5,), "net2net": (3,)}),
+    # what keeps away from such numbers, whatever its operands are, takes random units
+    *[
+        row(f"h = MatMul(x, v)\n{text}\ny = MatMul(a, w)", [2, 5, 7], x=positive("N", 2), w=weight(7, 5),
+            v=weight(2, 7), e=real(0.5), f=real(1.5))
+        for text in (
+            "b = Exp(h)\nc = Add(b, e)\na = Log(c)", "b = Mul(h, h)\nc = Add(e, b)\na = Sqrt(c)",
+            "b = Tanh(h)\nc = Add(b, f)\na = Reciprocal(c)", "b = Sigmoid(h)\nc = Max(b, e)\na = Div(h, c)",
+            "b = Abs(h)\nc = Clip(b, e)\na = Pow(c, e)", "b = Softsign(h)\nc = Mul(b, e)\nd = Clip(c,, e)\ng = Neg(e)\n"
+            "i = Clip(d, g)\nj = Clip(i, g, e)\na = Asin(j)",
+        )
+    ],
+    # queries under an RMS norm of their own: heads
+    row("s = Mul(x, x)\nm = ReduceMean<keepdims=1>(s, k)\nc = Add(m, e)\nr = Sqrt(c)\nd = Div(x, r)\ny = MatMul(d, w)",
+        [2, 3, 5, 7], x=activation("N", 3, 2, 5), w=weight(3, 5, 7), k=ints(-1), e=real(1e-5), only={"net2net": (5,)}),
     row("r = Expand(n, s)\ny = Div(q, r)", [3, 5], q=activation("N", 3, 5), n=positive("N", 3, 1), s=ints(1, 1, 5),
         only={"net2net": (3,)}),
     row("r = Expand(n, s)\ny = Div(q, r)", [3, 5], q=activation("N", 3, 5), n=positive("N", 3, 1), s=ints(5),

@@ -16,6 +16,9 @@ _FIXED: dict[str, Range] = {
     "Abs": _NONNEGATIVE,
     "Exp": _NONNEGATIVE,
     "Softplus": _NONNEGATIVE,
+    "ReduceL1": _NONNEGATIVE,
+    "ReduceL2": _NONNEGATIVE,
+    "ReduceSumSquare": _NONNEGATIVE,
     "Sigmoid": (0.0, 1.0),
     "HardSigmoid": (0.0, 1.0),
     "Softmax": (0.0, 1.0),
@@ -45,6 +48,7 @@ _MOVES = frozenset(
             "MaxPool",
             "GlobalMaxPool",
             "ReduceMax",
+            "ReduceMin",
             "DepthToSpace",
             "SpaceToDepth",
             "Tile",
@@ -53,15 +57,27 @@ _MOVES = frozenset(
 )
 """Operators whose results are among the elements of their first operand."""
 
+_MEANS = frozenset({"ReduceMean", "GlobalAveragePool", "Mean"})
+"""Operators whose results lie between elements of their operands."""
+
 _DEPTH = 40
 
 
 def bounds(value: ir.Value, facts: Facts, depth: int = _DEPTH) -> Range:
-    """Numbers between which all elements of a value lie, whatever the inputs of the graph are."""
+    """Numbers between which all elements of a value lie, whatever the inputs and the parameters of the graph are.
+
+    Of parameters only those of one element are known, which no edit of units changes.
+    """
+    if value not in facts.ranges:
+        facts.ranges[value] = _bounds(value, facts, depth)
+    return facts.ranges[value]
+
+
+def _bounds(value: ir.Value, facts: Facts, depth: int) -> Range:
     node = value.producer()
     if value in facts.known and facts.known[value].size:
         return float(facts.known[value].min()), float(facts.known[value].max())
-    if node is None or not depth:
+    if node is None or not depth or node.domain not in ("", "ai.onnx"):
         return EVERYTHING
     kind, inputs = node.op_type, [v for v in node.inputs if v is not None]
     if kind == "Elu" and node.attributes.get_float("alpha", 1.0) > 1:
@@ -74,9 +90,27 @@ def bounds(value: ir.Value, facts: Facts, depth: int = _DEPTH) -> Range:
         return min(max(low, inner[0]), high), min(max(low, inner[1]), high)
     if kind in _MOVES and inputs:
         return bounds(inputs[0], facts, depth - 1)
-    if kind in ("Max", "Min", "Concat", "Add") and inputs:
-        return _joined(kind, *zip(*(bounds(v, facts, depth - 1) for v in inputs), strict=True))
+    if kind in ("Max", "Min", "Concat", "Add", "Where") or kind in _MEANS:
+        operands = inputs[1:] if kind == "Where" else inputs[:1] if kind.startswith("Reduce") else inputs
+        return _joined(kind, *zip(*(bounds(v, facts, depth - 1) for v in operands), strict=True))
+    if kind in ("Mul", "Pow", "Sqrt", "ReduceSum"):
+        return _nonnegative(kind, inputs, facts, depth)
     return EVERYTHING
+
+
+def _nonnegative(kind: str, inputs: list[ir.Value], facts: Facts, depth: int) -> Range:
+    """Squares, and what is made of numbers that are not negative."""
+    ends = [bounds(v, facts, depth - 1) for v in inputs]
+    low = ends[0][0]
+    if kind == "Mul" and len(inputs) == 2:
+        if inputs[0] is inputs[1]:
+            return _NONNEGATIVE
+        return (low * ends[1][0], math.inf) if min(low, ends[1][0]) >= 0 else EVERYTHING
+    if kind == "Pow":
+        power = facts.known.get(inputs[1])
+        even = power is not None and bool((power % 2 == 0).all()) and bool((power >= 0).all())
+        return _NONNEGATIVE if even or low >= 0 else EVERYTHING
+    return (math.sqrt(low) if kind == "Sqrt" else low, math.inf) if low >= 0 else EVERYTHING
 
 
 def _joined(kind: str, lows: tuple[float, ...], highs: tuple[float, ...]) -> Range:
@@ -85,9 +119,9 @@ def _joined(kind: str, lows: tuple[float, ...], highs: tuple[float, ...]) -> Ran
             return max(lows), max(highs)
         case "Min":
             return min(lows), min(highs)
-        case "Concat":
-            return min(lows), max(highs)
-    return sum(lows), sum(highs)
+        case "Add":
+            return sum(lows), sum(highs)
+    return min(lows), max(highs)
 
 
 def limits(node: ir.Node, facts: Facts) -> Range:
@@ -104,6 +138,21 @@ def limits(node: ir.Node, facts: Facts) -> Range:
         else:
             ends.append(math.nan)
     return ends[0], ends[1]
+
+
+def finite(kind: str, within: Range) -> bool:
+    """Whether a function has a finite value and a finite slope for every number of a range (a divisor, a base)."""
+    low, high = within
+    match kind:
+        case "Div" | "Mod" | "Reciprocal":
+            return low > 0 or high < 0
+        case "Log" | "Sqrt" | "Pow":
+            return low > 0
+        case "Acosh":
+            return low > 1
+        case "Asin" | "Acos" | "Atanh":
+            return low > -1 and high < 1
+    return False
 
 
 def keeps(node: ir.Node, within: Range, facts: Facts) -> bool:

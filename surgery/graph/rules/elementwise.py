@@ -7,6 +7,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from surgery.graph.atoms import UNIT, Atom, Axis, leaves
+from surgery.graph.ranges import bounds, finite
 from surgery.graph.rules.table import Table
 from surgery.graph.trace import Trace, data_of, label
 
@@ -190,9 +191,15 @@ def other(t: Trace, node: ir.Node) -> None:
 LIMITED = frozenset(["Log", "Sqrt", "Asin", "Acos", "Acosh", "Atanh", "Reciprocal", "Pow", "Mod", "Div"])
 """Functions that are not finite everywhere: a random unit there can give NaN, which no zero weight removes."""
 
+_CRITICAL = {"Div": 1, "Mod": 1}
+"""The operand that decides."""
+
 
 def _limited_domain(t: Trace, node: ir.Node, value: ir.Value) -> None:
     if node.op_type not in LIMITED or (node.op_type == "Pow" and _whole_power(t, node)):
+        return
+    at = node.inputs[_CRITICAL.get(node.op_type, 0)]
+    if at is not None and finite(node.op_type, bounds(at, t.facts)):
         return
     axes = [axis for axis in t.axes(_unrepeated(value)) if axis]
     if t.constant(value):
