@@ -275,7 +275,7 @@ def _stored_epsilon(checkpoint: surgery.Checkpoint, case: Case, old: Arrays) -> 
         if "epsilon" in node.attributes:
             moved = node.attributes["epsilon"].as_float() * (1 + float(np.finfo(np.float32).eps))
             node.attributes["epsilon"] = ir.AttrFloat32("epsilon", moved)
-        elif node.op_type == "LayerNormalization":
+        elif node.op_type in ("LayerNormalization", "RMSNormalization"):
             node.attributes["epsilon"] = ir.AttrFloat32(
                 "epsilon", 1e-5 * (1 + float(np.finfo(np.float32).eps))
             )
