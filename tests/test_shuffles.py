@@ -191,9 +191,50 @@ def test_what_is_shuffled_with_single_units_is_frozen(tmp_path: Path) -> None:
     assert "other numbers of units" in str(space.reason)
 
 
-def test_narrowing_shuffled_units_is_refused(stages: surgery.Checkpoint) -> None:
-    with pytest.raises(Refused, match="channel shuffle"):
-        surgery.narrow(stages, widths={"stages.1.0.left.2": 4})
+@pytest.mark.parametrize("widths", [None, {"stages.1.0.left.2": 10}])
+def test_copies_of_shuffled_units_are_removed_exactly(
+    stages: surgery.Checkpoint, widths: dict[str, int] | None
+) -> None:
+    wide = surgery.apply(
+        surgery.widen(stages, widths={"stages.1.0.left.2": 20}, init="net2net"), stages
+    ).checkpoint
+    plan = surgery.narrow(wide, widths=widths)
+    assert plan.claim == "equivalent" and Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    result = surgery.apply(plan, wide)
+    assert result.report.ok
+    before, after = (analyse(checkpoint.model).spaces for checkpoint in (stages, result.checkpoint))
+    assert [(space.name, space.size) for space in before] == [(space.name, space.size) for space in after]
+
+
+def test_shuffled_units_are_removed_by_importance_together(stages: surgery.Checkpoint) -> None:
+    with pytest.raises(Refused, match="0 are constant and 0 duplicates"):
+        surgery.narrow(stages, widths={"stages.1.0.left.2": 8})
+    plan = surgery.narrow(stages, widths={"stages.1.0.left.2": 8}, by="l2")
+    assert plan.claim == "changed" and {edit.after for edit in plan.spaces} == {8}
+    assert len(plan.spaces) == 4
+    assert surgery.apply(plan, stages).report.ok
+
+
+def test_fresh_shuffled_units_are_the_first_to_go(tmp_path: Path) -> None:
+    """Where copies find no place fresh units come in; their outgoing weights are zero, and so is their importance."""
+    checkpoint = chain(tmp_path / "chain.onnx", 3, 4)
+    for init in ("zero", "net2net"):
+        wide = surgery.apply(surgery.widen(checkpoint, widths={"unit3": 7}, init=init), checkpoint).checkpoint
+        result = surgery.apply(surgery.narrow(wide, widths={"unit3": 3}, by="activation"), wide)
+        assert result.report.max_rel_error < 1e-5
+
+
+def test_a_narrower_width_at_which_units_would_change_parts_is_refused(tmp_path: Path) -> None:
+    checkpoint = chain(tmp_path / "chain.onnx", 7, 4)
+    offered = dict[int, int]()
+    for width in range(1, 7):
+        try:
+            plan = surgery.narrow(checkpoint, widths={"unit3": width}, by="l2")
+        except Refused as refusal:
+            offered[width] = int(str(refusal.hint).split()[-1])
+            continue
+        assert surgery.apply(plan, checkpoint).report.ok
+    assert offered and not set(offered.values()) & set(offered)
 
 
 @pytest.mark.parametrize("style", zoo.STYLES)

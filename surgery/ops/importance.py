@@ -135,10 +135,13 @@ def classes(analysis: Analysis, space: Space) -> Array:
     tensors = constants(analysis.model)
     same = np.zeros(space.size, np.int64)
     for ref in {(ref.tensor, ref.axis): ref for ref in space.axes if ref.role == "out"}.values():
-        rows = unit_rows(
-            tensors[ref.tensor].numpy(), ref.axis, analysis.tensors[ref.tensor][ref.axis], space.name
+        layout = analysis.tensors[ref.tensor][ref.axis]
+        unit, _ = units_along(layout, space.name, "out")
+        made = np.full(space.size, -1)
+        made[np.unique(unit[unit >= 0])] = _labels(
+            unit_rows(tensors[ref.tensor].numpy(), ref.axis, layout, space.name)
         )
-        _, label = np.unique(np.column_stack([same, _labels(rows)]), axis=0, return_inverse=True)
+        _, label = np.unique(np.column_stack([same, made]), axis=0, return_inverse=True)
         same = label.reshape(-1)
     first = np.full(int(same.max()) + 1, space.size)
     np.minimum.at(first, same, np.arange(space.size))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from surgery.graph.spaces import Analysis, Space, analyse
 from surgery.numeric.bounds import Bounds
 from surgery.ops.build import build
 from surgery.ops.importance import Score, classes, importance
+from surgery.ops.seats import Seats, seats_of_fewer, with_linked
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -60,27 +62,29 @@ def narrow(
         raise ArgumentError(
             "nothing to narrow to", hint="give widths (SPACE=N), or none at all for all that is exact"
         )
-    wanted = {analysis.space(name): int(width) for name, width in (widths or {}).items()}
+    wanted = with_linked(
+        analysis, {analysis.space(name): int(width) for name, width in (widths or {}).items()}
+    )
     for space, width in wanted.items():
         _check(space, width)
-    free = list(wanted) or [space for space in analysis.spaces if not (space.reasons or space.linked)]
+    free = list(wanted) or [space for space in analysis.spaces if not space.reasons]
     families = {space.name: _family(checkpoint, analysis, space) for space in free}
     known = _bounds(checkpoint, analysis, [member for family in families.values() for member in family])
     edits, changed = [], False
-    for space in free:
-        family = families[space.name]
-        if not wanted and family[0] is not space:
+    for group in _groups(analysis, free):
+        if not wanted and any(families[space.name][0] is not space for space in group):
             continue  # a copy follows its original
-        constant, merged = spare(analysis, family, known)
-        goal = wanted.get(space, max(1, space.size - len(constant) - len(merged)))
-        scores = None
-        if space.size - goal > len(constant) + len(merged):
-            if by is None:
-                raise _too_few(space, goal, len(constant), len(merged))
-            scores = importance(checkpoint, analysis, space, by, observations=observations, seed=seed)
-            changed = True
-        if goal < space.size:
-            edits.append(_edit(space, goal, constant, merged, scores))
+        spares = {space.name: Spare(*spare(analysis, families[space.name], known)) for space in group}
+        goal = wanted.get(group[0]) or _least(analysis, group, spares)
+        places = _places(analysis, group, goal)
+        for space in group if goal < group[0].size else ():
+            own, scores = spares[space.name], None
+            if not own.suffices(places[space.name]):
+                if by is None:
+                    raise _too_few(space, goal, own, _least(analysis, group, spares))
+                scores = importance(checkpoint, analysis, space, by, observations=observations, seed=seed)
+                changed = True
+            edits.append(_edit(space, places[space.name], own, scores))
     if not edits:
         raise Refused(
             "no unit of this model is dead, constant or a duplicate",
@@ -100,21 +104,73 @@ def _check(space: Space, width: int) -> None:
             f"cannot narrow space '{space.name}' to {width}: it is {space.size} wide", where=where,
             hint=f"1 to {space.size - 1} units; for more of them: surgery widen",
         )  # fmt: skip
-    if space.linked:
-        raise Refused(
-            f"space '{space.name}' cannot be narrowed: a channel shuffle mixes its units with others",
-            where=where, hint="a widened model goes back to what it was with: surgery invert PLAN.json MODEL",
-        )  # fmt: skip
     if space.reasons:
         hint = "surgery retire" if "input" in space.kinds else None
         raise Refused(f"space '{space.name}' cannot change: {space.reasons[0]}", where=where, hint=hint)
 
 
-def _too_few(space: Space, goal: int, constant: int, merged: int) -> Refused:
-    least = space.size - constant - merged
+@dataclass(frozen=True)
+class Spare:
+    """Units of a space that can go exactly: constant ones, and (duplicate, the unit that it is equal to)."""
+
+    constant: list[int]
+    merged: list[tuple[int, int]]
+
+    def within(self, units: Array) -> Spare:
+        """Those among some units, the equal unit included."""
+        here = set(units.tolist())
+        pairs = [(k, kept) for k, kept in self.merged if k in here and kept in here]
+        return Spare([k for k in self.constant if k in here], pairs)
+
+    def suffices(self, places: Seats) -> bool:
+        """Whether the units that find no place are all to spare."""
+        return all(len(old) - len(new) <= self.within(old).count for old, new in places)
+
+    @property
+    def count(self) -> int:
+        """How many."""
+        return len(self.constant) + len(self.merged)
+
+
+def _groups(analysis: Analysis, spaces: Sequence[Space]) -> list[list[Space]]:
+    """Spaces that must stay equally wide, because they are shuffled with each other; each one in one group."""
+    names = dict.fromkeys(space.linked or (space.name,) for space in spaces)
+    return [[analysis.by_name[name] for name in group] for group in names]
+
+
+def _places(analysis: Analysis, group: Sequence[Space], goal: int) -> Mapping[str, Seats]:
+    """Where the units that stay are afterwards: (old units, places) for units that can take each other's place."""
+    if not group[0].linked:
+        return {group[0].name: [(np.arange(group[0].size), np.arange(goal))]}
+    names = [space.name for space in group]
+    found = seats_of_fewer(analysis, names, goal)
+    if found is None:
+        widths = (n for k in range(1, group[0].size) for n in (goal - k, goal + k) if 0 < n < group[0].size)
+        other = next((n for n in widths if seats_of_fewer(analysis, names, n) is not None), None)
+        raise Refused(
+            f"space '{group[0].name}' cannot go to {goal}: some of its units would come into another part of a channel"
+            " shuffle",
+            hint=None if other is None else f"the nearest width at which none does: {other}",
+        )
+    return found
+
+
+def _least(analysis: Analysis, group: Sequence[Space], spares: Mapping[str, Spare]) -> int:
+    """The fewest units to which spaces can go exactly."""
+    most = min(own.count for own in spares.values())
+    if not group[0].linked:
+        return max(1, group[0].size - most)
+    for goal in range(max(1, group[0].size - most), group[0].size):
+        places = seats_of_fewer(analysis, [space.name for space in group], goal)
+        if places is not None and all(own.suffices(places[name]) for name, own in spares.items()):
+            return goal
+    return group[0].size
+
+
+def _too_few(space: Space, goal: int, own: Spare, least: int) -> Refused:
     return Refused(
-        f"space '{space.name}' cannot go to {goal} exactly: of its {space.size} units {constant} are constant and"
-        f" {merged} duplicates",
+        f"space '{space.name}' cannot go to {goal} exactly: of its {space.size} units {len(own.constant)} are constant"
+        f" and {len(own.merged)} duplicates",
         hint=f"{least} is exact; for fewer, choose by a score: --by l2" if least < space.size else "--by l2",
     )
 
@@ -201,28 +257,41 @@ def _padded(place: Reader) -> bool:
     )
 
 
-def _edit(
-    space: Space, goal: int, constant: list[int], merged: list[tuple[int, int]], scores: Array | None
-) -> SpaceEdit:
+def _edit(space: Space, places: Seats, own: Spare, scores: Array | None) -> SpaceEdit:
     """Constant units go first, then duplicates, then those of the smallest score."""
-    spare_units = space.size - goal
-    if space.whole is not None and merged and scores is None and spare_units != len(merged):
+    goal = sum(len(new) for _, new in places)
+    if space.whole is not None and own.merged and scores is None and space.size - goal != len(own.merged):
         raise Refused(
             f"space '{space.name}' cannot go to {goal} exactly: {space.whole}",
-            hint=f"its duplicates go together: {space.size - len(merged)}",
+            hint=f"its duplicates go together: {space.size - len(own.merged)}",
         )
-    fold = constant[:spare_units]
-    merge = merged[: spare_units - len(fold)]
+    source, fold, merge = np.zeros(goal, np.int64), list[int](), list[tuple[int, int]]()
+    for old, new in places:
+        folded, merged, gone = _removed(old, len(old) - len(new), own.within(old), scores)
+        source[new] = [k for k in old.tolist() if k not in gone]
+        fold += folded
+        merge += merged
+    place = {old: new for new, old in enumerate(source.tolist())}
+    pairs = tuple((k, place[first]) for k, first in merge if first in place)
+    return SpaceEdit(
+        space.name, space.size, tuple(source.tolist()), merged=pairs, folded=tuple((k, None) for k in fold)
+    )
+
+
+def _removed(
+    units: Array, count: int, own: Spare, scores: Array | None
+) -> tuple[list[int], list[tuple[int, int]], set[int]]:
+    """Of some units so many: constant ones, duplicates, and all that go."""
+    fold = own.constant[:count]
+    merge = own.merged[: count - len(fold)]
     gone = {*fold, *(k for k, _ in merge)}
     if scores is not None:
-        ranked = [int(k) for k in np.argsort(scores, kind="stable") if int(k) not in gone]
+        here = set(units.tolist())
+        ranked = [int(k) for k in np.argsort(scores, kind="stable") if int(k) in here - gone]
         keep_for = {first for _, first in merge}
         ranked = [k for k in ranked if k not in keep_for] + [k for k in ranked if k in keep_for]
-        gone |= set(ranked[: spare_units - len(gone)])
-    source = tuple(k for k in range(space.size) if k not in gone)
-    place = {old: new for new, old in enumerate(source)}
-    pairs = tuple((k, place[first]) for k, first in merge if first in place)
-    return SpaceEdit(space.name, space.size, source, merged=pairs, folded=tuple((k, None) for k in fold))
+        gone |= set(ranked[: count - len(gone)])
+    return fold, merge, gone
 
 
 def _notes(checkpoint: Checkpoint, analysis: Analysis, edits: list[SpaceEdit]) -> list[str]:

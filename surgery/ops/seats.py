@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from surgery.edits.axis_maps import in_turn
+from surgery.errors import ArgumentError
 from surgery.graph.layout import Factor, Layout, Part, Sum, Units, Weave, size, text, units
 from surgery.graph.spaces import Analysis, Space
 
@@ -36,16 +37,46 @@ def seats(analysis: Analysis, linked: Sequence[str], width: int) -> dict[str, Se
     return _seats(_parts(analysis, linked), sizes, width)
 
 
+def with_linked(analysis: Analysis, asked: Mapping[Space, int]) -> dict[Space, int]:
+    """The asked widths, and the same for what is shuffled with these spaces.
+
+    Raises:
+      ArgumentError: two widths for spaces that must stay equally wide.
+    """
+    wanted = dict(asked)
+    for space, width in asked.items():
+        for name in space.linked:
+            other = analysis.by_name[name]
+            if wanted.setdefault(other, width) != width:
+                raise ArgumentError(
+                    f"'{space.name}' and '{name}' are shuffled with each other: they must stay equally wide",
+                    hint="name one of them",
+                )
+    return wanted
+
+
+def seats_of_fewer(analysis: Analysis, linked: Sequence[str], width: int) -> dict[str, Seats] | None:
+    """Like `seats`, for a smaller width; None where a place has no unit to hold, or parts come out uneven."""
+    parts = _parts(analysis, linked)
+    if not _even(parts, dict.fromkeys(linked, width)):
+        return None
+    found = _seats(parts, {name: analysis.by_name[name].size for name in linked}, width)
+    fits = all(len(places) <= len(old) for groups in found.values() for old, places in groups)
+    return found if fits else None
+
+
 def width_that_fits(analysis: Analysis, space: Space, width: int, limit: int) -> int | None:
     """The least width, from a given one on, at which all units of the spaces shuffled with one have a place."""
     fresh = all(analysis.by_name[name].no_zero is None for name in space.linked)
     parts, sizes = _parts(analysis, space.linked), dict.fromkeys(space.linked, space.size)
     for wide in range(width, min(2 * width + space.size, limit) + 1):
-        new = dict.fromkeys(sizes, wide)
-        whole = all(size(part.whole, new) % part.count == 0 for part in parts)
-        if whole and _fits(_seats(parts, sizes, wide), fresh=fresh):
+        if _even(parts, dict.fromkeys(sizes, wide)) and _fits(_seats(parts, sizes, wide), fresh=fresh):
             return wide
     return None
+
+
+def _even(parts: Sequence[Part], sizes: Mapping[str, int]) -> bool:
+    return all(size(part.whole, sizes) % part.count == 0 for part in parts)
 
 
 def _fits(found: Mapping[str, Seats], *, fresh: bool) -> bool:

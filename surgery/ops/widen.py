@@ -14,7 +14,7 @@ from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError, Refused
 from surgery.graph.spaces import Analysis, Space, analyse
 from surgery.ops.build import build
-from surgery.ops.seats import Seats, seats, width_that_fits
+from surgery.ops.seats import Seats, seats, width_that_fits, with_linked
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -65,7 +65,7 @@ def widen(
     frozen: list[tuple[str, str]] = []
     if widths is not None:
         asked = {analysis.space(name): int(width) for name, width in widths.items()}
-        wanted = _with_linked(analysis, asked)
+        wanted = with_linked(analysis, asked)
         for space, width in wanted.items():
             _check_width(space, width, init)
             _check_multiple(space, width, wanted, init, shares)
@@ -135,20 +135,6 @@ def _check_multiple(space: Space, width: int, wanted: Mapping[Space, int], init:
         if ratios.get(name, 1.0) != width / space.size:
             raise Refused(f"'{space.name}' and '{name}' are averaged together: they must grow by the same multiple",
                           hint=" ".join(f"--width {s}=…" for s in space.alike))  # fmt: skip
-
-
-def _with_linked(analysis: Analysis, asked: Mapping[Space, int]) -> dict[Space, int]:
-    """The asked widths, and the same for what is shuffled with these spaces."""
-    wanted = dict(asked)
-    for space, width in asked.items():
-        for name in space.linked:
-            other = analysis.by_name[name]
-            if wanted.setdefault(other, width) != width:
-                raise ArgumentError(
-                    f"'{space.name}' and '{name}' are shuffled with each other: they must stay equally wide",
-                    hint="name one of them",
-                )
-    return wanted
 
 
 def _check_seats(analysis: Analysis, space: Space, width: int) -> None:
