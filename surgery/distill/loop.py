@@ -202,17 +202,19 @@ class Loop:
         return np.where(guided, teacher.choose(scores, session.actions), actions), scores
 
     def _weight(self) -> float:
-        """λ now."""
+        """λ of the online phase now: 0 where nothing of the teacher is learned there."""
         session = self._session
-        session.weaning = session.weaning.past_cutoff(self._progress.steps)
+        if session.method.online_loss == "none":
+            return 0.0
+        before, session.weaning = session.weaning, session.weaning.past_cutoff(self._progress.steps)
+        self._say_when_silent(before)
         return session.weaning.value if session.method.weaned else 1.0
 
     def _learn(self) -> None:
         """The gradient steps that are due."""
         session, progress, settings = self._session, self._progress, self._settings
         weight = self._weight()
-        auxiliary = session.method.online_loss if weight > 0 else "none"
-        objective = Objective(session.method.temporal, auxiliary)
+        objective = Objective(session.method.temporal, session.method.online_loss if weight > 0 else "none")
         while progress.owed >= 1:
             progress.owed -= 1
             batch = session.replay.sample(settings.batch, session.draws)
@@ -222,12 +224,9 @@ class Loop:
 
     def _update(self, batch: Batch, objective: Objective, weight: float, replay: Replay | None) -> None:
         session, settings = self._session, self._settings
-        rate = settings.rate
-        if session.method.weaned:
-            rate = weight * settings.rate + (1 - weight) * settings.final_rate
-        elif self._progress.phase == "online":
-            rate = settings.final_rate
-        loss = session.learner.update(batch, objective, weight=weight * settings.coefficient, rate=rate)
+        loss = session.learner.update(
+            batch, objective, weight=weight * settings.coefficient, rate=settings.rate_at(weight)
+        )
         self._progress.updates += 1
         if replay is not None and replay.prioritised:
             self._prioritise(replay, batch, loss)
@@ -254,7 +253,7 @@ class Loop:
             turns.step(np.array([env for env, _, _ in step.finished], np.int64))
         every = max(1, settings.budget // LINES)
         if before // every != progress.steps // every:
-            self._train_line("online", session.weaning.value if session.method.weaned else 1.0)
+            self._train_line("online", self._weight())
 
     def _evaluate_if_due(self) -> None:
         """Before the first step, after every `evaluate_every` and after the last; λ follows the score."""
@@ -287,19 +286,24 @@ class Loop:
         }  # fmt: skip
         if progress.teacher is not None:
             session.weaning = before.step(score.mean, progress.steps)
-            line |= {"score": session.weaning.score, "lambda": session.weaning.value}
+            line |= {"score": session.weaning.score, "lambda": self._weight()}
         elif progress.random is not None:
             line["above_random"] = score.mean - progress.random[0]
         self._line("evaluation", "online", line)
+        self._say_when_silent(before)
+
+    def _say_when_silent(self, before: Weaning) -> None:
+        """Say so where λ has become 0, and why."""
+        session, teacher, student = self._session, self._progress.teacher, self._progress.mean_return
         weaned = session.method.weaned and before.value > 0 and session.weaning.value == 0
-        if weaned and progress.teacher is not None:
-            beaten = score.mean >= progress.teacher[0]
-            name = "teacher beaten" if beaten else "cut-off"
-            self._event(name, score=session.weaning.score, student=score.mean, teacher=progress.teacher[0])
-            self._note(
-                f"{name} after {session.frames:,} frames (student {score.mean:.4g}, teacher "
-                f"{progress.teacher[0]:.4g}): λ is 0 from here on, and learning goes on without it"
-            )
+        if not weaned or teacher is None or student is None:
+            return
+        name = "teacher beaten" if student >= teacher[0] else "cut-off"
+        self._event(name, score=session.weaning.score, student=student, teacher=teacher[0])
+        self._note(
+            f"{name} after {session.frames:,} frames (student {student:.4g}, teacher {teacher[0]:.4g}): "
+            "λ is 0 from here on, and learning goes on without it"
+        )
 
     def _play(
         self, act: Callable[[Array], Array], salt: int, episodes: int, mode: str,
@@ -330,7 +334,7 @@ class Loop:
         if self._pace.due(STATUS_SECONDS):
             rate = self._pace.rate(phase, done)
             left = (total - done) / rate if rate else None
-            weight = session.weaning.value if session.method.weaned else 1.0
+            weight = self._weight() if phase == "online" else 1.0
             self._watch(
                 Status(phase, done, total, unit, rate or 0.0, self._progress.mean_return, weight, left)
             )
@@ -357,8 +361,9 @@ class Loop:
             {
                 "return": float(np.mean(recent)) if recent else None,
                 "episodes": len(recent),
-                "lambda": weight if self._session.method.online_loss != "none" else 0.0,
+                "lambda": weight,
                 "epsilon": epsilon(progress.steps, settings.epsilon_decay, settings.epsilon_end),
+                "rate": settings.rate_at(weight),
                 **parts,
             },
         )  # fmt: skip

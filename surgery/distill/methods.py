@@ -61,7 +61,8 @@ class Method:
       cutoff: t₀ as a fraction of the budget; None: no cut-off.
       n_step: steps of a return.
       rate: learning rate at λ = 1 (and offline).
-      final_rate: learning rate at λ = 0; the rate is λ·rate + (1 − λ)·final_rate.
+      final_rate: learning rate at λ = 0; the rate is λ·rate + (1 − λ)·final_rate, and λ is 0 online for methods without
+        an auxiliary loss there.
       rehearsal: fraction of each online batch drawn from the teacher's data.
       fresh_optimizer: whether the optimizer forgets at the switch from offline to online.
       explores: whether ε begins at 1 online; else it is at its end from the first step.

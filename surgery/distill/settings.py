@@ -187,6 +187,10 @@ class Settings:
         stretch = self.n_step + (self.burn_in + 2 * self.unroll if self.unroll else 0)
         return self.batch + self.envs * stretch
 
+    def rate_at(self, weight: float) -> float:
+        """The learning rate at a λ, as in QDagger's released code: λ·rate + (1 − λ)·final_rate."""
+        return weight * self.rate + (1 - weight) * self.final_rate
+
     def to_json(self) -> dict[str, Json]:
         return asdict(self)
 
