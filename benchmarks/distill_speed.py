@@ -82,11 +82,13 @@ class Ours:
     ) -> None:
         settings = Settings.scaled(METHODS["qdagger"], teacher.environment, frames=10**6, seed=0, envs=8)
         self.settings = settings.changed({"batch": batch})
+        untrained = student_of(arch)
         student, target = (
-            Network(to_module(student_of(arch)), Expected(), SHAPE, device=device, precision=precision)
+            Network(to_module(untrained), Expected(), SHAPE, device=device, precision=precision)
             for _ in range(2)
         )
         target.module.requires_grad_(False)
+        target.freeze(untrained)
         optimizer = make_optimizer("adam", student, 1e-4)
         self.learner = Learner(student, target, optimizer, self.settings, actions=ACTIONS)
         self.teacher = load(teacher, device=device)

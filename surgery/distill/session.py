@@ -16,6 +16,7 @@ from surgery.checkpoint import Checkpoint, save
 from surgery.distill import store
 from surgery.distill.acting import Array
 from surgery.distill.actor import Actor
+from surgery.distill.frozen import STEPS
 from surgery.distill.guarded import Guarded
 from surgery.distill.journal import Journal
 from surgery.distill.learner import Learner, make_optimizer
@@ -204,7 +205,9 @@ class Session:
         )
         target.module.requires_grad_(False)
         if job.whole is not None:
-            target.module.load_state_dict(target_of(job.whole), strict=False)
+            target.load(target_of(job.whole), all_of_them=False)
+        if settings.target_period // settings.update_period >= STEPS:
+            target.freeze(job.student)
         held = job.student.optimizer
         held = held if held is not None and held.kind == job.optimizer else None
         centered = held is None or "grad_avg" in held.slots
@@ -299,8 +302,8 @@ class Session:
         try:
             self.draws.bit_generator.state = cast("dict[str, Any]", random["draws"])
             self.actions.bit_generator.state = cast("dict[str, Any]", random["actions"])
-            self.student.module.load_state_dict(saved.tensors["student"])
-            self.learner.target.module.load_state_dict(saved.tensors["target"])
+            self.student.load(saved.tensors["student"])
+            self.learner.target.load(saved.tensors["target"])
             optimizer = self.learner.optimizer
             # Settings stay those of this process: a run may go on on another device.
             groups = optimizer.state_dict()["param_groups"]
