@@ -221,7 +221,8 @@ def product_of_activations(s: Sketch) -> None:
 EQUATIONS = words(
     "ab,bc->ac ab,cb->ac abc,cd->abd abc,dc->abd abc,cde->abde abc,bcd->abd abc,abd->acd abc,adc->abd abc,abc->ab "
     "ab,ab->a ab,ac->abc ab,b->ab abc->ac abc->cab abcd,cde->abe abcd,ebd->aecb abc,c->ab ...a,ba->...b abc,db->adc "
-    "abcd,aecd->abec abcd,abed->abce abcd,de->abce abcde,ed->abcd abc,bd,bce->ade abc,d->abd ab,cb"
+    "abcd,aecd->abec abcd,abed->abce abcd,de->abce abcde,ed->abcd abc,bd,bce->ade abc,d->abd ab,cb "
+    "ab,bc,cd->ad ab,cbd,ad->ac ab,cb,db->acd abc,cd,de->abe"
 )
 
 

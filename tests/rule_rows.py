@@ -147,7 +147,14 @@ LINEAR = [
     row('y = Einsum<equation="i,j->ij">(a, b)', [3, 5], a=activation(3), b=activation(5)),
     row('y = Einsum<equation="ij,ij->">(a, b)', [3, 5], a=activation(3, 5), b=weight(3, 5)),
     row('y = Einsum<equation="ii->i">(a)', [], a=activation(5, 5)),
-    row('y = Einsum<equation="bi,ij,bj->b">(a, b, c)', [], a=activation("N", 3), b=weight(3, 5), c=activation("N", 5)),
+    row('y = Einsum<equation="bi,ij,bj->b">(a, b, c)', [3, 5], a=activation("N", 3), b=weight(3, 5),
+        c=activation("N", 5)),
+    row('y = Einsum<equation="bi,oij,bj->bo">(a, b, c)', [2, 3, 5, 7], a=activation(2, 3), b=weight(7, 3, 5),
+        c=activation(2, 5)),
+    row('y = Einsum<equation="bi,ci,di->bcd">(a, b, c)', [2, 3, 5, 7], a=activation(2, 3), b=weight(5, 3),
+        c=activation(7, 3)),
+    row('y = Einsum<equation="ij,jk,kl,lm->im">(a, b, c, d)', [2, 3, 5, 7, 11], a=activation(2, 3), b=weight(3, 5),
+        c=weight(5, 7), d=weight(7, 11)),
 ]  # fmt: skip
 
 CONVOLUTION = [

@@ -123,7 +123,7 @@ def _readers(
             continue
         if site.node in nodes:
             continue
-        if site.kind != "contract" or site.constant.count(True) != 1:
+        if site.kind != "contract" or sorted(site.constant) != [False, True]:
             return None
         found.append(_sides(site, root))
     return found

@@ -60,7 +60,7 @@ class Site:
     """A place where units of an axis are mixed.
 
     Attributes:
-      kind: "contract" (a sum of products of two operands), "sum", "mean", "norm" (zero units change nothing),
+      kind: "contract" (a sum of products of two operands, or more), "sum", "mean", "norm" (zero units change nothing),
         "order" (max, top-k, arg-max, soft-max).
       node: the node that mixes.
       axes: the mixed axis in each operand (unified already).
@@ -347,11 +347,11 @@ class Trace:
 
     # ---- recording ------------------------------------------------------------------------------------------
 
-    def contract(self, node: ir.Node, left: tuple[ir.Value, Axis], right: tuple[ir.Value, Axis]) -> None:
-        """Two operands are multiplied and summed over this axis."""
-        if self.same(node, left[1], right[1]):
-            constants = self.constant(left[0]), self.constant(right[0])
-            self.sites.append(Site("contract", node, (left[1], right[1]), constants))
+    def contract(self, node: ir.Node, *operands: tuple[ir.Value, Axis]) -> None:
+        """Two operands, or more, are multiplied and summed over this axis."""
+        axes = tuple(axis for _, axis in operands)
+        if self.same(node, *axes):
+            self.sites.append(Site("contract", node, axes, tuple(self.constant(v) for v, _ in operands)))
 
     def mix(self, node: ir.Node, kind: Kind, value: ir.Value, axis: Axis) -> None:
         """One operand is reduced over this axis."""

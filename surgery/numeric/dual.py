@@ -8,6 +8,8 @@ array among complex ones is a constant, and costs no complex arithmetic.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -72,16 +74,17 @@ def lift(function: Unary, slope: Callable[[Array, Array], Array] | None = None) 
 
 def bilinear(product: Callable[[Array, Array], Array], a: Array, b: Array) -> Array:
     """A function that is linear in each of two arguments (product, convolution, contraction)."""
-    if not (is_dual(a) or is_dual(b)):
-        return product(a, b)
-    real_a, real_b = value(a), value(b)
-    if not is_dual(b):
-        moved = product(tangent(a), real_b)
-    elif not is_dual(a):
-        moved = product(real_a, tangent(b))
-    else:
-        moved = product(tangent(a), real_b) + product(real_a, tangent(b))
-    return join(product(real_a, real_b), moved)
+    return multilinear(product, a, b)
+
+
+def multilinear(product: Callable[..., Array], *operands: Array) -> Array:
+    """A function that is linear in each of its arguments."""
+    moving = [k for k, x in enumerate(operands) if is_dual(x)]
+    if not moving:
+        return product(*operands)
+    real = [value(x) for x in operands]
+    moved = [product(*real[:k], tangent(operands[k]), *real[k + 1 :]) for k in moving]
+    return join(product(*real), functools.reduce(operator.add, moved))
 
 
 def multiply(a: Array, b: Array) -> Array:

@@ -23,11 +23,9 @@ def _scaled(x: Array, factor: float) -> Array:
 
 
 def einsum(call: Call) -> Array:
-    """Sum of products by index letters; two operands go through BLAS where the letters allow it."""
-    equation, operands = call.text("equation", "").replace(" ", ""), call.tensors
-    if len(operands) == 2:
-        return dual.bilinear(lambda a, b: np.asarray(np.einsum(equation, a, b, optimize=True)), *operands)
-    return np.asarray(np.einsum(equation, *operands, optimize=len(operands) > 2))
+    """Sum of products by index letters; products go through BLAS where the letters allow it."""
+    equation, many = call.text("equation", "").replace(" ", ""), len(call.tensors) > 1
+    return dual.multilinear(lambda *x: np.asarray(np.einsum(equation, *x, optimize=many)), *call.tensors)
 
 
 KERNELS: dict[str, Kernel] = {

@@ -72,11 +72,11 @@ def _weights(t: Trace, *rows: Row) -> None:
 
 @RULES(
     "Einsum",
-    axes="missing in the result, of two operands: contraction; missing in it, of one: sum; "
+    axes="missing in the result, of several operands: contraction; missing in it, of one: sum; "
     "other axes: pointwise, zero and scale pass back to one operand",
 )
 def einsum(t: Trace, node: ir.Node) -> None:
-    """Einstein summation over one or two operands (three and more are not described)."""
+    """Einstein summation: products of all operands, summed over the letters that the result lacks."""
     equation = node.attributes["equation"].as_string().replace(" ", "")
     values = [value for value in node.inputs if value is not None]
     rows, result = _subscripts(t, equation, values)
@@ -87,14 +87,12 @@ def einsum(t: Trace, node: ir.Node) -> None:
         for letter, axis in zip(subscripts, t.axes(value), strict=True):
             found.setdefault(letter, []).append((value, axis))
         t.use("weight", value, t.axes(value))
-    if len(values) > 2 and any(len(f) > 1 for letter, f in found.items() if letter not in result):
-        raise Opaque("an Einsum that contracts more than two operands")
     for letter, columns in found.items():
         if letter in result:
             continue
         wide = [(value, axis) for value, axis in columns if axis]
-        if len(wide) == 2:
-            t.contract(node, wide[0], wide[1])
+        if len(wide) > 1:
+            t.contract(node, *wide)
         elif wide:
             t.mix(node, "sum", *wide[0])
     out = []
