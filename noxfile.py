@@ -15,6 +15,8 @@ import nox
 
 nox.options.default_venv_backend = "venv"
 TORCH = "torch==2.13.0"
+GAMES = ("gymnasium==1.4.0", "ale-py==0.12.1", "opencv-python-headless==5.0.0.93")
+"""Environments that are played."""
 
 
 @dataclass(frozen=True)
@@ -31,22 +33,29 @@ class Framework:
 
 
 FRAMEWORKS = {
-    "d3rlpy": Framework([TORCH, "d3rlpy==2.8.1"], ["tests/test_d3rlpy.py", "tests/test_d3rlpy_files.py"]),
+    "d3rlpy": Framework(
+        [TORCH, "d3rlpy==2.8.1", "ale-py==0.10.2", GAMES[-1]],
+        ["tests/test_d3rlpy.py", "tests/test_d3rlpy_files.py", "tests/test_d3rlpy_playing.py"],
+    ),
     "flax": Framework(
         ["jax==0.10.2", "flax==0.12.8", "optax==0.2.8", "orbax-checkpoint==0.11.36", "jax2onnx==0.17.1"],
         ["tests/test_flax_states.py"],
     ),
-    "rllib": Framework([TORCH, "ray[rllib]==2.60.0"], ["tests/test_rllib.py", "tests/test_rllib_files.py"]),
+    "rllib": Framework(
+        [TORCH, "ray[rllib]==2.60.0"],
+        ["tests/test_rllib.py", "tests/test_rllib_files.py", "tests/test_rllib_playing.py"],
+    ),
     "keras": Framework(
-        [TORCH, "keras==3.15.1", "h5py==3.14.0"], ["tests/test_keras_package.py", "tests/test_keras.py"]
+        [TORCH, "keras==3.15.1", "h5py==3.14.0", *GAMES],
+        ["tests/test_keras_package.py", "tests/test_keras.py", "tests/test_keras_playing.py"],
     ),
     "tensorflow": Framework(
-        ["tensorflow-cpu==2.21.0", "keras==3.15.1", "tf2onnx==1.17.0", "h5py==3.14.0"],
-        ["tests/test_saved_model.py", "tests/test_keras_package.py"],
+        ["tensorflow-cpu==2.21.0", "keras==3.15.1", "tf2onnx==1.17.0", "h5py==3.14.0", *GAMES],
+        ["tests/test_saved_model.py", "tests/test_keras_package.py", "tests/test_keras_playing.py"],
     ),
     "sb3": Framework(
-        [TORCH, "stable-baselines3==2.9.2", "sb3-contrib==2.9.2"],
-        ["tests/test_sb3.py", "tests/test_policy_sb3.py"],
+        [TORCH, "stable-baselines3==2.9.2", "sb3-contrib==2.9.2", *GAMES],
+        ["tests/test_sb3.py", "tests/test_policy_sb3.py", "tests/test_sb3_playing.py"],
     ),
 }
 

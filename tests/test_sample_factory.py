@@ -10,19 +10,22 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 
 import surgery
 from surgery.adapters import Reading, find
 from surgery.cli import main
-from surgery.errors import ArgumentError, FileError, Refused, SurgeryError, UnknownFormat
+from surgery.errors import ArgumentError, FileError, MissingDependency, Refused, SurgeryError, UnknownFormat
 from surgery.verify.outputs import runtime
+from surgery_adapters.sample_factory import parity
 
 FIXTURES = Path(__file__).parent / "fixtures" / "sample_factory"
 EXPERIMENTS = ("lstm", "apart", "pictures")
@@ -229,3 +232,85 @@ def test_the_framework_plays_the_same_actions_with_a_wide_experiment_and_trains_
     assert trained["env_steps after"] > trained["env_steps before"]
     assert trained["optimizer after"] > trained["optimizer before"] > 0
     assert load(wide).optimizer is not None
+
+
+PLAYED = {"lstm": "CartPole-v1", "apart": "Pendulum-v1", "pictures": "tests_pictures:Pictures-v0"}
+PICTURES = """
+import gymnasium, numpy as np
+class Pictures(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(0, 255, (3, 24, 24), np.uint8)
+    action_space = gymnasium.spaces.Discrete(3)
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.look(), {}
+    def look(self):
+        return self.np_random.integers(0, 256, (3, 24, 24)).astype(np.uint8)
+    def step(self, action):
+        self.steps += 1
+        return self.look(), float(action == 1), self.steps == 20, False, {}
+gymnasium.register("Pictures-v0", Pictures)
+"""
+
+
+@pytest.fixture
+def played(tmp_path, monkeypatch) -> Callable[..., Any]:
+    """Plays an experiment in the framework, whose interpreter finds a world of ours."""
+    (tmp_path / "worlds").mkdir()
+    (tmp_path / "worlds" / "tests_pictures.py").write_text(PICTURES)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "worlds"))
+    return lambda path, **more: parity(path, more.pop("checkpoint", None) or load(path), **more)
+
+
+@with_framework
+def test_the_graph_wants_the_actions_that_the_framework_takes(experiment, played):
+    found = played(experiment, environment=PLAYED[experiment.name], episodes=2, seed=3)
+    assert found.steps > 10
+    assert (found.differing, len(found.returns)) == (0, 2)
+    assert found.largest <= 1e-5
+    alone = played(checkpoint_in(experiment), environment=PLAYED[experiment.name], episodes=1, seed=3)
+    assert alone.returns == found.returns[:1]
+
+
+@with_framework
+def test_a_widened_experiment_plays_as_its_graph_does_and_as_before(tmp_path, played):
+    surgery.save(widened(load(FIXTURES / "lstm")), tmp_path / "wide", like=FIXTURES / "lstm")
+    old, new = (
+        played(path, environment="CartPole-v1", seed=5) for path in (FIXTURES / "lstm", tmp_path / "wide")
+    )
+    assert new.differing == 0
+    assert new.returns == old.returns
+
+
+@with_framework
+def test_a_graph_that_is_another_does_not_pass(played):
+    checkpoint, found = load(FIXTURES / "lstm"), []
+    name = "action_parameterization.distribution_linear.bias"
+    for bias in ([90.0, -90.0], [-90.0, 90.0]):
+        model = checkpoint.model.clone()
+        model.graph.initializers[name].const_value = ir.Tensor(np.array(bias, np.float32), name=name)
+        other = checkpoint.replace(model=model)
+        found.append(played(FIXTURES / "lstm", checkpoint=other, environment="CartPole-v1", seed=5))
+    assert sum(one.differing for one in found) == found[0].steps
+    with pytest.raises(Refused, match="wants another action"):
+        max(found, key=lambda one: one.differing).check()
+
+
+@with_framework
+@pytest.mark.parametrize(
+    ("environment", "said"), [("Pendulum-v1", "does not fit"), ("Nowhere-v0", "no environment 'Nowhere-v0'")]
+)
+def test_environments_that_do_not_fit_or_do_not_exist_are_one_clear_error(played, environment, said):
+    with pytest.raises(ArgumentError, match=said) as caught:
+        played(FIXTURES / "lstm", environment=environment)
+    assert "\n" not in caught.value.message
+
+
+def test_without_the_framework_the_command_that_installs_it_is_named(tmp_path, monkeypatch):
+    """Not there, named where it is not, or an interpreter without it."""
+    checkpoint = load(FIXTURES / "lstm")
+    for python in ("", str(tmp_path / "nothing"), sys.executable):
+        monkeypatch.setenv("SAMPLE_FACTORY_PYTHON", python)
+        with pytest.raises(MissingDependency) as caught:
+            parity(FIXTURES / "lstm", checkpoint, "CartPole-v1")
+        assert "pip install 'numpy<2' 'setuptools<81' sample-factory==2.1.1" in caught.value.hint

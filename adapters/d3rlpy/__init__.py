@@ -10,9 +10,9 @@ from typing import Any, BinaryIO, cast
 
 import onnx_ir as ir
 
-from surgery.adapters import Reading, TrainingState
+from surgery.adapters import Parity, Reading, TrainingState
 from surgery.checkpoint import Checkpoint
-from surgery.errors import ArgumentError, CorruptFile, Refused
+from surgery.errors import ArgumentError, CorruptFile, MissingDependency, Refused
 from surgery.files import replacing
 from surgery.formats import is_kind
 from surgery.interface import Environment, Interface
@@ -99,6 +99,20 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
 def check(checkpoint: Checkpoint, *, like: Path) -> None:
     """Whether a copy of an algorithm can hold other networks; see `surgery.adapters.Checking`."""
     _fitted(checkpoint, like)
+
+
+def parity(
+    path: Path, checkpoint: Checkpoint, environment: str, *, episodes: int = 3, seed: int = 0
+) -> Parity:
+    """The graph beside the framework's `predict`; see `surgery.adapters.Playing`."""
+    try:
+        from surgery_adapters.d3rlpy import playing
+    except ImportError as error:
+        raise MissingDependency(
+            f"this plays in d3rlpy, which is not installed: {error}",
+            hint="pip install 'policy-surgery[d3rlpy]'",
+        ) from error
+    return playing.parity(path, checkpoint, environment, episodes=episodes, seed=seed)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import onnx_ir as ir
 
-from surgery.adapters import Reading, TrainingState
+from surgery.adapters import Parity, Reading, TrainingState
 from surgery.checkpoint import Checkpoint
-from surgery.errors import ArgumentError, Refused, SurgeryError
+from surgery.errors import ArgumentError, MissingDependency, Refused, SurgeryError
 from surgery.files import replacing
 from surgery.formats import is_kind
 from surgery.interface import Interface, infer
@@ -111,6 +111,20 @@ def check(checkpoint: Checkpoint, *, like: Path) -> None:
     resized = [name for name, tensor in new.items() if shape_of(tensor) != before[name]]
     with_widths(file.config, new, checkpoint, resized)
     optimizer.changed(file, checkpoint.optimizer)
+
+
+def parity(
+    path: Path, checkpoint: Checkpoint, environment: str, *, episodes: int = 3, seed: int = 0
+) -> Parity:
+    """The graph beside Keras' own predictions; see `surgery.adapters.Playing`."""
+    try:
+        from surgery_adapters.keras import playing
+    except ImportError as error:
+        raise MissingDependency(
+            f"this plays in Keras and gymnasium, and something that they need is not installed: {error}",
+            hint="pip install keras torch gymnasium, and again with KERAS_BACKEND=torch",
+        ) from error
+    return playing.parity(path, checkpoint, environment, episodes=episodes, seed=seed)
 
 
 def _constants(model: ir.Model, file: KerasFile) -> dict[str, str]:

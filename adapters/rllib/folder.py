@@ -64,6 +64,11 @@ class RllibFolder:
         return RllibFolder(path, about, found[0])
 
     @property
+    def module_folder(self) -> Path:
+        """The folder of the module, which is a checkpoint by itself."""
+        return self.path / _MODULES / self.module
+
+    @property
     def state_file(self) -> str:
         """The file of the module's parameters."""
         return f"{_MODULES}/{self.module}/module_state.pkl"

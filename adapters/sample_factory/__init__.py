@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from surgery.adapters import Reading, TrainingState
+from surgery.adapters import Parity, Reading, TrainingState
 from surgery.checkpoint import Checkpoint
 from surgery.errors import Refused, SurgeryError, UnknownFormat
 from surgery.files import replacing, replacing_folder
@@ -17,6 +17,7 @@ from surgery.interface import Environment, Interface
 from surgery_adapters import pytorch
 from surgery_adapters.networks.chains import Part
 from surgery_adapters.networks.layers import Layers
+from surgery_adapters.sample_factory import playing
 from surgery_adapters.sample_factory.networks import Networks, channels_are_the_codes
 from surgery_adapters.sample_factory.settings import NAME, Settings
 from surgery_adapters.writeback.matching import checked
@@ -101,6 +102,14 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
 def check(checkpoint: Checkpoint, *, like: Path) -> None:
     """Whether a copy of a checkpoint can hold other networks; see `surgery.adapters.Checking`."""
     _fitted(checkpoint, _file(like))
+
+
+def parity(
+    path: Path, checkpoint: Checkpoint, environment: str, *, episodes: int = 3, seed: int = 0
+) -> Parity:
+    """The graph beside the framework's network, which plays in a process of its own; see `surgery.adapters.Playing`."""
+    file = _file(path)
+    return playing.parity(file, _config(file), checkpoint, environment, episodes=episodes, seed=seed)
 
 
 def _fitted(checkpoint: Checkpoint, file: Path) -> tuple[pytorch.Fitted, Settings]:

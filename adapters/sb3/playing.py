@@ -5,7 +5,7 @@ Loading a model with the framework runs what its file pickles: this is for files
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,10 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 from surgery.adapters import Parity
 from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, Refused
-from surgery.verify.outputs import runtime
+from surgery_adapters.playing import MOST_STEPS, Array, Graph, Tally, scale
 from surgery_adapters.sb3 import normaliser
 from surgery_adapters.sb3.file import Sb3File
 
-Array = np.ndarray[Any, np.dtype[Any]]
-LIMIT = 1e-5
-"""Largest difference of a continuous action, as a share of its range or of 1."""
-_MOST_STEPS = 3000
 _ALGORITHMS: Mapping[str, type[BaseAlgorithm]] = {
     "dqn": sb3.DQN, "qrdqn": sb3_contrib.QRDQN, "sac": sb3.SAC, "td3": sb3.TD3, "tqc": sb3_contrib.TQC,
     "recurrent": sb3_contrib.RecurrentPPO,
@@ -58,7 +54,7 @@ def play(path: Path, checkpoint: Checkpoint, environment: str, *, episodes: int,
     playing = model.get_env()
     assert playing is not None
     try:
-        return _compare(model, playing, _Graph(checkpoint, model.action_space), environment, episodes)
+        return _compare(model, playing, Graph(checkpoint, normalised=True), environment, episodes)
     finally:
         playing.close()
 
@@ -90,43 +86,6 @@ def _is_atari(environment: str) -> bool:
     return False
 
 
-class _Graph:
-    """Our graph as something that acts: its recurrent state, and the framework's last step to an action."""
-
-    def __init__(self, checkpoint: Checkpoint, space: gymnasium.Space[Any]) -> None:
-        self._run, self._space = runtime(checkpoint.model), space
-        inputs = checkpoint.model.graph.inputs
-        self._other = {str(v.name): _zeros(v.shape) for v in inputs if not _observed(checkpoint, str(v.name))}
-        self._images = {str(v.name) for v in inputs if v.dtype is not None and v.dtype.is_floating_point()}
-        self._state = dict(self._other)
-        kinds = {port.kind: port.name for port in checkpoint.interface.outputs if port.kind != "other"}
-        wanted = ("q_values", "action", "mean", "logits")
-        self._kind = next((kind for kind in wanted if kind in kinds), "")
-        self._head = kinds.get(self._kind) or "logits"
-
-    def reset(self) -> None:
-        """Forget."""
-        self._state = dict(self._other)
-
-    def act(self, observation: Array | Mapping[str, Array]) -> Array:
-        """The greedy action, as `predict` gives it: (1, …)."""
-        named = observation if isinstance(observation, Mapping) else {"observation": observation}
-        feeds = {
-            k: v.astype(np.float32) if k in self._images else v.astype(np.int64) for k, v in named.items()
-        }
-        found = self._run({**self._state, **feeds})
-        self._state |= {k.removesuffix(".next"): v for k, v in found.items() if k.endswith(".next")}
-        return _settled(found[self._head], self._kind, self._space)
-
-
-def _observed(checkpoint: Checkpoint, name: str) -> bool:
-    return any(port.name == name and port.kind == "observation" for port in checkpoint.interface.inputs)
-
-
-def _zeros(shape: Any) -> Array:  # noqa: ANN401
-    return np.zeros([1, *(n if isinstance(n, int) else 1 for n in list(shape or ())[1:])], np.float32)
-
-
 def _settled(value: Array, kind: str, space: gymnasium.Space[Any]) -> Array:
     """What the framework makes of what its networks say (`BasePolicy.predict`)."""
     if isinstance(space, gymnasium.spaces.Discrete):
@@ -143,27 +102,18 @@ def _settled(value: Array, kind: str, space: gymnasium.Space[Any]) -> Array:
     return np.clip(value, space.low, space.high)
 
 
-def _compare(model: BaseAlgorithm, venv: VecEnv, graph: _Graph, environment: str, episodes: int) -> Parity:
-    steps, differing, largest, returns = 0, 0, 0.0, list[float]()
-    differ = _difference(model.action_space)
+def _compare(model: BaseAlgorithm, venv: VecEnv, graph: Graph, environment: str, episodes: int) -> Parity:
+    tally = Tally(environment, scale(model.action_space))
     for _ in range(episodes):
         observation, state, start, total = venv.reset(), None, np.ones(1, bool), 0.0
         graph.reset()
-        for _ in range(_MOST_STEPS):
+        for _ in range(MOST_STEPS):
             wanted, state = model.predict(observation, state, start, deterministic=True)  # type: ignore[arg-type]
-            far = differ(graph.act(observation), wanted)  # type: ignore[arg-type]
-            steps, differing, largest = steps + 1, differing + (far > LIMIT), max(largest, far)
+            ours = _settled(graph.ask(observation), graph.kind, model.action_space)  # type: ignore[arg-type]
+            tally.add(ours, wanted)
             observation, reward, done, _ = venv.step(wanted)
             total, start = total + float(reward[0]), done
             if done[0]:
                 break
-        returns.append(total)
-    return Parity(environment, tuple(returns), steps, differing, largest)
-
-
-def _difference(space: gymnasium.Space[Any]) -> Callable[[Array, Array], float]:
-    """How far two actions are apart: 0 or 1 where they are choices, else in the units of their range."""
-    if not isinstance(space, gymnasium.spaces.Box):
-        return lambda a, b: float(not np.array_equal(a, b))
-    size = np.maximum(1.0, np.where(np.isfinite(space.high), np.abs(space.high), 1.0))
-    return lambda a, b: float((np.abs(a - b) / size).max())
+        tally.returns.append(total)
+    return tally.parity()
