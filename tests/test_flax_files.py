@@ -13,19 +13,21 @@ from surgery.verify.outputs import runtime
 from surgery_adapters.containers.msgpack_tree import flat, read
 
 FLAX = Path(__file__).parent / "fixtures" / "flax"
-NAMES = ("dqn", "atari", "ppo")
+NAMES = ("dqn", "atari", "ppo", "c51", "td3", "impala")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_graph_answers_as_flax_did(name):
     recorded = np.load(FLAX / "answers.npz")
-    seen = recorded["vectors" if name == "dqn" else "images"].astype(np.float32)
-    found = runtime(surgery.load(FLAX / f"{name}.cleanrl_model").model)({"observation": seen})
+    seen = recorded["images" if name in ("atari", "ppo", "impala") else "vectors"].astype(np.float32)
+    known = {"observation": seen, "critic_observation": recorded["both"]}
+    model = surgery.load(FLAX / f"{name}.cleanrl_model").model
+    found = runtime(model)({value.name: known[value.name] for value in model.graph.inputs})
     wanted = {key.partition("/")[2]: recorded[key] for key in recorded.files if key.startswith(f"{name}/")}
     assert found.keys() == wanted.keys()
     for key, value in wanted.items():
         np.testing.assert_allclose(found[key], value, atol=1e-5)
-        assert (found[key].argmax(1) == value.argmax(1)).all()
+        assert (found[key].argmax(-1) == value.argmax(-1)).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
