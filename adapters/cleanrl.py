@@ -13,12 +13,10 @@ from surgery.checkpoint import Checkpoint
 from surgery.formats import is_kind
 from surgery_adapters import cleanrl_flax, pytorch
 
-SUFFIX = ".cleanrl_model"
-
 
 def detect(path: Path) -> bool:
     """Whether a file is a model that one of CleanRL's scripts saved."""
-    return path.suffix == SUFFIX and (pytorch.detect(path) or _flax(path))
+    return path.suffix == pytorch.CLEANRL and (pytorch.detect(path) or _flax(path))
 
 
 def training_state(path: Path) -> TrainingState:
@@ -32,12 +30,12 @@ def load(path: Path, reading: Reading) -> Checkpoint:
     """The network as a graph, with the activation of the script that has such a network."""
     if _flax(path):
         return cleanrl_flax.load(path, reading)
-    network = training_state(path).networks["model"]
-    names = {name.partition(".")[0] for name in network}
+    state = training_state(path)
+    names = {name.partition(".")[0] for network in state.networks.values() for name in network}
     # ppo.py and ppo_continuous_action.py are tanh throughout; all other scripts are ReLU
     tanh = "critic" in names and ("actor" in names or "actor_mean" in names) and "network" not in names
     known = reading.activation or ("tanh" if tanh else "relu")
-    found: Checkpoint = pytorch.assemble(path, training_state(path), reading, activation=known)
+    found: Checkpoint = pytorch.assemble(path, state, reading, activation=known)
     return found.replace(source={**found.source, "adapter": "cleanrl"})
 
 

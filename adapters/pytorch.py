@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,9 +17,10 @@ from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, CorruptFile, Refused, SurgeryError, UnknownFormat
 from surgery.files import check_readable, replacing
 from surgery.formats import is_kind, sniff
-from surgery.interface import Environment, Interface, Port, infer
+from surgery.interface import Interface, Port, infer
 from surgery.optimizer import OptimizerState
 from surgery.optimizer_record import OptimizerRecord, slots_of
+from surgery.parameter_order import shape_of_state
 from surgery.tensors import MappedFile, Region, read_safetensors, write_safetensors
 from surgery_adapters.containers import module_tree
 from surgery_adapters.containers.module_tree import ModuleNode, ModuleState, modules_in
@@ -25,12 +28,22 @@ from surgery_adapters.containers.pickle_tree import parse
 from surgery_adapters.containers.torch_archive import TorchArchive
 from surgery_adapters.containers.torch_patch import Make, View, changes, rewrite
 from surgery_adapters.networks import impala
-from surgery_adapters.networks.chains import Chain, Part, custom, declare
+from surgery_adapters.networks.chains import Chain, Observations, Part, custom
 from surgery_adapters.networks.layers import Layers
 from surgery_adapters.networks.module import traced
 from surgery_adapters.networks.named import named
+from surgery_adapters.networks.outputs import declare
 from surgery_adapters.networks.trained import Trained, joined
-from surgery_adapters.torch_layout import is_network, networks_in, optimizers_in, parts_of, prefixes
+from surgery_adapters.networks.words import roles_of
+from surgery_adapters.torch_layout import (
+    distinct,
+    is_network,
+    of_actions,
+    optimizers_in,
+    parts_of,
+    prefixes,
+    state_of,
+)
 from surgery_adapters.writeback.attention import as_the_code_computes, noted
 from surgery_adapters.writeback.contract import NAME, Notes, bare, notes_of
 from surgery_adapters.writeback.matching import Fit, Tensors, check_same, checked, fit, followed
@@ -38,6 +51,7 @@ from surgery_adapters.writeback.sequences import HINT
 from surgery_adapters.writeback.torch_tree import Revision, entries, renumber, revise, write
 
 SAFETENSORS = ".safetensors"
+CLEANRL = ".cleanrl_model"
 GENERAL = True
 """These files are of many frameworks: an adapter that knows one of them better comes first."""
 
@@ -98,27 +112,26 @@ def training_state(path: Path) -> TrainingState:
     if path.suffix.lower() == SAFETENSORS:
         return TrainingState({"model": read_safetensors(path).tensors})
     content = read(path)
+    if isinstance(content, list | tuple):  # (actor.state_dict(), critic.state_dict())
+        content = dict(zip(_names(path, len(content)), content, strict=True))
     if not isinstance(content, dict):
         raise UnknownFormat(f"{path} holds a {type(content).__name__}, not a dict of networks")
     if is_network(content):
         return TrainingState({"model": content})
-    networks: dict[str, Mapping[str, ir.TensorProtocol]] = {}
-    optimizers: dict[str, Mapping[str, object]] = {}
-    extra: dict[str, object] = {}
-    for key, value in content.items():
-        found = dict(optimizers_in(str(key), value))
-        if found:
-            optimizers.update(found)
-        elif inner := dict(networks_in(str(key), value)):
-            networks.update(inner)
-        else:
-            extra[str(key)] = value
-    if not networks:
+    state: TrainingState = state_of(content)
+    if not state.networks:
         raise UnknownFormat(
-            f"{path} holds no network: its entries are {', '.join(list(extra)[:8]) or 'none'}",
+            f"{path} holds no network: its entries are {', '.join(list(state.extra)[:8]) or 'none'}",
             hint="save the state dict of the network: torch.save({'model': net.state_dict(), ...})",
         )
-    return TrainingState(networks, optimizers, extra)
+    return state
+
+
+def _names(path: Path, count: int) -> list[str]:
+    """What networks are called that a file holds one after the other."""
+    if path.suffix == CLEANRL and count in (2, 3):  # ddpg_continuous_action.py, td3_continuous_action.py
+        return ["actor", "qf1", "qf2"][:count]
+    return [f"network{k}" for k in range(count)]
 
 
 def load(path: Path, reading: Reading) -> Checkpoint:
@@ -150,7 +163,7 @@ def assemble(
     made = Checkpoint(
         model,
         notes.meaning(found),
-        environment=notes.environment if notes.environment != Environment() else _contract(state),
+        environment=notes.environment,
         lineage=notes.lineage,
         optimizer=optimizer_of(state, parts) if reading.optimizer else None,
         source={
@@ -160,7 +173,7 @@ def assemble(
             "networks": list(state.networks),
             **{key: word for key in ("module", "architecture", "trust") if (word := getattr(reading, key))},
         },
-        copies={part.prefix: part.original for part in parts if part.original is not None},
+        copies={part.beginning: part.original for part in parts if part.original is not None},
     )
     return noted(made)
 
@@ -176,33 +189,35 @@ def _graph(
     whole = any(isinstance(network, ModuleState) for network in state.networks.values())
     if reading.module or (reading.trust and whole):
         model, outputs = traced(path, parts, reading)
-    else:
-        model, outputs = _chained(path, state, parts, reading, activation)
-    return model, Interface(infer(model).inputs, tuple(outputs))
+        return model, Interface(infer(model).inputs, tuple(outputs))
+    return _chained(path, state, parts, reading, activation)
 
 
 def _chained(
     path: Path, state: TrainingState, parts: Sequence[Part], reading: Reading, activation: str | None
-) -> tuple[ir.Model, list[Port]]:
+) -> tuple[ir.Model, Interface]:
     """The graph of networks that are chains of layers, and its outputs."""
-    layers = Layers(path.stem, {name: tensor for part in parts for name, tensor in part.tensors.items()})
+    layers = Layers(path.stem, {name: tensor for part in parts for name, tensor in part.known.items()})
     outputs: list[Port] = []
-    first: Chain | None = None
-    seen: ir.Value | None = None
-    for part in parts:
-        module = _module(state, part)
+    observations, networks = Observations(layers, reading), distinct(parts)
+    valuing = of_actions(parts)
+    for part in networks:
         chain = Chain(
-            layers, part.tensors, activation or custom(part.tensors), module=module, prefix=part.prefix
-        )
+            layers, part.tensors, activation or custom(part.tensors), observations,
+            statistics=part.known, module=_module(state, part), prefix=part.prefix, label=part.label,
+        )  # fmt: skip
         if impala.stages(part.tensors):
-            chain = Chain(layers, impala.rest(part.tensors), "relu")
-            chain.observation, chain.features = impala.build(layers, part.tensors, reading, seen)
-        elif first is not None:
-            chain.observation, chain.features = first.observation, first.features
-        ends = chain.build(reading)
-        first, seen = first or chain, seen or layers.graph.model().graph.inputs[0]
-        outputs += declare(layers, part, ends, {port.name for port in outputs})
-    return checked(layers.graph.model()), outputs
+            seen = next(iter(layers.graph.model().graph.inputs), None)
+            trunk = impala.build(layers, part.tensors, reading, seen)
+            chain = Chain(layers, impala.rest(part.tensors), "relu", observations, trunk)
+        taken = {port.name for port in outputs}
+        outputs += declare(layers, part, chain.build(), taken, of_actions=part.prefix in valuing)
+    model = checked(layers.graph.model())
+    inputs = (
+        Port(port.name, "other", declared=True) if port.name in observations.own else port
+        for port in infer(model).inputs
+    )
+    return model, Interface(tuple(inputs), tuple(outputs))
 
 
 def _module(state: TrainingState, part: Part) -> ModuleNode | None:
@@ -234,7 +249,7 @@ def fitted(checkpoint: Checkpoint, like: Path) -> Fitted:
       ArgumentError, Refused: it does not go into it.
     """
     state = training_state(like)
-    old = {name: tensor for part in parts_of(state) for name, tensor in part.tensors.items()}
+    old = {name: tensor for part in parts_of(state) for name, tensor in part.known.items()}
     return _fitted(as_the_code_computes(checkpoint, old), like, state)
 
 
@@ -290,9 +305,8 @@ class Fitted:
     @property
     def kept(self) -> OptimizerState | None:
         """The state of the optimizers whose slots stay what they are; None if there are none."""
-        names = [name for name, revision in self.revisions.items() if not revision.swapped]
-        parts = parts_of(self.state)
-        return joined([_bound(self.state, name, parts) for name in names])
+        bound = _all_bound(self.state, parts_of(self.state))
+        return joined(bound[name] for name, revision in self.revisions.items() if not revision.swapped)
 
     def edit(self, root: object, make: Make) -> None:
         """Change the tree of the file: names, new parameters, optimizers."""
@@ -313,7 +327,7 @@ def _fitted(checkpoint: Checkpoint, like: Path, state: TrainingState) -> Fitted:
       ArgumentError, Refused: it does not go into it.
     """
     parts = parts_of(state)
-    old = {name: tensor for part in parts for name, tensor in part.tensors.items()}
+    old = {name: tensor for part in parts for name, tensor in part.known.items()}
     found = fit(old, checkpoint, like)
     whole = any(isinstance(network, ModuleState) for network in state.networks.values())
     if found.numbering.added and whole:
@@ -347,8 +361,7 @@ def _revisions(
     wanted = followed(checkpoint.optimizer)
     return {
         name: revise(item.record, item.places, wanted, found.numbering, old)
-        for name in state.optimizers
-        for item in [_bound(state, name, parts)]
+        for name, item in _all_bound(state, parts).items()
     }
 
 
@@ -389,28 +402,37 @@ def optimizer_of(state: TrainingState, parts: Sequence[Part]) -> OptimizerState 
     Raises:
       ArgumentError, Refused: parameters that the networks do not have, or more than one way to bind them.
     """
-    return joined([_bound(state, name, parts) for name in state.optimizers])
+    return joined(_all_bound(state, parts).values())
 
 
-def _bound(state: TrainingState, name: str, parts: Sequence[Part]) -> Trained:
-    """One optimizer: of the network that it is named after, of the first, or of all."""
-    everything = {key: tensor for part in parts for key, tensor in part.tensors.items()}
-    own = [part.tensors for part in parts if part.label and name.startswith(part.label.rstrip("."))]
-    originals = {k: t for part in parts if part.original is None for k, t in part.tensors.items()}
+def _all_bound(state: TrainingState, parts: Sequence[Part]) -> dict[str, Trained]:
+    """Every optimizer of the networks; that of a single number, a temperature, is carried as it is."""
+    found = {name: _bound(state, name, parts) for name in state.optimizers}
+    return {name: bound for name, bound in found.items() if bound is not None}
+
+
+def _bound(state: TrainingState, name: str, parts: Sequence[Part]) -> Trained | None:
+    """One optimizer: of the networks that it is named after, of the first, or of all; None: of a single number."""
     try:
         record = OptimizerRecord.parse(state.optimizers[name])
         record.kind()
-        places = record.bind([*own, parts[0].tensors, originals, everything], None)
+        shapes = [shape_of_state(record.states.get(k, {})) for group in record.numbers for k in group]
+        if len(shapes) == 1 and math.prod(shapes[0] or ()) == 1:
+            return None
+        places = record.bind(_scopes(name, parts), None)
         return Trained(record, tuple(map(tuple, places)))
     except SurgeryError as error:
         raise error.within(optimizer=name, without="read it without its optimizer: --no-optimizer") from error
 
 
-def _contract(state: TrainingState) -> Environment:
-    """Statistics of a normaliser that the file holds beside its networks: observations reach the network normalised."""
-    for name, members in state.networks.items():
-        if {"running_mean", "running_variance"} <= set(members) and name.startswith(("observation", "state")):
-            mean, variance = (members[f"running_{key}"].numpy().tolist() for key in ("mean", "variance"))
-            statistics = {"mean": mean, "variance": variance}
-            return Environment(settings={"normaliser": {"observation": statistics}})
-    return Environment()
+def _scopes(name: str, parts: Sequence[Part]) -> list[Tensors]:
+    """The networks that an optimizer may be of, those first that its name speaks of; the last has all."""
+    originals = [part for part in parts if part.original is None]
+    stem = name.removesuffix("_optimizer").removesuffix("_optim")
+    own = [part for part in parts if part.label and name.startswith(part.label.rstrip("."))]
+    several = [part for part in originals if part.label.startswith(stem)]
+    alike = [part for part in originals if roles_of(stem) & roles_of(part.label)]
+    place = re.search(r"\[(\d+)\]$", name)  # one of a list: of the network in that place
+    there = originals[int(place[1]) :][:1] if place else []
+    found = [[part] for part in own] + [several, alike, there, [parts[0]], originals, list(parts)]
+    return [{key: t for part in some for key, t in part.tensors.items()} for some in found if some]

@@ -2,29 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import TypeGuard
 
 import onnx_ir as ir
 
-from surgery.adapters import TrainingState
+from surgery.adapters import SHARED, TrainingState
 from surgery.tensors import shape_of
 from surgery_adapters.networks.chains import Part
+from surgery_adapters.networks.statistics import are_statistics
+from surgery_adapters.networks.words import roles_of
 from surgery_adapters.writeback.torch_tree import entries
 
 _COPIES = ("target", "old", "ema", "avg")
 
 
+def state_of(content: Mapping[object, object]) -> TrainingState:
+    """What the entries of a checkpoint are, wherever the common layouts put them."""
+    networks: dict[str, Mapping[str, ir.TensorProtocol]] = {}
+    optimizers: dict[str, Mapping[str, object]] = {}
+    extra: dict[str, object] = {}
+    for key, value in content.items():
+        found = dict(optimizers_in(str(key), value))
+        if found:
+            optimizers.update(found)
+        elif inner := dict(networks_in(str(key), value)):
+            networks.update(inner)
+        else:
+            extra[str(key)] = value
+    # a state dict with more in it than tensors: Tianshou's algorithms put their optimizers there
+    alone = {key: value for key, value in extra.items() if isinstance(value, ir.TensorProtocol)}
+    if not networks and any("." in key for key in alone):
+        networks["model"] = alone
+        extra = {key: value for key, value in extra.items() if key not in alone}
+    return TrainingState(networks, optimizers, extra)
+
+
 def prefixes(state: TrainingState) -> dict[str, str]:
     """Network -> what its parameters' names in the graph have in front: nothing for the first, else its own name."""
     # the first network's names stay bare: an original's, wherever its copies stand in the file
-    ordered = sorted(state.networks, key=lambda name: any(word in name.lower() for word in _COPIES))
-    names = [
-        name
-        for name in ordered
-        if any(len(tensor.shape) > 1 for tensor in state.networks[name].values())  # the others are statistics
-    ]
-    return {name: f"{name}." if k else "" for k, name in enumerate(names)}
+    ordered = sorted(
+        state.networks,
+        key=lambda name: (
+            are_statistics(name, state.networks[name]),
+            any(word in name.lower() for word in _COPIES),
+        ),
+    )
+    return {name: f"{name}." if k else "" for k, name in enumerate(ordered) if not _is_carried(state, name)}
+
+
+def _is_carried(state: TrainingState, name: str) -> bool:
+    """Whether an entry is of no graph."""
+    members = state.networks[name]
+    return not are_statistics(name, members) and not _weighs(members)
+
+
+def _weighs(members: Mapping[str, ir.TensorProtocol]) -> bool:
+    """Whether there is the weight of a layer among some tensors."""
+    return any(len(tensor.shape) > 1 for tensor in members.values())
 
 
 def parts_of(state: TrainingState) -> list[Part]:
@@ -38,35 +74,105 @@ def parts_of(state: TrainingState) -> list[Part]:
         prefix: {f"{prefix}{key}": tensor for key, tensor in state.networks[name].items()}
         for prefix, name in labels.items()
     }
+    statistics = [prefix for prefix, name in labels.items() if are_statistics(name, state.networks[name])]
+    beside = {name: tensor for prefix in statistics for name, tensor in named.pop(prefix).items()}
     if len(named) == 1:
         divided: dict[str, dict[str, ir.TensorProtocol]] = {}
         for name, tensor in named[""].items():
             divided.setdefault(f"{name.partition('.')[0]}.", {})[name] = tensor
-        named = divided if _copies(divided) else named
-    for members in named.values():
+        if _copies(divided):
+            loose = [prefix for prefix, members in divided.items() if not _weighs(members)]
+            beside |= {name: tensor for prefix in loose for name, tensor in divided.pop(prefix).items()}
+            named = divided
+    for members in (*named.values(), beside):
         for name, tensor in members.items():
             tensor.name = name
     copies = _copies(named)
-    parts = [
-        Part(prefix, labels.get(prefix, prefix), members, copies.get(prefix))
-        for prefix, members in named.items()
-    ]
-    return sorted(parts, key=lambda part: part.original is not None)
+    parts = []
+    for prefix, members in named.items():
+        beginning, original = copies.get(prefix, ("", None))
+        label = labels.get(prefix, prefix)
+        parts.append(Part(prefix, label, members, original, beginning, beside))
+    parts.sort(key=lambda part: part.original is not None)
+    return parts
 
 
-def _copies(named: Mapping[str, Mapping[str, ir.TensorProtocol]]) -> dict[str, str]:
-    """Prefixes of target and averaged networks, and those of the networks that they have the shape of."""
-    shapes = {
-        prefix: {name.removeprefix(prefix): shape_of(tensor) for name, tensor in members.items()}
-        for prefix, members in named.items()
+def distinct(parts: Sequence[Part]) -> list[Part]:
+    """The networks without those that are others under a second name, those of policies before those of critics."""
+    seen: set[object] = set()
+    found = []
+    for part in parts:
+        views = {tensor.meta.get(SHARED, name) for name, tensor in part.tensors.items()}
+        if not views <= seen:
+            found.append(part)
+        seen |= views
+    return sorted(found, key=is_critic)
+
+
+def of_actions(parts: Sequence[Part]) -> set[str]:
+    """Prefixes of the networks that say what actions are worth: those of Q, and what has a target network.
+
+    Of an actor-critic's networks that is the critic, else the policy itself (Tianshou calls a Q network one).
+    """
+    critics = any(map(is_critic, parts))
+    originals = {part.original for part in parts if part.original is not None}
+    followed = {
+        part.prefix
+        for part in parts
+        if part.prefix in originals or any(part.prefix and name.startswith(part.prefix) for name in originals)
     }
+    named = {part.prefix for part in parts if "q" in roles_of(part.label)}
+    copies = {part.prefix for part in parts if part.original is not None}
+    return named | {
+        part.prefix for part in parts if part.prefix in followed | copies and (is_critic(part) or not critics)
+    }
+
+
+def is_critic(part: Part) -> bool:
+    """Whether a network is a critic by its name."""
+    roles = roles_of(part.label)
+    return bool(roles & {"critic", "q"}) and "actor" not in roles
+
+
+def _copies(named: Mapping[str, Mapping[str, ir.TensorProtocol]]) -> dict[str, tuple[str, str]]:
+    """Target and averaged networks: what their names begin with, and those of the networks that they are copies of."""
     copies = [prefix for prefix in named if any(word in prefix.lower() for word in _COPIES)]
-    return {
-        copy: original
-        for copy in copies
-        if (original := next((p for p in named if p not in copies and shapes[p] == shapes[copy]), None))
-        is not None
+    shapes = {
+        prefix: {name: shape_of(tensor) for name, tensor in members.items()}
+        for prefix, members in named.items()
     }
+    found: dict[str, tuple[str, str]] = {}
+    for copy in copies:
+        own = _without_words(copy)
+        originals = sorted((p for p in named if p not in copies), key=lambda p: _without_words(p) != own)
+        for original in originals:
+            if (way := _alike(shapes[copy], copy, shapes[original], original)) is not None:
+                found.setdefault(copy, way)
+    return found
+
+
+def _alike(
+    copy: Mapping[str, tuple[int, ...]], prefix: str, original: Mapping[str, tuple[int, ...]], its: str
+) -> tuple[str, str] | None:
+    """What the names of a copy begin with, and those of its original, if they are the same but for that."""
+    for ours, theirs in ((prefix, its), (_beginning(copy), _beginning(original))):
+        if {name.removeprefix(ours): shape for name, shape in copy.items()} == {
+            name.removeprefix(theirs): shape for name, shape in original.items()
+        }:
+            return ours, theirs
+    return None
+
+
+def _beginning(names: Iterable[str]) -> str:
+    """The modules that all names are in, with the dot."""
+    paths = [name.split(".")[:-2] for name in names]
+    shared = takewhile(lambda modules: len(set(modules)) == 1, zip(*paths, strict=False))
+    return "".join(f"{modules[0]}." for modules in shared)
+
+
+def _without_words(prefix: str) -> str:
+    words = prefix.lower().strip(".").split("_")
+    return "_".join(word for word in words if word not in _COPIES)
 
 
 def is_network(value: Mapping[object, object]) -> bool:

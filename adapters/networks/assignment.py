@@ -14,8 +14,8 @@ from surgery.adapters import SHARED
 from surgery.errors import ArgumentError, Refused
 from surgery.optimizer_record import align, trainable
 from surgery.tensors import shape_of
-from surgery_adapters.networks.chains import WORDS, words_of
 from surgery_adapters.networks.layers import HINT, Tensors
+from surgery_adapters.networks.words import WORDS, words_of
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]

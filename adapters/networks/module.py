@@ -19,8 +19,9 @@ from surgery.errors import ArgumentError, MissingDependency, Refused
 from surgery.interface import Port
 from surgery.optimizer_record import align
 from surgery.tensors import shape_of
-from surgery_adapters.networks.chains import Part, kind_of
+from surgery_adapters.networks.chains import Part
 from surgery_adapters.networks.side_by_side import beside
+from surgery_adapters.networks.words import kinds_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -179,14 +180,18 @@ def features_of(module: nn.Module) -> tuple[int, ...]:
 def outputs_of(model: ir.Model, part: Part, *, copy: bool) -> list[Port]:
     """Names and kinds of what comes out, by what the exporter calls it and by the width."""
     suffix = f"_{part.prefix.strip('.').replace('.', '_')}" if copy else ""
-    ports: list[Port] = []
+    widths: dict[str, int] = {}
     for value in model.graph.outputs:
         width = value.shape[-1] if value.shape is not None and len(value.shape) > 1 else None
         if not isinstance(width, int):
             raise Refused(
                 f"the output '{value.name}' of the module is no table of numbers, one row per observation"
             )
-        kind = kind_of(str(value.name), part.label, width, gaussian=False)
+        widths[str(value.name)] = width
+    kinds = kinds_of(widths, part.label)
+    ports: list[Port] = []
+    for value in model.graph.outputs:
+        kind = kinds[str(value.name)]
         name = f"{kind}{suffix}"
         value.name = name if name not in {port.name for port in ports} else f"{name}_{len(ports)}"
         ports.append(Port(str(value.name), "other" if copy else kind, declared=True))

@@ -27,9 +27,10 @@ from surgery_adapters.networks.assignment import (
     fits,
     trained_shapes,
 )
-from surgery_adapters.networks.chains import Part, words_of
+from surgery_adapters.networks.chains import Part
 from surgery_adapters.networks.layers import GATES
 from surgery_adapters.networks.side_by_side import beside
+from surgery_adapters.networks.words import words_of
 
 _DIVIDED = ("nature", "impala")
 """Families whose images, with values up to 255, are divided by 255 in every known script."""

@@ -16,6 +16,7 @@ from surgery.graph.rewrite import OPERAND
 from surgery.optimizer import OptimizerState
 from surgery.tensors import shape_of
 from surgery.verify.structure import check_structure
+from surgery_adapters.networks.statistics import variances
 from surgery_adapters.writeback.sameness import difference
 from surgery_adapters.writeback.sequences import HINT, Numbering, number
 
@@ -74,6 +75,7 @@ def fit(old: Tensors, checkpoint: Checkpoint, like: Path) -> Fit:
         )
     numbering = number(checkpoint.model, old, new, checkpoint.copies)
     now = matched(old, checkpoint, like, new)
+    now |= variances(old, now)
     tensors = numbering.fitted(old, {**now, **{name: ours[name] for name in new}})
     return Fit(numbering, now, tensors, numbering.read_again(old, tensors))
 
