@@ -12,9 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import surgery
-from surgery.errors import (
-    ArgumentError,
-)
+from surgery.errors import ArgumentError, Refused
 from surgery.torch import from_module, grow_states, operate
 from surgery.torch.live import groups as operate_groups
 from surgery.torch.live import journal as operate_journal
@@ -216,28 +214,57 @@ def test_a_compiled_module_is_compiled_once_more():
     assert counter.frame_count == 2
 
 
-@pytest.mark.parametrize("kind", ["sequential", "one cycle", "plateau"])
+RATES = torch.optim.lr_scheduler
+SCHEDULES = {
+    "sequential": lambda o: RATES.SequentialLR(
+        o, [RATES.LinearLR(o, 0.5, 1.0, 3), RATES.CosineAnnealingLR(o, 9)], [4]
+    ),
+    "chained": lambda o: RATES.ChainedScheduler([RATES.ConstantLR(o, 0.5, 4), RATES.ExponentialLR(o, 0.9)]),
+    "one cycle": lambda o: RATES.OneCycleLR(o, 0.1, 20),
+    "cyclic": lambda o: RATES.CyclicLR(o, 1e-3, 0.1, 3, cycle_momentum=False),
+    "plateau": lambda o: RATES.ReduceLROnPlateau(o, patience=0, min_lr=1e-3),
+    "a function": lambda o: RATES.LambdaLR(o, [lambda step: 1 / (1 + step)]),
+    "averaging": lambda o: torch.optim.swa_utils.SWALR(o, swa_lr=0.01, anneal_epochs=5),
+}
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
 def test_schedules_go_on_when_groups_are_split(kind):
-    net = mlp()
-    optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
-    trained(net, optimizer, X)
-    rates = torch.optim.lr_scheduler
-    schedule = {
-        "sequential": lambda: rates.SequentialLR(
-            optimizer, [rates.LinearLR(optimizer, 0.5, 1.0, 3), rates.CosineAnnealingLR(optimizer, 9)], [4]
-        ),
-        "one cycle": lambda: rates.OneCycleLR(optimizer, 0.1, 20),
-        "plateau": lambda: rates.ReduceLROnPlateau(optimizer, patience=0),
-    }[kind]()
-    first = optimizer.param_groups[0]["lr"]
-    operate(net, optimizer, X, factor=2, init="net2net", follow_recipe=True, schedulers=[schedule])
+    """Every group has its share of the rate that the schedule gives without the operation."""
+    both = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        net = mlp()
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
+        trained(net, optimizer, X)
+        both.append((net, optimizer, SCHEDULES[kind](optimizer)))
+    (net, optimizer, schedule), (_, plain, same_schedule) = both
+    first = plain.param_groups[0]["lr"]
+    operate(
+        net, optimizer, X, factor=2, init="net2net", follow_recipe=True, schedulers=[schedule], prove=False
+    )
     ratios = [group["lr"] / first for group in optimizer.param_groups]
     assert sorted(set(np.round(ratios, 9))) == [0.5, 1.0]
     for at in range(8):
         trained(net, optimizer, X, steps=1)
-        schedule.step(*([1.0 + at] if kind == "plateau" else []))
+        plain.step()
+        for each in (schedule, same_schedule):
+            each.step(*([1.0 + at] if kind == "plateau" else []))
         now = [group["lr"] for group in optimizer.param_groups]
-        np.testing.assert_allclose(now, np.array(ratios) * now[ratios.index(1.0)])
+        np.testing.assert_allclose(now, np.array(ratios) * plain.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("make", [RATES.CosineAnnealingLR, RATES.CosineAnnealingWarmRestarts])
+def test_a_schedule_with_one_floor_for_all_groups_is_refused(make):
+    net = mlp()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
+    schedule = make(optimizer, 9, eta_min=1e-3)
+    before = everything(net, optimizer, schedule)
+    how = {"factor": 2, "init": "net2net", "schedulers": [schedule], "prove": False}
+    with pytest.raises(Refused, match="eta_min"):
+        operate(net, optimizer, X, follow_recipe=True, **how)
+    assert same(everything(net, optimizer, schedule), before)
+    operate(net, optimizer, X, **how)
 
 
 FAULTS = {

@@ -7,12 +7,15 @@ from typing import Any
 
 import torch
 
+from surgery.errors import Refused
 from surgery.torch.live.journal import Journal
 
 Factors = tuple[float, float, float]
 """Of the learning rate, of ε, of the weight decay."""
-_RATES = ("lr", "initial_lr", "max_lr", "min_lr")
+_RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
 _SCALED_LISTS = ("base_lrs", "_last_lr", "min_lrs", "max_lrs")
+_FLOOR = "eta_min"
+"""A learning rate of cosine schedules that is one number for all groups."""
 
 
 def regroup(
@@ -28,6 +31,9 @@ def regroup(
       optimizer: its groups stay the same objects; new ones come after them.
       factors: by id of the parameter; 1 for all others.
       schedulers: learning-rate schedules of this optimizer.
+
+    Raises:
+      Refused: a schedule with one lowest rate for all groups, which would need one for each.
     """
     groups = optimizer.param_groups
     kept: list[tuple[int, Factors]] = []
@@ -50,6 +56,7 @@ def regroup(
     journal.contents(groups, [*groups, *added])
     for scheduler in _all(schedulers):
         if scheduler.optimizer is optimizer:
+            _check_floor(scheduler, [*kept, *split])
             _extend(journal, scheduler, len(kept), [*kept, *split])
 
 
@@ -76,6 +83,16 @@ def _all(schedulers: Sequence[Any]) -> list[Any]:
     for scheduler in schedulers:
         found += [scheduler, *_all(getattr(scheduler, "_schedulers", ()))]
     return found
+
+
+def _check_floor(scheduler: Any, order: Sequence[tuple[int, Factors]]) -> None:  # noqa: ANN401
+    floor = getattr(scheduler, _FLOOR, 0)
+    if floor and any(factors[0] != 1 for _, factors in order):
+        raise Refused(
+            f"the {type(scheduler).__name__} ends at one rate for all groups ({_FLOOR}={floor:g}), and the trajectory "
+            "goes on with several",
+            hint=f"{_FLOOR}=0, or without follow_recipe: surgery.torch.follow needs no other groups and schedules",
+        )
 
 
 def _extend(journal: Journal, scheduler: Any, before: int, order: Sequence[tuple[int, Factors]]) -> None:  # noqa: ANN401
