@@ -180,6 +180,13 @@ def finite(tensor: ir.TensorProtocol) -> bool:
     return all(bool(np.isfinite(np.frombuffer(block, dtype)).all()) for block in blocks(tensor))
 
 
+def masking(tensor: ir.TensorProtocol) -> bool:
+    """Whether all elements of a floating tensor are infinite or zero, as in masks."""
+    dtype = tensor.dtype.numpy()
+    arrays = (np.frombuffer(block, dtype) for block in blocks(tensor))
+    return all(bool((np.isinf(array) | (array == 0)).all()) for array in arrays)
+
+
 def shape_of(tensor: ir.TensorProtocol) -> tuple[int, ...]:
     """The tensor's shape as plain integers."""
     return tuple(tensor.shape.numpy())

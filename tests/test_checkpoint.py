@@ -298,6 +298,25 @@ def test_values_that_are_not_finite_are_reported_by_name(tmp_path, bad, dtype):
         check_finite(checkpoint)
 
 
+def test_a_mask_may_be_infinite_and_a_trained_tensor_not(tmp_path):
+    model = mlp()
+    names = ("net.0.bias", "mask", "scalar")
+    arrays = (np.zeros(8, "f4"), np.triu(np.full((3, 3), -np.inf, "f4"), 1), np.array(-np.inf, "f4"))
+    arrays[0][2] = np.inf
+    kept = [tensor for tensor in model.graph.initializer if tensor.name != names[0]]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    model.graph.initializer.extend(
+        ir.to_proto(ir.tensor(array, name=n)) for n, array in zip(names, arrays, strict=True)
+    )
+    checkpoint = load(write(model, tmp_path / "in.onnx"))
+    check_finite(checkpoint)
+    moments = {"exp_avg": {"net.0.bias": ir.tensor(np.ones(8, "f4"))}}
+    state = OptimizerState("adam", moments, {}, (ParamGroup(("net.0.bias",)),))
+    with pytest.raises(GraphError, match=r"in: net\.0\.bias"):
+        check_finite(checkpoint.replace(optimizer=state))
+
+
 def test_an_optimizer_that_is_not_finite_is_reported(tmp_path):
     checkpoint = load(write(mlp(), tmp_path / "in.onnx"))
     check_finite(checkpoint)
