@@ -143,7 +143,7 @@ def finish(checkpoint: Checkpoint, *, observations: Recorded | None = None, seed
     # the network with both is judged as a growth of the one without the old: its states are what was added
     report = _proved("finish", alone, checkpoint, old, observations, seed)
     after = _renamed(alone)
-    structure = check_structure(after.model)
+    structure = check_structure(after.model, checkpoint.model)
     if not structure.ok:
         raise ProofFailed("what is left is no valid model", where={structure.name: structure.detail})
     return Outcome(_stepped(after, "finish", (checkpoint,), report, {"gate": value}), report)

@@ -190,3 +190,29 @@ def test_an_output_whose_shape_depends_on_values_keeps_what_was_declared() -> No
 
 def _random(rng: np.random.Generator, out: int, inputs: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.standard_normal((out, inputs)).astype(np.float32), rng.standard_normal(out).astype(np.float32)
+
+
+ROTATED = """<ir_version: 9, opset_import: ["" : 20]>
+agent (float[4, 3] x) => (float[4, 2] y) <float[3, 2] w = {1, 2, 3, 4, 5, 6}, float[2] speeds = {1, 0.1}> {
+    zero = Constant <value = int64 {0}> ()
+    one = Constant <value = int64 {1}> ()
+    four = Constant <value = int64 {4}> ()
+    last = Constant <value = int64[1] {1}> ()
+    range = Range (zero, four, one)
+    column = Unsqueeze (range, last)
+    time = Cast <to = 1> (column)
+    same = Identity (speeds)
+    angles = Mul (time, same)
+    h = MatMul (x, w)
+    y = Add (h, angles)
+}"""
+
+
+def test_what_shape_inference_gets_wrong_in_the_original_is_not_held_against_the_result() -> None:
+    """It takes a column of numbers for a row, and cannot multiply it."""
+    model = ir.serde.deserialize_model(onnx.parser.parse_model(ROTATED))
+    assert not check_structure(model).ok
+    assert check_structure(model, model).ok
+    broken = model.clone()
+    broken.graph.initializers["w"].const_value = ir.tensor(np.ones((4, 2), np.float32), name="w")
+    assert not check_structure(broken, model).ok

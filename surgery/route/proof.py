@@ -77,7 +77,7 @@ def end_to_end(
         dict,
     )
     checks = [
-        check_structure(after.model),
+        check_structure(after.model, before.model),
         measured("outputs, float32", relative, limit, f"{tool}{', worst ' + worst if worst else ''}"),
         *compare_double(before.model, exact.model, inputs, ends, FLOAT64_LIMIT, exactly),
     ]

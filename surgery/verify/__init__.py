@@ -91,7 +91,7 @@ def _judge(
     grown = (lambda arrays: grow(plan, arrays, np.random.default_rng(seed))) if plan else dict
     shrunk = (lambda arrays: shrink(plan, arrays)) if plan else dict
     common = (lambda arrays: kept(plan, arrays)) if plan else dict
-    structure = check_structure(after.model)
+    structure = check_structure(after.model, before.model)
     old, tool = _before(before, after, inputs)
     try:
         found = float32_outputs(after.model, grown(inputs), tool)
