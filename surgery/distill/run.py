@@ -14,6 +14,7 @@ from surgery.architectures import new
 from surgery.architectures.writer import NOISE
 from surgery.checkpoint import Checkpoint
 from surgery.distill import store
+from surgery.distill.heap import keep_freed_memory
 from surgery.distill.interrupt import Interrupts, Stopped
 from surgery.distill.journal import Status
 from surgery.distill.learner import EPS
@@ -197,6 +198,7 @@ def execute(
       FileError: the disk is full, or the folder cannot be written to.
     """
     torch.set_num_threads(threads)
+    keep_freed_memory()
     with store.owning(job.folder), Interrupts() as interrupts:
         store.agree_on(job.folder, config(job))
         session = Session.open(job)
