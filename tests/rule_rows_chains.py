@@ -69,6 +69,9 @@ ROWS = [
         c=weight(5)),
     row("a = Add(q, c)\nb = Sigmoid(k)\ny = MatMul(a, b)", [3, 7], q=activation(3, 5), k=activation(5, 7),
         c=real(0.5)),
+    # squared distances: zeros add nothing to them
+    row("d = Sub(q, k)\np = Pow(d, e)\ny = ReduceSum<keepdims=0>(p, i)", [3, 5], q=activation("N", 3, 5),
+        k=activation("N", 1, 5), e=real(2.0), i=ints(-1), only={"zero": (5,)}),
     # functions that are undefined, or infinite, for some numbers: random new units may not reach them
     *[
         row(f"h = MatMul(x, v)\na = {text}\ny = MatMul(a, w)", [2, 5, 7], x=positive("N", 2), w=weight(7, 5),

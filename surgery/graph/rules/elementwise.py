@@ -185,7 +185,9 @@ def other(t: Trace, node: ir.Node) -> None:
     for value in values:
         _limited_domain(t, node, value)
     _say(t, values, "scale")
-    t.put(node.outputs[0], t.broadcast(node, values, passes=0))
+    power = t.scalar(node.inputs[1]) if node.op_type == "Pow" else None
+    zero = power is not None and bool((power > 0).all())
+    t.put(node.outputs[0], t.broadcast(node, values, passes=1 if zero else 0))
 
 
 LIMITED = frozenset(["Log", "Sqrt", "Asin", "Acos", "Acosh", "Atanh", "Reciprocal", "Pow", "Mod", "Div"])
