@@ -1,8 +1,8 @@
 """Random graphs, drawn node by node: every node is evaluated as it is added, so that what does not fit is not added.
 
-A `Sketch` holds a half-drawn graph; the drawings in `tests/fuzzing_operators.py`, `…_layers.py`, `…_movement.py` and
-`…_motifs.py` add to it, `fuzzing_cases.draw` makes a whole case of it. Values stay tame: a node whose result is not
-finite, or large, is not added.
+A `Sketch` holds a half-drawn graph; the drawings in `tests/fuzzing_operators.py`, `…_layers.py`, `…_movement.py`,
+`…_motifs.py` and `…_rare.py` add to it, `fuzzing_cases.draw` makes a whole case of it. Values stay tame: a node whose
+result is not finite, or large, is not added.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 LARGEST = 30.0
 MOST_ELEMENTS = 4096
+OPSETS = {opset: 1 if opset < 13 else 15 if opset == 23 else 6 for opset in range(9, 24)}
+"""Versions of operators, and how often they are drawn; most drawings are for 13 and later."""
+
 BATCH = 3
 """Size of a symbolic batch while a graph is drawn."""
 
@@ -163,6 +166,7 @@ class Sketch:
         """
         names = [self.name("v") for _ in range(outputs)]
         node = helper.make_node(kind, [name or "" for name in inputs], names, **attributes)
+        self._check(node)
         arrays = [self.values[name] if name else None for name in inputs]
         try:
             results = compute(_alone(node), arrays, self.opset)
@@ -175,6 +179,16 @@ class Sketch:
         if all(name is None or name in self.constant for name in inputs):
             self.constant.update(names)
         return names
+
+    def _check(self, node: NodeProto) -> None:
+        """Raise Unfit for a node that its version of the operator does not have."""
+        try:
+            schema = onnx.defs.get_schema(node.op_type, self.opset)
+        except onnx.defs.SchemaError:
+            raise Unfit(f"no {node.op_type} in opset {self.opset}") from None
+        named = {attribute.name for attribute in node.attribute}
+        if len(node.input) > schema.max_input or not named <= set(schema.attributes):
+            raise Unfit(f"another {node.op_type} in opset {self.opset}")
 
     def sequence(self, x: str, sizes: str, name: str, axis: int) -> None:
         """Add a node that splits a value into a sequence (which has no array)."""
@@ -354,7 +368,7 @@ def _alone(node: NodeProto) -> ir.Node:
 def sketch(rng: np.random.Generator) -> Sketch:
     """An empty graph."""
     symbolic = bool(rng.random() < 0.55)
-    opset = int(rng.integers(13, 21)) if rng.random() < 0.9 else int(rng.integers(21, 24))
+    opset = int(rng.choice([*OPSETS], p=np.array([*OPSETS.values()]) / sum(OPSETS.values())))
     sizes = sorted({int(n) for n in rng.choice([2, 3, 4, 4, 5, 6, 6, 8], 3)})
     return Sketch(rng, opset, symbolic, BATCH if symbolic else int(rng.integers(1, 4)), sizes)
 
