@@ -1,11 +1,13 @@
-"""SavedModels of TensorFlow: in as a graph through tf2onnx, out as `.onnx` only.
+"""SavedModels and frozen graphs of TensorFlow: in as a graph through tf2onnx, out as `.onnx` only.
 
-A SavedModel is a program, which TensorFlow loads to convert it: that is done on request alone, by a process of its own.
+Both are programs, which TensorFlow loads to convert them: that is done on request alone, by a process of its own. The
+parameters of a SavedModel have the names of its variables, which are found in the graph by their values.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import subprocess
 import sys
@@ -21,25 +23,51 @@ from surgery.errors import MissingDependency, Refused, UnknownFormat
 from surgery.formats import is_kind
 from surgery.interface import infer
 from surgery.model_file import read_model, replace_tensors
+from surgery_adapters.binding.bind import native
+from surgery_adapters.containers.graph_def import ends
+from surgery_adapters.tf_checkpoint.bundle import Bundle
+from surgery_adapters.tf_checkpoint.objects import variables
 
 _OPSET = 17
+_LOG = logging.getLogger(__name__)
 _QUIET = {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
 
 
 def detect(path: Path) -> bool:
-    """Whether a folder is a SavedModel."""
-    return is_kind(path, "savedmodel")
+    """Whether a folder is a SavedModel, or a file a frozen graph."""
+    return bool(is_kind(path, "savedmodel", "graphdef"))
 
 
 def training_state(path: Path) -> TrainingState:
     """Raises: UnknownFormat; what an optimizer of TensorFlow remembers is not read from a SavedModel."""
-    raise UnknownFormat(f"{path} is a SavedModel: the state of its optimizer is not read")
+    raise UnknownFormat(f"{path} is {_what(path)}: the state of an optimizer is not read")
 
 
 def load(path: Path, reading: Reading) -> Checkpoint:
     """The graph of its signature `serving_default`; see `surgery.adapters.Adapter`."""
     model = _converted(path) if reading.graph is None and reading.trust else _exported(path, reading)
-    return Checkpoint(model, infer(model), source={"adapter": "saved_model", "file": path.name})
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.name = str(value.name).removesuffix(":0")  # the first of what a node makes
+    source = {"adapter": "saved_model", "file": path.name}
+    return _named(Checkpoint(model, infer(model), source=source), path)
+
+
+def _named(checkpoint: Checkpoint, path: Path) -> Checkpoint:
+    """With the names of the variables, if all parameters are found among them; a frozen graph has none left."""
+    index = path / "variables" / "variables.index"
+    if not index.is_file():
+        return checkpoint
+    arrays = {
+        name: tensor
+        for name, tensor in variables(Bundle.open(index)).items()
+        if tensor.dtype.is_floating_point()
+    }
+    try:
+        found = native(checkpoint, arrays)
+    except Refused as error:
+        _LOG.info("the parameters of %s keep the exporter's names: %s", path, error.message)
+        return checkpoint
+    return found
 
 
 def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list[Path]:
@@ -50,19 +78,37 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
 def check(checkpoint: Checkpoint, *, like: Path) -> NoReturn:
     """No copy of a program can hold other networks; see `surgery.adapters.Checking`."""
     raise Refused(
-        f"{like} is a SavedModel, a program with its widths in it, which is not written again",
+        f"{like} is {_what(like)}, a program with its widths in it, which is not written again",
         hint="write an .onnx: -o OUT.onnx",
     )
 
 
+def _what(path: Path) -> str:
+    return "a SavedModel" if path.is_dir() else "a frozen graph"
+
+
 def _exported(path: Path, reading: Reading) -> ir.Model:
-    command = f"python -m tf2onnx.convert --saved-model {path} --output model.onnx --opset {_OPSET}"
     if reading.graph is None:
+        command = " ".join(["python", *_command(path), "--output", "model.onnx"])
         raise Refused(
-            f"{path} is a SavedModel, a program of TensorFlow, and is not loaded without being told to",
+            f"{path} is {_what(path)}, a program of TensorFlow, and is not loaded without being told to",
             hint=f"{command}, and take model.onnx; or --trust, which does that",
         )
     return read_model(reading.graph)
+
+
+def _command(path: Path) -> list[str]:
+    """What has tf2onnx convert it.
+
+    Raises:
+      CorruptFile: a frozen graph without inputs or outputs.
+    """
+    command = ["-m", "tf2onnx.convert", "--opset", str(_OPSET)]
+    if path.is_dir():
+        return [*command, "--saved-model", str(path)]
+    found = ends(path)
+    sides = ["--inputs", ",".join(found.inputs), "--outputs", ",".join(found.outputs)]
+    return [*command, "--graphdef", str(path), *sides]
 
 
 def _converted(path: Path) -> ir.Model:
@@ -73,16 +119,15 @@ def _converted(path: Path) -> ir.Model:
     """
     if any(importlib.util.find_spec(package) is None for package in ("tensorflow", "tf2onnx")):
         raise MissingDependency(
-            "TensorFlow and tf2onnx convert a SavedModel, and are not installed",
+            f"TensorFlow and tf2onnx convert {_what(path)}, and are not installed",
             hint="pip install 'policy-surgery[tensorflow]'",
         )
     with tempfile.TemporaryDirectory(prefix="surgery-") as folder:
         target = Path(folder) / "model.onnx"
-        command = [sys.executable, "-m", "tf2onnx.convert", "--saved-model", str(path.absolute()), "--output"]
+        command = [sys.executable, *_command(path.absolute()), "--output"]
         done = subprocess.run(
-            [*command, str(target), "--opset", str(_OPSET)],
-            capture_output=True, text=True, env={**os.environ, **_QUIET}, check=False,
-        )  # fmt: skip
+            [*command, str(target)], capture_output=True, text=True, env={**os.environ, **_QUIET}, check=False
+        )
         if done.returncode or not target.is_file():
             words = done.stderr.strip().splitlines() or ["no reason given"]
             raise Refused(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ import pytest
 import surgery
 from surgery.adapters import Reading
 from surgery.cli import main
-from surgery.errors import ArgumentError, MissingDependency, Refused, SurgeryError, UnknownFormat
+from surgery.errors import ArgumentError, MissingDependency, Refused, SurgeryError
 from surgery.verify.outputs import runtime
 from tests.fixtures import recording
 
+PROGRAMS = Path(__file__).parent / "fixtures" / "tf_programs"
 CONVERTER = all(importlib.util.find_spec(package) for package in ("tensorflow", "tf2onnx"))
 
 
@@ -30,7 +32,7 @@ def folder(tmp_path):
 def test_a_saved_model_is_not_loaded_without_being_told_to(folder):
     with pytest.raises(Refused, match="a program of TensorFlow") as refused:
         surgery.load(folder)
-    assert f"python -m tf2onnx.convert --saved-model {folder} --output model.onnx" in refused.value.hint
+    assert f"--saved-model {folder} --output model.onnx" in refused.value.hint
 
 
 @pytest.mark.skipif(CONVERTER, reason="tf2onnx is installed")
@@ -51,12 +53,46 @@ def test_the_graph_of_a_saved_model_is_taken_and_written_as_onnx(folder, tmp_pat
     assert not (tmp_path / "again").exists()
 
 
+def test_the_parameters_of_a_saved_model_have_the_names_of_its_variables():
+    """Also the bias that is zero, which the exporter dropped."""
+    checkpoint = surgery.load(PROGRAMS / "saved", reading=Reading(graph=PROGRAMS / "saved.onnx"))
+    assert set(checkpoint.tensors) == {"fc/kernel", "fc/bias", "q_values/kernel", "q_values/bias"}
+    with np.load(PROGRAMS / "answers.npz") as recorded:
+        [found] = runtime(checkpoint.model)({"observation": recorded["observation"]}).values()
+        np.testing.assert_allclose(found, recorded["saved"], atol=1e-6)
+    assert surgery.apply(surgery.widen(checkpoint, factor=2), checkpoint).report.ok
+
+
+def test_the_graph_of_another_program_keeps_the_names_that_it_has():
+    graph = recording.read("tf2onnx", "mlp").path
+    checkpoint = surgery.load(PROGRAMS / "saved", reading=Reading(graph=graph))
+    assert set(checkpoint.tensors) == set(surgery.load(graph).tensors)
+
+
 def test_a_frozen_graph_is_named_with_the_command_that_converts_it(tmp_path):
-    path = tmp_path / "frozen.pb"
-    path.write_bytes(b"\n\x12\n\x01x\x12\x0bPlaceholder\xff\xfe")
-    with pytest.raises(UnknownFormat, match="a graph of TensorFlow") as unknown:
-        surgery.load(path)
-    assert f"--graphdef {path} --inputs INPUT:0" in unknown.value.hint
+    """Where something chooses the largest of some numbers, these come out too."""
+    with pytest.raises(Refused, match="a frozen graph, a program of TensorFlow") as refused:
+        surgery.load(PROGRAMS / "frozen.pb")
+    wanted = f"--graphdef {PROGRAMS / 'frozen.pb'} --inputs observation:0 --outputs q_values:0,action:0"
+    assert wanted in refused.value.hint
+
+
+@pytest.mark.parametrize("content", [b"\n\x12\n\x01x\x12\x0bPlaceholder\xff\xfe", b"\n\x05\n\x01x\x12\x00"])
+def test_a_damaged_graph_is_an_error(tmp_path, content):
+    (tmp_path / "frozen.pb").write_bytes(content)
+    with pytest.raises(SurgeryError):
+        surgery.load(tmp_path / "frozen.pb", reading=Reading(trust=True))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_frozen_graph_is_converted_on_request():
+    pytest.importorskip("tf2onnx")
+    pytest.importorskip("tensorflow")
+    checkpoint = surgery.load(PROGRAMS / "frozen.pb", reading=Reading(trust=True))
+    assert [port.name for port in checkpoint.interface.outputs] == ["q_values", "action"]
+    with np.load(PROGRAMS / "answers.npz") as recorded:
+        found = runtime(checkpoint.model)({"observation": recorded["observation"]})["q_values"]
+        np.testing.assert_allclose(found, recorded["frozen"], atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")

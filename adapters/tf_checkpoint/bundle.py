@@ -6,8 +6,7 @@ https://github.com/tensorflow/tensorflow, core/util/tensor_bundle, core/protobuf
 from __future__ import annotations
 
 import math
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -17,8 +16,9 @@ import onnx_ir as ir
 from surgery.errors import CorruptFile
 from surgery.files import check_readable, read_error, replacing
 from surgery.tensors import MappedFile, blocks, shape_of
+from surgery_adapters.containers.protobuf import Fields, fields, message
 from surgery_adapters.tf_checkpoint.crc32c import masked_crc32c
-from surgery_adapters.tf_checkpoint.table import Cursor, read_table, varint, write_table
+from surgery_adapters.tf_checkpoint.table import read_table, write_table
 
 INDEX = ".index"
 ATTRIBUTE = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -31,8 +31,6 @@ _DTYPES: Mapping[int, ir.DataType] = {
 """tensorflow/core/framework/types.proto; others (strings) are carried as bytes."""
 _MOST_INDEX, _MOST_SHARDS = 1 << 28, 1 << 12
 _DTYPE, _SHAPE, _SHARD, _OFFSET, _SIZE, _CRC, _SLICES = range(1, 8)
-
-Fields = list[tuple[int, int, int | bytes]]
 
 
 @dataclass(frozen=True)
@@ -56,23 +54,23 @@ class Entry:
     fields: Fields
 
     @staticmethod
-    def parse(message: bytes) -> Entry:
+    def parse(entry: bytes) -> Entry:
         """Raises: CorruptFile."""
-        fields = list(_fields(message))
-        single = {number: value for number, _, value in fields}
+        found = list(fields(entry))
+        single = {number: value for number, _, value in found}
         numbers = [single.get(number, 0) for number in (_DTYPE, _SHARD, _OFFSET, _SIZE, _CRC)]
         shape = single.get(_SHAPE, b"")
         if not isinstance(shape, bytes) or not all(isinstance(number, int) for number in numbers):
             raise CorruptFile("an entry of the index is damaged")
         kind, shard, offset, size, crc = (int(number) for number in numbers)
-        return Entry(_DTYPES.get(kind), _shape(shape), shard, offset, size, crc, _SLICES in single, fields)
+        return Entry(_DTYPES.get(kind), _shape(shape), shard, offset, size, crc, _SLICES in single, found)
 
     def moved(self, offset: int, tensor: ir.TensorProtocol | None, crc: int) -> bytes:
         """The message with another place, and with another tensor's shape and checksum."""
         if tensor is None:
             new: dict[int, int | bytes] = {_OFFSET: offset}
         else:
-            sizes = b"".join(_message([(2, 2, _message([(1, 0, size)]))]) for size in shape_of(tensor))
+            sizes = b"".join(message([(2, 2, message([(1, 0, size)]))]) for size in shape_of(tensor))
             new = {_OFFSET: offset, _SHAPE: sizes, _SIZE: tensor.nbytes, _CRC: crc}
         wires = {_SHAPE: 2, _CRC: 5}
         kept = [field for field in self.fields if field[0] not in new]
@@ -81,7 +79,7 @@ class Entry:
             for number, value in new.items()
             if value or number == _SHAPE
         ]
-        return _message(sorted([*kept, *added], key=lambda field: field[0]))
+        return message(sorted([*kept, *added], key=lambda field: field[0]))
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ class Bundle:
         header = table.pop(b"", None)
         if header is None:
             raise CorruptFile(f"{path} is a table, but not the index of a checkpoint")
-        told = {number: value for number, _, value in _fields(header)}
+        told = {number: value for number, _, value in fields(header)}
         shards = told.get(1, 0)
         if not isinstance(shards, int) or not 0 < shards <= _MOST_SHARDS:
             raise CorruptFile(f"the checkpoint says that it has {shards!r} data files")
@@ -203,46 +201,11 @@ def _text(key: bytes) -> str:
     return key.decode("utf-8", "backslashreplace")
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int, int | bytes]]:
-    """Number, wire type and value of the fields of a protocol buffer."""
-    cursor = Cursor(message)
-    try:
-        while cursor:
-            tag = cursor.varint()
-            match tag & 7:
-                case 0:
-                    yield tag >> 3, 0, cursor.varint()
-                case 1:
-                    yield tag >> 3, 1, struct.unpack("<Q", cursor.take(8))[0]
-                case 2:
-                    yield tag >> 3, 2, cursor.take(cursor.varint())
-                case 5:
-                    yield tag >> 3, 5, struct.unpack("<I", cursor.take(4))[0]
-                case _:
-                    raise CorruptFile("an entry of the index is damaged")
-    except IndexError as error:
-        raise CorruptFile("an entry of the index is cut short") from error
-
-
-def _message(fields: Sequence[tuple[int, int, int | bytes]]) -> bytes:
-    """The inverse of `_fields`."""
-    out = bytearray()
-    for number, wire, value in fields:
-        out += varint(number << 3 | wire)
-        if isinstance(value, bytes):
-            out += varint(len(value)) + value
-        else:
-            out += {1: lambda v: struct.pack("<Q", v), 5: lambda v: struct.pack("<I", v)}.get(wire, varint)(
-                value
-            )
-    return bytes(out)
-
-
-def _shape(message: bytes) -> tuple[int, ...]:
+def _shape(sizes_of: bytes) -> tuple[int, ...]:
     sizes = []
-    for number, _, dim in _fields(message):
+    for number, _, dim in fields(sizes_of):
         if number == 2 and isinstance(dim, bytes):
-            size = next((value for inner, _, value in _fields(dim) if inner == 1), 0)
+            size = next((value for inner, _, value in fields(dim) if inner == 1), 0)
             if not isinstance(size, int) or size >= 1 << 40:
                 raise CorruptFile("an entry of the index has no shape")
             sizes.append(size)

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator, Mapping
 
 from surgery.errors import CorruptFile
+from surgery_adapters.containers.protobuf import Cursor, varint
 from surgery_adapters.tf_checkpoint.crc32c import masked_crc32c
 
 MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
@@ -53,43 +54,6 @@ def write_table(entries: Mapping[bytes, bytes]) -> bytes:
     meta = _append(out, {})
     handles = meta + _append(out, index)
     return bytes(out) + handles.ljust(_FOOTER - 8, b"\0") + MAGIC
-
-
-def varint(number: int) -> bytes:
-    """A number in as many groups of 7 bits as it needs."""
-    out = bytearray()
-    while number >= 0x80:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes(out) + bytes([number])
-
-
-class Cursor:
-    """Bytes that are read from the front."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 0
-
-    def __bool__(self) -> bool:
-        return self.at < len(self.data)
-
-    def varint(self) -> int:
-        """Raises: CorruptFile: longer than 64 bits. IndexError: the end is reached."""
-        number = 0
-        for shift in range(0, 64, 7):
-            byte = self.data[self.at]
-            self.at += 1
-            number |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return number
-        raise CorruptFile("a number of the file has more than 64 bits")
-
-    def take(self, count: int) -> bytes:
-        """Raises: CorruptFile: the end is reached."""
-        if count > len(self.data) - self.at:
-            raise CorruptFile("the file is cut short, or damaged")
-        self.at += count
-        return self.data[self.at - count : self.at]
 
 
 def _block(data: bytes, offset: int, size: int) -> bytes:
