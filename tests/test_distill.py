@@ -573,7 +573,7 @@ def test_the_command_says_what_it_will_take_and_what_became_of_it(
     [
         ("n_steps=3", "unknown setting 'n_steps'"),
         ("n_step=x", "is not NAME=VALUE"),
-        ("replay=1e3", "is a int"),
+        ("replay=1e3", "is a whole number"),
     ],
 )
 def test_a_setting_that_is_wrong_costs_nothing(

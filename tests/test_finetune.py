@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 import surgery
+from surgery.architectures import new
 from surgery.distill import Options, execute, plan_finetune
 from surgery.distill.session import Session
+from surgery.errors import ArgumentError
+from surgery.interface import Environment
 
 
 @pytest.fixture
@@ -75,3 +78,30 @@ def test_fine_tuning_with_another_optimizer_turns_the_state_into_its(teachers: P
         np.testing.assert_array_equal(parameter.detach().numpy(), with_state.tensors[name].numpy())
     assert session.learner.optimizer.param_groups[0]["lr"] == 1e-5
     session.close()
+
+
+def new_of(observation: int, actions: int) -> surgery.Checkpoint:
+    return new("mlp-8", observation=(observation,), actions=actions)
+
+
+@pytest.mark.parametrize(
+    ("name", "environment", "message", "hint"),
+    [
+        ("cartpole-dqn", "Acrobot-v1", r"takes observations \(4\), got \(6\)", "surgery adapt"),
+        ("cartpole-dqn", "MountainCar-v0", r"takes observations \(4\), got \(2\)", "surgery adapt"),
+        ("five", "CartPole-v1", "has 5 actions, the environment only 2", "action_set"),
+        ("masked", "CartPole-v1", "has 5 actions, the environment only 2", "action_set"),
+        ("two", "MountainCar-v0", "has 2 actions, the environment 3", "surgery extend"),
+        ("breakout-ppo", "ALE/Breakout-v5", r"output of values; this model has logits \(logits\)", "surgery distill"),
+    ],
+)  # fmt: skip
+def test_what_cannot_go_on_is_refused_before_anything_is_written(
+    name: str, environment: str, message: str, hint: str, teachers: Path, tmp_path: Path
+):
+    made = {"five": (4, 5), "masked": (4, 5), "two": (2, 2)}.get(name)
+    model = surgery.load(teachers / f"{name}.onnx") if made is None else new_of(*made)
+    mask = {"action_mask": [True, True, False, False, False]} if name == "masked" else {}
+    with pytest.raises(ArgumentError, match=message) as error:
+        plan_finetune(model, tmp_path / "run", environment=Environment(environment, mask))
+    assert hint in str(error.value.hint)
+    assert not (tmp_path / "run").exists()

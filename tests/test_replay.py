@@ -457,6 +457,9 @@ def test_a_file_that_is_no_recorded_replay_is_an_error(
     path.write_bytes(b"PK\x03\x04 nonsense")
     with pytest.raises(CorruptFile, match="no recorded replay"):
         read_transitions(path)
+    path.write_bytes(b"nonsense")
+    with pytest.raises(CorruptFile, match=r"no recorded replay: it is no \.npz file"):
+        read_transitions(path)
 
 
 def test_memory_is_said_before_it_is_taken():

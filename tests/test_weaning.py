@@ -105,9 +105,10 @@ def test_a_tenth_of_the_budget_is_a_tenth_of_every_phase(name: str):
         ({"n_step": 0}, "at least 1"),
         ({"gamma": 1.5}, "lies in 0 … 1"),
         ({"temperature": 0.0}, "above 0"),
-        ({"batch": "many"}, "is a int, got 'many'"),
-        ({"double": 1}, "is a bool, got 1"),
-        ({"batch": True}, "is a int, got True"),
+        ({"clip": 0.0}, "'clip' is above 0"),
+        ({"batch": "many"}, "is a whole number, got 'many'"),
+        ({"double": 1}, "is true or false, got 1"),
+        ({"batch": True}, "is a whole number, got True"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused(changes: dict[str, object], message: str):

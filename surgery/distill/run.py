@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from surgery import policy as policies
 from surgery.architectures import new
 from surgery.architectures.writer import NOISE
 from surgery.checkpoint import Checkpoint
@@ -23,10 +24,11 @@ from surgery.distill.methods import Method, method_named
 from surgery.distill.network import choose_device
 from surgery.distill.session import Job, Session
 from surgery.distill.settings import HEADS, Settings
-from surgery.distill.values import values_of
+from surgery.distill.values import KINDS, values_of
 from surgery.distill.whole import check_native, cut_out, native_name
 from surgery.envs import complete, make
 from surgery.errors import ArgumentError
+from surgery.evaluate import fits
 from surgery.interface import Environment, Interface, LineageStep, PortPatch
 from surgery.json_values import Json
 from surgery.ops.swap_optimizer import swap_optimizer
@@ -157,8 +159,9 @@ def plan_finetune(
       As `plan_distill`; ArgumentError: the model's output cannot learn by temporal differences; as `swap_optimizer`.
     """
     part = cut_out(model)
-    values_of(part)
+    _check_values(part)
     contract = complete(environment)
+    _check_fits(model, part, contract)
     chosen = method_named("finetune")
     settings = _settings(chosen, contract, part, options)
     student = part
@@ -249,6 +252,28 @@ def _student(
     outputs = {made.interface.outputs[0].name: PortPatch(labels=meanings)}
     interface: Interface = made.interface.annotated(inputs, outputs)
     return contract, made.replace(interface=interface, environment=contract)
+
+
+def _check_values(part: Checkpoint) -> None:
+    """Refuse a model that gives no values, or values that cannot be read."""
+    outputs = part.interface.outputs
+    if not any(port.kind in KINDS for port in outputs):
+        found = ", ".join(f"{port.name} ({port.kind})" for port in outputs)
+        raise ArgumentError(
+            f"fine-tuning learns by temporal differences, and needs an output of values; this model has {found}",
+            hint="or let it teach a network that has: surgery distill MODEL --to ARCH -o DIR",
+        )
+    values_of(part)
+
+
+def _check_fits(model: Checkpoint, part: Checkpoint, contract: Environment) -> None:
+    """Refuse an environment of other observations or actions than those of a model that plays on there."""
+    policy = policies.load(part, environment=contract)
+    envs = make(contract, 1, seed=0, training=False)
+    try:
+        fits(model, policy, envs)
+    finally:
+        envs.close()
 
 
 def _settings(method: Method, contract: Environment, student: Checkpoint, options: Options) -> Settings:

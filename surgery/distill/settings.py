@@ -205,6 +205,7 @@ def _clip(environment: Environment) -> float | None:
     return 1.0 if clip is True else float(clip) if isinstance(clip, int | float) and clip else None
 
 
+_KINDS: Mapping[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
 _OPTIONAL = {"cutoff", "teacher_temperature", "clip"}
 
 
@@ -217,7 +218,7 @@ def _like(name: str, value: object, settings: Settings) -> Any:  # noqa: ANN401
     if wanted is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if type(value) is not wanted:
-        raise ArgumentError(f"the setting '{name}' is a {wanted.__name__}, got {value!r}")
+        raise ArgumentError(f"the setting '{name}' is {_KINDS[wanted]}, got {value!r}")
     return value
 
 
@@ -238,7 +239,7 @@ def _check(settings: Settings) -> None:
     for name in ("gamma", "epsilon_end", "evaluation_epsilon"):
         if not 0 <= getattr(settings, name) <= 1:
             raise ArgumentError(f"the setting '{name}' lies in 0 … 1, got {getattr(settings, name)}")
-    for name in ("temperature", "teacher_temperature"):
+    for name in ("temperature", "teacher_temperature", "clip"):
         value = getattr(settings, name)
         if value is not None and value <= 0:
             raise ArgumentError(f"the setting '{name}' is above 0, got {value}")

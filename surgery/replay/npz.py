@@ -23,10 +23,10 @@ def read_npz(path: Path, what: str) -> dict[str, Array]:
     check_readable(path)
     try:
         with path.open("rb") as raw:
-            file = np.load(raw, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise CorruptFile(f"{path} is no {what}: a single array")
-            with file:
+            if raw.read(4) != b"PK\x03\x04":
+                raise CorruptFile(f"{path} is no {what}: it is no .npz file")
+            raw.seek(0)
+            with np.load(raw, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
     except (OSError, EOFError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise CorruptFile(f"{path} is no {what}: {error}") from error
