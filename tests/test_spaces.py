@@ -292,6 +292,33 @@ def test_shared_zero_biases_do_not_tie_layers():
     assert sizes(analyse(ir.serde.deserialize_model(proto))) == {"one": 5, "two": 5}
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "a,ha = GRU<hidden_size=5>(x, one.weight, first.weight,,, zero)\nb = Squeeze(a, k)\n"
+        "c,hc = GRU<hidden_size=5>(b, two.weight, second.weight,,, zero)\nd = Squeeze(hc, i)",
+        "w = Squeeze(one.weight, i)\nv = Squeeze(two.weight, i)\np = Gemm<transB=1>(x, w)\na = Sub(zero, p)\n"
+        "q = Gemm<transB=1>(a, v)\nd = Sub(zero, q)",
+    ],
+    ids=["operator", "written out"],
+)
+def test_a_shared_first_state_of_zeros_does_not_tie_layers(lines: str):
+    written_out = "Sub" in lines
+    gates, state = (5, (2, 5)) if written_out else (15, (1, 2, 5))
+    weights = {"one.weight": (1, gates, 4), "two.weight": (1, gates, 5), "three.weight": (5, 3)}
+    weights |= {} if written_out else {"first.weight": (1, 15, 5), "second.weight": (1, 15, 5)}
+    numbers = "k = Constant<value=int64[1] {1}>()\ni = Constant<value=int64[1] {0}>()\n"
+    model = graph(
+        f"{numbers}{lines}\ny = MatMul(d, three.weight)", weights, x=(2, 4) if written_out else (3, 2, 4)
+    )
+    proto = ir.serde.serialize_model(model)
+    proto.graph.initializer.append(numpy_helper.from_array(np.zeros(state, np.float32), "zero"))
+    analysis = analyse(ir.serde.deserialize_model(proto))
+    free = [space.size for space in analysis.spaces if space.hidden and space.widenable]
+    assert free == [5, 5]
+    assert not analysis.trace.opaque
+
+
 def deep(blocks: int) -> ir.Model:
     """A residual network: 4 nodes a block, all blocks on one stream."""
     lines = ["s0 = MatMul(x, stem.weight)"]

@@ -13,12 +13,20 @@ from surgery.graph.branches import settle_branches
 
 _APART = re.compile(r"^(?P<name>.+)@use(?P<use>\d+)$")
 
+_STATES = {
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), (5, 6)),
+    **dict.fromkeys(("Gemm", "MatMul", "Sub"), (0,)),
+    "Mul": (0, 1),
+}
+"""Operands that can be the state of a recurrence."""
+
 
 def prepared(model: ir.Model, trained: Collection[str] = ()) -> ir.Model:
     """A clone: model-local functions inlined, an If with a known condition settled, merged constants one per use.
 
-    Exporters merge equal tensors. Fifteen layers then share one zero bias, which would tie fifteen spaces to one
-    another. Only 1-D tensors with one value everywhere are taken apart; other sharing is meant.
+    Exporters merge equal tensors. Fifteen layers then share one zero bias, or two recurrent layers one initial state of
+    zeros, which would tie their spaces to one another. Only 1-D tensors with one value everywhere and such states are
+    taken apart; other sharing is meant.
 
     Args:
       trained: parameters that an optimizer holds; they are left whole, as each has one history.
@@ -33,7 +41,7 @@ def prepared(model: ir.Model, trained: Collection[str] = ()) -> ir.Model:
         if (
             value.name in trained
             or len({use.node for use in uses}) < 2
-            or not _constant_vector(value.const_value)
+            or not (_constant_vector(value.const_value) or _first_state(value))
         ):
             continue
         for k, use in enumerate(uses[1:], start=1):
@@ -75,6 +83,16 @@ def _constant_vector(tensor: ir.TensorProtocol | None) -> bool:
         return False
     array = tensor.numpy()
     return array.size > 1 and bool((array == array[0]).all())
+
+
+def _first_state(value: ir.Value) -> bool:
+    """Zeros that a recurrent layer, or a cell written out, starts from."""
+    tensor = value.const_value
+    if tensor is None or len(tensor.shape) < 2 or not tensor.dtype.is_floating_point():
+        return False
+    return (
+        any(use.idx in _STATES.get(use.node.op_type, ()) for use in value.uses()) and not tensor.numpy().any()
+    )
 
 
 def _named(tensor: ir.TensorProtocol | None, name: str) -> ir.TensorProtocol:
