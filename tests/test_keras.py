@@ -407,16 +407,68 @@ def test_the_halves_of_a_bidirectional_layer_may_have_widths_of_their_own(tmp_pa
     assert (config["layer"]["config"]["units"], config["backward_layer"]["config"]["units"]) == (5, 3)
 
 
-def test_new_layers_are_refused_by_name(tmp_path):
-    checkpoint = surgery.load(unpacked("dueling.keras", tmp_path))
-    deeper = surgery.apply(surgery.deepen(checkpoint, "fv", kind="identity"), checkpoint)
-    with pytest.raises(Refused, match=r"no place for the new variable 'fv2\.kernel'") as caught:
+@pytest.mark.parametrize(
+    ("name", "after", "count"), [("dense", "fc2", 1), ("dense", "fc1", 2), ("dueling", "fv", 1)]
+)
+def test_new_layers_are_in_the_configuration_and_everything_else_keeps_its_numbers(
+    tmp_path, name, after, count
+):
+    path = unpacked(f"{name}.keras", tmp_path)
+    checkpoint = surgery.load(path)
+    result = surgery.apply(surgery.deepen(checkpoint, after, count=count, kind="identity"), checkpoint)
+    result.save(tmp_path / "deep.keras")
+    again = surgery.load(tmp_path / "deep.keras")
+    arrays, _ = recorded(name)
+    np.testing.assert_array_equal(answers(again, arrays), answers(checkpoint, arrays))
+    assert set(again.tensors) == set(result.checkpoint.tensors)
+    assert all(equal(again.tensors[key], tensor) for key, tensor in result.checkpoint.tensors.items())
+    for slot, members in checkpoint.optimizer.slots.items():
+        new = again.optimizer.slots[slot]
+        assert all(equal(new[key], tensor) for key, tensor in members.items())
+        assert not any(new[key].numpy().any() for key in new.keys() - members.keys())
+    assert len(config_of(tmp_path / "deep.keras")["config"]["layers"]) == count + len(
+        config_of(path)["config"]["layers"]
+    )
+
+
+def test_new_layers_other_than_dense_ones_are_refused_by_name(tmp_path):
+    checkpoint = surgery.load(unpacked("dense.keras", tmp_path))
+    deeper = surgery.apply(surgery.deepen(checkpoint, "fc2", kind="rezero"), checkpoint)
+    with pytest.raises(Refused, match=r"no place for the new variable") as caught:
         deeper.save(tmp_path / "deep.keras")
     assert "-o OUT.onnx" in caught.value.hint
 
 
-def test_another_optimizer_is_refused(tmp_path):
-    checkpoint = surgery.load(unpacked("recurrent.keras", tmp_path))
-    swapped = surgery.swap_optimizer(checkpoint, "adam").checkpoint
-    with pytest.raises(Refused, match="one cannot be written over the other"):
-        surgery.save(swapped, tmp_path / "adam.keras")
+def test_another_optimizer_is_written_with_its_settings_and_state(tmp_path):
+    checkpoint = surgery.load(unpacked("dense.keras", tmp_path))
+    swapped = surgery.swap_optimizer(
+        checkpoint, "adamw", match="none", lr=0.002, weight_decay=0.01
+    ).checkpoint
+    surgery.save(swapped, tmp_path / "adamw.keras")
+    record = config_of(tmp_path / "adamw.keras")["compile_config"]["optimizer"]
+    assert record["class_name"] == "AdamW"
+    assert (record["config"]["learning_rate"], record["config"]["weight_decay"]) == (0.002, 0.01)
+    again = surgery.load(tmp_path / "adamw.keras").optimizer
+    assert again.kind == "adamw"
+    for slot, members in swapped.optimizer.slots.items():
+        assert all(equal(again.slots[slot][name], tensor) for name, tensor in members.items())
+
+
+REFUSED = {
+    "rmsprop": ({"lr": 0.001}, "ε inside the root"),
+    "sgd": ({"lr": 0.001, "momentum": 0.9}, "whole steps"),
+    "adamw": ({}, "one learning rate"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_an_optimizer_that_steps_otherwise_in_keras_is_refused_with_the_reason(tmp_path, kind):
+    options, reason = REFUSED[kind]
+    source = "dense.keras" if kind != "adamw" else "recurrent.keras"
+    checkpoint = surgery.load(unpacked(source, tmp_path))
+    swapped = surgery.swap_optimizer(
+        checkpoint, kind, match="none" if options else "tensor", **options
+    ).checkpoint
+    with pytest.raises(Refused, match=reason):
+        surgery.save(swapped, tmp_path / "other.keras")
+    assert not (tmp_path / "other.keras").exists()

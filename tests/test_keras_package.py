@@ -104,3 +104,33 @@ def test_new_observations_and_actions_load_and_train(tmp_path):
     np.testing.assert_allclose(found[:, :3], predicted(path, arrays), atol=1e-5)
     model.fit(more, np.zeros((64, 4)), epochs=1, verbose=0)
     assert int(model.optimizer.iterations) > STEPS
+
+
+@pytest.mark.parametrize(("name", "after"), [("dense", "fc2"), ("dueling", "fv")])
+def test_keras_loads_a_deeper_file_answers_alike_and_trains_on(tmp_path, name, after):
+    path = write(name, tmp_path)
+    checkpoint = surgery.load(path)
+    result = surgery.apply(surgery.deepen(checkpoint, after, count=2, kind="identity"), checkpoint)
+    result.save(tmp_path / "deep.keras")
+    model = keras.saving.load_model(tmp_path / "deep.keras")
+    arrays = inputs(model, 9, rows=64)
+    np.testing.assert_allclose(model.predict(given(arrays), verbose=0), predicted(path, arrays), atol=1e-5)
+    assert int(model.optimizer.iterations) == STEPS
+    model.train_on_batch(given(inputs(model, 3)), np.zeros((8, *model.output_shape[1:])))
+    model.save(tmp_path / "later.keras")
+    assert set(surgery.load(tmp_path / "later.keras").tensors) == set(result.checkpoint.tensors)
+
+
+def test_keras_trains_on_with_another_optimizer(tmp_path):
+    path = write("dense", tmp_path)
+    checkpoint = surgery.load(path)
+    swapped = surgery.swap_optimizer(checkpoint, "adamw", match="none", lr=0.002).checkpoint
+    surgery.save(swapped, tmp_path / "adamw.keras")
+    model = keras.saving.load_model(tmp_path / "adamw.keras")
+    assert type(model.optimizer).__name__ == "AdamW"
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.002)
+    moments = [np.asarray(keras.ops.convert_to_numpy(v)) for v in model.optimizer.variables]
+    kept = [t.numpy() for members in swapped.optimizer.slots.values() for t in members.values()]
+    assert sum(any(np.array_equal(a, b) for b in moments) for a in kept) == len(kept)
+    model.train_on_batch(given(inputs(model, 3)), np.zeros((8, 3)))
+    assert int(model.optimizer.iterations) == STEPS + 1

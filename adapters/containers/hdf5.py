@@ -66,6 +66,46 @@ def rewritten(region: Region, replaced: Mapping[str, ir.TensorProtocol]) -> Regi
     return Region(mapped, 0, mapped.size)
 
 
+def rearranged(
+    region: Region,
+    datasets: Mapping[str, ir.TensorProtocol],
+    moved: Mapping[str, str],
+    named: Mapping[str, str],
+) -> Region:
+    """A file of the same kind with other datasets, as a region of a temporary file that lives as long as the region.
+
+    Args:
+      datasets: path -> tensor, all that there will be.
+      moved: group -> what it is called from now on, with the groups in it; others keep their names and attributes.
+      named: new group -> its attribute `name`.
+    """
+    import h5py
+
+    def follow(source: h5py.Group, path: str) -> None:
+        target = new.require_group(f"/{moved_to(path, moved)}")
+        for key, value in source.attrs.items():
+            target.attrs[key] = value
+        for name, member in source.items():
+            if isinstance(member, h5py.Group):
+                follow(member, f"{path}/{name}".lstrip("/"))
+
+    with tempfile.NamedTemporaryFile(prefix="surgery-", suffix=".part") as file:
+        with _open(region) as old, h5py.File(Path(file.name), "w") as new:
+            follow(old, "")
+            for path, name in named.items():
+                new.require_group(path).attrs["name"] = name
+            for path, tensor in datasets.items():
+                new.create_dataset(path, data=tensor.numpy())
+        mapped = MappedFile(Path(file.name))
+    return Region(mapped, 0, mapped.size)
+
+
+def moved_to(path: str, moved: Mapping[str, str]) -> str:
+    """A path in the group that it is in from now on."""
+    group = max((g for g in moved if path == g or path.startswith(f"{g}/")), key=len, default=None)
+    return path if group is None else f"{moved[group]}{path.removeprefix(group)}"
+
+
 _PLACE = "surgery.hdf5.offset"
 
 

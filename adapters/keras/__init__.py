@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -17,7 +17,7 @@ from surgery.files import replacing
 from surgery.formats import is_kind
 from surgery.interface import Interface, infer
 from surgery.optimizer import power
-from surgery.tensors import equal, shape_of
+from surgery.tensors import Region, equal, shape_of
 from surgery.verify import verify
 from surgery_adapters.binding.layout import content
 from surgery_adapters.binding.rewrite import REST
@@ -25,7 +25,9 @@ from surgery_adapters.containers import hdf5
 from surgery_adapters.containers.torch_patch import Content, replace_members
 from surgery_adapters.keras import optimizer
 from surgery_adapters.keras.build import bound, build
+from surgery_adapters.keras.config import places, tree
 from surgery_adapters.keras.file import CONFIG, OPTIMIZER, WEIGHTS, KerasFile
+from surgery_adapters.keras.insertion import NewLayer, grown, new_layers
 from surgery_adapters.keras.network import Network
 from surgery_adapters.keras.settings import (
     check_reshapes,
@@ -39,6 +41,7 @@ from surgery_adapters.writeback.contract import NAME, Notes, bare, notes_of
 from surgery_adapters.writeback.sequences import HINT
 
 _EXPORTED = "graph"
+Tensors = Mapping[str, ir.TensorProtocol]
 
 
 def detect(path: Path) -> bool:
@@ -84,15 +87,16 @@ def load(path: Path, reading: Reading) -> Checkpoint:
 def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list[Path]:
     """Write a copy of a saved model with other weights; see `surgery.adapters.Adapter`."""
     file = KerasFile.open(like)
-    new = {**file.tensors, **_matched(file, checkpoint, like)}
+    layers = _new_layers(file, checkpoint)
+    new = {**file.tensors, **_matched(file, checkpoint, like, layers)}
     checkpoint, new = _with_roots(file, checkpoint, new)
-    config, found = _settings(file, checkpoint, new)
-    wanted = {file.places[name]: tensor for name, tensor in new.items()}
-    wanted |= optimizer.changed(file, checkpoint.optimizer)
-    replaced = {place: tensor for place, tensor in wanted.items() if not equal(tensor, file.stored[place])}
-    changed: dict[str, Content] = {}
-    if replaced:
-        changed[WEIGHTS] = hdf5.rewritten(file.weights, replaced)
+    config, found = _settings(file, checkpoint, new, grown(file.config, layers) if layers else file.config)
+    if layers or _swapped(file, checkpoint):
+        weights, record = _rearranged(file, checkpoint, new, config, layers)
+        config = config if record is None else _with_optimizer(config, record)
+        changed: dict[str, Content] = {WEIGHTS: weights}
+    else:
+        changed = _rewritten(file, checkpoint, new)
     if config != file.config:
         changed[CONFIG] = json.dumps(config).encode()
     if notes := notes_of(checkpoint, found):
@@ -103,14 +107,75 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
     return [path]
 
 
+def _rewritten(file: KerasFile, checkpoint: Checkpoint, new: Tensors) -> dict[str, Content]:
+    """The weights of a file in which no variable has another place."""
+    wanted = {file.places[name]: tensor for name, tensor in new.items()}
+    wanted |= optimizer.changed(file, checkpoint.optimizer)
+    replaced = {place: tensor for place, tensor in wanted.items() if not equal(tensor, file.stored[place])}
+    return {WEIGHTS: hdf5.rewritten(file.weights, replaced)} if replaced else {}
+
+
+def _rearranged(
+    file: KerasFile,
+    checkpoint: Checkpoint,
+    new: Tensors,
+    config: Mapping[str, Any],
+    layers: Sequence[NewLayer],
+) -> tuple[Region, dict[str, Any] | None]:
+    """The weights of a file whose layers are counted anew, and what it says of an optimizer of another kind."""
+    model = tree(config)
+    after = {layer.name: layer.store for layer in model.walk() if layer.store}
+    moved = {layer.store: after[layer.name] for layer in file.model.walk() if layer.store}
+    datasets = {
+        hdf5.moved_to(place, moved): t for place, t in file.stored.items() if not place.startswith(OPTIMIZER)
+    }
+    datasets |= {hdf5.moved_to(file.places[name], moved): t for name, t in new.items() if name in file.places}
+    own = places(model)
+    datasets |= {own[name]: new[name] for layer in layers for name in layer.variables}
+    kept, record = optimizer.rebuilt(file, model, {*new}, checkpoint.optimizer)
+    named = {f"{after[layer.name]}/vars": layer.name.rpartition(".")[2] for layer in layers}
+    return hdf5.rearranged(file.weights, {**datasets, **kept}, moved, named), record
+
+
+def _swapped(file: KerasFile, checkpoint: Checkpoint) -> bool:
+    """Whether the optimizer is of another kind than the file's."""
+    old = optimizer.load(file)
+    return old is not None and checkpoint.optimizer is not None and checkpoint.optimizer.kind != old.kind
+
+
+def _with_optimizer(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    return {**config, "compile_config": {**(config.get("compile_config") or {}), "optimizer": record}}
+
+
 def check(checkpoint: Checkpoint, *, like: Path) -> None:
     """Whether a copy of a saved model can hold other networks; see `surgery.adapters.Checking`."""
     file = KerasFile.open(like)
-    new = {**file.tensors, **_matched(file, checkpoint, like)}
+    layers = _new_layers(file, checkpoint)
+    new = {**file.tensors, **_matched(file, checkpoint, like, layers)}
     before = {name: shape_of(tensor) for name, tensor in file.tensors.items()}
-    resized = [name for name, tensor in new.items() if shape_of(tensor) != before[name]]
-    with_widths(file.config, new, checkpoint, resized)
-    optimizer.changed(file, checkpoint.optimizer)
+    resized = [name for name, tensor in new.items() if shape_of(tensor) != before.get(name, shape_of(tensor))]
+    config = with_widths(grown(file.config, layers) if layers else file.config, new, checkpoint, resized)
+    if layers or _swapped(file, checkpoint):
+        optimizer.rebuilt(file, tree(config), {*new}, checkpoint.optimizer)
+    else:
+        optimizer.changed(file, checkpoint.optimizer)
+
+
+def _new_layers(file: KerasFile, checkpoint: Checkpoint) -> list[NewLayer]:
+    """The layers that the file does not have; none of an exported graph, whose names are not the file's.
+
+    Raises:
+      Refused: a new parameter of something else than a dense layer.
+    """
+    strange = [
+        name
+        for name, tensor in checkpoint.tensors.items()
+        if name not in file.tensors and tensor.dtype.is_floating_point()
+        and not (REST in name or name.endswith(".none") or ".operand" in name)
+    ]  # fmt: skip
+    if _EXPORTED in checkpoint.source or not set(checkpoint.tensors) & set(file.tensors):
+        return []
+    return new_layers(checkpoint.model, strange)
 
 
 def parity(
@@ -142,17 +207,22 @@ def _values(tensor: ir.TensorProtocol) -> str:
     return str(content(np.unique(tensor.numpy())).hex())
 
 
-def _matched(file: KerasFile, checkpoint: Checkpoint, like: Path) -> dict[str, ir.TensorProtocol]:
-    """The checkpoint's variables of the model.
+def _matched(
+    file: KerasFile, checkpoint: Checkpoint, like: Path, layers: Sequence[NewLayer]
+) -> dict[str, ir.TensorProtocol]:
+    """The checkpoint's variables of the model, those of new layers among them.
 
     Raises:
       ArgumentError: it has others. Refused: something that the file has no place for is no longer what it was.
     """
     old, known = file.tensors, checkpoint.source.get("constants")
     constants = known if isinstance(known, Mapping) else {}
-    found: dict[str, ir.TensorProtocol] = {}
+    added = {name for layer in layers for name in layer.variables}
+    found: dict[str, ir.TensorProtocol] = {name: checkpoint.tensors[name] for name in added}
     strange = []
     for name, tensor in checkpoint.tensors.items():
+        if name in added:
+            continue
         if name in old:
             if tensor.dtype != old[name].dtype:
                 raise Refused(
@@ -213,16 +283,21 @@ def _scaled(tensor: ir.TensorProtocol, factor: float) -> ir.TensorProtocol:
 
 
 def _settings(
-    file: KerasFile, checkpoint: Checkpoint, tensors: Mapping[str, ir.TensorProtocol]
+    file: KerasFile, checkpoint: Checkpoint, tensors: Tensors, config: Mapping[str, Any]
 ) -> tuple[Any, Interface]:
     """The configuration of a model with these variables, and the interface that the file tells by itself.
+
+    Args:
+      config: the file's, with new layers in it.
 
     Raises:
       Refused: Keras would compute something else with it.
     """
     before = {name: shape_of(tensor) for name, tensor in file.tensors.items()}
-    resized = [name for name, tensor in tensors.items() if shape_of(tensor) != before[name]]
-    config = with_widths(file.config, tensors, checkpoint, resized)
+    resized = [
+        name for name, tensor in tensors.items() if shape_of(tensor) != before.get(name, shape_of(tensor))
+    ]
+    config = with_widths(config, tensors, checkpoint, resized)
     if _EXPORTED in checkpoint.source:
         _check_followed(file, checkpoint, resized)
         check_reshapes(file.config, config)

@@ -6,7 +6,7 @@ learning rate (unless it is a schedule), and what is kept of each trained variab
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,9 @@ from surgery.json_values import Json
 from surgery.optimizer import OptimizerState, ParamGroup
 from surgery.parameter_order import number
 from surgery.tensors import shape_of
-from surgery_adapters.keras.config import as_written, trainable
+from surgery_adapters.keras.config import Layer, as_written, trainable
 from surgery_adapters.keras.file import OPTIMIZER, KerasFile
+from surgery_adapters.keras.optimizer_record import keras_optimizer
 from surgery_adapters.writeback.matching import followed
 
 _LEAVE_OUT = "leave it out: --no-optimizer"
@@ -93,7 +94,7 @@ def changed(file: KerasFile, state: OptimizerState | None) -> dict[str, ir.Tenso
     state = followed(state)
     if state.kind != old.kind or set(state.slots) != set(old.slots):
         raise Refused(
-            f"the file's optimizer is {old.kind} with {', '.join(old.slots)}, "
+            f"the file's optimizer is {old.kind} with {', '.join(old.slots) or 'nothing'}, "
             f"the checkpoint's {state.kind} with {', '.join(state.slots)}: one cannot be written over the other",
             hint="a graph holds any optimizer beside it: -o OUT.onnx",
         )
@@ -103,6 +104,44 @@ def changed(file: KerasFile, state: OptimizerState | None) -> dict[str, ir.Tenso
         for name, place in members.items()
         if name in state.slots[slot]
     }
+
+
+def rebuilt(
+    file: KerasFile, model: Layer, names: Collection[str], state: OptimizerState | None
+) -> tuple[dict[str, ir.TensorProtocol], dict[str, Any] | None]:
+    """All that is kept of an optimizer whose variables are others, of new layers or of another kind.
+
+    Args:
+      model: the layers, as they will be. names: of their variables. state: what is to be remembered.
+
+    Returns:
+      dataset -> tensor, none if the file has no state; and what the configuration says of an optimizer of another kind.
+
+    Raises:
+      Refused: an optimizer that Keras does not have.
+    """
+    if (old := load(file)) is None:
+        return {}, None
+    state, config = followed(state), _config(file)
+    record = keras_optimizer(state) if state.kind != old.kind else None
+    settings = config if record is None else record["config"]
+    iteration = file.stored[f"{OPTIMIZER}0"]
+    steps = max(state.steps.values(), default=0.0)  # Keras keeps one count for all
+    found: dict[str, ir.TensorProtocol] = {
+        f"{OPTIMIZER}0": ir.Tensor(np.asarray(steps, iteration.dtype.numpy()))
+    }
+    if record is not None:
+        found[f"{OPTIMIZER}1"] = ir.Tensor(np.asarray(settings["learning_rate"], np.float32))
+    elif isinstance(settings.get("learning_rate"), int | float):
+        found[f"{OPTIMIZER}1"] = file.stored[f"{OPTIMIZER}1"]
+    members = [name for name in trainable(model) if name in names]
+    for group in _layout(state.kind, settings):
+        for name in members:
+            for slot in group:
+                if name not in state.slots.get(slot, {}):
+                    raise Refused(f"the optimizer's {slot} of '{name}' is missing", hint=_LEAVE_OUT)
+                found[f"{OPTIMIZER}{len(found)}"] = state.slots[slot][name]
+    return found, record
 
 
 def _config(file: KerasFile) -> Mapping[str, Any]:
