@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 import surgery
-from surgery.errors import SurgeryError
+from surgery.errors import Refused, SurgeryError
+from surgery.interface import Environment
+from surgery.ops.extend import NewObservation
 from surgery.tensors import equal
 from surgery.verify.outputs import runtime
 from surgery_adapters.containers.pickle_tree import Made, Name, Tree, dump, parse
@@ -22,8 +24,11 @@ from surgery_adapters.dopamine.networks import split_width
 
 FOLDER = Path(__file__).parent / "fixtures" / "dopamine"
 AGENTS = ("dqn", "dqn_rmsprop", "c51", "quantile", "implicit", "full_rainbow")
+CLASSIC = ("classic_dqn", "classic_rainbow")
+"""Agents for classic control, on vectors."""
 KINDS = {
     "c51": "atom_logits",
+    "classic_rainbow": "atom_logits",
     "full_rainbow": "atom_logits",
     "quantile": "quantiles",
     "implicit": "quantiles",
@@ -53,7 +58,8 @@ def answers():
 
 
 def outputs(checkpoint: surgery.Checkpoint, answers) -> dict[str, np.ndarray]:
-    return runtime(checkpoint.model)({"observation": answers["observations"].astype(np.float32)})
+    seen = answers["observations" if len(checkpoint.model.graph.inputs[0].shape) == 4 else "vectors"]
+    return runtime(checkpoint.model)({"observation": seen.astype(np.float32)})
 
 
 def values(name: str, array: np.ndarray) -> np.ndarray:
@@ -64,7 +70,7 @@ def values(name: str, array: np.ndarray) -> np.ndarray:
     return array.mean(-1) if name in KINDS else array
 
 
-@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("name", [*AGENTS, *CLASSIC])
 def test_the_graph_answers_as_the_agent_did(checkpoint, answers, name):
     found = outputs(surgery.load(checkpoint(name)), answers)
     kind = KINDS.get(name, "q_values")
@@ -74,7 +80,7 @@ def test_the_graph_answers_as_the_agent_did(checkpoint, answers, name):
         assert (values(name, found[output]).argmax(1) == values(name, wanted).argmax(1)).all()
 
 
-@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("name", [*AGENTS, *CLASSIC])
 def test_an_unchanged_copy_is_the_same_bytes(tmp_path, checkpoint, name):
     path = checkpoint(name)
     written = surgery.save(surgery.load(path), tmp_path / "ckpt.4")
@@ -83,7 +89,7 @@ def test_an_unchanged_copy_is_the_same_bytes(tmp_path, checkpoint, name):
     assert written[1].read_bytes() == b"done"
 
 
-@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("name", [*AGENTS, *CLASSIC])
 def test_a_wide_agent_is_the_same_function_and_only_what_the_plan_touched_differs(tmp_path, checkpoint, name):
     path = checkpoint(name)
     before = surgery.load(path)
@@ -103,6 +109,25 @@ def test_a_wide_agent_is_the_same_function_and_only_what_the_plan_touched_differ
     assert touched <= set(old.tensors) and old.training_steps == new.training_steps
     for key in ("state", "current_iteration", "logs"):
         assert dump(Tree(old.root[key], 4)) == dump(Tree(new.root[key], 4))
+
+
+def test_of_classic_control_the_file_says_neither_the_support_nor_how_observations_are_scaled(
+    tmp_path, checkpoint
+):
+    before = surgery.load(checkpoint("classic_rainbow"))
+    assert (before.interface.outputs[0].low, before.environment) == (None, Environment())
+    plan = surgery.extend(before, [NewObservation("observation", 1)], [])
+    surgery.apply(plan, before).save(tmp_path / "ckpt.4")
+    assert DopamineFile.open(tmp_path / "ckpt.4").observation == (5, 1, 1)
+
+
+def test_agents_with_an_actor_and_critics_are_refused_by_what_they_are(tmp_path):
+    kernel = {"params": {"Dense_0": {"kernel": np.zeros((3, 4), np.float32)}}}
+    content = {"network_params": kernel, "optimizer_state": (), "training_steps": 3}
+    (tmp_path / "ckpt.9").write_bytes(pickle.dumps(content))
+    with pytest.raises(Refused, match="PPO or SAC") as caught:
+        surgery.load(tmp_path / "ckpt.9")
+    assert "jax2onnx" in caught.value.hint
 
 
 def test_noise_of_noisy_layers_follows_their_means(tmp_path, checkpoint):

@@ -23,7 +23,7 @@ from surgery.optimizer_record import slots_of
 from surgery_adapters.containers import optax_state
 from surgery_adapters.containers.optax_state import Bound
 from surgery_adapters.containers.pickled_trees import changes, replace
-from surgery_adapters.dopamine.agent import ATARI, agent
+from surgery_adapters.dopamine.agent import agent, contract
 from surgery_adapters.dopamine.file import ONLINE, TARGET, DopamineFile, holds_agent
 from surgery_adapters.writeback.contract import Notes, notes_of
 from surgery_adapters.writeback.matching import followed, matched, resized
@@ -54,7 +54,7 @@ def load(path: Path, reading: Reading) -> Checkpoint:
     return Checkpoint(
         model,
         notes.meaning(found),
-        environment=notes.environment if notes.environment != Environment() else ATARI,
+        environment=notes.environment if notes.environment != Environment() else contract(model),
         lineage=notes.lineage,
         optimizer=getattr(_optimizer(file), "state", None) if reading.optimizer else None,
         source={"adapter": "dopamine", "file": path.name, "steps": file.training_steps, "head": reading.head},
@@ -102,8 +102,8 @@ def _graph(file: DopamineFile, path: Path, reading: Reading) -> tuple[ir.Model, 
 def _notes(file: DopamineFile, like: Path, checkpoint: Checkpoint) -> bytes | None:
     """What the file is to carry beside what it says itself."""
     head = checkpoint.source.get("head")
-    _, found = _graph(file, like, Reading(head=None if head is None else str(head)))
-    if checkpoint.environment == ATARI:
+    model, found = _graph(file, like, Reading(head=None if head is None else str(head)))
+    if checkpoint.environment == contract(model):
         checkpoint = checkpoint.replace(environment=Environment())
     return notes_of(checkpoint, found)
 

@@ -48,14 +48,26 @@ def agent(
     tensors = {key: tensor for members in groups.values() for key, tensor in members.items()}
     layers = ChannelsLast(GraphBuilder(name), tensors)
     parameters = [Parameters.of(members) for members in groups.values()]
+    suffixes = ["_target" if place else "" for place in range(len(parameters))]
+    networks = [
+        Network(layers, one, suffix, reading.head) for one, suffix in zip(parameters, suffixes, strict=True)
+    ]
+    if parameters[0].classic:
+        vector = layers.graph.input("observation", layers.shape(parameters[0].dense[0].kernel)[:1])
+        found = tuple(network.build_classic(vector) for network in networks)
+        ports = (Port("observation", "observation", declared=True),)
+        return checked(layers.graph.model()), Interface(ports, found)
     shape = reading.observation or seen or image_shape(tensors, parameters[0])
     if shape is None or len(shape) != 3:
         what = "is not known" if shape is None else f"has three axes, not {list(shape)}"
         raise ArgumentError(f"an image {what}", hint="say its shape, channels last: --observation 84,84,4")
     observation = layers.graph.input("observation", shape)
-    outputs = [
-        Network(layers, one, "_target" if place else "", reading.head).build(observation, *shape[:2])
-        for place, one in enumerate(parameters)
-    ]
+    outputs = [network.build(observation, *shape[:2]) for network in networks]
     port = Port("observation", "observation", 0.0, 255.0, declared=True)
     return checked(layers.graph.model()), Interface((port,), tuple(outputs))
+
+
+def contract(model: ir.Model) -> Environment:
+    """How an agent sees its environment: as all do, on images; for classic control the file does not say."""
+    shape = model.graph.inputs[0].shape
+    return ATARI if shape is not None and len(shape) > 2 else Environment()

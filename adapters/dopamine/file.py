@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from surgery.errors import CorruptFile, UnknownFormat
+from surgery.errors import CorruptFile, Refused, UnknownFormat
 from surgery.files import check_readable, read_error
 from surgery_adapters.containers.optax_state import leaves
 from surgery_adapters.containers.pickle_tree import Tree, dump, parse
@@ -21,6 +21,8 @@ from surgery_adapters.containers.pickled_trees import nested
 from surgery_adapters.writeback.contract import NAME
 
 ONLINE, TARGET, OPTIMIZER = "online_params", "target_params", "optimizer_state"
+_OTHERS = ("network_params", OPTIMIZER)
+"""What PPO and SAC agents keep."""
 _MOST = 1 << 31
 """Bytes of a checkpoint: that of full Rainbow, the largest network of the package, has 0.25 GB."""
 
@@ -29,7 +31,9 @@ def holds_agent(path: Path) -> bool:
     """Whether a pickle has the name of an agent's parameters in it; nothing is unpickled."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return content.find(ONLINE.encode()) >= 0
+            return any(
+                all(content.find(name.encode()) >= 0 for name in names) for names in ((ONLINE,), _OTHERS)
+            )
     except (OSError, ValueError):
         return False
 
@@ -50,7 +54,7 @@ class DopamineFile:
         """Read a file.
 
         Raises:
-          FileError: it cannot be read. UnknownFormat: a pickle of something else.
+          FileError: it cannot be read. UnknownFormat: a pickle of something else. Refused: PPO's or SAC's.
           CorruptFile: damaged or hostile.
         """
         check_readable(path)
@@ -59,6 +63,11 @@ class DopamineFile:
         except OSError as error:
             raise read_error(error, path) from error
         tree = parse(data, _MOST)
+        if isinstance(tree.root, dict) and ONLINE not in tree.root and set(_OTHERS) <= set(tree.root):
+            raise Refused(
+                f"{path} is of an agent with an actor and critics, PPO or SAC, whose networks have no rule here",
+                hint="export its network to ONNX with jax2onnx, and take that; value-based agents are read as they are",
+            )
         if not isinstance(tree.root, dict) or ONLINE not in tree.root:
             raise UnknownFormat(f"{path} is a pickle, but of no agent of Dopamine: it has no '{ONLINE}'")
         return DopamineFile(tree, tree.root)
@@ -92,7 +101,10 @@ class DopamineFile:
 
     def reshape_observation(self, shape: tuple[int, ...]) -> bool:
         """Let the last observation have another shape: zeros, as at the start of an episode; whether it has changed."""
-        if self.observation in (None, shape):
+        old = self.observation
+        if old is not None and len(shape) == 1:  # a vector has axes of size 1 for channels and frames
+            shape = (*shape, *old[1:])
+        if old in (None, shape):
             return False
         self.root["state"] = write_array(self.root["state"], np.zeros(shape))
         return True

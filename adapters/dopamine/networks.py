@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -22,9 +22,11 @@ from surgery_adapters.networks.channels_last import ChannelsLast, Image, Layer, 
 ATOMS, QUANTILES, SUPPORT, SAMPLES = 51, 200, 10.0, 32
 """Dopamine's settings: atoms of C51 and the largest return that they stand for, quantiles of QR-DQN, and how many
 quantiles IQN draws to choose an action."""
-_MOST_ACTIONS = 18
+_MOST_ACTIONS, _MOST_LAYERS = 18, 1 << 20
 _STACK = re.compile(r"(?P<stack>.*(?:_stacks|Stack)_\d+)[./](?P<layer>.*)")
-_CONVOLUTIONS, _DENSE, _NOISY = ("Conv",), ("Dense", "fully_connected"), ("NoisyNetwork",)
+_CONVOLUTIONS, _NOISY = ("Conv",), ("NoisyNetwork",)
+_LAST = "final_layer"
+_DENSE = ("Dense", "fully_connected", "layers", _LAST)
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Parameters:
     stacks: tuple[tuple[Layer, ...], ...]
     dense: tuple[Layer, ...]
     noisy: tuple[str, ...]
+
+    @property
+    def classic(self) -> bool:
+        """Whether the network is one for classic control: dense layers alone, on a vector."""
+        return not self.convolutions and not self.stacks and not self.noisy and len(self.dense) > 1
 
     @staticmethod
     def of(names: Iterable[str]) -> Parameters:
@@ -73,6 +80,8 @@ class Parameters:
 
 def _number(path: str) -> int:
     number = path.rpartition("_")[2]
+    if path.endswith(_LAST):
+        return _MOST_LAYERS
     return int(number) if number.isdecimal() else 0
 
 
@@ -139,6 +148,18 @@ class Network:
             raise Refused(f"the network has {len(ends)} dense layers: none of Dopamine's value networks has")
         x = self._graph.op("Relu", ends[0].apply(x))
         return self._one_stream(x, ends[1]) if len(ends) == 2 else self._dueling(x, *ends[1:])
+
+    def build_classic(self, observation: ir.Value) -> Port:
+        """Append a network for classic control; its output as it is declared.
+
+        Args:
+          observation: (batch, features), rescaled to [−1, 1] where the agent does so.
+        """
+        *hidden, last = (self._dense(layer) for layer in self._parameters.dense)
+        x = observation
+        for layer in hidden:
+            x = self._graph.op("Relu", layer.apply(x))
+        return replace(self._one_stream(x, last), low=None, high=None)  # the support is a setting of gin
 
     def _trunk(self, x: Image) -> Image:
         layers, parameters = self._layers, self._parameters
