@@ -171,6 +171,13 @@ def test_the_state_of_a_new_recurrent_layer_belongs_to_the_interface_and_runs(tm
     assert np.abs(outputs["lstm2.h_next"]).max() > 0
 
 
+def test_behind_a_layer_that_starts_at_zero_a_new_one_does_too() -> None:
+    before = original("lstm_zero_state", "dynamo").checkpoint
+    plan = surgery.deepen(before, "lstm", kind="recurrent")
+    assert not plan.insertions[0].ports
+    assert surgery.apply(plan, before).report.ok
+
+
 def last_state(cell: str, steps: int, dtype: str = "float32", *, stateful: bool = True) -> surgery.Checkpoint:
     """A policy that reads only a cell's last state, as Stable-Baselines3's RecurrentPPO does."""
     rng, gates = np.random.default_rng(0), {"LSTM": 4, "GRU": 3, "RNN": 1}[cell]

@@ -18,6 +18,7 @@ from surgery.graph.trace import label
 from surgery.ops.blocks import Shape, Sketch
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+_IN_OUT = (1, 0)
 
 
 def check_recurrent(checkpoint: Checkpoint, places: list[Spot]) -> None:
@@ -68,13 +69,16 @@ def recurrent(sketch: Sketch, value: str, shape: Shape, opens: bool) -> str:
     y = sketch.node(cell, operands, {"hidden_size": width, **reset}, [after for _, after in states])
     if not over_time:
         y = sketch.op("Squeeze", y, sketch.numbers("both", (0, 1) if node is None else (1,)))
-    project = sketch.tensor("weight", "project", (width, spot.units), "zero")
+    project = sketch.tensor("weight", "project", (width, spot.units), "zero", axes=_IN_OUT)
     return sketch.op("Add", value, sketch.op("MatMul", y, project))
 
 
 def _states(sketch: Sketch, cell: str, width: int, before: ir.Node | None) -> list[tuple[str, str]]:
-    """The state as inputs and outputs of the graph: (before, after) each; none where the layer before has none."""
-    if before is not None and not any(value is not None for value in before.inputs[5:7]):
+    """The state as inputs and outputs of the graph: (before, after) each.
+
+    None where the layer before starts at the same state in every call: so does the new one, at zero.
+    """
+    if before is not None and not any(_given(value) for value in before.inputs[5:7]):
         return []
     names = []
     batch, follows = sketch.batch
@@ -86,6 +90,22 @@ def _states(sketch: Sketch, cell: str, width: int, before: ir.Node | None) -> li
         ]
         names.append((name, f"{name}_next"))
     return names
+
+
+def _given(value: ir.Value | None) -> bool:
+    """Whether a value depends on an input of the graph, and not only on its shape."""
+    pending, seen = [value], set[int]()
+    while pending:
+        current = pending.pop()
+        if current is None or current.const_value is not None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        producer = current.producer()
+        if producer is None:
+            return True
+        if producer.op_type not in ("Shape", "Size"):
+            pending.extend(producer.inputs)
+    return False
 
 
 def batch_of(checkpoint: Checkpoint) -> tuple[int | str, tuple[str, int]]:
@@ -129,7 +149,7 @@ def attention(sketch: Sketch, value: str, shape: Shape, opens: bool) -> str:
     deviation = 1 / math.sqrt(units)
 
     def projected(part: str, perm: tuple[int, ...]) -> str:
-        weight = sketch.tensor("weight", part, (units, width), "normal", deviation=deviation)
+        weight = sketch.tensor("weight", part, (units, width), "normal", deviation=deviation, axes=_IN_OUT)
         bias = sketch.tensor("bias", part, (width,), "zero")
         x = sketch.op("Add", sketch.op("MatMul", value, weight), bias)
         return sketch.op("Transpose", sketch.op("Reshape", x, split), perm=perm)
@@ -139,7 +159,7 @@ def attention(sketch: Sketch, value: str, shape: Shape, opens: bool) -> str:
     scores = sketch.op("Softmax", sketch.op("Mul", sketch.op("MatMul", q, k), scale), axis=-1)
     mixed = sketch.op("Transpose", sketch.op("MatMul", scores, v), perm=_Q)
     joined = sketch.op("Reshape", mixed, sketch.numbers("joined", (0, 0, width)))
-    project = sketch.tensor("weight", "project", (width, units), "zero")
+    project = sketch.tensor("weight", "project", (width, units), "zero", axes=_IN_OUT)
     return sketch.op("Add", value, sketch.op("MatMul", joined, project))
 
 
