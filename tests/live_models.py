@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 FRAMES = torch.randn(4, 3, 11, 11, generator=torch.Generator().manual_seed(1))
 
@@ -16,6 +17,21 @@ def mlp() -> nn.Sequential:
 
 
 X = torch.randn(8, 5, generator=torch.Generator().manual_seed(2))
+
+
+class Agent(nn.Module):
+    """A small actor-critic on images: activations in the code, sizes taken from tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 6, 3, 2), nn.Conv2d(6, 8, 3)
+        self.norm, self.fc = nn.BatchNorm2d(8), nn.Linear(8 * 9, 12)
+        self.policy, self.value = nn.Linear(12, 4), nn.Linear(12, 1)
+
+    def forward(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = F.relu(self.norm(self.conv2(F.relu(self.conv1(frames)))))
+        x = F.relu(self.fc(x.flatten(1)))
+        return self.policy(x), self.value(x)
 
 
 def trained(net: nn.Module, optimizer: torch.optim.Optimizer, x: Any = FRAMES, steps: int = 3) -> None:

@@ -12,31 +12,15 @@ import pytest
 import torch
 import torch._dynamo.testing
 from torch import nn
-from torch.nn import functional as F
 
 import surgery
 from surgery.errors import Refused
 from surgery.torch import from_module, operate
 from surgery.torch.live import layers as operate_layers
 from surgery.torch.live import outputs as operate_outputs
-from tests.live_models import everything, loss_of, same
+from tests.live_models import Agent, everything, loss_of, same
 
 pytestmark = pytest.mark.usefixtures("one_registry")
-
-
-class Functional(nn.Module):
-    """Activations in the code, and two readers of the features."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(3, 6, 3, 2), nn.Conv2d(6, 8, 3)
-        self.norm, self.fc = nn.BatchNorm2d(8), nn.Linear(8 * 9, 12)
-        self.policy, self.value = nn.Linear(12, 4), nn.Linear(12, 1)
-
-    def forward(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        x = F.relu(self.norm(self.conv2(F.relu(self.conv1(frames)))))
-        x = F.relu(self.fc(x.flatten(1)))
-        return self.policy(x), self.value(x)
 
 
 class Block(nn.Module):
@@ -66,6 +50,27 @@ class Residual(nn.Module):
         return self.head(x)
 
 
+class Steps(nn.Module):
+    """A recurrent layer that starts at zero in every call, and a head on all steps or on the last."""
+
+    def __init__(self, kind: type[nn.RNNBase], *, last: bool = False, **how: Any) -> None:
+        super().__init__()
+        self.memory, self.head, self.last = kind(5, 6, **how), nn.Linear(6, 3), last
+
+    def forward(self, x):
+        y, _ = self.memory(x)
+        return self.head(y[:, -1] if self.last else y)
+
+
+class Entities(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Sequential(nn.Linear(5, 8), nn.ReLU()), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.embed(x).mean(1))
+
+
 def plain() -> nn.Sequential:
     return nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 6), nn.ReLU(), nn.Linear(6, 3))
 
@@ -78,6 +83,13 @@ X = torch.randn(4, 5, generator=torch.Generator().manual_seed(2), dtype=torch.fl
 FRAMES = torch.randn(4, 3, 11, 11, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
+SEQUENCES = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+ATTENTION = [f"{part}.{t}" for part in ("query", "key", "value") for t in ("weight", "bias")] + [
+    "project.weight"
+]
+CELL = [f"cell.{t}_{side}_l0" for t in ("weight", "bias") for side in ("ih", "hh")] + ["project.weight"]
+
+
 @dataclass(frozen=True)
 class Row:
     """A module, the layer to deepen behind, and where the new tensors are then."""
@@ -86,6 +98,7 @@ class Row:
     after: str
     new: list[str]
     how: dict[str, Any] = field(default_factory=dict)
+    x: torch.Tensor = X
 
 
 ROWS = {
@@ -103,12 +116,12 @@ ROWS = {
         + [f"3.1.bn{k}.running_{t}" for k in (1, 2) for t in ("mean", "var")],
         {"kind": "batchnorm"},
     ),
-    "before an activation in the code": Row(Functional, "fc", ["fc2.1.weight", "fc2.1.bias"]),
+    "before an activation in the code": Row(Agent, "fc", ["fc2.1.weight", "fc2.1.bias"], x=FRAMES),
     "a convolution before an activation in the code": Row(
-        Functional, "conv2", ["conv3.1.weight", "conv3.1.bias"], {"kernel": 5}
+        Agent, "conv2", ["conv3.1.weight", "conv3.1.bias"], {"kernel": 5}, FRAMES
     ),
     "before the only reader": Row(
-        Functional, "conv1", [f"conv3.conv{k}.{t}" for k in (1, 2) for t in ("weight", "bias")], {"kind": "residual"}
+        Agent, "conv1", [f"conv3.conv{k}.{t}" for k in (1, 2) for t in ("weight", "bias")], {"kind": "residual"}, FRAMES
     ),
     "behind a block of a list": Row(
         Residual, "blocks.0", [f"blocks.0.deeper.fc{k}.{t}" for k in (1, 2) for t in ("weight", "bias")]
@@ -117,6 +130,25 @@ ROWS = {
                                                        {"kind": "identity"}),
     "behind a layer in the middle of a sequence": Row(
         capped, "0", [f"0.deeper.fc{k}.{t}" for k in (1, 2) for t in ("weight", "bias")]
+    ),
+    "attention over entities": Row(
+        Entities, "embed", [f"embed.2.{name}" for name in ATTENTION], {"kind": "attention", "heads": 2}, SEQUENCES
+    ),
+    "two of attention": Row(
+        Entities, "embed", [f"embed.{k}.{name}" for k in (2, 3) for name in ATTENTION],
+        {"kind": "attention", "count": 2}, SEQUENCES,
+    ),
+    "a cell behind an LSTM, batch first": Row(
+        lambda: Steps(nn.LSTM, batch_first=True, last=True), "memory", [f"memory2.{name}" for name in CELL],
+        {"kind": "recurrent", "width": 4}, SEQUENCES,
+    ),
+    "two cells behind a GRU of two layers": Row(
+        lambda: Steps(nn.GRU, num_layers=2), "memory", [f"memory2.{k}.{name}" for k in (0, 1) for name in CELL],
+        {"kind": "recurrent", "count": 2}, SEQUENCES,
+    ),
+    "a branch behind an LSTM": Row(
+        lambda: Steps(nn.LSTM), "memory", [f"memory2.fc{k}.{t}" for k in (1, 2) for t in ("weight", "bias")],
+        {"kind": "residual"}, SEQUENCES,
     ),
 }  # fmt: skip
 
@@ -135,7 +167,7 @@ def trained(net: nn.Module, x: torch.Tensor) -> torch.optim.Optimizer:
 
 def ready(row: Row) -> tuple[nn.Module, torch.Tensor, torch.optim.Optimizer]:
     torch.manual_seed(0)
-    net, x = row.make().double(), FRAMES if row.make is Functional else X
+    net, x = row.make().double(), row.x
     optimizer = trained(net, x)
     return net.eval(), x, optimizer
 
@@ -261,7 +293,7 @@ class Several(nn.Module):
 
 
 REFUSALS = {
-    "two readers in the code": (Functional, "fc", {"kind": "residual"}, "read by policy and value"),
+    "two readers in the code": (Agent, "fc", {"kind": "residual"}, "read by policy and value"),
     "a part that is called twice": (Residual, "shared", {"kind": "residual"}, "the layer before it 2 times"),
     "a recurrent state": (
         lambda: nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)), "0", {"kind": "recurrent"}, "state"
@@ -273,7 +305,7 @@ REFUSALS = {
 @pytest.mark.parametrize("case", REFUSALS)
 def test_what_has_no_place_for_a_layer_is_refused_and_nothing_changes(case):
     make, after, how, words = REFUSALS[case]
-    net, x, optimizer = ready(Row(make, after, []))
+    net, x, optimizer = ready(Row(make, after, [], x=FRAMES if make is Agent else X))
     before, modules = everything(net, optimizer), [id(m) for m in net.modules()]
     with pytest.raises(Refused, match=words) as caught:
         operate(net, optimizer, x, plan=lambda c: surgery.deepen(c, after, **how))

@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.utils.prune
 from torch import nn
-from torch.nn import functional as F
 
 import surgery
 from surgery.errors import ArgumentError, Refused
@@ -18,24 +17,9 @@ from surgery.torch.live import groups as operate_groups
 from surgery.torch.live import journal as operate_journal
 from surgery.torch.live import outputs as operate_outputs
 from tests import zoo
-from tests.live_models import FRAMES, X, everything, loss_of, mlp, same, trained
+from tests.live_models import FRAMES, Agent, X, everything, loss_of, mlp, same, trained
 
 pytestmark = pytest.mark.usefixtures("one_registry")
-
-
-class Agent(nn.Module):
-    """A small actor-critic on images, sizes taken from tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(3, 6, 3, 2), nn.Conv2d(6, 8, 3)
-        self.norm, self.fc = nn.BatchNorm2d(8), nn.Linear(8 * 9, 12)
-        self.policy, self.value = nn.Linear(12, 4), nn.Linear(12, 1)
-
-    def forward(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        x = F.relu(self.norm(self.conv2(F.relu(self.conv1(frames)))))
-        x = F.relu(self.fc(x.flatten(1)))
-        return self.policy(x), self.value(x)
 
 
 def agent(make=torch.optim.Adam, **settings) -> tuple[Agent, torch.optim.Optimizer]:

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from surgery.edits.insertion import Insertion, NewNode, NewTensor
+from surgery.edits.insertion import Insertion, NewNode
 from surgery.errors import Refused
+from surgery.torch.sequences import attention, cell_of, recurrent, sources
 from surgery.torch.stored import to_torch
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -30,17 +31,24 @@ class Residual(nn.Sequential):
         return x + y if self.alpha is None else x + self.alpha * y
 
 
-def layers_of(insertion: Insertion, rank: int, numbers: Mapping[str, Tensor]) -> list[nn.Module]:
+def layers_of(
+    insertion: Insertion, rank: int, numbers: Mapping[str, Tensor], batch_first: bool = False
+) -> list[nn.Module]:
     """A new layer as modules, to be called one after the other.
 
     Args:
       insertion: of one place or several alike.
       rank: number of axes of what it reads, the batch included.
-      numbers: its tensors by name.
+      numbers: its tensors, as `new_numbers` names them.
+      batch_first: whether a recurrent layer reads (batch, time, units).
 
     Raises:
       Refused: a kind without such a form; names the operator.
     """
+    if cell_of(insertion) is not None:
+        return [recurrent(insertion, numbers, batch_first)]
+    if insertion.kind == "attention":
+        return [attention(insertion, numbers)]
     return _Builder(insertion, rank, numbers).build()
 
 
@@ -176,19 +184,20 @@ def new_numbers(insertion: Insertion, seed: int, held: Mapping[str, Tensor]) -> 
       insertion: the layer. seed: of the plan. held: the network's own tensors.
     """
     model = next(held[t.like] for t in insertion.tensors if t.like is not None)
+    planned = {tensor.name: tensor for tensor in insertion.tensors}
     made: dict[str, Tensor] = {}
-    for tensor in insertion.tensors:
-        start = started(tensor, seed, model)
-        trained = model.requires_grad if tensor.like is None else held[tensor.like].requires_grad
-        buffer = tensor.like is None or not start.is_floating_point()
-        made[tensor.name] = start if buffer else nn.Parameter(start, requires_grad=trained)
+    for name, (origin, _) in sources(insertion).items():
+        like, start = planned[origin].like, started(insertion, name, seed, model)
+        if like is None or not start.is_floating_point():
+            made[name] = start
+        else:
+            made[name] = nn.Parameter(start, requires_grad=held[like].requires_grad)
     return made
 
 
-def started(tensor: NewTensor, seed: int, like: Tensor) -> Tensor:
-    """A new tensor's numbers; a matrix is (out, in), as PyTorch has it."""
-    array = tensor.values(seed, np.dtype(np.float64))
-    if len(tensor.shape) == 2 and tensor.axes == (1, 0):
-        array = array.T
-    start = to_torch(array)
+def started(insertion: Insertion, name: str, seed: int, like: Tensor) -> Tensor:
+    """The numbers that a tensor of a new layer starts with, by its name in PyTorch."""
+    origin, taken = sources(insertion)[name]
+    tensor = next(tensor for tensor in insertion.tensors if tensor.name == origin)
+    start = to_torch(taken(tensor.values(seed, np.dtype(np.float64))))
     return start.to(like.device, like.dtype if tensor.dtype.startswith(("float", "bfloat")) else torch.int64)

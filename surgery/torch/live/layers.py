@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from surgery.checkpoint import Checkpoint
 from surgery.edits.execute import execute
-from surgery.edits.insertion import Insertion, NewTensor
+from surgery.edits.insertion import Insertion
 from surgery.edits.plan import Plan
 from surgery.errors import Refused
 from surgery.numeric import Unsupported, run
@@ -23,6 +23,7 @@ from surgery.torch.layers import layers_of, new_numbers, started
 from surgery.torch.live.journal import Journal
 from surgery.torch.live.outputs import Runner
 from surgery.torch.live.places import Calls, Site, free_name, is_container, sites
+from surgery.torch.sequences import sources
 from surgery.torch.stored import to_numpy
 from surgery.verify.outputs import runtime
 
@@ -43,6 +44,16 @@ class Behind:
         return out
 
 
+class BehindFirst:
+    """The same for the first of several results: what a recurrent layer gives besides its state."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+
+    def __call__(self, part: nn.Module, args: tuple[Any, ...], result: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (self.layer(result[0]), *result[1:])
+
+
 class Before:
     """A hook: what a part is given goes through new layers first."""
 
@@ -55,9 +66,10 @@ class Before:
 
 @dataclass(frozen=True)
 class _New:
-    """A tensor of a new layer in one network: what it is in the plan, and the parameter whose group it joins."""
+    """A tensor of a new layer in one network: its layer and name there, and the parameter whose group it joins."""
 
-    plan: NewTensor
+    layer: str
+    name: str
     tensor: Tensor
     start: Tensor
     joins: Tensor | None
@@ -92,7 +104,7 @@ class NewLayers:
                 if id(part) not in self._done:
                     self._done.add(id(part))
                     self._put(journal, network, part, site, held)
-        if any(site.how in ("behind", "before") for site in self.sites) and "torch._dynamo" in sys.modules:
+        if any(site.how not in ("append", "slot") for site in self.sites) and "torch._dynamo" in sys.modules:
             torch.compiler.reset()  # what is compiled does not look for hooks that came later
         self._name(networks[0][0])
         self._probe()
@@ -118,7 +130,7 @@ class NewLayers:
     ) -> None:
         parent, _, name = site.path.rpartition(".")
         owner = network.get_submodule(parent)
-        pieces = self._pieces(site, held)
+        pieces = self._pieces(site, held, bool(getattr(part, "batch_first", False)))
         for piece in pieces:
             piece.train(part.training)
         if site.how == "append":
@@ -133,35 +145,37 @@ class NewLayers:
             journal.item(home._modules, free_name(home, wanted, home._modules), layer)
             if site.how == "behind":
                 journal.hook(part.register_forward_hook(Behind(layer)))
+            elif site.how == "first":
+                journal.hook(part.register_forward_hook(BehindFirst(layer)))
             else:
                 journal.hook(part.register_forward_pre_hook(Before(layer)))
 
-    def _pieces(self, site: Site, held: Mapping[str, Tensor]) -> list[nn.Module]:
+    def _pieces(self, site: Site, held: Mapping[str, Tensor], batch_first: bool) -> list[nn.Module]:
         """The layers as modules; in front of an activation of the caller's, each one's own comes first."""
         pieces: list[nn.Module] = []
         for new in site.insertions:
             numbers = new_numbers(new, self.plan.seed, held)
-            made = layers_of(new, site.rank, numbers)
+            made = layers_of(new, site.rank, numbers, batch_first)
             pieces += [made[-1], *made[:-1]] if site.opened else made
-            for tensor in new.tensors:
-                joins = None if tensor.like is None else held[tensor.like]
-                own = numbers[tensor.name]
-                self._new.append(_New(tensor, own, own.detach().clone(), joins))
+            likes = {tensor.name: tensor.like for tensor in new.tensors}
+            for name, (origin, _) in sources(new).items():
+                like, own = likes[origin], numbers[name]
+                joins = None if like is None else held[like]
+                self._new.append(_New(new.name, name, own, own.detach().clone(), joins))
         return pieces
 
     def _name(self, network: nn.Module) -> None:
         """What the new tensors are called in the module."""
         paths = {id(t): name for name, t in (*network.named_parameters(), *network.named_buffers())}
-        own = {new.plan.name: paths.get(id(new.tensor)) for new in reversed(self._new)}
+        own = {new.name: paths.get(id(new.tensor)) for new in reversed(self._new)}
         self.names = {name: path for name, path in sorted(own.items()) if path is not None}
 
     def _probe(self) -> None:
         """With random numbers in the new layers, the module and the graph must still compute the same."""
-        random = [_random(new, self.plan.seed) for new in self.plan.insertions]
+        random = {new.name: _random(new) for new in self.plan.insertions}
         for new in self._new:
-            probe = next(t for insertion in random for t in insertion.tensors if t.name == new.plan.name)
-            new.tensor.data = started(probe, self.plan.seed, new.start)
-        changed = execute(dataclasses.replace(self.plan, insertions=tuple(random)), self.checkpoint)
+            new.tensor.data = started(random[new.layer], new.name, self.plan.seed, new.start)
+        changed = execute(dataclasses.replace(self.plan, insertions=tuple(random.values())), self.checkpoint)
         wanted = _evaluated(changed.model, self.runner.inputs())
         for name, found in self.runner.outputs().items():
             if not found.is_floating_point():
@@ -184,11 +198,12 @@ def check_stateless(plan: Plan) -> None:
         if new.ports:
             raise Refused(
                 f"the new layer '{new.name}' brings a state, which forward() would have to take and return",
+                where={"behind": new.places[0].value},
                 hint="write it into the class, or deepen the exported file",
             )
 
 
-def _random(insertion: Insertion, seed: int) -> Insertion:
+def _random(insertion: Insertion) -> Insertion:
     """The same layer with random numbers in all it learns, so that it does something."""
     tensors = [
         t if t.like is None else dataclasses.replace(t, start="normal", numbers=(), deviation=_PROBE)

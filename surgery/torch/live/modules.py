@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from surgery.edits.plan import Plan, TensorEdit
 from surgery.errors import Refused
 from surgery.graph import layout
+from surgery.torch.sequences import SelfAttention
 
 Attributes = dict[str, Any]
 
@@ -171,6 +172,8 @@ def owners(model: nn.Module, plan: Plan) -> Iterator[tuple[str, nn.Module, dict[
     edits = {tensor.name: tensor for tensor in plan.tensors}
     for path, module in model.named_modules(remove_duplicate=False):
         own = [*module._parameters, *module._buffers]
+        if isinstance(module, SelfAttention):  # the number of its heads is that of a part's rows
+            own.append("query.weight")
         found = {
             name: edits[f"{path}.{name}".lstrip(".")] for name in own if f"{path}.{name}".lstrip(".") in edits
         }
@@ -211,6 +214,8 @@ def attributes(path: str, module: nn.Module, edits: Mapping[str, TensorEdit], pl
                 found["num_heads"] = _heads(module, edits, plan)
                 found["head_dim"] = found["embed_dim"] // found["num_heads"]
             return {name: value for name, value in found.items() if getattr(module, name, value) != value}
+    if isinstance(module, SelfAttention):
+        return {"heads": _outer(edits["query.weight"].axes[0], module.heads, plan)}
     return _custom(module, edits, plan)
 
 

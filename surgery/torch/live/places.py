@@ -13,9 +13,10 @@ from torch.utils.hooks import RemovableHandle
 
 from surgery.edits.insertion import Insertion
 from surgery.errors import Refused
+from surgery.graph.layers import RECURRENT
 from surgery.torch.export import SCOPES
 
-How = Literal["append", "slot", "behind", "before"]
+How = Literal["append", "slot", "behind", "first", "before"]
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -26,7 +27,7 @@ class Site:
     Attributes:
       path: of a part of the module.
       how: "append" to the sequence that it is the last of; "slot": a sequence of it and the new layers takes its place;
-        "behind" and "before" it, called by a hook on its result or its argument.
+        "behind" and "before" it, called by a hook on its result or its argument; "first": on the first of its results.
       opened: whether an activation comes first, since the one that follows is in the caller's code.
       insertions: the layers, in order. rank: number of axes of what they read.
     """
@@ -117,13 +118,13 @@ class _Finder:
         """The place of layers that follow one another: the same for every use."""
         values = {str(v.name): v for node in self.model.graph for v in node.outputs}
         reasons: list[str] = []
-        for find in (self._behind_part, self._before_activation, self._before_reader):
+        for find in (self._behind_recurrent, self._behind_part, self._before_activation, self._before_reader):
             first, *others = [find(values[name], chain, reasons) for name in chain.values]
             if first is not None and all(site == first for site in others):
                 return first
         node = values[chain.values[0]].producer()
         assert node is not None
-        path = (_scope(node) or [""])[-1]
+        path = (scope_of(node) or [""])[-1]
         part = self.network.get_submodule(path)
         raise Refused(
             f"there is no place for the new layer '{chain.insertions[0].name}' behind '{chain.values[0]}': "
@@ -140,6 +141,20 @@ class _Finder:
             return None
         return self._at(path, chain, reasons, opened=False, rank=_rank(value))
 
+    def _behind_recurrent(self, value: ir.Value, chain: _Chain, reasons: list[str]) -> Site | None:
+        """Behind what a recurrent layer of PyTorch's gives besides its state."""
+        node = value.producer()
+        path = (scope_of(node) or [""])[-1]
+        part = self.network.get_submodule(path)
+        if node is None or node.op_type not in RECURRENT or not isinstance(part, nn.RNNBase):
+            return None
+        if part.bidirectional or value is not node.outputs[0]:
+            reasons.append(f"'{path}' runs in both directions, or it is its state")
+            return None
+        if not self._called(part, path, chain, reasons):
+            return None
+        return Site(path, "first", False, tuple(chain.insertions), _rank(value))
+
     def _before_activation(self, value: ir.Value, chain: _Chain, reasons: list[str]) -> Site | None:
         """Behind the part whose result an activation in the caller's code reads: φ(W φ(x)) with the first φ our own."""
         node = value.producer()
@@ -153,8 +168,8 @@ class _Finder:
 
     def _before_reader(self, value: ir.Value, chain: _Chain, reasons: list[str]) -> Site | None:
         """Before the one part that reads the value."""
-        own = _scope(value.producer())
-        readers = [_scope(use.node) for use in value.uses()]
+        own = scope_of(value.producer())
+        readers = [scope_of(use.node) for use in value.uses()]
         if value.is_graph_output() or not readers:
             return None
         shared = [path for path in readers[0] if path not in own and all(path in r for r in readers)]
@@ -195,14 +210,14 @@ class _Finder:
 
     def _leaves(self, value: ir.Value) -> str | None:
         """The innermost part, but the model itself, that a value is the result of: nothing in it reads the value."""
-        readers: list[Collection[str]] = [_scope(use.node) for use in value.uses()]
-        for path in reversed(_scope(value.producer())):
+        readers: list[Collection[str]] = [scope_of(use.node) for use in value.uses()]
+        for path in reversed(scope_of(value.producer())):
             if path and not any(path in reader for reader in readers):
                 return path
         return None
 
 
-def _scope(node: ir.Node | None) -> list[str]:
+def scope_of(node: ir.Node | None) -> list[str]:
     """The paths of the modules in whose `forward` a node came about, the outermost first."""
     noted = "" if node is None else node.metadata_props.get(SCOPES, "")
     return list(ast.literal_eval(noted))[:-1] if noted else []
