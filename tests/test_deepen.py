@@ -144,6 +144,7 @@ def test_recurrent_and_attention_layers_change_no_bit_whatever_their_state(
     before = original(name, style)
     plan = surgery.deepen(before.checkpoint, after, count=2, kind=kind)  # type: ignore[arg-type]
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert bool(plan.insertions[0].ports) == (kind == "recurrent" and name != "lstm_zero_state")
     deeper, rng = execute(plan, before.checkpoint), np.random.default_rng(0)
     session = runtime(deeper.model)
     for inputs, outputs in zip(before.batches, before.stored, strict=True):
@@ -169,13 +170,6 @@ def test_the_state_of_a_new_recurrent_layer_belongs_to_the_interface_and_runs(tm
     outputs = runtime(again.model)(inputs)
     assert outputs["lstm2.h_next"].shape == inputs["lstm2.h"].shape == (1, 4, 5)
     assert np.abs(outputs["lstm2.h_next"]).max() > 0
-
-
-def test_behind_a_layer_that_starts_at_zero_a_new_one_does_too() -> None:
-    before = original("lstm_zero_state", "dynamo").checkpoint
-    plan = surgery.deepen(before, "lstm", kind="recurrent")
-    assert not plan.insertions[0].ports
-    assert surgery.apply(plan, before).report.ok
 
 
 def last_state(cell: str, steps: int, dtype: str = "float32", *, stateful: bool = True) -> surgery.Checkpoint:

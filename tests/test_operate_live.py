@@ -142,6 +142,91 @@ def test_what_companions_share_with_the_model_is_changed_once():
     torch.testing.assert_close((actor(X), critic(X)), before)
 
 
+PARAMETRISED = {
+    "weight norm": lambda layer: nn.utils.parametrizations.weight_norm(layer),
+    "spectral norm": lambda layer: nn.utils.parametrizations.spectral_norm(layer),
+}
+
+
+@pytest.mark.parametrize("mode", [False, True])
+@pytest.mark.parametrize("norm", PARAMETRISED)
+def test_parametrised_layers_grow_by_their_originals(norm, mode):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        PARAMETRISED[norm](nn.Conv2d(3, 6, 3, 2)),
+        nn.ReLU(),
+        nn.Flatten(),
+        PARAMETRISED[norm](nn.Linear(150, 3, bias=False)),
+    )
+    optimizer = torch.optim.AdamW(net.parameters())
+    trained(net, optimizer)
+    net.eval()
+    before = net(FRAMES)
+    net.train(mode)
+    operate(net, optimizer, FRAMES, widths={"0": 9}, prove=False)
+    net.eval()
+    assert (net[0].out_channels, net[3].in_features, net[3].weight.shape) == (9, 225, (3, 225))
+    torch.testing.assert_close(net(FRAMES), before, rtol=1e-5, atol=1e-6)
+    trained(net.train(), optimizer)
+
+
+class Root(nn.Module):
+    """A normaliser written out, its ε in an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.variance_epsilon = nn.Parameter(torch.ones(8)), 1e-3
+
+    def forward(self, x):
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon) * self.weight
+
+
+NORMS = {"layer": lambda: nn.LayerNorm(8, eps=1e-3), "root": lambda: nn.RMSNorm(8), "written out": Root}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_normalisers_that_are_padded_get_another_epsilon(norm):
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(5, 8), NORMS[norm](), nn.Tanh(), nn.Linear(8, 3)).double(), X.double()
+    before = net(x)
+    operate(net, None, x, widths={"0": 11})
+    torch.testing.assert_close(net(x), before, rtol=1e-13, atol=1e-14)
+
+
+class Attending(nn.Module):
+    def __init__(self, first: bool) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(8, heads, 12, dropout=0.0, batch_first=True, norm_first=first)
+            for heads in (2, 4)
+        )
+
+    def forward(self, x):
+        x = self.embed(x)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x.mean(1))
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_attention_grows_by_a_factor_in_heads_as_much_as_outside(first):
+    torch.manual_seed(0)
+    net, x = Attending(first).double(), torch.randn(4, 3, 5, dtype=torch.float64)
+    optimizer = torch.optim.Adam(net.parameters())
+    trained(net, optimizer, x)
+    net.eval()
+    before = net(x)
+    done = operate(net, optimizer, x, factor=1.4 if first else 2, prove=False)
+    width = 12 if first else 16  # a multiple of both head sizes
+    assert [layer.self_attn.num_heads for layer in net.layers] == [width // 4, width // 2]
+    assert net.embed.out_features == net.layers[0].self_attn.embed_dim == width
+    assert {layer.self_attn.head_dim for layer in net.layers} == {4, 2}
+    assert any("keep their size" in reason for _, reason in done.plan.frozen)
+    torch.testing.assert_close(net(x), before, rtol=1e-10, atol=1e-12)
+    trained(net.train(), optimizer, x)
+
+
 def test_recurrent_states_of_rollouts_grow():
     net = zoo.module("lstm_policy").requires_grad_(True)
     optimizer = torch.optim.Adam(net.parameters())

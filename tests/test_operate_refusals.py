@@ -71,6 +71,18 @@ class Unseen(nn.Module):
         return self.head(torch.relu(F.linear(x, weight, self.fc.bias)))
 
 
+class Normed(nn.Module):
+    """The ε of its normaliser is a default of the function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.scale, self.shift = nn.Parameter(torch.ones(8)), nn.Parameter(torch.zeros(8))
+
+    def forward(self, x):
+        return self.head(nn.functional.layer_norm(self.fc(x), self.scale.shape, self.scale, self.shift))
+
+
 class Lion(torch.optim.Optimizer):
     """An optimizer that nobody has heard of."""
 
@@ -147,9 +159,21 @@ REFUSALS = {
     "a class without rules": (mlp, lambda net: Lion(net.parameters()), X, {"widths": {"0": 9}}, Refused, "reset"),
     "sparse": (lambda: split(mlp()), lambda net: None, X, {"widths": {"0": 9}}, Refused, "dense"),
     "not a leaf": (lambda: computed(mlp()), lambda net: None, X, {"widths": {"0": 9}}, Refused, "owns"),
-    "parametrised": (
-        lambda: nn.utils.parametrizations.weight_norm(nn.Linear(5, 4)), adam, X, {"widths": {"0": 9}}, Refused,
-        "remove",
+    "parametrised by what has no rule": (
+        lambda: nn.Sequential(nn.utils.parametrizations.orthogonal(nn.Linear(5, 4)), nn.Linear(4, 3)), adam, X,
+        {"widths": {"0": 9}}, GraphError, "householder",
+    ),
+    "without sizes yet": (
+        lambda: nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 3)), adam, X, {"widths": {"0": 9}}, Refused,
+        "run the module",
+    ),
+    "a projected state": (
+        lambda: nn.LSTM(5, 4, proj_size=2), adam, torch.randn(3, 2, 5), {"factor": 2}, GraphError, "proj_size",
+    ),
+    "an epsilon in the code": (Normed, adam, X, {"widths": {"fc": 11}}, Refused, "'eps'"),
+    "one width of attention": (
+        lambda: nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), adam, torch.randn(2, 3, 8),
+        {"widths": {"self_attn[1]": 8}}, Refused, "heads × their size",
     ),
     "data parallel": (lambda: nn.DataParallel(mlp()), adam, X, {"widths": {"0": 9}}, Refused, ".module"),
     "another companion": (mlp, adam, X, {"widths": {"0": 9}, "also": [nn.Linear(5, 3)]}, Refused, ""),
@@ -157,6 +181,9 @@ REFUSALS = {
     "wrong attribute": (mlp, adam, X, {"widths": {"0": 9}, "attributes": {"0.size": 1}}, UnknownName, ""),
     "two orders": (mlp, adam, X, {"widths": {"0": 9}, "plan": lambda c: None}, ArgumentError, ""),
 }  # fmt: skip
+
+
+UNSEEN = ("no numbers", "sparse", "several devices", "without sizes yet")
 
 
 @pytest.mark.parametrize("case", REFUSALS)
@@ -167,7 +194,7 @@ def test_what_cannot_follow_is_refused_in_words_and_nothing_changes(case):
     if isinstance(optimizer, torch.optim.Optimizer) and net is not None and case == "a class without rules":
         optimizer.step()
     owners = [owner for owner in (net, optimizer) if isinstance(owner, nn.Module | torch.optim.Optimizer)]
-    before = everything(*owners) if case not in ("no numbers", "sparse", "several devices") else None
+    before = everything(*owners) if case not in UNSEEN else None
     with pytest.raises(error) as caught:
         operate(net, optimizer, x, **how)
     assert isinstance(caught.value, SurgeryError)

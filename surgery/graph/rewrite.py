@@ -88,16 +88,22 @@ def _literal(
     double: bool,
 ) -> ir.Value:
     floating = isinstance(value[0], float)
-    array = np.array(
-        [n or 0 for n in value], np.float64 if floating and double else np.float32 if floating else np.int64
-    )
     tensor = None if old is None else ir.convenience.get_const_tensor(old)
+    stored = np.dtype(np.float64) if double else _fraction(old)
+    array = np.array([n or 0 for n in value], stored if floating else np.int64)
     if tensor is not None and not floating:
         array = array.astype(tensor.dtype.numpy())
     shape: tuple[int, ...] = () if scalar else (-1,)
     if tensor is not None and len(tensor.shape) > 1:  # the numbers lie along one of its axes
         shape = tuple(1 if n == 1 else -1 for n in shape_of(tensor))
     return _initializer(model, f"{node.outputs[0].name}{OPERAND}{where}", array.reshape(shape))
+
+
+def _fraction(old: ir.Value | None) -> np.dtype:
+    """The type of a fraction: that of the operand whose place it takes."""
+    tensor = None if old is None else ir.convenience.get_const_tensor(old)
+    known = tensor.dtype if tensor is not None else None if old is None else old.dtype
+    return known.numpy() if known is not None and known.is_floating_point() else np.dtype(np.float32)
 
 
 def _mixed(model: ir.Model, node: ir.Node, where: int, old: ir.Value, value: Sequence[Number]) -> ir.Value:

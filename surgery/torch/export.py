@@ -170,6 +170,7 @@ def export(
     Raises:
       GraphError: it cannot be exported; the exporter's own words are in the message.
     """
+    _check_projections(module)
     arguments, keywords = arguments_of(example_inputs)
     tries = [_batched(arguments, keywords), None] if dynamic_shapes is None else [dynamic_shapes]
     names = {"input_names": input_names, "output_names": output_names}
@@ -185,6 +186,17 @@ def export(
                 f"the module {type(module).__name__} cannot be exported: {_reason(error)}",
                 hint="try torch.export.export on it; shapes that vary can be given with dynamic_shapes=…",
             ) from error
+
+
+def _check_projections(module: nn.Module) -> None:
+    """The exporter writes an LSTM with projections as one without."""
+    for path, part in module.named_modules():
+        if isinstance(part, nn.LSTM) and part.proj_size:
+            raise GraphError(
+                f"'{path or '(the model)'}' projects its state (proj_size={part.proj_size}), and no LSTM of ONNX does",
+                where={"module": type(part).__name__},
+                hint="a layer of its own behind an LSTM without proj_size; the state is then not projected",
+            )
 
 
 def _exported(

@@ -50,6 +50,8 @@ def check_module(model: nn.Module, what: str) -> None:
     devices = set()
     for name, tensor in tensors_of(model).items():
         where = {"tensor": f"{name} of {what}"}
+        if torch.nn.parameter.is_lazy(tensor):
+            raise Refused(f"'{name}' has no size yet", where=where, hint="run the module once on an example")
         if type(tensor).__name__ == "DTensor" or hasattr(tensor, "placements"):
             raise Refused(f"'{name}' is sharded", where=where, hint="gather it, operate, and shard it again")
         if tensor.is_quantized or tensor.dtype in (torch.quint8, torch.qint8, torch.qint32):
@@ -69,12 +71,6 @@ def check_module(model: nn.Module, what: str) -> None:
         )
     if devices == {torch.device("meta")}:
         raise Refused(f"{what} has no numbers: it is on the meta device")
-    for path, module in model.named_modules():
-        if hasattr(module, "parametrizations"):
-            raise Refused(
-                f"'{path}' is parametrised ({', '.join(module.parametrizations)})",
-                hint="torch.nn.utils.parametrize.remove_parametrizations, operate, and register it again",
-            )
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from surgery.edits.plan import Plan, TensorEdit
 from surgery.errors import Refused
 from surgery.graph import layout
+from surgery.torch.live.attention import rows_of, split
 from surgery.torch.sequences import SelfAttention
 
 Attributes = dict[str, Any]
@@ -64,10 +65,9 @@ def _times(sizes: tuple[int, ...]) -> str:
 
 def _groups(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> int:
     """The number of groups: as it was, or of a depthwise convolution one for each channel."""
-    assert isinstance(module.weight, Tensor)
-    old = int(module.groups)  # type: ignore[arg-type]
+    old, out = int(module.groups), int(module.out_channels)  # type: ignore[arg-type]
     depthwise = old > 1 and old == module.in_channels
-    return shapes["weight"][0] // (module.weight.shape[0] // old) if depthwise else old
+    return shapes["weight"][0] // (out // old) if depthwise else old
 
 
 def _features(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Attributes:
@@ -113,7 +113,7 @@ def _attention(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Attr
     if inner != model:
         raise Refused(
             f"nn.MultiheadAttention has one width, and cannot have {inner} units in its heads and {model} outside",
-            hint="write the projections as layers of their own, or widen other spaces",
+            hint="give widths to both, so that heads × their size are as many as outside, or factor=…, which does",
         )
     return {"embed_dim": model, "kdim": key, "vdim": value}
 
@@ -168,17 +168,33 @@ COMMON = frozenset(
 
 
 def owners(model: nn.Module, plan: Plan) -> Iterator[tuple[str, nn.Module, dict[str, TensorEdit]]]:
-    """The modules that own edited tensors: path, module, and the edits by the tensor's name in it."""
+    """The modules that own edited tensors: path, module, and the edits by the tensor's name in it.
+
+    A parametrised tensor (weight norm, spectral norm) is edited as the one of its originals that has its shape.
+    """
     edits = {tensor.name: tensor for tensor in plan.tensors}
     for path, module in model.named_modules(remove_duplicate=False):
-        own = [*module._parameters, *module._buffers]
+        own = {name: name for name in (*module._parameters, *module._buffers)} | _parametrised(module)
         if isinstance(module, SelfAttention):  # the number of its heads is that of a part's rows
-            own.append("query.weight")
-        found = {
-            name: edits[f"{path}.{name}".lstrip(".")] for name in own if f"{path}.{name}".lstrip(".") in edits
-        }
+            own |= {"query.weight": "query.weight"}
+        paths = {name: f"{path}.{source}".lstrip(".") for name, source in own.items()}
+        found = {name: edits[source] for name, source in paths.items() if source in edits}
         if found:
             yield path, module, found
+
+
+def _parametrised(module: nn.Module) -> dict[str, str]:
+    """Parametrised tensors of a module: the path of the original with most elements, which has their shape."""
+    lists = getattr(module, "parametrizations", {})
+    found = {}
+    for name, kept in lists.items():
+        originals = {
+            key: t for key, t in (*kept._parameters.items(), *kept._buffers.items()) if t is not None
+        }
+        if originals:
+            largest = max(originals, key=lambda key: originals[key].numel())
+            found[name] = f"parametrizations.{name}.{largest}"
+    return found
 
 
 def attributes(path: str, module: nn.Module, edits: Mapping[str, TensorEdit], plan: Plan) -> Attributes:
@@ -205,7 +221,8 @@ def attributes(path: str, module: nn.Module, edits: Mapping[str, TensorEdit], pl
             except KeyError as error:
                 raise Refused(
                     f"'{path}' computes its {error.args[0]} from {', '.join(sorted(edits))}", where=where,
-                    hint="undo that (torch.nn.utils.remove_weight_norm, prune.remove …), operate, and do it again",
+                    hint="undo that (torch.nn.utils.remove_weight_norm, prune.remove …), operate, and do it again; "
+                    "torch.nn.utils.parametrizations can stay",
                 ) from error  # fmt: skip
             if isinstance(module, nn.GroupNorm):
                 axis = next(iter(edits.values())).axes[0]
@@ -244,23 +261,14 @@ def _follows(tensor: Tensor, edits: Mapping[str, TensorEdit]) -> bool:
 
 def _outer(axis: layout.Layout, count: int, plan: Plan) -> int:
     """What becomes of the outer part of an axis that has `count` elements: groups of channels, or heads."""
-    for end in range(1, len(axis) + 1):
-        if layout.size(axis[:end]) == count:
-            return layout.size(axis[:end], plan.sizes)
-    return count
+    outer, _ = split(axis, count)
+    return layout.size(outer, plan.sizes) if outer else count
 
 
 def _heads(module: nn.MultiheadAttention, edits: Mapping[str, TensorEdit], plan: Plan) -> int:
     """The heads are the outer part of the rows of each of the three projections."""
     edit = edits.get("in_proj_weight") or edits.get("q_proj_weight")
-    if edit is None:
-        return int(module.num_heads)
-    axis = edit.axes[0]
-    if isinstance(axis[0], layout.Sum):
-        axis = axis[0].parts[0]
-    elif axis[0] == 3:
-        axis = axis[1:]
-    return _outer(axis, int(module.num_heads), plan)
+    return int(module.num_heads) if edit is None else _outer(rows_of(edit), int(module.num_heads), plan)
 
 
 def _custom(module: nn.Module, edits: Mapping[str, TensorEdit], plan: Plan) -> Attributes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -13,12 +14,14 @@ from surgery.aliases import aliased
 from surgery.checkpoint import Checkpoint
 from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError, Refused, UnknownName
+from surgery.graph.spaces import analyse
 from surgery.interface import infer
 from surgery.operate import apply
 from surgery.ops.widen import widen
 from surgery.optimizer import OptimizerState, ParamGroup
 from surgery.torch.export import Inputs, export
 from surgery.torch.live import checks
+from surgery.torch.live.attention import fitted
 from surgery.torch.live.groups import regroup
 from surgery.torch.live.journal import all_or_nothing
 from surgery.torch.live.layers import NewLayers, check_stateless
@@ -101,9 +104,10 @@ def operate(
     after = apply(planned, checkpoint, verify=prove)
     _check_same_tensors(planned, checkpoint, after.checkpoint)
     prepared = Prepared(planned, checkpoint, optimizers, reset_unknown)
+    asked = _asked(networks, attributes or {})
     for network in networks:
-        prepared.add(network)
-    prepared.attributes.update(_asked(networks, attributes or {}))
+        prepared.add(network, asked)
+    prepared.attributes.update(asked)
     runner = Runner(networks[0], example_inputs, planned, checkpoint.model, training)
     before = runner.outputs()
     layers = NewLayers(planned, checkpoint, runner) if planned.insertions else None
@@ -154,11 +158,28 @@ def _planned(
     how: Mapping[str, Any],
 ) -> Plan:
     if plan is None:
-        named = None if widths is None else _exported_names(widths, checkpoint, network)
+        if widths is None:
+            return _by_factor(checkpoint, network, how)
+        named = _exported_names(widths, checkpoint, network)
         return aliased(widen, "widths")(checkpoint, widths=named, **how)
     if widths or how:
         raise ArgumentError("widths and a plan at once", hint="give one of them")
     return plan if isinstance(plan, Plan) else plan(checkpoint)
+
+
+def _by_factor(checkpoint: Checkpoint, network: nn.Module, how: Mapping[str, Any]) -> Plan:
+    """Everything that can grow, as far as PyTorch's attention lets it."""
+    made = widen(checkpoint, **how)
+    widths, left = fitted(network, made)
+    if widths == {edit.space: edit.after for edit in made.spaces}:
+        return made
+    if not widths:
+        raise Refused("no space of this module can grow", where=dict(left),
+                      hint="give widths: heads × their size must be as many units as outside")  # fmt: skip
+    others = {name: value for name, value in how.items() if name != "factor"}
+    return dataclasses.replace(
+        widen(checkpoint, widths=widths, **others), frozen=tuple(sorted([*made.frozen, *left]))
+    )
 
 
 def _exported_names(widths: Mapping[str, int], checkpoint: Checkpoint, network: nn.Module) -> dict[str, int]:
@@ -171,10 +192,22 @@ def _exported_names(widths: Mapping[str, int], checkpoint: Checkpoint, network: 
     found: dict[str, int] = {}
     for name, width in widths.items():
         same = [path for path in others.get(name, ()) if path in chosen]
-        found[same[0] if same else name] = width
+        found[_parametrised(checkpoint, network, same[0] if same else name)] = width
     if len(found) < len(widths):
         raise ArgumentError("a part of the module is given twice, by two of its names", hint="give it once")
     return found
+
+
+def _parametrised(checkpoint: Checkpoint, network: nn.Module, name: str) -> str:
+    """The name of a space that belongs to an original of a parametrised tensor, by the name of the part that has it."""
+    lists = getattr(dict(network.named_modules()).get(name), "parametrizations", {})
+    if not lists:
+        return name
+    known = {
+        space.name for space in analyse(checkpoint.model, checkpoint.interface, checkpoint.trained).spaces
+    }
+    tries = [name, *(f"{name}.parametrizations.{tensor}" for tensor in lists)]
+    return next((each for each in tries if each in known), name)
 
 
 def _check_same_tensors(plan: Plan, before: Checkpoint, after: Checkpoint) -> None:

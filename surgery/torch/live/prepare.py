@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -16,6 +16,7 @@ from surgery.errors import ArgumentError, Refused
 from surgery.optimizer import OptimizerState
 from surgery.recipe import Recipe, recipe
 from surgery.torch.live import checks
+from surgery.torch.live.constants import followed
 from surgery.torch.live.groups import Factors
 from surgery.torch.live.journal import Journal
 from surgery.torch.live.modules import attributes, owners
@@ -46,8 +47,8 @@ class Prepared:
         self.recipe: Recipe | None = None
         self.factors: dict[int, Factors] = {}
 
-    def add(self, network: nn.Module) -> None:
-        """Prepare one network."""
+    def add(self, network: nn.Module, given: Collection[tuple[nn.Module, str]] = ()) -> None:
+        """Prepare one network; attributes that are given need not be found."""
         held = checks.tensors_of(network)
         missing = sorted(tensor.name for tensor in self.plan.tensors if tensor.name not in held)
         if missing:
@@ -69,6 +70,9 @@ class Prepared:
             for name, value in attributes(path, module, edits, self.plan).items():
                 self.attributes[module, name] = value
                 self.paths[module, name] = f"{path}.{name}".lstrip(".")
+        for path, module, name, value in followed(self.plan, self.checkpoint.model, network, given):
+            self.attributes[module, name] = value
+            self.paths[module, name] = f"{path}.{name}".lstrip(".")
         for optimizer in self.optimizers:
             self._add_state(optimizer, {name: held[name] for name in own.tensors if name in held}, edited)
 
