@@ -88,7 +88,7 @@ def fully_sharded(rank: int) -> None:
     state = get_optimizer_state_dict(sharded, optimizer, options=whole)
     set_optimizer_state_dict(net, plain, optim_state_dict=state)
     before = net(X)
-    operate(net, plain, X, widths={"0": 9}, seed=1)
+    done = operate(net, plain, X, widths={"0": 9}, seed=1)
     state = get_optimizer_state_dict(net, plain, options=whole)
     wide = fully_shard(net, mesh=mesh)
     optimizer = adamw(wide)
@@ -99,6 +99,42 @@ def fully_sharded(rank: int) -> None:
     assert again["state"]["0.weight"]["exp_avg"].shape == (9, 5)
     torch.testing.assert_close(wide(X), before, rtol=1e-12, atol=1e-12)
     update(wide, optimizer, rank, 1)
+    with pytest.raises(Refused, match=r"'0\.weight' is sharded") as caught:
+        follow(optimizer, wide, done.plan)
+    assert "follow_recipe" in (caught.value.hint or "")
+
+
+def recipe_on_shards(rank: int) -> None:
+    """Whole multiples: the groups that `follow_recipe` made continue the small network's trajectory on shards."""
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh, whole = init_device_mesh("cpu", (2,)), StateDictOptions(full_state_dict=True)
+    small = DistributedDataParallel(mlp())
+    optimizer = adamw(small)
+    for seed in range(3):
+        update(small, optimizer, rank, seed)
+    net = copy.deepcopy(small.module)
+    grown = adamw(net)
+    grown.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    operate(net, grown, X, factor=2, init="net2net", follow_recipe=True)
+    state = get_optimizer_state_dict(net, grown, options=whole)
+    names = {id(p): name for name, p in net.named_parameters()}
+    settings = [({k: v for k, v in g.items() if k != "params"}, [names[id(p)] for p in g["params"]])
+                for g in grown.param_groups]  # fmt: skip
+    wide = fully_shard(net, mesh=mesh)
+    held = dict(wide.named_parameters())
+    sharded = torch.optim.AdamW([{**how, "params": [held[name] for name in own]} for how, own in settings])
+    set_optimizer_state_dict(wide, sharded, optim_state_dict=state, options=whole)
+    for seed in range(30):
+        update(small, optimizer, rank, seed)
+        update(wide, sharded, rank, seed)
+    torch.testing.assert_close(wide(X), small(X), rtol=1e-12, atol=1e-12)
 
 
 def work(rank: int, store: str) -> None:
@@ -107,6 +143,7 @@ def work(rank: int, store: str) -> None:
     try:
         data_parallel(rank)
         fully_sharded(rank)
+        recipe_on_shards(rank)
         dist.barrier()
     finally:
         dist.destroy_process_group()

@@ -43,6 +43,11 @@ def plain_name(name: str) -> str:
     return name.replace("_orig_mod.", "").removeprefix("module.")
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is spread over processes (a DTensor)."""
+    return type(tensor).__name__ == "DTensor" or hasattr(tensor, "placements")
+
+
 def named(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter under every name that the module has for it."""
     return {plain_name(name): p for name, p in model.named_parameters(remove_duplicate=False)}

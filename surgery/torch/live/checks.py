@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from surgery.errors import ArgumentError, Refused
 from surgery.optimizer import POWERS
-from surgery.torch.optimizer_state import kind_of, plain_name
+from surgery.torch.optimizer_state import is_sharded, kind_of, plain_name
 from surgery.torch.trajectory.follow import DETACH, trajectory_of
 
 _WRAPPED = {
@@ -52,7 +52,7 @@ def check_module(model: nn.Module, what: str) -> None:
         where = {"tensor": f"{name} of {what}"}
         if torch.nn.parameter.is_lazy(tensor):
             raise Refused(f"'{name}' has no size yet", where=where, hint="run the module once on an example")
-        if type(tensor).__name__ == "DTensor" or hasattr(tensor, "placements"):
+        if is_sharded(tensor):
             raise Refused(f"'{name}' is sharded", where=where, hint="gather it, operate, and shard it again")
         if tensor.is_quantized or tensor.dtype in (torch.quint8, torch.qint8, torch.qint32):
             raise Refused(f"'{name}' is quantised", where=where, hint="operate before the model is quantised")

@@ -29,7 +29,7 @@ from surgery.edits.arithmetic import SpaceEdit
 from surgery.edits.plan import Plan, TensorEdit
 from surgery.errors import ArgumentError, PlanMismatch, Refused
 from surgery.optimizer import POWERS, power
-from surgery.torch.optimizer_state import kind_of, plain_name
+from surgery.torch.optimizer_state import is_sharded, kind_of, plain_name
 from surgery.torch.trajectory.factors import Factors, factors
 from surgery.torch.trajectory.steps import CORRECTED, correct, grown_up
 
@@ -62,7 +62,8 @@ def follow(
     Raises:
       PlanMismatch: a parameter does not have the shape that the plan gives it, or none of the plan's is trained.
       ArgumentError: the optimizer follows a trajectory already.
-      Refused: an optimizer without rules; a plan that merges units, which went different ways before.
+      Refused: an optimizer without rules; a plan that merges units, which went different ways before; parameters that
+        are sharded.
     """
     return Trajectory(optimizer, model, plan, own_steps=own_steps)
 
@@ -353,6 +354,12 @@ def _track(
         weight = plain.get(edit.name)
         if weight is None or id(weight) not in trained:
             continue
+        if is_sharded(weight):
+            raise Refused(
+                f"'{edit.name}' is sharded: no process has the whole of it", where={"parameter": edit.name},
+                hint="whole multiples: gather, operate with follow_recipe=True, shard with the groups that it made; "
+                "other widths: DistributedDataParallel while the trajectory is followed",
+            )  # fmt: skip
         wanted = edit.after(plan.sizes)
         if tuple(weight.shape) != wanted:
             raise PlanMismatch(
