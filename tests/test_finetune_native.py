@@ -138,7 +138,7 @@ def test_an_onnx_with_its_target_beside_it_keeps_both(saved: tuple[BaseAlgorithm
 
 def test_an_actor_critic_has_no_values_to_go_on_with(tmp_path: Path):
     sb3.PPO("MlpPolicy", "CartPole-v1", device="cpu").save(tmp_path / "ppo.zip")
-    with pytest.raises(ArgumentError, match="a student has one output of kind q_values"):
+    with pytest.raises(ArgumentError, match="needs an output of values; this model has"):
         plan_finetune(
             surgery.load(tmp_path / "ppo.zip"), tmp_path / "run", environment=CARTPOLE, options=OPTIONS
         )
