@@ -23,6 +23,7 @@ from surgery.cli import main
 from surgery.distill import METHODS, Job, Options, execute, plan_distill, store
 from surgery.distill.acting import play_games
 from surgery.distill.interrupt import Stopped
+from surgery.distill.journal import Journal
 from surgery.distill.learner import Learner
 from surgery.distill.loop import Loop
 from surgery.distill.progress import PHASES, Progress
@@ -284,6 +285,19 @@ def test_killed_at_random_moments_it_goes_on_from_the_last_checkpoint(teachers: 
     assert [line["frames"] for line in lines(folder, "evaluation")] == [0, 400, 800, 1200]
     assert surgery.load(folder / "student.onnx").lineage
     assert not list(folder.rglob("*.part"))
+
+
+def test_a_checkpoint_before_the_first_new_line_of_metrics_still_says_where_they_end(tmp_path: Path):
+    """Else the lines of a process that was killed after it would be told twice."""
+    sizes = []
+    for step, kept in enumerate((0, 1, 1, 2)):
+        journal = Journal(tmp_path, size=sizes[kept - 1] if kept else 0)
+        assert journal.size == (sizes[kept - 1] if kept else 0)
+        for more in range(2):
+            journal.write({"kind": "train", "phase": "online", "frames": step, "more": more})
+            sizes = [*sizes[: kept + more], journal.size]
+        journal.close()
+    assert [(line["frames"], line["more"]) for line in lines(tmp_path)] == [(0, 0), (2, 0), (3, 0), (3, 1)]
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(teachers: Path, tmp_path: Path):

@@ -67,6 +67,7 @@ class Journal:
             self._file: IO[bytes] = self._path.open("ab")
             if self._file.tell() > size:
                 self._file.truncate(size)
+                self._file.seek(size)  # `size` is asked before anything is written
         except OSError as error:
             raise write_error(error, self._path) from error
         self._board = _board(folder / "tensorboard", step)
