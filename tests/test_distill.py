@@ -571,7 +571,10 @@ def test_the_command_says_what_it_will_take_and_what_became_of_it(
     assert main([*words, "--dry-run"]) == 0
     planned = json.loads(capsys.readouterr().out)
     assert planned["settings"]["offline_updates"] == 20
-    assert planned["forecast"]["seconds"] > 0
+    forecast = planned["forecast"]
+    assert forecast["seconds"] > 0
+    # 11 evaluations of 2 games in 4 environments, none longer than 500 steps
+    assert forecast["evaluation_seconds"] == pytest.approx(11 * 500 * 4 * forecast["step_seconds"])
     assert not (tmp_path / "run").exists()
     assert main(words) == 0
     done = json.loads(capsys.readouterr().out)

@@ -103,6 +103,7 @@ def carry_out(job: Job, run: Options, output: Output, *, dry_run: bool) -> None:
             expected = forecast(job, threads=run.threads)
         line = (
             f"about {_live.duration(expected.seconds)} (a gradient step {expected.update_seconds * 1e3:.3g} ms), "
+            f"evaluations up to {_live.duration(expected.evaluation_seconds)}, "
             f"{size(expected.memory)} of memory for replay, {size(expected.disk)} of disk"
         )
         if dry_run:

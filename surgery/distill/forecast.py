@@ -25,7 +25,8 @@ class Forecast:
     Attributes:
       memory: bytes of its replays when they are full.
       disk: bytes of its folder, roughly.
-      seconds: from now to its end, evaluations left out.
+      seconds: from now to its end, measuring the teacher and evaluations left out.
+      evaluation_seconds: of all evaluations at most: how long games are depends on who plays.
       update_seconds: of one gradient step.
       step_seconds: of one agent step, acting included.
     """
@@ -33,6 +34,7 @@ class Forecast:
     memory: int
     disk: int
     seconds: float
+    evaluation_seconds: float
     update_seconds: float
     step_seconds: float
 
@@ -64,11 +66,22 @@ def forecast(job: Job, *, threads: int = 1) -> Forecast:
             memory=memory,
             disk=round(memory * COMPRESSED) + 10 * rows + 10 * weights,
             seconds=updates * update + (settings.budget + collected) * step,
+            evaluation_seconds=_evaluation_steps(session) * step,
             update_seconds=update,
             step_seconds=step,
         )
     finally:
         session.close()
+
+
+def _evaluation_steps(session: Session) -> int:
+    """Agent steps of all evaluations, if every game takes as long as it may."""
+    settings = session.settings
+    longest, games = settings.evaluation_steps, -(-settings.evaluation_episodes // settings.envs)
+    limit = session.envs.contract.settings.get("max_episode_steps")
+    if isinstance(limit, int):
+        longest = min(longest, games * limit)
+    return (1 - -settings.budget // settings.evaluate_every) * longest * settings.envs
 
 
 def _update_seconds(session: Session) -> float:
