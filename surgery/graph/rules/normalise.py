@@ -23,7 +23,10 @@ def _scales(t: Trace, parameters: Sequence[ir.Value]) -> None:
         t.use("scale", value, t.axes(value))
 
 
-@RULES("BatchNormalization", axes="all axes: pointwise")
+@RULES(
+    "BatchNormalization",
+    axes="channels: pointwise, zero and scale pass back to scale and shift; other axes: pointwise",
+)
 def batch_normalization(t: Trace, node: ir.Node) -> None:
     """Every channel is normalised by itself, over the other axes (in training) or by stored statistics."""
     x, parameters = _operands(node)
@@ -36,16 +39,27 @@ def batch_normalization(t: Trace, node: ir.Node) -> None:
     rest = [_opaque_to_demands(t, node, x, axis) for axis in (data[0], *data[2:])]
     t.put(node.outputs[0], [rest[0], channels, *rest[1:]])
     for value in node.outputs[1:]:
-        t.put(value, [channels])
+        t.put(value, [_opaque_to_demands(t, node, x, data[1])])
 
 
 def _channels(t: Trace, node: ir.Node, x: ir.Value, axis: Axis, parameters: Sequence[ir.Value]) -> Axis:
     column = [(x, axis), *((value, t.axes(value)[0]) for value in parameters)]
     wide = [(value, axis) for value, axis in column if axis]
-    return t.merge(node, wide, passes=0) if wide else UNIT
+    if not wide:
+        return UNIT
+    channels = t.merge(node, wide, passes=0)
+    # γ·x̂ + β is zero, or scaled, where γ and β are, whatever x̂ is
+    scale, shift = (t.axes(value)[0] for value in parameters[:2])
+    for atom, *origins in zip(channels, scale, shift, strict=False):
+        if all(origin.size == atom.size for origin in origins):
+            atom.origins, atom.passes, atom.linear, atom.barrier = tuple(origins), 2, False, None
+    return channels
 
 
-@RULES("InstanceNormalization", axes="batch, channels: pointwise; axes after them: mean")
+@RULES(
+    "InstanceNormalization",
+    axes="channels: pointwise, zero and scale pass back to scale and shift; batch: pointwise; axes after them: mean",
+)
 def instance_normalization(t: Trace, node: ir.Node) -> None:
     """Every channel is normalised over the axes after it (a group norm written out has units there)."""
     x, parameters = _operands(node)
