@@ -184,6 +184,8 @@ CONVOLUTION = [
     # scaled by 1.1, an axis of 4 keeps its size and still is interpolated
     row('s = Constant<value=float[3] {1, 1, 1.1}>()\ny = Resize<mode="linear">(x,, s)', [3], x=activation("N", 3, 4)),
     row('y = Resize<mode="linear">(x,,, s)', [2, 3, 5], x=activation(2, 3, 4, 5), s=ints(2, 3, 7, 5)),
+    row('e = Constant<value=float[0] {}>()\ny = Resize<mode="nearest">(x, e, e, s)', [2, 3], x=activation(2, 3, 4, 5),
+        s=ints(2, 3, 8, 10), opsets=(11,)),
     row('y = Resize<mode="nearest", axes=[2,3]>(x,,, s)', [3], x=activation("N", 3, 4, 5), s=ints(8, 10)),
     row('s = Constant<value=float[4] {1, 1, 2, 2}>()\ny = Upsample<mode="nearest">(x, s)', [2, 3],
         x=activation(2, 3, 4, 5), opsets=(9,)),
@@ -250,6 +252,7 @@ NORMALISER = [
     row("y = LayerNormalization(x, s)", [2, 3, 5], x=activation(2, 3, 5), s=weight(5), only={"net2net": (5,)}),
     row("y = LayerNormalization<axis=1>(x, s, b)", [3, 5], x=activation("N", 3, 5), s=weight(3, 5), b=weight(5),
         only={"net2net": (3, 5)}),
+    row("y = Concat<axis=-1>(a, b)", [3, 5], a=activation("N", 3), b=activation("N", 5), opsets=(9, 20)),
     row("c = Concat<axis=1>(a, b)\ny = LayerNormalization(c, s)", [3, 5], a=activation("N", 3), b=activation("N", 5),
         s=weight(8), only={"net2net": (3, 5)}),
     # a part that cannot grow keeps the rest of the mean from growing

@@ -216,3 +216,30 @@ def test_what_shape_inference_gets_wrong_in_the_original_is_not_held_against_the
     broken = model.clone()
     broken.graph.initializers["w"].const_value = ir.tensor(np.ones((4, 2), np.float32), name="w")
     assert not check_structure(broken, model).ok
+
+
+def test_one_name_for_several_sizes_does_not_outlive_an_edit() -> None:
+    """Shape inference gives all members of a sequence one unknown size; a runtime would let them share memory."""
+    text = """<ir_version: 9, opset_import: ["" : 15]>
+    agent (float[N, 4] x) => (float[N, 3] y) <float[4, 8] w = {}, float[5, 3] u = {}, float[2, 3] v = {},
+        float[N, k] b, float[N, k] c> {
+        h = MatMul (x, w)
+        sizes = Constant <value = int64[3] {1, 5, 2}> ()
+        one = Constant <value = int64 {1}> ()
+        two = Constant <value = int64 {2}> ()
+        parts = SplitToSequence <axis = 1> (h, sizes)
+        b = SequenceAt (parts, one)
+        c = SequenceAt (parts, two)
+        p = MatMul (b, u)
+        q = MatMul (c, v)
+        y = Add (p, q)
+    }"""
+    proto, rng = onnx.parser.parse_model(text), np.random.default_rng(0)
+    for tensor in proto.graph.initializer:
+        array = rng.standard_normal(tuple(tensor.dims)).astype(np.float32)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    model = ir.serde.deserialize_model(proto)
+    before = surgery.Checkpoint(model, infer(model))
+    after = surgery.apply(surgery.widen(before, factor=2), before).checkpoint.model
+    shapes = {v.name: str(v.shape) for node in after.graph for v in node.outputs}
+    assert (shapes["b"], shapes["c"]) == ("[N,10]", "[N,4]")

@@ -218,7 +218,10 @@ def grow_inputs(model: ir.Model, plan: Plan) -> None:
 
 
 def refresh_shapes(model: ir.Model) -> None:
-    """Bring the shapes noted on a graph's values up to date; symbolic dimensions stay, unknown shapes are dropped."""
+    """Bring the shapes noted on a graph's values up to date; symbolic dimensions stay, unknown shapes are dropped.
+
+    Inner values get numbers where these are known: shape inference may have given one name to several sizes.
+    """
     facts = Facts(model, declared=False)
     for node in model.graph:
         facts.step(node)
@@ -230,9 +233,10 @@ def refresh_shapes(model: ir.Model) -> None:
                 # an old shape that nothing confirms would be believed by whoever runs the model
                 value.shape = None
                 continue
+            inner = not value.is_graph_output()
             value.shape = ir.Shape(
                 [
-                    n if isinstance(d, int) and not facts.stands_in(n) else d
+                    n if (isinstance(d, int) or inner) and not facts.stands_in(n) else d
                     for d, n in zip(value.shape, found, strict=True)
                 ]
             )

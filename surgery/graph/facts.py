@@ -315,12 +315,17 @@ class Facts:
                 self.dtypes[value] = proto.tensor_type.elem_type
 
     def _like_operands(self, node: ir.Node) -> tuple[int, ...] | None:
-        """The shape of an operator that onnx defines as a function, for which it infers nothing node by node."""
+        """The shape of an operator for which onnx infers nothing node by node.
+
+        It defines some as functions; and in a Concat before version 11 it has no place for negative axes.
+        """
         shapes = [self.shapes.get(value) for value in node.inputs if value is not None]
         if node.domain not in ("", "ai.onnx") or not shapes or None in shapes:
             return None
         if node.op_type in _AS_FIRST:
             return shapes[0]
+        if node.op_type == "Concat":
+            return _joined([s for s in shapes if s is not None], node.attributes.get_int("axis", 0))
         return (
             np.broadcast_shapes(*(s for s in shapes if s is not None)) if node.op_type in _BROADCAST else None
         )
@@ -415,6 +420,16 @@ def constant_tensor(node: ir.Node) -> ir.TensorProtocol:
         if name in ("value_float", "value_floats"):
             return ir.tensor(np.array(attribute.value, np.float32))
     raise GraphError(f"Constant node '{node.name}' holds no numbers")
+
+
+def _joined(shapes: Sequence[tuple[int, ...]], axis: int) -> tuple[int, ...] | None:
+    """The shape of a concatenation; None if the operands do not fit."""
+    if len({len(shape) for shape in shapes}) > 1 or not -len(shapes[0]) <= axis < len(shapes[0]):
+        return None
+    at = axis % len(shapes[0])
+    if len({(*shape[:at], *shape[at + 1 :]) for shape in shapes}) > 1:
+        return None
+    return (*shapes[0][:at], sum(shape[at] for shape in shapes), *shapes[0][at + 1 :])
 
 
 def _double(array: np.ndarray) -> np.ndarray:

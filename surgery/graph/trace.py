@@ -203,13 +203,14 @@ class Trace:
     def pin(self, node: ir.Node) -> None:
         """Numbers that were computed from sizes (1/√d) keep their value when the sizes change."""
         for k, value in enumerate(node.inputs):
-            if value is None or value not in self.facts.known or self.facts.known[value].dtype.kind != "f":
+            known = None if value is None else self.facts.known.get(value)
+            if value is None or known is None or known.dtype.kind != "f" or not known.size:
                 continue
             axes = self.measured(value)
             if self.follows_symbol(value, 0):
                 self.freeze_measured(value)
                 continue
-            number = float(self.facts.exact.get(value, self.facts.known[value]).reshape(-1)[0])
+            number = float(self.facts.exact.get(value, known).reshape(-1)[0])
             if axes:
                 self.literal(node, k, _pinned(axes, number))
 
