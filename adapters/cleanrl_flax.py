@@ -166,7 +166,8 @@ class _Network:
         for path in dict.fromkeys(name.rpartition(".")[0] for name in part):
             *_, kind = path.split(".")
             stage = re.search(r"(.*\bConvSequence_\d+)\.", path)
-            if f"{path}.kernel" not in part or kind.partition("_")[0] not in ("Conv", "Dense"):
+            whole = f"{path}.kernel" in part and f"{path}.bias" in part
+            if not whole or kind.partition("_")[0] not in ("Conv", "Dense"):
                 raise Refused(f"'{path}' is no layer of a script that is known")
             if stage:
                 self._stages.setdefault(stage[1], []).append(path)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import onnx_ir as ir
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from surgery.errors import CorruptFile, FileError, GraphError, SurgeryError
@@ -149,7 +149,27 @@ def _parse(path: Path) -> ModelProto:
     return proto
 
 
+def _check_texts(proto: Message) -> None:
+    """Protobuf reads a name that is no text, as bytes, and does not write it again."""
+    for field, value in _fields(proto):
+        several = value if field.is_repeated else [value]
+        if field.type == field.TYPE_MESSAGE:
+            for one in several:
+                _check_texts(one)
+        elif field.type == field.TYPE_STRING and not all(isinstance(one, str) for one in several):
+            raise CorruptFile(f"the {field.name} of a {proto.DESCRIPTOR.name} is no text: {value!r:.40}")
+
+
+def _fields(proto: Message) -> list[tuple[Any, Any]]:
+    """The fields that are set; of tensors the data are left where they are."""
+    if not isinstance(proto, TensorProto):
+        return list(proto.ListFields())
+    names = ("name", "doc_string", "external_data")
+    return [(proto.DESCRIPTOR.fields_by_name[name], getattr(proto, name)) for name in names]
+
+
 def _check_model(proto: ModelProto) -> None:
+    _check_texts(proto)
     if proto.ir_version > MAX_IR_VERSION:
         raise GraphError(
             f"the file has ONNX IR version {proto.ir_version}, supported is up to {MAX_IR_VERSION}",

@@ -7,6 +7,7 @@ the rest. A binding is accepted only if it is the only one that fits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
@@ -149,6 +150,8 @@ def number(value: object, what: str) -> float:
         value = value.numpy().reshape(()).item()
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise CorruptFile(f"{what} is not a number")
+    if not math.isfinite(value):
+        raise CorruptFile(f"{what} is {value}")
     return float(value)
 
 

@@ -290,6 +290,19 @@ def test_invalid_graphs_are_refused_with_the_reason(tmp_path, says):
     assert "m.onnx" in caught.value.where["file"]
 
 
+@pytest.mark.parametrize("name", [b"net.0.weight", b"net.0.bias", b"Relu"])
+def test_names_that_are_no_text_are_refused(tmp_path, name):
+    """Protobuf would read them as bytes, and could not write them again."""
+    path = tmp_path / "m.onnx"
+    _edit(lambda model: None)(path)
+    content = path.read_bytes()
+    found = content.replace(bytes([len(name)]) + name, bytes([len(name)]) + b"\xff" * len(name))
+    assert found != content
+    path.write_bytes(found)
+    with pytest.raises(CorruptFile, match="is no text"):
+        load(path)
+
+
 def test_tensors_that_announce_petabytes_are_refused_without_trying(tmp_path):
     tensor = TensorProto(name="big", data_type=TensorProto.FLOAT, dims=[1 << 30, 1 << 30])
     path = tmp_path / "m.onnx"

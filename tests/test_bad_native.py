@@ -204,6 +204,7 @@ VALUES: Mapping[str, object] = {
     "shared": [["twice"]] * 2,
     "generator": np.random.default_rng(3),
     "many": [str(k) for k in range(300)] * 2,
+    "long": [1 << 2000, -(1 << 2100), 1 << 2031],
 }
 
 

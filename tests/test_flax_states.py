@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 import surgery
 from surgery.adapters import Reading
-from surgery.errors import MissingDependency, Refused, SurgeryError
+from surgery.errors import CorruptFile, MissingDependency, Refused, SurgeryError
 from surgery.tensors import equal
 from surgery.verify.outputs import runtime
 from surgery_adapters.containers import optax_state
@@ -173,6 +174,21 @@ def test_damaged_folders_are_errors(tmp_path):
             assert all(tensor.numpy() is not None for tensor in found.tensors.values())
         except SurgeryError as error:
             assert "\n" not in error.message
+
+
+def test_a_pipe_is_not_waited_for_and_what_a_link_leads_to_is_not_copied(tmp_path):
+    pytest.importorskip("tensorstore")
+    path = Path(shutil.copytree(FOLDER / "orbax", tmp_path / "orbax"))
+    (tmp_path / "secret").write_text("secret")
+    (path / "link").symlink_to(tmp_path / "secret")
+    with pytest.raises(CorruptFile, match="'link' is neither a file nor a folder"):
+        surgery.save(surgery.load(path, reading=GRAPH), tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+    data = next(file for file in sorted((path / "d").iterdir()))
+    data.unlink()
+    os.mkfifo(data)
+    with pytest.raises(CorruptFile, match="neither a file nor a folder"):
+        surgery.load(path, reading=GRAPH)
 
 
 def test_only_a_folder_of_orbax_is_replaced(tmp_path):

@@ -42,7 +42,7 @@ class ModuleNode:
     @property
     def kind(self) -> str:
         """`Linear` for PyTorch's own layers, the full name of any other class."""
-        full = str(self.made.maker)
+        full = self.made.called
         return full.rpartition(".")[2] if full.startswith(_LAYERS) else full
 
     @property

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from surgery.errors import CorruptFile
+from surgery_adapters.containers.unfolding import check_unfolded
 
 _MOST = 1 << 26
 """Bytes of a pickle that is read as a tree."""
@@ -30,7 +31,7 @@ class Name:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class Made:
     """An object that the pickle would make by a call, and what it would then put into it.
 
@@ -51,9 +52,18 @@ class Made:
     keyed: dict[Any, Any] = field(default_factory=dict)
     state: object = None
 
+    @property
+    def called(self) -> str:
+        """The full name of the global that is called; empty if it is an object that the pickle made itself."""
+        return str(self.maker) if isinstance(self.maker, Name) else ""
+
+    def __repr__(self) -> str:
+        """In short: what it holds may hold itself, or things many times over."""
+        return f"<{self.called or 'a call'}>"
+
     def is_a(self, *names: str) -> bool:
         """Whether it is made by one of these globals."""
-        return str(self.maker) in names
+        return self.called in names
 
 
 @dataclass(eq=False, slots=True)
@@ -78,7 +88,7 @@ def parse(data: bytes, most: int = _MOST) -> Tree:
       data: the pickle. most: bytes that it may have.
 
     Raises:
-      CorruptFile: damaged, or it uses an operation that no tree can express.
+      CorruptFile: damaged, it uses an operation that no tree can express, or it is without end.
     """
     if len(data) > most:
         raise CorruptFile(f"a pickle of {len(data):,} bytes is larger than any checkpoint needs")
@@ -86,13 +96,22 @@ def parse(data: bytes, most: int = _MOST) -> Tree:
     try:
         for opcode, argument, _ in pickletools.genops(data):
             if opcode.name == "STOP":
-                return Tree(machine.result(), machine.protocol)
+                tree = Tree(machine.result(), machine.protocol)
+                check_unfolded(tree.root, _parts, len(data))
+                return tree
             machine.step(opcode.name, argument)
     except CorruptFile:
         raise
     except Exception as error:  # a damaged program can fail in any way that its operations can
         raise CorruptFile(f"a pickle is damaged: {type(error).__name__}: {error}") from error
     raise CorruptFile("a pickle has no end")
+
+
+def _parts(node: object) -> list[object] | None:
+    """What an object is made of; None of anything else."""
+    if not isinstance(node, Made):
+        return None
+    return [node.maker, node.arguments, node.keywords, node.listed, node.keyed, node.state]
 
 
 _PLAIN = frozenset({
@@ -226,9 +245,16 @@ def _key(value: Any) -> Any:  # noqa: ANN401
 
 
 def dump(tree: Tree) -> bytes:
-    """A tree as a pickle of its own protocol (2 to 5)."""
+    """A tree as a pickle of its own protocol (2 to 5).
+
+    Raises:
+      CorruptFile: it is nested more deeply than anything that was written by a framework.
+    """
     writer = _Writer(max(2, tree.protocol))
-    writer.save(tree.root)
+    try:
+        writer.save(tree.root)
+    except RecursionError as error:
+        raise CorruptFile("a pickle is nested too deeply to be written again") from error
     return writer.finish()
 
 
@@ -273,7 +299,10 @@ class _Writer:
             self._out += b"J" + struct.pack("<i", value)
         else:
             data = value.to_bytes((value.bit_length() >> 3) + 1, "little", signed=True)
-            self._out += b"\x8a" + bytes([len(data)]) + data
+            short = len(data) < 256
+            self._out += (
+                b"\x8a" + bytes([len(data)]) if short else b"\x8b" + struct.pack("<i", len(data))
+            ) + data
 
     def _object(self, value: Any, key: object) -> None:  # noqa: ANN401
         out = self._out

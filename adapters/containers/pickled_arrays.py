@@ -39,7 +39,7 @@ def read_array(node: object) -> Array:
         return _restored(node.state)
     if node.is_a(*_FROM_BUFFER) and len(node.arguments) == 4:
         return _array(*node.arguments)
-    raise CorruptFile(f"an array of the file is made by '{node.maker}', which cannot be read")
+    raise CorruptFile(f"an array of the file is {node}, which cannot be read")
 
 
 def write_array(like: object, array: Array) -> Made:

@@ -54,7 +54,7 @@ def _items(node: object) -> dict[str, object] | None:
         inner = inner.get("_dict", inner) if isinstance(inner, dict) else inner
         return _items(inner)
     if node.how in ("NEWOBJ", "NEWOBJ_EX"):
-        fields = FIELDS.get(str(node.maker).rpartition(".")[2], tuple(map(str, range(len(node.arguments)))))
+        fields = FIELDS.get(node.called.rpartition(".")[2], tuple(map(str, range(len(node.arguments)))))
         pairs = zip(fields, node.arguments, strict=False)
         return {name: value for name, value in pairs if name is not None}
     return None

@@ -65,13 +65,18 @@ class Space:
         return sum(self.counts) if self.counts else math.prod(self.shape)
 
 
-def read_space(node: object) -> Space:
+def read_space(node: object, deep: int = 4) -> Space:
     """The space that a node of a pickle makes.
+
+    Args:
+      node: of a tree. deep: how many spaces may lie within each other.
 
     Raises:
       Refused: a space of a kind that policies of this framework cannot take.
       CorruptFile: not a space.
     """
+    if not deep:
+        raise CorruptFile("spaces lie within each other more deeply than any policy takes them")
     if not isinstance(node, Made) or not isinstance(node.state, dict):
         raise CorruptFile("a space is stored in a way that cannot be read")
     kind, state = _kind(node), node.state
@@ -79,9 +84,8 @@ def read_space(node: object) -> Space:
         if kind == "Dict":
             entries = state["spaces"]
             named = entries.keyed if isinstance(entries, Made) else entries
-            return Space(
-                kind, (), "", node, spaces={str(key): read_space(value) for key, value in named.items()}
-            )
+            inner = {str(key): read_space(value, deep - 1) for key, value in named.items()}
+            return Space(kind, (), "", node, spaces=inner)
         dtype = read_dtype(state["dtype"])
         if kind == "Discrete":
             return Space(kind, (), str(dtype), node, counts=(_integer(state["n"]),))

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from surgery.errors import CorruptFile, MissingDependency
 from surgery.files import read_error, replacing_folder
 from surgery.tensors import shape_of
+from surgery_adapters.containers.folders import files
 
 _TREE, _SHAPES, _DATABASE = "_METADATA", "array_metadatas", "manifest.ocdbt"
 
@@ -38,6 +39,7 @@ def read(path: Path) -> dict[str, Any]:
       MissingDependency: tensorstore is not installed.
     """
     item = _item(path)
+    files(item, linked=True)
     tree: dict[str, Any] = {}
     for keys, value in _entries(_record(item / _TREE)):
         if value.get("skip_deserialize") or value.get("value_type") == "None":
@@ -57,17 +59,20 @@ def write(source: Path, target: Path, arrays: Mapping[str, ir.TensorProtocol], *
     """Write a copy of a folder with other arrays at some paths.
 
     Raises:
-      FileError: see `surgery.files.replacing_folder`.
+      FileError: see `surgery.files.replacing_folder`. CorruptFile: there are links in the folder.
     """
     inside = _item(source).relative_to(source)
-    needed = sum(file.stat().st_size for file in source.rglob("*") if file.is_file())
+    kept = files(source)
+    needed = sum((source / name).stat().st_size for name in kept)
     needed += sum(tensor.nbytes for tensor in arrays.values())
 
     def owned(path: Path) -> bool:
         return item_of(path) is not None
 
     with replacing_folder(target, owned=owned, force=force, needed=needed, sources=[source]) as part:
-        shutil.copytree(source, part, dirs_exist_ok=True, symlinks=True)
+        for name in kept:
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, part / name)
         for name, tensor in arrays.items():
             _replace(part / inside, name, tensor)
         shapes = {name: list(shape_of(tensor)) for name, tensor in arrays.items()}

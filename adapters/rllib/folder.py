@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +16,7 @@ import onnx_ir as ir
 
 from surgery.errors import CorruptFile, FileError, Refused, UnknownFormat
 from surgery.files import check_readable, read_error
+from surgery_adapters.containers.folders import files
 from surgery_adapters.containers.pickle_tree import Made, Name, Tree, parse
 from surgery_adapters.containers.pickled_arrays import is_array, read_array, read_scalar
 from surgery_adapters.containers.spaces import Space, read_space
@@ -92,13 +92,7 @@ class RllibFolder:
         Raises:
           CorruptFile: there is something else than files and folders.
         """
-        found = []
-        for folder, folders, names in os.walk(self.path):
-            for entry in (Path(folder, name) for name in (*folders, *names)):
-                if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
-                    raise CorruptFile(f"'{entry.relative_to(self.path)}' is neither a file nor a folder")
-            found += [Path(folder, name).relative_to(self.path).as_posix() for name in names]
-        return sorted(found)
+        return files(self.path)
 
     @cached_property
     def nodes(self) -> dict[str, Any]:
@@ -183,7 +177,8 @@ def plain(node: object) -> object:
         return number
     if node is None or isinstance(node, str | int | float):
         return node
-    raise CorruptFile(f"the state of an optimizer holds '{node}', which is no data")
+    what = node if isinstance(node, Made) else type(node).__name__
+    raise CorruptFile(f"the state of an optimizer holds '{what}', which is no data")
 
 
 def _about(path: Path) -> Mapping[str, Any]:

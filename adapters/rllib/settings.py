@@ -149,7 +149,7 @@ class _Spaces:
 
     def apply(self, node: Made) -> bool:
         """Whether a node is one of the spaces that change; if so, it is changed."""
-        if not (self.observation or self._action) or not str(node.maker).startswith("gymnasium.spaces"):
+        if not (self.observation or self._action) or not node.called.startswith("gymnasium.spaces"):
             return False
         try:
             space = read_space(node)

@@ -15,6 +15,7 @@ from surgery.errors import Refused, SurgeryError, UnknownFormat
 from surgery.files import replacing, replacing_folder
 from surgery.interface import Environment, Interface
 from surgery_adapters import pytorch
+from surgery_adapters.containers.folders import files
 from surgery_adapters.networks.chains import Part
 from surgery_adapters.networks.layers import Layers
 from surgery_adapters.sample_factory import playing
@@ -147,13 +148,15 @@ def _network(state: TrainingState, file: Path) -> Part:
 
 
 def _copied(like: Path, folder: Path) -> None:
-    """An experiment without its checkpoints."""
-    shutil.copytree(
-        like,
-        folder,
-        dirs_exist_ok=True,
-        ignore=lambda _, names: [name for name in names if name.endswith(".pth")],
-    )
+    """An experiment without its checkpoints.
+
+    Raises:
+      CorruptFile: there are links in it.
+    """
+    for name in files(like):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if not name.endswith(".pth"):
+            shutil.copyfile(like / name, folder / name)
 
 
 def _file(path: Path) -> Path:
