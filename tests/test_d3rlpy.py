@@ -156,6 +156,21 @@ def test_a_deepened_algorithm_loads_does_the_same_and_learns_on(saved, tmp_path,
     assert all(later[parameter] > step for parameter, step in after.optimizer.steps.items())
 
 
+@pytest.mark.parametrize(("name", "kind"), [("dqn", "rmsprop"), ("sac", "adamw"), ("td3", "sgd")])
+def test_an_algorithm_goes_on_with_another_optimizer(saved, tmp_path, name, kind):
+    row, before = ROWS[name], surgery.load(saved[name])
+    swapped = surgery.swap_optimizer(before, kind, match="all").checkpoint
+    surgery.save(swapped, tmp_path / "other.d3")
+    new, after = load(tmp_path / "other.d3"), surgery.load(tmp_path / "other.d3")
+    assert after.optimizer.kind == kind
+    arrays = inputs(row)
+    agree(answers(new, arrays), answers(load(saved[name]), arrays))
+    slots_are_carried(after, new)
+    row.learn(new)
+    new.save(str(tmp_path / "later.d3"))
+    assert surgery.load(tmp_path / "later.d3").optimizer.kind == kind
+
+
 def extended(row: Row, checkpoint: surgery.Checkpoint) -> surgery.Plan:
     """One more feature in second place and one more action, in every network that has them."""
     seen = [NewObservation(f"observation{'[1]' if row.image else ''}", 1, 1)]

@@ -17,6 +17,7 @@ import torch
 import surgery
 from surgery.cli import main
 from surgery.errors import CorruptFile, FileError, Refused, SurgeryError, UnknownFormat
+from surgery.tensors import equal
 from surgery.verify.outputs import runtime
 
 FOLDER = Path(__file__).parent / "fixtures" / "d3rlpy"
@@ -173,6 +174,44 @@ def test_step_counts_that_went_on_are_written_back(tmp_path, name):
     steps = {parameter: count + 3 for parameter, count in before.optimizer.steps.items()}
     surgery.save(before.replace(optimizer=before.optimizer.replace(steps=steps)), tmp_path / "later.d3")
     assert dict(surgery.load(tmp_path / "later.d3").optimizer.steps) == steps
+
+
+FACTORIES = {"adamw": "adam_w", "rmsprop": "rmsprop", "sgd": "sgd"}
+
+
+@pytest.mark.parametrize("kind", FACTORIES)
+@pytest.mark.parametrize(("name", "prefixes"), [("dqn", [""]), ("sac", ["actor_", "critic_"])])
+def test_another_optimizer_has_its_factory_its_rate_and_its_state(tmp_path, name, prefixes, kind):
+    before = surgery.load(FOLDER / f"{name}.d3")
+    swapped = surgery.swap_optimizer(before, kind, match="none", lr=0.002).checkpoint
+    surgery.save(swapped, tmp_path / "other.d3")
+    (config, states), (old, _) = content(tmp_path / "other.d3"), content(FOLDER / f"{name}.d3")
+    params = config["config"]["params"]
+    for prefix in prefixes:
+        assert params[f"{prefix}optim_factory"]["type"] == FACTORIES[kind]
+        assert (
+            params[f"{prefix}learning_rate"]
+            == states[f"{prefix}optim"]["optim"]["param_groups"][0]["lr"]
+            == 0.002
+        )
+    others = [
+        key
+        for key in params
+        if not key.endswith(("optim_factory", "learning_rate")) or key.startswith("temp")
+    ]
+    assert all(params[key] == old["config"]["params"][key] for key in others)
+    after = surgery.load(tmp_path / "other.d3").optimizer
+    assert after.kind == kind
+    for slot, members in swapped.optimizer.slots.items():
+        assert all(equal(after.slots[slot][key], tensor) for key, tensor in members.items())
+
+
+def test_one_factory_gives_all_parameters_the_same_rate(tmp_path):
+    before = surgery.load(FOLDER / "dqn.d3")
+    swapped = surgery.swap_optimizer(before, "rmsprop", match="tensor").checkpoint
+    with pytest.raises(Refused, match="one setting for all its parameters"):
+        surgery.save(swapped, tmp_path / "other.d3")
+    assert not list(tmp_path.iterdir())
 
 
 def test_attach_binds_all_optimizers_of_the_file(tmp_path):

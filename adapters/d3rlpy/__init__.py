@@ -22,11 +22,12 @@ from surgery.tensors import Region
 from surgery_adapters.containers.torch_patch import Edit, Make, changes, rewritten
 from surgery_adapters.d3rlpy.file import D3File, read_config, write
 from surgery_adapters.d3rlpy.networks import SCOPES, Networks, build
+from surgery_adapters.d3rlpy.optimizers import with_optimizers
 from surgery_adapters.d3rlpy.settings import follow, statistics
 from surgery_adapters.networks.trained import Trained, joined
 from surgery_adapters.writeback.contract import NAME, Notes, notes_of
 from surgery_adapters.writeback.matching import Fit, check_same, checked, fit, followed
-from surgery_adapters.writeback.sequences import EVERYWHERE, HINT
+from surgery_adapters.writeback.sequences import EVERYWHERE
 from surgery_adapters.writeback.torch_tree import Revision, entries, renumber, revise
 from surgery_adapters.writeback.torch_tree import write as write_optimizer
 
@@ -74,12 +75,14 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
     part = _fitted(checkpoint, like)
     file = part.file
     replaced = changes(file.tensors, part.fit.now)
-    if (old := _optimizer(file)) is not None and checkpoint.optimizer is not None:
+    old = _optimizer(file)
+    swapped = any(revision.swapped for revision in part.revisions.values())
+    if old is not None and checkpoint.optimizer is not None and not swapped:
         replaced |= changes(slots_of(old), slots_of(checkpoint.optimizer, like=old))
     outer = dict(file.outer)
     if part.config != file.config:
         outer["config"] = json.dumps(part.config)
-    if replaced or part.fit.numbering.added:
+    if replaced or part.edit is not None:
         outer["torch"] = _content(rewritten(file.archive, replaced, part.edit))
     found = Interface(tuple(part.networks.inputs), tuple(part.networks.outputs))
     if (notes := notes_of(_untold(checkpoint, file), found)) is not None:
@@ -134,13 +137,15 @@ class _Fitted:
 
     @property
     def edit(self) -> Edit | None:
-        """The change of the names in the state dicts, and of the optimizers; None if there are no new layers."""
-        return self._deepened if self.fit.numbering.added else None
+        """The change of names in the state dicts, and of optimizers; None if only numbers change."""
+        revised = any(revision.needed for revision in self.revisions.values())
+        return self._edited if self.fit.numbering.added or revised else None
 
-    def _deepened(self, root: object, make: Make) -> None:
+    def _edited(self, root: object, make: Make) -> None:
         fitted, items = self.fit, entries(root) or {}
-        prefixes = [f"{module}." for module in items]
-        renumber(root, self.file.tensors, fitted.numbering, fitted.tensors, prefixes, make)
+        if fitted.numbering.added:
+            prefixes = [f"{module}." for module in items]
+            renumber(root, self.file.tensors, fitted.numbering, fitted.tensors, prefixes, make)
         for name, revision in self.revisions.items():
             if revision.needed and self.checkpoint.optimizer is not None:
                 holder = entries(items[name]) or {}
@@ -159,7 +164,10 @@ def _fitted(checkpoint: Checkpoint, like: Path) -> _Fitted:
     config = follow(file.config, checkpoint, found.tensors, networks)
     again = _loadable(found.read_again, config)
     check_same(checkpoint, lambda: again, found, file.tensors, "d3rlpy")
-    return _Fitted(file, networks, found, config, checkpoint, _revisions(file, checkpoint, found))
+    revisions = _revisions(file, checkpoint, found)
+    if checkpoint.optimizer is not None:
+        config = with_optimizers(config, revisions, checkpoint.optimizer.kind)
+    return _Fitted(file, networks, found, config, checkpoint, revisions)
 
 
 def _revisions(file: D3File, checkpoint: Checkpoint, found: Fit) -> dict[str, Revision]:
@@ -167,15 +175,10 @@ def _revisions(file: D3File, checkpoint: Checkpoint, found: Fit) -> dict[str, Re
     if not trained:
         return {}
     state = followed(checkpoint.optimizer)
-    revisions = {
+    return {
         name: revise(item.record, item.places, state, found.numbering, file.tensors)
         for name, item in trained.items()
     }
-    if any(r.swapped or any(group is not None for group in r.settings) for r in revisions.values()):
-        raise Refused(
-            "the file's optimizer has other settings, which its configuration would make anew", hint=HINT
-        )
-    return revisions
 
 
 def _untold(checkpoint: Checkpoint, file: D3File) -> Checkpoint:
