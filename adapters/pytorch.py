@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -242,15 +242,18 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
     return [path]
 
 
-def fitted(checkpoint: Checkpoint, like: Path) -> Fitted:
+def fitted(checkpoint: Checkpoint, like: Path, made: Callable[[Fit], ir.Model] | None = None) -> Fitted:
     """Fit a checkpoint into a file, with attention as the file's code computes it.
+
+    Args:
+      made: the graph that a framework will make of what is written; None where only the file's names tell it.
 
     Raises:
       ArgumentError, Refused: it does not go into it.
     """
     state = training_state(like)
     old = {name: tensor for part in parts_of(state) for name, tensor in part.known.items()}
-    return _fitted(as_the_code_computes(checkpoint, old), like, state)
+    return _fitted(as_the_code_computes(checkpoint, old), like, state, made)
 
 
 def check(checkpoint: Checkpoint, *, like: Path) -> None:
@@ -320,7 +323,9 @@ class Fitted:
                 write(nodes[name], revision, self.checkpoint.optimizer, make)
 
 
-def _fitted(checkpoint: Checkpoint, like: Path, state: TrainingState) -> Fitted:
+def _fitted(
+    checkpoint: Checkpoint, like: Path, state: TrainingState, made: Callable[[Fit], ir.Model] | None = None
+) -> Fitted:
     """Fit a checkpoint into a file that holds some state, by shapes alone.
 
     Raises:
@@ -335,7 +340,8 @@ def _fitted(checkpoint: Checkpoint, like: Path, state: TrainingState) -> Fitted:
     told = not {"module", "trust", "architecture"}.isdisjoint(checkpoint.source)
     own = checkpoint.source.get("adapter") in ("pytorch", "cleanrl") and not told and not whole
     if own or found.numbering.added:
-        check_same(checkpoint, lambda: _again(checkpoint, state, found), found, old, "the file")
+        again = made or (lambda found: _again(checkpoint, state, found))
+        check_same(checkpoint, lambda: again(found), found, old, "the file")
     return Fitted(like, state, old, found, checkpoint, _revisions(state, parts, checkpoint, found, old))
 
 

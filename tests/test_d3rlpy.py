@@ -84,7 +84,7 @@ def slots_are_carried(checkpoint: surgery.Checkpoint, algorithm: object) -> None
                     assert state.slots[slot][name].numpy().tobytes() == value.numpy().tobytes(), (slot, name)
                     seen += 1
     assert seen == sum(map(len, state.slots.values())) > 0
-    assert max(state.steps.values()) > 0
+    assert state.kind == "sgd" or max(state.steps.values()) > 0
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -113,6 +113,36 @@ def test_an_experiment_comes_back_wide_with_its_settings_and_nothing_else_change
         assert torch.equal(after["model"][name], before["model"][name])
 
 
+@pytest.mark.parametrize(
+    ("after", "setting"),
+    [
+        ("decoder.mlp.0", "decoder_mlp_layers"),
+        ("encoder.encoders.obs.enc.mlp_layers.0", "encoder_conv_mlp_layers"),
+    ],
+)
+def test_new_layers_are_in_the_configuration_and_are_trained(tmp_path, after, setting):
+    before = load(FIXTURES / "pictures")
+    deeper = surgery.apply(surgery.deepen(before, after, kind="identity"), before).checkpoint
+    surgery.save(deeper, tmp_path / "deep", like=FIXTURES / "pictures")
+    old, new = (
+        json.loads((folder / "config.json").read_text())
+        for folder in (FIXTURES / "pictures", tmp_path / "deep")
+    )
+    assert new[setting] == old[setting] * 2
+    assert {key for key in old if old[key] != new[key]} == {setting}
+    found = surgery.load(tmp_path / "deep", reading=READING)
+    feeds = {
+        value.name: np.random.default_rng(0).random((4, *list(value.shape)[1:])).astype(np.float32)
+        for value in before.model.graph.inputs
+    }
+    for name, answer in runtime(before.model)(feeds).items():
+        np.testing.assert_array_equal(runtime(found.model)(feeds)[name], answer)
+    content = record(checkpoint_in(tmp_path / "deep"))
+    trained = [name for name in content["model"] if "normalizer" not in name]
+    for number, name in enumerate(trained):
+        assert content["optimizer"]["state"][number]["exp_avg"].shape == content["model"][name].shape
+
+
 def test_a_checkpoint_alone_is_read_and_written_with_the_configuration_above_it(tmp_path):
     shutil.copytree(FIXTURES / "lstm", tmp_path / "old")
     (tmp_path / "new" / "checkpoint_p0").mkdir(parents=True)

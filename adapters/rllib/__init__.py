@@ -277,6 +277,11 @@ def _slots(folder: RllibFolder, networks: Networks, checkpoint: Checkpoint) -> _
         return _Slots({})
     state = followed(checkpoint.optimizer)
     old = merged([optimizer.state for optimizer in trained.values()])
+    if state.kind != old.kind:
+        raise Refused(
+            f"RLlib's learners have '{old.kind}' in their code, and make no {state.kind} of a checkpoint",
+            hint="keep its optimizer, or write a learner of your own; a graph holds any beside it: -o OUT.onnx",
+        )
     counted = {name: n for name, n in state.steps.items() if n != old.steps.get(name, n)}
     return _Slots(trained, slots_of(old), slots_of(state, like=old), counted)
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import onnx_ir as ir
+
 from surgery.adapters import Parity, Reading, TrainingState
 from surgery.checkpoint import Checkpoint
 from surgery.errors import Refused, SurgeryError, UnknownFormat
@@ -21,7 +23,7 @@ from surgery_adapters.networks.layers import Layers
 from surgery_adapters.sample_factory import playing
 from surgery_adapters.sample_factory.networks import Networks, channels_are_the_codes
 from surgery_adapters.sample_factory.settings import NAME, Settings
-from surgery_adapters.writeback.matching import checked
+from surgery_adapters.writeback.matching import Fit, checked
 
 _FOLDER = "checkpoint_p"
 
@@ -121,10 +123,22 @@ def _fitted(checkpoint: Checkpoint, file: Path) -> tuple[pytorch.Fitted, Setting
     """
     settings = Settings.read(_config(file))
     _check_optimizer(checkpoint, settings)
-    copy = pytorch.fitted(checkpoint, file)
+    copy = pytorch.fitted(checkpoint, file, lambda fit: _again(fit, settings, checkpoint))
     layers = Layers(file.stem, copy.fit.tensors)
     channels_are_the_codes(layers, settings)
     return copy, settings.following(layers)
+
+
+def _again(fit: Fit, settings: Settings, checkpoint: Checkpoint) -> ir.Model:
+    """The graph that the framework will make of what is written."""
+    layers = Layers("file", fit.read_again)
+    seen = [list(value.shape or ())[1:] for value in checkpoint.model.graph.inputs]
+    image = next((tuple(n for n in shape if isinstance(n, int)) for shape in seen if len(shape) == 3), None)
+    gaussian = any(port.kind == "mean" for port in checkpoint.interface.outputs)
+    reading = Reading(observation=image, head="gaussian" if gaussian else None)
+    networks = Networks(layers, settings.following(layers), reading)
+    networks.build()
+    return checked(networks.layers.graph.model())
 
 
 def _check_optimizer(checkpoint: Checkpoint, settings: Settings) -> None:
