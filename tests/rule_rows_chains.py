@@ -115,7 +115,7 @@ ROWS = [
         [2, 3, 5, 7], x=activation(2, 5, 3), s=weight(5), b=weight(5), z=activation(5, 7), only={"net2net": (3,)}),
     row("n = BatchNormalization(x, s, b, m, v)\nk = Sigmoid(z)\ny = MatMul(n, k)\nu = Mul(s, c)", [5, 7],
         x=activation("N", 5), s=weight(5), b=weight(5), m=weight(5), v=weight(5, low=0.5), z=activation(5, 7),
-        c=activation("N", 5)),
+        c=activation("N", 5), only={"zero": (5,)}),
     # heads
     row(_HEADS, [2, 3, 3, 5, 7], x=activation("N", "T", 5), wq=weight(5, 6), wk=weight(5, 6), wv=weight(5, 6),
         wo=weight(6, 7), s=ints(0, 0, 2, 3), u=ints(0, 0, 6), root=real(1.7)),
