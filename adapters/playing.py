@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import numpy as np
 from surgery.adapters import Parity
 from surgery.checkpoint import Checkpoint
 from surgery.envs.normaliser import Normaliser
-from surgery.errors import ArgumentError
+from surgery.errors import ArgumentError, Refused, SurgeryError
 from surgery.verify.outputs import runtime
 
 if TYPE_CHECKING:
@@ -77,6 +79,25 @@ class Graph:
 
 def _zeros(shape: Any) -> Array:  # noqa: ANN401
     return np.zeros([1, *(n if isinstance(n, int) else 1 for n in list(shape or ())[1:])], np.float32)
+
+
+@contextmanager
+def loading(framework: str, path: Path) -> Iterator[None]:
+    """Say it in one line if the framework cannot load a file: of another version, or of classes that are not here.
+
+    Raises:
+      Refused.
+    """
+    try:
+        yield
+    except SurgeryError:
+        raise
+    except Exception as error:  # whatever a framework makes of such a file
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise Refused(
+            f"{framework} cannot load {path}: {type(error).__name__}: {reason}"[:300],
+            hint="see whether it loads there by itself; or leave out --check",
+        ) from error
 
 
 @dataclass

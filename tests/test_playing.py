@@ -14,7 +14,7 @@ from surgery.builder import GraphBuilder
 from surgery.envs.normaliser import Normaliser
 from surgery.errors import ArgumentError, MissingDependency, Refused
 from surgery.interface import Environment, Interface, Port
-from surgery_adapters.playing import Graph, Tally, make, scale
+from surgery_adapters.playing import Graph, Tally, loading, make, scale
 
 FRAMEWORKS = {
     "d3rlpy": ("d3rlpy", "pip install 'policy-surgery[d3rlpy]'"),
@@ -67,6 +67,18 @@ def test_a_graph_carries_its_state_forgets_it_and_normalises_as_the_contract_say
     assert float(graph.ask(seen)[0, 0]) == 3.0
     bare = Graph(recurrent(), normalised=True)
     assert float(bare.ask(seen)[0, 0]) == 52.0
+
+
+def test_a_file_that_the_framework_cannot_load_is_one_clear_error(tmp_path):
+    with (
+        pytest.raises(Refused, match="Dreamer cannot load") as caught,
+        loading("Dreamer", tmp_path / "agent"),
+    ):
+        raise AttributeError("no class 'Net'\nin module __main__")
+    assert "AttributeError: no class 'Net'" in caught.value.message
+    assert "\n" not in caught.value.message
+    with pytest.raises(ArgumentError), loading("Dreamer", tmp_path):
+        raise ArgumentError("it does not fit")
 
 
 def test_what_is_no_number_is_a_difference():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,13 @@ def test_what_a_filter_does_to_observations_is_not_passed_over(trained, tmp_path
     config = ppo().env_runners(env_to_module_connector=lambda *_, **__: MeanStdFilter())
     path = write(config, "CartPole-v1", {}, tmp_path / "filtered")
     with pytest.raises(Refused, match="connectors change what the environment shows"):
+        parity(path, surgery.load(path), "CartPole-v1")
+
+
+def test_a_folder_that_the_framework_cannot_load_is_one_clear_error(trained, tmp_path):
+    path = Path(shutil.copytree(trained["ppo"], tmp_path / "run"))
+    shutil.rmtree(path / "env_runner")
+    with pytest.raises(Refused, match="RLlib cannot load"):
         parity(path, surgery.load(path), "CartPole-v1")
 
 

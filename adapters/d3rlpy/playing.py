@@ -13,12 +13,13 @@ import numpy as np
 
 from surgery.adapters import Parity
 from surgery.checkpoint import Checkpoint
-from surgery_adapters.playing import Array, Graph, Tally, make, play, scale
+from surgery_adapters.playing import Array, Graph, Tally, loading, make, play, scale
 
 
 def parity(path: Path, checkpoint: Checkpoint, environment: str, *, episodes: int, seed: int) -> Parity:
     """Play by the framework's greedy actions; see `surgery.adapters.Playing`."""
-    algorithm: Any = d3rlpy.load_learnable(str(path), device="cpu:0")
+    with loading("d3rlpy", path):
+        algorithm: Any = d3rlpy.load_learnable(str(path), device="cpu:0")
     env = make(environment, tuple(algorithm.observation_shape), int(algorithm.action_size))
     graph, tally = Graph(checkpoint), Tally(environment, scale(env.action_space))
     discrete, scaler = (

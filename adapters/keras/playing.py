@@ -15,12 +15,13 @@ import numpy as np
 from surgery.adapters import Parity
 from surgery.checkpoint import Checkpoint
 from surgery.errors import Refused
-from surgery_adapters.playing import Array, Graph, Tally, make, play, scale
+from surgery_adapters.playing import Array, Graph, Tally, loading, make, play, scale
 
 
 def parity(path: Path, checkpoint: Checkpoint, environment: str, *, episodes: int, seed: int) -> Parity:
     """Play by the model's greedy actions: its largest output, or the output itself; see `surgery.adapters.Playing`."""
-    model: Any = keras.saving.load_model(str(path), compile=False, safe_mode=False)
+    with loading("Keras", path):
+        model: Any = keras.saving.load_model(str(path), compile=False, safe_mode=False)
     graph = Graph(checkpoint)
     if len(model.inputs) != 1:
         raise Refused(f"the model takes {len(model.inputs)} inputs, and an environment shows one observation")

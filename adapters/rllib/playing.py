@@ -19,7 +19,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from surgery.adapters import Parity
 from surgery.checkpoint import Checkpoint
 from surgery.errors import Refused
-from surgery_adapters.playing import MOST_STEPS, Array, Graph, Tally, make, scale
+from surgery_adapters.playing import MOST_STEPS, Array, Graph, Tally, loading, make, scale
 from surgery_adapters.rllib.folder import RllibFolder
 
 if TYPE_CHECKING:
@@ -86,7 +86,9 @@ def parity(path: Path, checkpoint: Checkpoint, environment: str, *, episodes: in
     space = folder.space("action_space")
     count = space.counts[0] if space.kind == "Discrete" else int(np.prod(space.shape))
     env = make(environment, tuple(folder.space("observation_space").shape), count)
-    agent, graph, tally = _Agent(folder), Graph(checkpoint), Tally(environment, scale(env.action_space))
+    with loading("RLlib", path):
+        agent = _Agent(folder)
+    graph, tally = Graph(checkpoint), Tally(environment, scale(env.action_space))
 
     def ours(observation: Array) -> Array:
         said = graph.ask(np.asarray(observation)[None])[0]

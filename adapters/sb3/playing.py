@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 from surgery.adapters import Parity
 from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, Refused
-from surgery_adapters.playing import MOST_STEPS, Array, Graph, Tally, scale
+from surgery_adapters.playing import MOST_STEPS, Array, Graph, Tally, loading, scale
 from surgery_adapters.sb3 import normaliser
 from surgery_adapters.sb3.file import Sb3File
 
@@ -46,11 +46,11 @@ def play(path: Path, checkpoint: Checkpoint, environment: str, *, episodes: int,
     family = str(checkpoint.source["algorithm"])
     algorithm = _ALGORITHMS.get(family) or (sb3.PPO if "clip_range" in file.data else sb3.A2C)
     venv = _environment(file, path, environment, seed)
-    try:
-        with path.open("rb") as stream:
+    with loading("Stable-Baselines3", path), path.open("rb") as stream:
+        try:
             model = algorithm.load(stream, env=venv, device="cpu")
-    except (ValueError, KeyError) as error:
-        raise ArgumentError(f"the model does not fit {environment}: {error}") from error
+        except (ValueError, KeyError) as error:
+            raise ArgumentError(f"the model does not fit {environment}: {error}") from error
     playing = model.get_env()
     assert playing is not None
     try:
