@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,13 +12,12 @@ import onnx_ir as ir
 
 from surgery.adapters import SHARED, Reading, TrainingState
 from surgery.checkpoint import Checkpoint
-from surgery.errors import ArgumentError, CorruptFile, Refused, SurgeryError, UnknownFormat
+from surgery.errors import ArgumentError, CorruptFile, Refused, UnknownFormat
 from surgery.files import check_readable, replacing
 from surgery.formats import is_kind, sniff
 from surgery.interface import Interface, Port, infer
 from surgery.optimizer import OptimizerState
-from surgery.optimizer_record import OptimizerRecord, slots_of
-from surgery.parameter_order import shape_of_state
+from surgery.optimizer_record import slots_of
 from surgery.tensors import MappedFile, Region, read_safetensors, write_safetensors
 from surgery_adapters.containers import module_tree
 from surgery_adapters.containers.module_tree import ModuleNode, ModuleState, modules_in
@@ -33,8 +30,7 @@ from surgery_adapters.networks.layers import Layers
 from surgery_adapters.networks.module import traced
 from surgery_adapters.networks.named import named
 from surgery_adapters.networks.outputs import declare
-from surgery_adapters.networks.trained import Trained, joined
-from surgery_adapters.networks.words import roles_of
+from surgery_adapters.networks.trained import joined, trained_in
 from surgery_adapters.torch_layout import (
     distinct,
     is_network,
@@ -308,7 +304,7 @@ class Fitted:
     @property
     def kept(self) -> OptimizerState | None:
         """The state of the optimizers whose slots stay what they are; None if there are none."""
-        bound = _all_bound(self.state, parts_of(self.state))
+        bound = trained_in(self.state.optimizers, parts_of(self.state))
         return joined(bound[name] for name, revision in self.revisions.items() if not revision.swapped)
 
     def edit(self, root: object, make: Make) -> None:
@@ -367,7 +363,7 @@ def _revisions(
     wanted = followed(checkpoint.optimizer)
     return {
         name: revise(item.record, item.places, wanted, found.numbering, old)
-        for name, item in _all_bound(state, parts).items()
+        for name, item in trained_in(state.optimizers, parts).items()
     }
 
 
@@ -408,37 +404,4 @@ def optimizer_of(state: TrainingState, parts: Sequence[Part]) -> OptimizerState 
     Raises:
       ArgumentError, Refused: parameters that the networks do not have, or more than one way to bind them.
     """
-    return joined(_all_bound(state, parts).values())
-
-
-def _all_bound(state: TrainingState, parts: Sequence[Part]) -> dict[str, Trained]:
-    """Every optimizer of the networks; that of a single number, a temperature, is carried as it is."""
-    found = {name: _bound(state, name, parts) for name in state.optimizers}
-    return {name: bound for name, bound in found.items() if bound is not None}
-
-
-def _bound(state: TrainingState, name: str, parts: Sequence[Part]) -> Trained | None:
-    """One optimizer: of the networks that it is named after, of the first, or of all; None: of a single number."""
-    try:
-        record = OptimizerRecord.parse(state.optimizers[name])
-        record.kind()
-        shapes = [shape_of_state(record.states.get(k, {})) for group in record.numbers for k in group]
-        if len(shapes) == 1 and math.prod(shapes[0] or ()) == 1:
-            return None
-        places = record.bind(_scopes(name, parts), None)
-        return Trained(record, tuple(map(tuple, places)))
-    except SurgeryError as error:
-        raise error.within(optimizer=name, without="read it without its optimizer: --no-optimizer") from error
-
-
-def _scopes(name: str, parts: Sequence[Part]) -> list[Tensors]:
-    """The networks that an optimizer may be of, those first that its name speaks of; the last has all."""
-    originals = [part for part in parts if part.original is None]
-    stem = name.removesuffix("_optimizer").removesuffix("_optim")
-    own = [part for part in parts if part.label and name.startswith(part.label.rstrip("."))]
-    several = [part for part in originals if part.label.startswith(stem)]
-    alike = [part for part in originals if roles_of(stem) & roles_of(part.label)]
-    place = re.search(r"\[(\d+)\]$", name)  # one of a list: of the network in that place
-    there = originals[int(place[1]) :][:1] if place else []
-    found = [[part] for part in own] + [several, alike, there, [parts[0]], originals, list(parts)]
-    return [{key: t for part in some for key, t in part.tensors.items()} for some in found if some]
+    return joined(trained_in(state.optimizers, parts).values())

@@ -53,7 +53,6 @@ class Reading:
       module: "package.module:callable" that makes the network, imported from the person's own code.
       architecture: the name of the network's architecture (`surgery.architectures.parse`).
       head: what the architecture says, where sizes do not tell (`surgery.architectures.heads.HEADS`).
-      graph: an `.onnx` that the framework exported from this very file.
       trust: whether code that the file names may be imported and run.
       graph: an ONNX file that an exporter made of the network, where a file holds arrays only.
       optimizer: whether to read the optimizer state too.

@@ -119,6 +119,32 @@ def test_statistics_of_observations_grow_with_them(tmp_path, name):
     torch.testing.assert_close(actor["obs_normalizer._var"], actor["obs_normalizer._std"] ** 2)
 
 
+DEEPER = {
+    "tianshou-dqn": "policy.model.model.model",
+    "tianshou-sac": "policy.actor.preprocess.model.model",
+    "torchrl-dqn": "value_network_params.module.0.module",
+}
+"""Sequences of layers with ReLU between them, which hold other layers behind 2."""
+
+
+@pytest.mark.parametrize("name", DEEPER)
+def test_new_layers_have_names_and_state_also_where_a_state_dict_holds_more_than_tensors(tmp_path, name):
+    checkpoint, known, sequence = load(FILES / f"{name}.pt", name), recorded(name), DEEPER[name]
+    result = surgery.apply(surgery.deepen(checkpoint, f"{sequence}.2", kind="identity"), checkpoint)
+    result.save(tmp_path / "deep.pt")
+    again = load(tmp_path / "deep.pt", name)
+    inputs = {value.name for value in again.model.graph.inputs}
+    agrees(asked(again, known), known, inputs)
+    assert {f"{sequence}.4.weight", f"{sequence}.4.bias"} <= again.tensors.keys()
+    slots = again.optimizer.slots["exp_avg"]
+    assert len(slots) == 2 + len(checkpoint.optimizer.slots["exp_avg"])
+    assert not slots[f"{sequence}.4.weight"].numpy().any()
+    before, after = (
+        torch.load(path, weights_only=False) for path in (FILES / f"{name}.pt", tmp_path / "deep.pt")
+    )
+    assert set(before) - set(checkpoint.tensors) == set(after) - set(again.tensors)
+
+
 # ---- more than one state dict, and sizes that are equal by chance ---------------------------------------------------
 
 

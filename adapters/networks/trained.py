@@ -1,7 +1,9 @@
-"""An optimizer of a file whose parameters are told by their order, with their names."""
+"""Optimizers of a file whose parameters are told by their order, with their names."""
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +12,9 @@ import onnx_ir as ir
 from surgery.errors import SurgeryError
 from surgery.optimizer import OptimizerState
 from surgery.optimizer_record import OptimizerRecord, merged
+from surgery.parameter_order import shape_of_state
+from surgery_adapters.networks.chains import Part
+from surgery_adapters.networks.words import roles_of
 
 
 @dataclass(frozen=True)
@@ -64,3 +69,39 @@ def joined(optimizers: Iterable[Trained]) -> OptimizerState | None:
     """
     states = [optimizer.state for optimizer in optimizers]
     return merged(states) if states else None
+
+
+def trained_in(optimizers: Mapping[str, Mapping[str, object]], parts: Sequence[Part]) -> dict[str, Trained]:
+    """The optimizers of a file's networks, by name; that of a single number, a temperature, is none of them.
+
+    Raises:
+      CorruptFile: one is no optimizer's state dict.
+      ArgumentError, Refused: parameters that the networks do not have, or more than one way to bind them.
+    """
+    found = {name: _of_networks(name, saved, parts) for name, saved in optimizers.items()}
+    return {name: trained for name, trained in found.items() if trained is not None}
+
+
+def _of_networks(name: str, saved: Mapping[str, object], parts: Sequence[Part]) -> Trained | None:
+    try:
+        record = OptimizerRecord.parse(saved)
+        record.kind()
+        shapes = [shape_of_state(record.states.get(k, {})) for group in record.numbers for k in group]
+        if len(shapes) == 1 and math.prod(shapes[0] or ()) == 1:
+            return None
+        return Trained(record, tuple(map(tuple, record.bind(_scopes(name, parts), None))))
+    except SurgeryError as error:
+        raise error.within(optimizer=name, without="read it without its optimizer: --no-optimizer") from error
+
+
+def _scopes(name: str, parts: Sequence[Part]) -> list[Mapping[str, ir.TensorProtocol]]:
+    """The networks that an optimizer may be of, those first that its name speaks of; the last has all."""
+    originals = [part for part in parts if part.original is None]
+    stem = name.removesuffix("_optimizer").removesuffix("_optim")
+    own = [part for part in parts if part.label and name.startswith(part.label.rstrip("."))]
+    several = [part for part in originals if part.label.startswith(stem)]
+    alike = [part for part in originals if roles_of(stem) & roles_of(part.label)]
+    place = re.search(r"\[(\d+)\]$", name)  # one of a list: of the network in that place
+    there = originals[int(place[1]) :][:1] if place else []
+    found = [[part] for part in own] + [several, alike, there, [parts[0]], originals, list(parts)]
+    return [{key: tensor for part in some for key, tensor in part.tensors.items()} for some in found if some]

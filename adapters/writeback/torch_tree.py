@@ -45,17 +45,22 @@ def renumber(
       numbering: the new names. tensors: by them.
       prefixes: that the names of one network have in front of its keys, the first's being empty.
       make: of nodes for new tensors.
+
+    Raises:
+      Refused: no dict of the file holds the parameters of a network, and of no other.
     """
-    for node in _dicts(root):
+    found = False
+    for node in list(_dicts(root)):
         items = entries(node)
         assert items is not None
-        views = {key: _view(value) for key, value in items.items()}
+        views = {key: view for key, value in items.items() if (view := _view(value)) is not None}
         for prefix in prefixes:
-            if views and all(
-                view is not None and _is(old, f"{prefix}{key}", view) for key, view in views.items()
-            ):
-                _rename(node, items, numbering, prefix, old, tensors, make)
+            if views and all(_is(old, f"{prefix}{key}", view) for key, view in views.items()):
+                _rename(node, items, set(views), numbering, prefix, old, tensors, make)
+                found = True
                 break
+    if not found:
+        raise Refused("no dict of the file holds a network by itself, whose names could follow", hint=HINT)
 
 
 def _dicts(root: object) -> Iterator[object]:
@@ -89,19 +94,23 @@ def _is(old: Tensors, name: object, view: View) -> bool:
 def _rename(
     node: object,
     items: dict[Any, Any],
+    own: set[Any],
     numbering: Numbering,
     prefix: str,
     old: Tensors,
     tensors: Tensors,
     make: Make,
 ) -> None:
-    keys = [f"{prefix}{key}" for key in items]
-    nodes = {numbering.moved(name): value for name, value in zip(keys, items.values(), strict=True)}
-    order = numbering.order({name: old[name] for name in keys})
+    """Rename the parameters of a state dict, in place; what else is in it stays behind them."""
+    others = {key: value for key, value in items.items() if key not in own}
+    names = {f"{prefix}{key}": value for key, value in items.items() if key in own}
+    nodes = {numbering.moved(name): value for name, value in names.items()}
+    order = numbering.order({name: old[name] for name in names})
     items.clear()
     items.update(
         {name.removeprefix(prefix): nodes[name] if name in nodes else make(tensors[name]) for name in order}
     )
+    items.update(others)
     state = node.state if isinstance(node, Made) else None
     metadata = entries(state.get("_metadata")) if isinstance(state, dict) else None
     if metadata is not None:
