@@ -14,7 +14,7 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from surgery.errors import GraphError, UnknownName
-from surgery.numeric import Unsupported, compute, run, supported
+from surgery.numeric import Unsupported, compute, dual, run, supported
 from tests.numeric_rows import FLOATS, ROWS, Row, f
 
 STEP = 1e-30
@@ -98,13 +98,13 @@ def test_complex_step_is_the_derivative(case):
 
     complex_feeds = {n: x + 1j * STEP * direction[n] if n in direction else x for n, x in feeds.items()}
     found = ours(case, complex_feeds, np.complex128)
-    for at, (dual, above, below, value) in enumerate(
+    for at, (both, above, below, value) in enumerate(
         zip(found, shifted(step), shifted(-step), ours(case, feeds), strict=True)
     ):
-        np.testing.assert_allclose(dual.real, value, rtol=1e-13, atol=1e-13, err_msg=f"value of output {at}")
-        if dual.dtype.kind == "c":
+        np.testing.assert_allclose(both.real, value, rtol=1e-13, atol=1e-13, err_msg=f"value of output {at}")
+        if both.dtype.kind == "c":
             slope = (above - below) / (2 * step)
-            assert_close([dual.imag / STEP], [slope], 1e-5)
+            assert_close([both.imag / STEP], [slope], 1e-5)
 
 
 @pytest.mark.parametrize("case", [r for r in ROWS if r.nan], ids=str)
@@ -314,3 +314,21 @@ def test_what_does_not_fit_is_named():
     for wrong in ({"inputs": {"q": 0}}, {"parameters": {"q": 0}}, {"outputs": ["q"]}):
         with pytest.raises(UnknownName, match="'q'"):
             run(model, **{"inputs": {"x": np.zeros(2), "z": np.zeros(2)}, **wrong})
+
+
+@pytest.mark.parametrize("dual_rows", [True, False])
+@pytest.mark.parametrize("turned", [True, False])
+def test_a_large_dual_matrix_is_multiplied_as_its_parts_and_zeros_stay_zeros(dual_rows, turned):
+    rng = np.random.default_rng(0)
+    a, b = (
+        rng.standard_normal(shape) + 1j * rng.standard_normal(shape) for shape in ((3, 1100), (1100, 1000))
+    )
+    b.real[:, 7], b.imag[:, 7] = 0, 1e-30
+    a, b = a if dual_rows else a.real, np.asfortranarray(b) if turned else b
+    assert b.size > dual.LARGE
+    found, wanted = dual.matmul(a, b), dual.bilinear(np.matmul, a, b)
+    np.testing.assert_allclose(found.real, wanted.real, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(found.imag, wanted.imag, rtol=1e-12, atol=1e-12)
+    assert not found.real[:, 7].any(), "the tangent never reaches the value"
+    b[0, 0] = np.inf
+    np.testing.assert_array_equal(dual.matmul(a, b), dual.bilinear(np.matmul, a, b))

@@ -96,13 +96,13 @@ def _copied(old: Array, maps: Sequence[AxisMap | None], dtype: np.dtype[Any]) ->
     shape = [n if axis is None else len(axis.source) for n, axis in zip(old.shape, maps, strict=True)]
     free = [k for k, axis in enumerate(maps) if axis is None or not (axis.shared or axis.summed)]
     if not free:
-        return _taken(old.astype(dtype), maps)
+        return _taken(old.astype(dtype, copy=False), maps)
     along, new = free[0], np.empty(shape, dtype)
     turned, lead = np.moveaxis(new, along, 0), maps[along]
     rest = [None if k == along else axis for k, axis in enumerate(maps)]
     for rows in _rows(turned):
         chosen = np.arange(shape[along])[rows] if lead is None else lead.source[rows]
-        block = _taken(np.take(old, chosen, axis=along).astype(dtype), rest)
+        block = _taken(np.take(old, chosen, axis=along).astype(dtype, copy=False), rest)
         turned[rows] = np.moveaxis(block, along, 0)
     return new
 

@@ -127,9 +127,43 @@ def power(a: Array, b: Array) -> Array:
     return join(y, moved)
 
 
+LARGE = 1 << 20
+"""Elements from which a dual matrix is multiplied where it lies: taking its parts apart would copy it twice."""
+
+
 def matmul(a: Array, b: Array) -> Array:
     """`numpy.matmul` on duals."""
+    if is_dual(b) and b.ndim == a.ndim == 2 and b.size > LARGE and a.real.dtype == b.real.dtype:
+        y = _large_matmul(a, b)
+        if y is not None:
+            return y
     return bilinear(np.matmul, a, b)
+
+
+def _large_matmul(a: Array, b: Array) -> Array | None:
+    """a · b for a large dual matrix b, whose memory is read as that of a real one, parts side by side.
+
+    Rows of a are spread out with zeros between, so that no part touches the other. None where that does not hold
+    (0 · ∞), and for a matrix whose memory is neither its rows nor its columns.
+    """
+    if b.flags.c_contiguous:
+        both = np.concatenate([a.real, a.imag]) if is_dual(a) else a
+        with np.errstate(invalid="ignore", over="ignore"):
+            y = (both @ b.view(b.real.dtype)).view(b.dtype)
+        value, moved = y[: len(a)], y[len(a) :].real
+    elif b.T.flags.c_contiguous:
+        wide = np.zeros((3 if is_dual(a) else 2, len(a), b.shape[0], 2), b.real.dtype)
+        wide[0, :, :, 0] = wide[1, :, :, 1] = a.real
+        if is_dual(a):
+            wide[2, :, :, 0] = a.imag
+        with np.errstate(invalid="ignore", over="ignore"):
+            y = wide.reshape(-1, 2 * b.shape[0]) @ b.T.view(b.real.dtype).T
+        value, moved = join(y[: len(a)], y[len(a) : 2 * len(a)]), y[2 * len(a) :]
+    else:
+        return None
+    if not np.isfinite(y).all():
+        return None
+    return join(value.real, value.imag + moved) if is_dual(a) else value
 
 
 def maximum(a: Array, b: Array) -> Array:

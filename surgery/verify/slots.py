@@ -117,11 +117,11 @@ def _lazy(
         rng = tensor_rng(seed, f"direction {name}")
         moved = np.empty(weight.shape, np.complex128)
         moved.real = weight
+        step = STEP / scale if back else STEP
         if weight.size > LARGE and not any(axis is not None and axis.started.any() for axis in maps):
-            _product(moved.imag, rng, maps, back)
+            _product(moved.imag, rng, maps, step, back)
         else:
-            moved.imag = _direction(weight.shape, rng, maps, back)
-        moved.imag *= STEP / scale if back else STEP
+            moved.imag = step * _direction(weight.shape, rng, maps, back)
         return ir.Tensor(moved, name=name)
 
     return ir.LazyTensor(compute, dtype=ir.DataType.COMPLEX128, shape=ir.Shape(shape_of(tensor)), name=name)
@@ -144,9 +144,10 @@ def _product(
     out: np.ndarray[Any, np.dtype[Any]],
     rng: np.random.Generator,
     maps: Sequence[AxisMap | None],
+    step: float,
     back: bool,
 ) -> None:
-    """The same of a large tensor, in place: the product of one vector per axis.
+    """The same of a large tensor, times the step, in place: the product of one vector per axis.
 
     An edit that is wrong somewhere shows in such a direction, too: what is linear in the direction and zero for all
     products of vectors is zero. Eᵀ works axis by axis, and leaves out what reads fresh units by itself.
@@ -155,6 +156,7 @@ def _product(
     vectors = [rng.standard_normal(size) for size in sizes]
     if back:
         vectors = [v if axis is None else adjoint(v, [axis]) for v, axis in zip(vectors, maps, strict=True)]
+    vectors[0] = vectors[0] * step
     along = [v.reshape((-1,) + (1,) * (out.ndim - k - 1)) for k, v in enumerate(vectors)]
     np.multiply(reduce(np.multiply, along[:-1], np.ones(())), along[-1], out=out)
     if not back:
