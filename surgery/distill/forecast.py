@@ -15,7 +15,8 @@ from surgery.replay import Batch, Stretch, estimate
 
 STEPS = 4
 COMPRESSED = 1 / 60
-"""Size of frames on disk against memory, for Atari; flags and actions take a few bytes more."""
+"""Size of frames on disk against memory, for Atari; flags and actions take a few bytes more. Of the weights there are
+three checkpoints with moments and target while one is written, and the student with its moments."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def forecast(job: Job, *, threads: int = 1) -> Forecast:
         weights = sum(parameter.numel() * 4 for parameter in session.student.module.parameters())
         return Forecast(
             memory=memory,
-            disk=round(memory * COMPRESSED) + 10 * rows + 10 * weights,
+            disk=round(memory * COMPRESSED) + 10 * rows + 15 * weights,
             seconds=updates * update + (settings.budget + collected) * step,
             evaluation_seconds=_evaluation_steps(session) * step,
             update_seconds=update,
