@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -257,6 +258,12 @@ def test_runs_are_grouped_by_what_is_asked_for(tmp_path):
         compare([tmp_path])
     with pytest.raises(ArgumentError, match="no setting 'colour'"):
         compare([tmp_path], by="colour")
+
+
+def test_a_run_in_the_folder_at_hand_lies_in_that_folder(tmp_path, monkeypatch):
+    write_run(tmp_path / "mine" / "run", "qdagger", 0, [0, 4.0])
+    monkeypatch.chdir(tmp_path / "mine")
+    assert [group.name for group in compare([Path("run")], by="folder").groups] == ["mine"]
 
 
 def test_a_scale_without_its_reference_is_refused(runs, tmp_path):

@@ -180,7 +180,7 @@ def _part(run: Run, key: str) -> str:
     if key == "method":
         return run.method
     if key == "folder":
-        return run.folder.parent.name
+        return run.folder.absolute().parent.name
     settings = run.config.get("settings")
     places = [run.config, settings if isinstance(settings, Mapping) else {}]
     for place in places:
