@@ -397,6 +397,20 @@ def test_the_verb_plays_records_and_normalises(tmp_path, capsys):
     assert recorded(surgery.load(scored), "greedy").episodes == 4
 
 
+def test_playing_needs_no_optimizer_state_and_recording_loses_none(tmp_path, capsys):
+    path = tmp_path / "agent.onnx"
+    surgery.save(surgery.attach(surgery.load(MINATAR), Path(MINATAR).with_suffix(".pt")), path)
+    state = path.with_suffix(".optimizer.safetensors")
+    kept = state.read_bytes()
+    assert main(["evaluate", str(path), "--episodes", "2", "--seed", "1", "--record", "--force"]) == 0
+    assert surgery.load(path).optimizer is not None
+    assert state.read_bytes() == kept
+    state.unlink()
+    assert main(["evaluate", str(path), "--episodes", "2", "--seed", "1", "--teacher", str(path)]) == 0
+    assert main(["evaluate", str(path), "--episodes", "2", "--seed", "1", "--record", "--force"]) == 2
+    assert "is missing" in capsys.readouterr().err
+
+
 def test_a_score_under_other_settings_is_shown_beside_the_record_and_not_compared(capsys):
     words = ["evaluate", MINATAR, "--episodes", "4", "--env-setting", "sticky_actions=0.9"]
     assert main(words) == 0

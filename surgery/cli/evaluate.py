@@ -72,7 +72,7 @@ def command(
     path = None
     if record:
         path = _files.check_target(target, [model], force=force) if target else model
-    checkpoint = surgery.load(model)
+    checkpoint = surgery.load(model, optimizer=record)
     if path == model and checkpoint.origin is not None:
         raise ArgumentError(f"{model} is a framework's own file, and is not changed in place", hint="-o OUT")
     contract = _environment.contract(checkpoint.environment, environment, settings)
@@ -115,7 +115,7 @@ def _teacher(given: str | None) -> float | None:
         pass
     from surgery.evaluate import recorded_scores
 
-    scores = recorded_scores(surgery.load(Path(given)).environment)
+    scores = recorded_scores(surgery.load(Path(given), optimizer=False).environment)
     played = [score for score in scores if score.mode != "random"]
     if not played:
         raise ArgumentError(
