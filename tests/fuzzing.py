@@ -25,7 +25,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 LARGEST = 30.0
 MOST_ELEMENTS = 4096
-OPSETS = {opset: 1 if opset < 13 else 15 if opset == 23 else 6 for opset in range(9, 24)}
+OPSETS = {9: 4, 10: 1, 11: 1, 12: 1, **dict.fromkeys(range(13, 23), 6), 23: 12, 24: 6}
 """Versions of operators, and how often they are drawn; most drawings are for 13 and later."""
 
 BATCH = 3
