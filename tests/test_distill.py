@@ -20,54 +20,25 @@ import torch
 import surgery
 from surgery.architectures import new
 from surgery.cli import main
-from surgery.distill import METHODS, Job, Options, execute, plan_distill, store
+from surgery.distill import METHODS, Options, execute, plan_distill
 from surgery.distill.acting import play_games
 from surgery.distill.interrupt import Stopped
-from surgery.distill.journal import Journal
 from surgery.distill.learner import Learner
 from surgery.distill.loop import Loop
 from surgery.distill.progress import PHASES, Progress
 from surgery.distill.run import config
 from surgery.distill.session import Session
 from surgery.distill.store import agree_on, owning
-from surgery.errors import ArgumentError, CorruptFile, FileError, Refused, RunFailed, UnknownName
+from surgery.errors import ArgumentError, FileError, Refused, RunFailed, UnknownName
 from surgery.evaluate import recorded_scores
 from surgery.interface import Environment
 from surgery.policy import load as load_policy
-
-QUICK = {"evaluation_episodes": 2, "evaluate_every": 400, "offline_updates": 60, "teacher_data": 400}
+from tests.small_runs import QUICK, job_of, lines, weights
 
 
 @pytest.fixture
 def teacher(teachers: Path) -> surgery.Checkpoint:
     return surgery.load(teachers / "cartpole-dqn.onnx")
-
-
-def job_of(teacher: surgery.Checkpoint, folder: Path, *, method: str = "qdagger", **given: object) -> Job:
-    head, seed, to = (
-        str(given.pop("head", "q")),
-        int(str(given.pop("seed", 0))),
-        str(given.pop("to", "mlp-32")),
-    )
-    noisy = bool(given.pop("noisy", False))
-    save_seconds = float(str(given.pop("save_seconds", 1000)))
-    changes = {**QUICK, **given}
-    if not METHODS[method].offline:
-        changes.pop("offline_updates")
-    options = Options(
-        frames=1000, seed=seed, device="cpu", envs=4, head=head, noisy=noisy, changes=changes,
-        save_seconds=save_seconds,
-    )  # fmt: skip
-    return plan_distill(teacher, to, folder, environment=teacher.environment, method=method, options=options)
-
-
-def lines(folder: Path, kind: str | None = None) -> list[dict]:
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in found if kind in (None, line["kind"])]
-
-
-def weights(path: Path) -> dict[str, np.ndarray]:
-    return {name: np.array(tensor.numpy()) for name, tensor in surgery.load(path).tensors.items()}
 
 
 def test_a_student_is_a_checkpoint_like_any_other(teacher: surgery.Checkpoint, tmp_path: Path):
@@ -274,19 +245,6 @@ def test_killed_at_random_moments_it_goes_on_from_the_last_checkpoint(teachers: 
     assert not list(folder.rglob("*.part"))
 
 
-def test_a_checkpoint_before_the_first_new_line_of_metrics_still_says_where_they_end(tmp_path: Path):
-    """Else the lines of a process that was killed after it would be told twice."""
-    sizes = []
-    for step, kept in enumerate((0, 1, 1, 2)):
-        journal = Journal(tmp_path, size=sizes[kept - 1] if kept else 0)
-        assert journal.size == (sizes[kept - 1] if kept else 0)
-        for more in range(2):
-            journal.write({"kind": "train", "phase": "online", "frames": step, "more": more})
-            sizes = [*sizes[: kept + more], journal.size]
-        journal.close()
-    assert [(line["frames"], line["more"]) for line in lines(tmp_path)] == [(0, 0), (2, 0), (3, 0), (3, 1)]
-
-
 def test_ctrl_c_saves_and_the_same_command_goes_on(teachers: Path, tmp_path: Path):
     words = [
         sys.executable, "-c", "import sys; from surgery.cli import main; sys.exit(main())", "distill",
@@ -309,105 +267,6 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(teachers: Path, tmp_path: Pat
     progress = json.loads(torch.load(newest, weights_only=True)["record"])["progress"]
     assert progress["phase"] == "offline"
     assert progress["offline"] > 0
-
-
-def test_a_finished_run_is_reported_and_not_repeated(teacher: surgery.Checkpoint, tmp_path: Path):
-    first = execute(job_of(teacher, tmp_path))
-    stamp = first.student.stat().st_mtime_ns
-    notes: list[str] = []
-    second = execute(job_of(teacher, tmp_path), note=notes.append)
-    assert (second.frames, second.updates, second.mean_return) == (
-        first.frames,
-        first.updates,
-        first.mean_return,
-    )
-    assert "going on from 1,000 frames" in notes[0]
-    assert weights(first.student).keys()
-    assert stamp
-
-
-def test_a_run_of_another_configuration_is_refused(teacher: surgery.Checkpoint, tmp_path: Path):
-    execute(job_of(teacher, tmp_path))
-    with pytest.raises(ArgumentError, match=r"another configuration: settings\.n_step was 3, now 5") as error:
-        execute(job_of(teacher, tmp_path, n_step=5))
-    assert "another folder" in str(error.value.hint)
-    with pytest.raises(ArgumentError, match="student was"):
-        execute(job_of(teacher, tmp_path, to="mlp-16"))
-
-
-def test_a_run_that_has_saved_nothing_may_begin_otherwise(teacher: surgery.Checkpoint, tmp_path: Path):
-    untrained = new("mlp-8", observation=(4,), actions=2, seed=1).replace(
-        environment=Environment("CartPole-v1")
-    )
-    with pytest.raises(Refused):
-        execute(job_of(untrained, tmp_path))
-    assert execute(job_of(teacher, tmp_path, method="kickstarting")).frames == 1000
-    assert json.loads((tmp_path / "config.json").read_text())["settings"]["method"] == "kickstarting"
-
-
-def test_two_processes_cannot_share_a_run(teacher: surgery.Checkpoint, tmp_path: Path):
-    with owning(tmp_path), pytest.raises(ArgumentError, match="another process is running"):
-        execute(job_of(teacher, tmp_path))
-
-
-def test_every_kept_checkpoint_has_all_its_segments_at_any_time(teacher: surgery.Checkpoint, tmp_path: Path):
-    missing: list[object] = []
-
-    def check(_: object) -> None:
-        for path in (tmp_path / "checkpoints").glob("*.pt"):
-            listed = json.loads(torch.load(path, weights_only=True)["record"])["segments"]
-            missing.extend(
-                (path.name, name, one["file"])
-                for name, some in listed.items()
-                for one in some
-                if not (tmp_path / name / one["file"]).is_file()
-            )
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("surgery.distill.loop.STATUS_SECONDS", 0.0)
-        execute(job_of(teacher, tmp_path, replay=300, save_seconds=0.02), watch=check)
-    assert not missing
-    assert not list((tmp_path / "teacher_replay").glob("*"))
-    kept = [torch.load(path, weights_only=True)["record"] for path in (tmp_path / "checkpoints").glob("*.pt")]
-    needed = {one["file"] for record in kept for one in json.loads(record)["segments"]["replay"]}
-    assert {path.name for path in (tmp_path / "replay").iterdir()} == needed
-
-
-@pytest.mark.parametrize("how", ["truncated", "garbage"])
-def test_a_damaged_checkpoint_is_passed_over(how: str, teacher: surgery.Checkpoint, tmp_path: Path):
-    execute(job_of(teacher, tmp_path))
-    older, newest = sorted((tmp_path / "checkpoints").glob("*.pt"))
-    data = newest.read_bytes()
-    newest.write_bytes(
-        {"truncated": data[: len(data) // 2], "garbage": np.random.default_rng(0).bytes(1000)}[how]
-    )
-    notes: list[str] = []
-    outcome = execute(job_of(teacher, tmp_path), note=notes.append)
-    assert outcome.frames == 1000
-    assert notes[0].startswith(f"passed over: {newest} is damaged")
-    older.write_bytes(b"")
-    for path in (tmp_path / "checkpoints").glob("*.pt"):
-        path.write_bytes(b"PK")
-    with pytest.raises(CorruptFile, match=r"no checkpoint in .* can be read"):
-        execute(job_of(teacher, tmp_path))
-
-
-@pytest.mark.parametrize(
-    "seed",
-    [
-        pytest.param(0, id="UnpicklingError"),
-        pytest.param(17, id="IndexError"),
-        pytest.param(54, id="UnicodeDecodeError"),
-        pytest.param(62, id="KeyError"),
-        pytest.param(941, id="RuntimeError"),
-    ],
-)
-def test_whatever_random_bytes_make_the_unpickler_raise(seed: int, tmp_path: Path):
-    (tmp_path / "checkpoints").mkdir()
-    path = tmp_path / "checkpoints" / "000001.pt"
-    path.write_bytes(np.random.default_rng(seed).bytes(1000))
-    with pytest.raises(CorruptFile, match=r"no checkpoint in .* can be read: .* is damaged"):
-        store.newest(tmp_path)
 
 
 class Explosive(gymnasium.Env):
