@@ -179,6 +179,14 @@ REFUSALS = {
     "another companion": (mlp, adam, X, {"widths": {"0": 9}, "also": [nn.Linear(5, 3)]}, Refused, ""),
     "no numbers": (lambda: mlp().to("meta"), adam, X, {"widths": {"0": 9}}, Refused, ""),
     "wrong attribute": (mlp, adam, X, {"widths": {"0": 9}, "attributes": {"0.size": 1}}, UnknownName, ""),
+    "no module": (lambda: len, lambda net: None, X, {"widths": {"0": 9}}, ArgumentError, "no torch.nn.Module"),
+    "no tensor": (mlp, adam, X.numpy(), {"widths": {"0": 9}}, ArgumentError, "a tensor"),
+    "a width that is no number": (mlp, adam, X, {"widths": {"0": 9.5}}, ArgumentError, "9.5"),
+    "a plan that is a text": (mlp, adam, X, {"plan": "widen"}, ArgumentError, "no plan"),
+    "a function that makes no plan": (mlp, adam, X, {"plan": lambda c: None}, ArgumentError, "no plan"),
+    "a schedule of nothing": (mlp, adam, X, {"factor": 2, "schedulers": ["step"]}, ArgumentError, "no schedule"),
+    "a class of optimizers": (mlp, lambda net: torch.optim.Adam, X, {"factor": 2}, ArgumentError, "in use"),
+    "other inputs": (mlp, adam, torch.zeros(4, 9), {"widths": {"0": 9}}, GraphError, "cannot be exported"),
     "two orders": (mlp, adam, X, {"widths": {"0": 9}, "plan": lambda c: None}, ArgumentError, ""),
 }  # fmt: skip
 
@@ -195,10 +203,12 @@ def test_what_cannot_follow_is_refused_in_words_and_nothing_changes(case):
         optimizer.step()
     owners = [owner for owner in (net, optimizer) if isinstance(owner, nn.Module | torch.optim.Optimizer)]
     before = everything(*owners) if case not in UNSEEN else None
+    generator = torch.get_rng_state()
     with pytest.raises(error) as caught:
         operate(net, optimizer, x, **how)
     assert isinstance(caught.value, SurgeryError)
     assert hint in (caught.value.hint or "") + caught.value.message
+    assert torch.equal(torch.get_rng_state(), generator)
     assert before is None or same(everything(*owners), before)
 
 

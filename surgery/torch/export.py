@@ -175,7 +175,7 @@ def export(
     tries = [_batched(arguments, keywords), None] if dynamic_shapes is None else [dynamic_shapes]
     names = {"input_names": input_names, "output_names": output_names}
     kept = (SCOPES,) if scopes else ()
-    with quiet(), mode(module, training):
+    with quiet(), mode(module, training), torch.random.fork_rng(devices=[]):
         for shapes in tries[:-1] if tries[0] is not None else ():
             with contextlib.suppress(Exception):  # what cannot vary is tried as it is
                 return _bare(_exported(module, arguments, keywords, shapes, names), kept)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError, Refused
 from surgery.optimizer import POWERS
 from surgery.torch.optimizer_state import is_sharded, kind_of, plain_name
@@ -17,6 +19,31 @@ _WRAPPED = {
     "DataParallel": "operate on its .module, and wrap it again",
     "FullyShardedDataParallel": "gather the full parameters into a plain module, operate, and shard it again",
 }
+
+
+def check_arguments(
+    networks: Sequence[object], inputs: object, widths: object, plan: object, schedulers: Sequence[object]
+) -> None:
+    """Refuse what is none of the things that live surgery takes, before anything is looked at."""
+    for network in networks:
+        if not isinstance(network, nn.Module):
+            raise ArgumentError(f"a {type(network).__name__} is no torch.nn.Module")
+    if not isinstance(inputs, Tensor | tuple | list | Mapping):
+        raise ArgumentError(
+            f"a {type(inputs).__name__} is no example input",
+            hint="a tensor, a tuple of arguments, or a mapping of keyword arguments",
+        )
+    if widths is not None and not (isinstance(widths, Mapping) and all(map(_is_width, widths.values()))):
+        raise ArgumentError(f"widths are {widths!r:.60}", hint="space -> new number of units: {'fc': 1024}")
+    if not (plan is None or isinstance(plan, Plan) or callable(plan)):
+        raise ArgumentError(f"a {type(plan).__name__} is no plan", hint="plan=lambda c: surgery.extend(c, …)")
+    for scheduler in schedulers:
+        if not hasattr(scheduler, "optimizer"):
+            raise ArgumentError(f"a {type(scheduler).__name__} is no schedule of an optimizer")
+
+
+def _is_width(width: object) -> bool:
+    return isinstance(width, int | np.integer) and not isinstance(width, bool)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

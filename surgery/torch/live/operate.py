@@ -91,6 +91,11 @@ def operate(
       ClaimFailed, ProofFailed: the result is not what the plan claims.
       In all cases the model, its companions and the optimizer are exactly as they were.
     """
+    checks.check_arguments((model, *also), example_inputs, widths, plan, schedulers)
+    if isinstance(optimizer, type):
+        raise ArgumentError(
+            f"the class {optimizer.__name__} is no optimizer", hint="give the one that is in use"
+        )
     optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer or ())
     networks = [checks.unwrapped(network) for network in (model, *also)]
     for at, network in enumerate(networks):
@@ -164,7 +169,10 @@ def _planned(
         return aliased(widen, "widths")(checkpoint, widths=named, **how)
     if widths or how:
         raise ArgumentError("widths and a plan at once", hint="give one of them")
-    return plan if isinstance(plan, Plan) else plan(checkpoint)
+    made = plan if isinstance(plan, Plan) else plan(checkpoint)
+    if not isinstance(made, Plan):
+        raise ArgumentError(f"the function gives a {type(made).__name__}, and no plan")
+    return made
 
 
 def _by_factor(checkpoint: Checkpoint, network: nn.Module, how: Mapping[str, Any]) -> Plan:
