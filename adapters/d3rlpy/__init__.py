@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from surgery.adapters import Parity, Reading, TrainingState
 from surgery.checkpoint import Checkpoint
-from surgery.errors import ArgumentError, CorruptFile, MissingDependency, Refused
+from surgery.errors import ArgumentError, CorruptFile, Refused
 from surgery.files import replacing
 from surgery.formats import is_kind
 from surgery.interface import Environment, Interface
@@ -24,6 +24,7 @@ from surgery_adapters.d3rlpy.file import D3File, read_config, write
 from surgery_adapters.d3rlpy.networks import SCOPES, Networks, build
 from surgery_adapters.d3rlpy.optimizers import with_optimizers
 from surgery_adapters.d3rlpy.settings import follow, statistics
+from surgery_adapters.installed import playing_in
 from surgery_adapters.networks.trained import Trained, joined
 from surgery_adapters.writeback.contract import NAME, Notes, notes_of
 from surgery_adapters.writeback.matching import Fit, check_same, checked, fit, followed
@@ -108,13 +109,8 @@ def parity(
     path: Path, checkpoint: Checkpoint, environment: str, *, episodes: int = 3, seed: int = 0
 ) -> Parity:
     """The graph beside the framework's `predict`; see `surgery.adapters.Playing`."""
-    try:
+    with playing_in("d3rlpy", "pip install 'policy-surgery[d3rlpy]'"):
         from surgery_adapters.d3rlpy import playing
-    except ImportError as error:
-        raise MissingDependency(
-            f"this plays in d3rlpy, which is not installed: {error}",
-            hint="pip install 'policy-surgery[d3rlpy]'",
-        ) from error
     return playing.parity(path, checkpoint, environment, episodes=episodes, seed=seed)
 
 

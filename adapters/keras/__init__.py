@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from surgery.adapters import Parity, Reading, TrainingState
 from surgery.checkpoint import Checkpoint
-from surgery.errors import ArgumentError, MissingDependency, Refused, SurgeryError
+from surgery.errors import ArgumentError, Refused, SurgeryError
 from surgery.files import replacing
 from surgery.formats import is_kind
 from surgery.interface import Interface, infer
@@ -23,6 +23,7 @@ from surgery_adapters.binding.layout import content
 from surgery_adapters.binding.rewrite import REST
 from surgery_adapters.containers import hdf5
 from surgery_adapters.containers.torch_patch import Content, replace_members
+from surgery_adapters.installed import playing_in
 from surgery_adapters.keras import optimizer
 from surgery_adapters.keras.build import bound, build
 from surgery_adapters.keras.config import places, tree
@@ -182,13 +183,10 @@ def parity(
     path: Path, checkpoint: Checkpoint, environment: str, *, episodes: int = 3, seed: int = 0
 ) -> Parity:
     """The graph beside Keras' own predictions; see `surgery.adapters.Playing`."""
-    try:
+    with playing_in(
+        "Keras and gymnasium", "pip install keras torch gymnasium, and again with KERAS_BACKEND=torch"
+    ):
         from surgery_adapters.keras import playing
-    except ImportError as error:
-        raise MissingDependency(
-            f"this plays in Keras and gymnasium, and something that they need is not installed: {error}",
-            hint="pip install keras torch gymnasium, and again with KERAS_BACKEND=torch",
-        ) from error
     return playing.parity(path, checkpoint, environment, episodes=episodes, seed=seed)
 
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from surgery.adapters import Parity, Reading, TrainingState
 from surgery.checkpoint import Checkpoint
-from surgery.errors import ArgumentError, CorruptFile, MissingDependency, Refused
+from surgery.errors import ArgumentError, CorruptFile, Refused
 from surgery.files import replacing_folder
 from surgery.formats import is_kind
 from surgery.interface import Environment, Interface
@@ -21,6 +21,7 @@ from surgery.optimizer_record import merged, slots_of
 from surgery.tensors import equal
 from surgery_adapters.containers.pickle_tree import dump
 from surgery_adapters.containers.pickled_arrays import write_array
+from surgery_adapters.installed import playing_in
 from surgery_adapters.networks.trained import Trained, joined
 from surgery_adapters.rllib.folder import STATE, RllibFolder, plain
 from surgery_adapters.rllib.networks import CLIPS, Networks, build
@@ -102,13 +103,8 @@ def parity(
     path: Path, checkpoint: Checkpoint, environment: str, *, episodes: int = 3, seed: int = 0
 ) -> Parity:
     """The graph beside the framework's module; see `surgery.adapters.Playing`."""
-    try:
+    with playing_in("RLlib", "pip install 'policy-surgery[rllib]'"):
         from surgery_adapters.rllib import playing
-    except ImportError as error:
-        raise MissingDependency(
-            f"this plays in RLlib, which is not installed: {error}",
-            hint="pip install 'policy-surgery[rllib]'",
-        ) from error
     return playing.parity(path, checkpoint, environment, episodes=episodes, seed=seed)
 
 

@@ -10,11 +10,11 @@ from typing import BinaryIO, cast
 
 from surgery.adapters import Parity, Reading, TrainingState
 from surgery.checkpoint import Checkpoint
-from surgery.errors import MissingDependency
 from surgery.files import replacing
 from surgery.formats import is_kind
 from surgery.interface import Environment, Interface
 from surgery_adapters.containers.torch_patch import Content, Edit, changes, replace_members, rewritten
+from surgery_adapters.installed import playing_in
 from surgery_adapters.sb3 import normaliser, optimizers
 from surgery_adapters.sb3.file import Sb3File
 from surgery_adapters.sb3.networks import Networks, build
@@ -100,13 +100,10 @@ def parity(
     path: Path, checkpoint: Checkpoint, environment: str, *, episodes: int = 3, seed: int = 0
 ) -> Parity:
     """The graph beside the framework's `predict`; see `surgery.adapters.Playing`."""
-    try:
+    with playing_in(
+        "Stable-Baselines3", "pip install stable-baselines3 sb3-contrib ale-py opencv-python-headless"
+    ):
         from surgery_adapters.sb3.playing import play
-    except ImportError as error:
-        raise MissingDependency(
-            f"this plays in Stable-Baselines3, which is not installed: {error}",
-            hint="pip install stable-baselines3 sb3-contrib ale-py opencv-python-headless",
-        ) from error
     return play(path, checkpoint, environment, episodes=episodes, seed=seed)
 
 
