@@ -253,8 +253,6 @@ WRONG = [
     Wrong("NaN weights", "widen {folder}/bad.onnx --factor 2 -o {out}", "fc.weight", _nan),
     Wrong("axis of size 0", "widen {folder}/bad.onnx --factor 2 -o {out}", "size 0",
           lambda folder: _graph(folder, ["batch", 0], np.ones((5, 0), np.float32))),
-    Wrong("symbolic features", "widen {folder}/bad.onnx --factor 2 -o {out}", "symbolic",
-          lambda folder: _graph(folder, ["batch", "features"], np.ones((5, 4), np.float32))),
     Wrong("nothing to extend", "extend {model} -o {out}", "nothing to extend"),
     Wrong("observation without a count", "extend {model} --observation observation -o {out}", "INPUT+K"),
     Wrong("unknown input", "extend {model} --observation obs+1 -o {out}", "obs"),

@@ -126,14 +126,14 @@ class ShuffleUnit(nn.Module):
 
 
 class ShuffleNetStages(nn.Module):
-    """ShuffleNet V2 as published: stem, two stages of three units, last 1x1; 7 channels cannot be halved."""
+    """ShuffleNet V2 as published: stem, stages of one unit and of three, last 1x1; 7 channels cannot be halved."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 7, 3, 1, 1, bias=False), nn.BatchNorm2d(7), nn.ReLU())
         self.stages = nn.Sequential(*(
-            nn.Sequential(ShuffleUnit(inputs, n, 2), ShuffleUnit(inputs, n, 1), ShuffleUnit(inputs, n, 1))
-            for inputs, n in ((7, 7), (14, 10))
+            nn.Sequential(ShuffleUnit(inputs, n, 2), *(ShuffleUnit(inputs, n, 1) for _ in range(more)))
+            for inputs, n, more in ((7, 7, 0), (14, 10, 2))
         ))  # fmt: skip
         self.last, self.q = nn.Sequential(*_normed(20, 9), nn.ReLU()), nn.Linear(9, 6)
 
@@ -141,8 +141,8 @@ class ShuffleNetStages(nn.Module):
         return self.q(self.last(self.stages(self.stem(frames))).mean(dim=(2, 3)))
 
 
-SHUFFLED = ("0.left.2", "0.right.5", "1.right.5", "2.right.5")
-"""The layers of a stage of `ShuffleNetStages` whose units are shuffled."""
+SHUFFLED = ("1.0.left.2", "1.0.right.5", "1.1.right.5", "1.2.right.5")
+"""The layers of the second stage of `ShuffleNetStages`, whose units are shuffled together."""
 
 
 class DenseNet(nn.Module):
@@ -253,8 +253,8 @@ CONVOLUTIONAL: tuple[Net, ...] = (
         {**{f"inner.{i}": n for i, n in enumerate((5, 7, 11))}, **{f"outer.{i}": 6 for i in range(3)},
          "stem:left": 6, "stem:right": 6}),
     Net("shufflenet_stages", ShuffleNetStages, FRAMES, ("q",),
-        {"stem.0": 7, "last.0": 9, **{f"stages.{i}.{unit}": n for i, n in ((0, 7), (1, 10)) for unit in SHUFFLED},
-         **{f"stages.{i}.{k}.right.0": n for i, n in ((0, 7), (1, 10)) for k in range(3)}}),
+        {"stem.0": 7, "last.0": 9, "stages.0.0.right.0": 7, "stages.0.0.left.2": 7,
+         **{f"stages.{unit}": 10 for unit in SHUFFLED}, **{f"stages.1.{k}.right.0": 10 for k in range(3)}}),
     Net("densenet", DenseNet, FRAMES, ("q",), {"stem": 5, "grow.0": 3, "grow.1": 2, "transition": 7}),
     Net("squeeze_excite", SqueezeExcite, FRAMES, ("q",), {"conv": 11, "squeeze": 5}, CORE | {"gating"}),
     Net("temporal_conv", Temporal, {"history": ("batch", 4, 9)}, ("q",), {"conv1": 7, "conv3": 11}),
