@@ -36,6 +36,15 @@ def _uniform() -> object:
     return nn.initializers.variance_scaling(1.0 / jnp.sqrt(3.0), "fan_in", "uniform")
 
 
+def _distributions(x: jax.Array, net: Rainbow | Quantile) -> jax.Array:
+    """Nature's network with numbers for every action: (height, width, frames) -> (actions, atoms)."""
+    start = _uniform()
+    x = _trunk(x, net.convolutions, start, net.inputs_preprocessed)
+    x = nn.relu(nn.Dense(net.dense, kernel_init=start)(x))
+    x = nn.Dense(net.num_actions * net.num_atoms, kernel_init=start)(x)
+    return x.reshape((net.num_actions, net.num_atoms))
+
+
 @gin.configurable(module="wide")
 class NatureDQN(nn.Module):  # type: ignore[misc]
     """`NatureDQNNetwork`."""
@@ -65,11 +74,7 @@ class Rainbow(nn.Module):  # type: ignore[misc]
 
     @nn.compact
     def __call__(self, x: jax.Array, support: jax.Array) -> atari_lib.RainbowNetworkType:
-        start = _uniform()
-        x = _trunk(x, self.convolutions, start, self.inputs_preprocessed)
-        x = nn.relu(nn.Dense(self.dense, kernel_init=start)(x))
-        x = nn.Dense(self.num_actions * self.num_atoms, kernel_init=start)(x)
-        logits = x.reshape((self.num_actions, self.num_atoms))
+        logits = _distributions(x, self)
         probabilities = nn.softmax(logits)
         return atari_lib.RainbowNetworkType(jnp.sum(support * probabilities, axis=1), logits, probabilities)
 
@@ -86,11 +91,7 @@ class Quantile(nn.Module):  # type: ignore[misc]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> atari_lib.RainbowNetworkType:
-        start = _uniform()
-        x = _trunk(x, self.convolutions, start, self.inputs_preprocessed)
-        x = nn.relu(nn.Dense(self.dense, kernel_init=start)(x))
-        x = nn.Dense(self.num_actions * self.num_atoms, kernel_init=start)(x)
-        logits = x.reshape((self.num_actions, self.num_atoms))
+        logits = _distributions(x, self)
         return atari_lib.RainbowNetworkType(jnp.mean(logits, axis=1), logits, nn.softmax(logits))
 
 
