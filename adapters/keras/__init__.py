@@ -88,10 +88,9 @@ def load(path: Path, reading: Reading) -> Checkpoint:
 def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list[Path]:
     """Write a copy of a saved model with other weights; see `surgery.adapters.Adapter`."""
     file = KerasFile.open(like)
-    layers = _new_layers(file, checkpoint)
-    new = {**file.tensors, **_matched(file, checkpoint, like, layers)}
+    layers, new, config = _grown(file, checkpoint, like)
     checkpoint, new = _with_roots(file, checkpoint, new)
-    config, found = _settings(file, checkpoint, new, grown(file.config, layers) if layers else file.config)
+    config, found = _settings(file, checkpoint, new, config)
     if layers or _swapped(file, checkpoint):
         weights, record = _rearranged(file, checkpoint, new, config, layers)
         config = config if record is None else _with_optimizer(config, record)
@@ -151,15 +150,30 @@ def _with_optimizer(config: Mapping[str, Any], record: Mapping[str, Any]) -> dic
 def check(checkpoint: Checkpoint, *, like: Path) -> None:
     """Whether a copy of a saved model can hold other networks; see `surgery.adapters.Checking`."""
     file = KerasFile.open(like)
-    layers = _new_layers(file, checkpoint)
-    new = {**file.tensors, **_matched(file, checkpoint, like, layers)}
-    before = {name: shape_of(tensor) for name, tensor in file.tensors.items()}
-    resized = [name for name, tensor in new.items() if shape_of(tensor) != before.get(name, shape_of(tensor))]
-    config = with_widths(grown(file.config, layers) if layers else file.config, new, checkpoint, resized)
+    layers, new, config = _grown(file, checkpoint, like)
+    config = with_widths(config, new, checkpoint, _resized(file, new))
     if layers or _swapped(file, checkpoint):
         optimizer.rebuilt(file, tree(config), {*new}, checkpoint.optimizer)
     else:
         optimizer.changed(file, checkpoint.optimizer)
+
+
+def _grown(
+    file: KerasFile, checkpoint: Checkpoint, like: Path
+) -> tuple[list[NewLayer], dict[str, ir.TensorProtocol], Mapping[str, Any]]:
+    """The layers that the file does not have, all variables of the model, and the configuration with those layers.
+
+    Raises:
+      ArgumentError, Refused: see `_new_layers` and `_matched`.
+    """
+    layers = _new_layers(file, checkpoint)
+    new = {**file.tensors, **_matched(file, checkpoint, like, layers)}
+    return layers, new, grown(file.config, layers) if layers else file.config
+
+
+def _resized(file: KerasFile, tensors: Tensors) -> list[str]:
+    """The variables of the file that have another shape now."""
+    return [name for name, old in file.tensors.items() if shape_of(old) != shape_of(tensors[name])]
 
 
 def _new_layers(file: KerasFile, checkpoint: Checkpoint) -> list[NewLayer]:
@@ -168,24 +182,27 @@ def _new_layers(file: KerasFile, checkpoint: Checkpoint) -> list[NewLayer]:
     Raises:
       Refused: a new parameter of something else than a dense layer.
     """
+    if _EXPORTED in checkpoint.source or not set(checkpoint.tensors) & set(file.tensors):
+        return []
     strange = [
         name
         for name, tensor in checkpoint.tensors.items()
-        if name not in file.tensors and tensor.dtype.is_floating_point()
-        and not (REST in name or name.endswith(".none") or ".operand" in name)
-    ]  # fmt: skip
-    if _EXPORTED in checkpoint.source or not set(checkpoint.tensors) & set(file.tensors):
-        return []
+        if name not in file.tensors and _is_variable(name, tensor)
+    ]
     return new_layers(checkpoint.model, strange)
+
+
+def _is_variable(name: str, tensor: ir.TensorProtocol) -> bool:
+    """Whether a parameter of a graph is one of a layer, not a number that the graph computes with."""
+    stray = REST in name or name.endswith(".none") or ".operand" in name
+    return tensor.dtype.is_floating_point() and not stray
 
 
 def parity(
     path: Path, checkpoint: Checkpoint, environment: str, *, episodes: int = 3, seed: int = 0
 ) -> Parity:
     """The graph beside Keras' own predictions; see `surgery.adapters.Playing`."""
-    with playing_in(
-        "Keras and gymnasium", "pip install keras torch gymnasium, and again with KERAS_BACKEND=torch"
-    ):
+    with playing_in("Keras", "pip install keras torch gymnasium, and again with KERAS_BACKEND=torch"):
         from surgery_adapters.keras import playing
     return playing.parity(path, checkpoint, environment, episodes=episodes, seed=seed)
 
@@ -238,9 +255,7 @@ def _matched(
                 raise Refused(
                     f"'{name}' of the exported graph holds other numbers now, and the file has no place for them"
                 )
-        elif tensor.dtype.is_floating_point() and not (
-            REST in name or name.endswith(".none") or ".operand" in name
-        ):
+        elif _is_variable(name, tensor):
             strange.append(name)
     if strange and not found:
         raise ArgumentError(
@@ -291,10 +306,7 @@ def _settings(
     Raises:
       Refused: Keras would compute something else with it.
     """
-    before = {name: shape_of(tensor) for name, tensor in file.tensors.items()}
-    resized = [
-        name for name, tensor in tensors.items() if shape_of(tensor) != before.get(name, shape_of(tensor))
-    ]
+    resized = _resized(file, tensors)
     config = with_widths(config, tensors, checkpoint, resized)
     if _EXPORTED in checkpoint.source:
         _check_followed(file, checkpoint, resized)
