@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,24 +172,26 @@ def play(
     tally: Tally,
     episodes: int,
     seed: int,
-) -> None:
-    """Play whole episodes by the framework's actions, asking both at every step.
+) -> Parity:
+    """Play whole episodes by the framework's actions, asking both at every step; the environment is closed then.
 
     Args:
       wanted: what the framework does on one observation. ours: what the graph does.
       tally: where it is counted. seed: of the environment, once.
     """
-    for number in range(episodes):
-        observation, _ = env.reset(seed=seed if number == 0 else None)
-        total = 0.0
-        for _ in range(MOST_STEPS):
-            action = wanted(np.asarray(observation))
-            tally.add(ours(np.asarray(observation)), action)
-            observation, reward, terminated, truncated, _ = env.step(action)
-            total += float(reward)
-            if terminated or truncated:
-                break
-        tally.returns.append(total)
+    with closing(env):
+        for number in range(episodes):
+            observation, _ = env.reset(seed=seed if number == 0 else None)
+            total = 0.0
+            for _ in range(MOST_STEPS):
+                action = wanted(np.asarray(observation))
+                tally.add(ours(np.asarray(observation)), action)
+                observation, reward, terminated, truncated, _ = env.step(action)
+                total += float(reward)
+                if terminated or truncated:
+                    break
+            tally.returns.append(total)
+    return tally.parity()
 
 
 def _is_game(environment: str) -> bool:

@@ -22,10 +22,8 @@ def parity(path: Path, checkpoint: Checkpoint, environment: str, *, episodes: in
         algorithm: Any = d3rlpy.load_learnable(str(path), device="cpu:0")
     env = make(environment, tuple(algorithm.observation_shape), int(algorithm.action_size))
     graph, tally = Graph(checkpoint), Tally(environment, scale(env.action_space))
-    discrete, scaler = (
-        algorithm.get_action_type() == d3rlpy.ActionSpace.DISCRETE,
-        algorithm.config.action_scaler,
-    )
+    discrete = algorithm.get_action_type() == d3rlpy.ActionSpace.DISCRETE
+    scaler = algorithm.config.action_scaler
 
     def theirs(observation: Array) -> Array:
         return np.asarray(algorithm.predict(observation[None])[0])
@@ -36,8 +34,4 @@ def parity(path: Path, checkpoint: Checkpoint, environment: str, *, episodes: in
             return np.asarray(said.argmax())
         return said if scaler is None else np.asarray(scaler.reverse_transform_numpy(said))
 
-    try:
-        play(env, theirs, ours, tally, episodes, seed)
-    finally:
-        env.close()
-    return tally.parity()
+    return play(env, theirs, ours, tally, episodes, seed)

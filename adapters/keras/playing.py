@@ -39,9 +39,4 @@ def parity(path: Path, checkpoint: Checkpoint, environment: str, *, episodes: in
     def ours(observation: Array) -> Array:
         return greedy(graph.ask({name: observation[None]})[0])
 
-    tally = Tally(environment, scale(space))
-    try:
-        play(env, theirs, ours, tally, episodes, seed)
-    finally:
-        env.close()
-    return tally.parity()
+    return play(env, theirs, ours, Tally(environment, scale(space)), episodes, seed)
