@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from surgery.errors import CorruptFile
@@ -24,3 +26,10 @@ def files(folder: Path, *, linked: bool = False) -> list[str]:
                 raise CorruptFile(f"'{entry.relative_to(folder)}' is neither a file nor a folder")
         found += [Path(inner, name).relative_to(folder).as_posix() for name in names]
     return sorted(found)
+
+
+def copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Copy files of a folder into another one, with the folders that they lie in."""
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, target / name)

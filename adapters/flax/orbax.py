@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import onnx_ir as ir
 from surgery.errors import CorruptFile, MissingDependency
 from surgery.files import read_error, replacing_folder
 from surgery.tensors import shape_of
-from surgery_adapters.containers.folders import files
+from surgery_adapters.containers.folders import copy_files, files
 
 _TREE, _SHAPES, _DATABASE = "_METADATA", "array_metadatas", "manifest.ocdbt"
 
@@ -70,9 +69,7 @@ def write(source: Path, target: Path, arrays: Mapping[str, ir.TensorProtocol], *
         return item_of(path) is not None
 
     with replacing_folder(target, owned=owned, force=force, needed=needed, sources=[source]) as part:
-        for name in kept:
-            (part / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, part / name)
+        copy_files(source, part, kept)
         for name, tensor in arrays.items():
             _replace(part / inside, name, tensor)
         shapes = {name: list(shape_of(tensor)) for name, tensor in arrays.items()}

@@ -6,7 +6,6 @@ the sizes of the networks are in the configuration. (sample_factory/algo/learnin
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import onnx_ir as ir
@@ -17,7 +16,7 @@ from surgery.errors import Refused, SurgeryError, UnknownFormat
 from surgery.files import replacing, replacing_folder
 from surgery.interface import Environment, Interface
 from surgery_adapters import pytorch
-from surgery_adapters.containers.folders import files
+from surgery_adapters.containers.folders import copy_files, files
 from surgery_adapters.networks.chains import Part
 from surgery_adapters.networks.layers import Layers
 from surgery_adapters.sample_factory import playing
@@ -95,9 +94,11 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
             hint=f"take one checkpoint into an experiment of its own: {file}",
         )
     with replacing_folder(path, owned=detect, force=force, needed=copy.needed, sources=[like]) as folder:
-        _copied(like, folder)
+        copy_files(like, folder, [name for name in files(like) if not name.endswith(".pth")])
         (folder / NAME).write_text(text, encoding="utf-8")
-        with (folder / file.relative_to(like)).open("wb") as out:
+        place = folder / file.relative_to(like)
+        place.parent.mkdir(exist_ok=True)
+        with place.open("wb") as out:
             copy.write(out)
     return [path]
 
@@ -159,18 +160,6 @@ def _network(state: TrainingState, file: Path) -> Part:
     for name, tensor in tensors.items():
         tensor.name = name
     return Part("", "model", tensors)
-
-
-def _copied(like: Path, folder: Path) -> None:
-    """An experiment without its checkpoints.
-
-    Raises:
-      CorruptFile: there are links in it.
-    """
-    for name in files(like):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        if not name.endswith(".pth"):
-            shutil.copyfile(like / name, folder / name)
 
 
 def _file(path: Path) -> Path:
