@@ -55,12 +55,13 @@ def load(path: Path, reading: Reading) -> Checkpoint:
                 f"the file has {len(parts)} sets of parameters: it is of no script that is known",
                 hint="one for a Q network, three for the trunk, actor and critic of PPO, an actor and its critics",
             )
+    model = checked(graph.model())
     own = [
         Port(str(value.name), "observation" if value.name == "observation" else "other", declared=True)
-        for value in graph.model().graph.inputs
+        for value in model.graph.inputs
     ]
     source = {"adapter": "cleanrl", "file": path.name}
-    return Checkpoint(checked(graph.model()), Interface(tuple(own), tuple(ports)), source=source)
+    return Checkpoint(model, Interface(tuple(own), tuple(ports)), source=source)
 
 
 def _output(graph: GraphBuilder, value: ir.Value, name: str, width: int, kind: str | None = None) -> Port:
@@ -248,8 +249,7 @@ class _Network:
         return wanted
 
     def _kernel(self, path: str) -> tuple[int, ...]:
-        shape: tuple[int, ...] = self.layers.shape(f"{path}.kernel")
-        return shape
+        return self.layers.shape(f"{path}.kernel")
 
 
 def _layer(path: str) -> Layer:

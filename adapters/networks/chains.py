@@ -161,8 +161,7 @@ class Chain:
         if self.trunk is not None:
             return self.trunk[0]
         x = self.observations.of(group.wanted or 0, self.label if self.prefix else group.name)
-        made: ir.Value = normalised(self.layers, x, group, self.statistics, self.prefix)
-        return made
+        return normalised(self.layers, x, group, self.statistics, self.prefix)
 
     def _run(self, group: Group, x: ir.Value, trunk: bool) -> ir.Value:
         inside = None if self.module is None else self.module.at(group.name.removeprefix(self.prefix))

@@ -35,8 +35,7 @@ class Actor:
             else:
                 output = network(network.there(observation))
             best = network.values.expected(output).argmax(dim=1)
-        actions: Array = best.cpu().numpy()
-        return actions
+        return best.cpu().numpy()
 
     def state(self, count: int) -> tuple[torch.Tensor, ...]:
         """What is remembered of `count` environments; nothing at first."""

@@ -184,5 +184,4 @@ class Arriving:
         """The numbers; waits for those still on their way."""
         if self._event is not None:
             self._event.synchronize()
-        numbers: Array = self._host.numpy()
-        return numbers
+        return self._host.numpy()

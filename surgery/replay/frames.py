@@ -93,5 +93,4 @@ class DeviceFrames:
         return self._frames.index_select(0, moved(rows, self._device)).view(len(rows), *self.shape)
 
     def read(self, rows: Array) -> Array:
-        found: Array = self.gather(rows).cpu().numpy()
-        return found
+        return self.gather(rows).cpu().numpy()
