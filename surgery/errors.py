@@ -78,11 +78,21 @@ class UnknownName(ArgumentError):
         self, what: str, name: str, known: Iterable[str], *, where: Mapping[str, object] | None = None
     ) -> None:
         names = sorted(known)
-        near = difflib.get_close_matches(name, names, n=5, cutoff=0.4)
+        near = _nearest(name, names)
         shown = near or names[:12]
         label = "did you mean" if near else "there are" if len(names) <= 12 else f"some of the {len(names)}"
         hint = f"{label}: {', '.join(shown)}" if shown else f"this model has no {what}"
         super().__init__(f"unknown {what} '{name}'", where=where, hint=hint)
+
+
+def _nearest(name: str, names: list[str]) -> list[str]:
+    """At most five that are like a name, and nearly as like it as the likest."""
+
+    def likeness(other: str) -> float:
+        return difflib.SequenceMatcher(a=other, b=name).ratio()
+
+    near = difflib.get_close_matches(name, names, n=5, cutoff=0.4)
+    return [other for other in near if likeness(other) > likeness(near[0]) - 0.2]
 
 
 class GraphError(SurgeryError):

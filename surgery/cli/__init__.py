@@ -21,37 +21,23 @@ import click
 from surgery.cli import _failure
 from surgery.errors import SurgeryError, UnknownName
 
+SECTIONS = {
+    "Look": ("inspect", "verify", "diff", "evaluate", "compare", "list"),
+    "Operate": (
+        "widen", "deepen", "kernel", "migrate", "sidecar", "gate", "finish", "extend", "adapt", "retire", "reorder",
+        "narrow", "optimizer", "apply", "invert",
+    ),
+    "Bring in, take out": ("new", "attach", "convert", "annotate", "code"),
+    "Train": ("distill", "finetune"),
+}  # fmt: skip
+"""Title -> verbs, in the order of the help."""
+
 VERBS = {
-    "inspect": "inspect",
-    "widen": "widen",
-    "deepen": "deepen",
-    "kernel": "kernel",
-    "migrate": "migrate",
-    "extend": "extend",
-    "new": "new",
-    "sidecar": "sidecar",
-    "gate": "gate",
-    "finish": "finish",
-    "optimizer": "optimizer",
-    "adapt": "adapt",
-    "narrow": "narrow",
-    "retire": "retire",
-    "reorder": "reorder",
-    "apply": "apply",
-    "invert": "invert",
-    "verify": "verify",
-    "diff": "diff",
-    "attach": "attach",
-    "convert": "convert",
-    "code": "code",
-    "annotate": "annotate",
-    "evaluate": "evaluate",
-    "compare": "compare",
-    "distill": "distill",
-    "finetune": "finetune",
-    "list": "listing",  # a submodule called list would hide the built-in here
+    verb: "listing" if verb == "list" else verb  # a submodule called list would hide the built-in here
+    for verbs in SECTIONS.values()
+    for verb in verbs
 }
-"""Verb -> its module, in the order of the help."""
+"""Verb -> its module."""
 
 
 class _Verbs(click.Group):
@@ -72,6 +58,14 @@ class _Verbs(click.Group):
         if args[0] not in VERBS and not args[0].startswith("-"):
             raise UnknownName("command", args[0], VERBS)
         return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        column = max(map(len, VERBS))
+        for title, verbs in SECTIONS.items():
+            with formatter.section(title):
+                commands = [(f"{verb:<{column}}", self.get_command(ctx, verb)) for verb in verbs]
+                rows = [(verb, command.short_help or "") for verb, command in commands if command]
+                formatter.write_dl(rows)
 
 
 @click.group(
