@@ -42,11 +42,23 @@ def test_once_zero_it_stays_zero_however_the_returns_fall():
     assert values == pytest.approx([0.7, 0.2, 0.4, 0.0, 0.0, 0.0])
 
 
+def test_one_lucky_evaluation_does_not_send_the_teacher_away_for_good():
+    """Returns of benchmarks/results/atari-breakout-impala.json, whose student forgot what it had learned."""
+    weaning, values = Weaning(1.3, 32.8, None), []
+    for score, error in ((25.8, 4.4), (39.8, 3.9), (35.4, 6.1), (27.3, 3.4), (2.4, 3.1)):
+        weaning = weaning.step(score, 0, error=error)
+        values.append(round(weaning.value, 2))
+    assert values == [0.22, 0.0, 0.0, 0.17, 0.97]
+    assert not weaning.over
+    assert weaning.step(39.8, 0, error=3.5).over
+
+
 def test_after_the_cut_off_the_teacher_is_silent():
     weaning = Weaning(0.0, 10.0, 600).step(1.0, 599)
     assert weaning.value == pytest.approx(0.9)
     assert weaning.past_cutoff(599).value == pytest.approx(0.9)
     assert weaning.past_cutoff(600).value == 0
+    assert weaning.past_cutoff(600).over
     assert weaning.step(1.0, 600).value == 0
     assert weaning.step(1.0, 600).score == pytest.approx(0.1)
 

@@ -122,7 +122,7 @@ def _stretches(session: Session) -> Batch:
 
 def _step_seconds(session: Session) -> float:
     observation: Array = session.envs.reset()
-    teacher = session.teacher if session.asks_teacher("online", 1.0) else None
+    teacher = session.teacher if session.asks_teacher("online") else None
     begun = time.perf_counter()
     for _ in range(STEPS * 4):
         if teacher is not None:

@@ -191,8 +191,7 @@ class Loop:
         if teacher is None:
             return actions, None
         if turns is None:
-            asked = session.asks_teacher("online", self._weight())
-            return actions, teacher.scores(observation) if asked else None
+            return actions, teacher.scores(observation) if session.asks_teacher("online") else None
         fraction = self._progress.steps / settings.budget
         turns.progress(fraction)
         guided = turns.teacher_acts(fraction)
@@ -285,7 +284,8 @@ class Loop:
             "returns": list(self._games.returns), "cut": self._games.cut,
         }  # fmt: skip
         if progress.teacher is not None:
-            session.weaning = before.step(score.mean, progress.steps)
+            error = math.hypot(standard_error(score), progress.teacher[1])
+            session.weaning = before.step(score.mean, progress.steps, error=error)
             line |= {"score": session.weaning.score, "lambda": self._weight()}
         elif progress.random is not None:
             line["above_random"] = score.mean - progress.random[0]
@@ -293,16 +293,19 @@ class Loop:
         self._say_when_silent(before)
 
     def _say_when_silent(self, before: Weaning) -> None:
-        """Say so where λ has become 0, and why."""
+        """Say so where λ has become 0, why, and for how long."""
         session, teacher, student = self._session, self._progress.teacher, self._progress.mean_return
-        weaned = session.method.weaned and before.value > 0 and session.weaning.value == 0
-        if not weaned or teacher is None or student is None:
+        now = session.weaning
+        changed = (before.value > 0 and now.value == 0) or now.over != before.over
+        if not (session.method.weaned and changed) or teacher is None or student is None:
             return
-        name = "teacher beaten" if student >= teacher[0] else "cut-off"
-        self._event(name, score=session.weaning.score, student=student, teacher=teacher[0])
+        reached = student >= teacher[0]
+        name = "cut-off" if not reached else "teacher beaten" if now.over else "teacher reached"
+        until = "from here on, and learning goes on without it" if now.over else "until the next evaluation"
+        self._event(name, score=now.score, student=student, teacher=teacher[0])
         self._note(
             f"{name} after {session.frames:,} frames (student {student:.4g}, teacher {teacher[0]:.4g}): "
-            "λ is 0 from here on, and learning goes on without it"
+            f"λ is 0 {until}"
         )
 
     def _play(
@@ -353,7 +356,7 @@ class Loop:
                 where={"loss": ", ".join(f"{name} {value:.3g}" for name, value in parts.items())},
                 hint=f"go on from the last checkpoint with a lower rate: --set rate={settings.rate / 4:g} -o …",
             )
-        if not self._session.asks_teacher(phase, weight):
+        if not self._session.asks_teacher(phase):
             parts["agreement"] = None
         recent, progress.recent = progress.recent, []
         self._line(

@@ -145,10 +145,11 @@ class Session:
         """Emulator frames taken online."""
         return self.progress.steps * self.settings.skip
 
-    def asks_teacher(self, phase: str, weight: float) -> bool:
-        """Whether gradient steps of a phase ask the teacher, at a λ."""
+    def asks_teacher(self, phase: str) -> bool:
+        """Whether gradient steps of a phase ask the teacher, now or later: what is played meanwhile is labelled."""
         loss = self.method.offline_loss if phase == "offline" else self.method.online_loss
-        return loss in ASKING and weight > 0
+        silent = phase != "offline" and self.method.weaned and self.weaning.over
+        return loss in ASKING and not silent
 
     def evaluation_envs(self, salt: int) -> Envs:
         """Environments of whole games and true returns; the same salt gives the same games."""

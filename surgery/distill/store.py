@@ -24,8 +24,8 @@ from surgery.errors import ArgumentError, CorruptFile, FileError
 from surgery.files import check_readable, replacing, write_error
 from surgery.json_values import Json, dumps, loads
 
-SCHEMA = 4
-"""Of a run directory: 3 has in its replay segments where episodes begin, as the environments said it."""
+SCHEMA = 5
+"""Of a run directory: 5 says of λ whether it is 0 for good, and holds the student that was best."""
 KEPT = 2
 """Checkpoints that are kept: the newest, and one more should it be damaged."""
 CONFIG, CHECKPOINTS, STUDENT = "config.json", "checkpoints", "student.onnx"

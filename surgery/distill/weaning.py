@@ -16,15 +16,18 @@ class Weaning:
         λ_t = 1[t < t₀] · max(1 − G/G_T, 0),   G and G_T returns above the random policy's
 
     As the paper's code does and its much-used renditions do not: the random policy's score is taken off first, so that
-    negative returns mean what they should; and once λ is 0 it stays 0. Ours alone: λ is never above 1 (a student
-    below random play would else be told to imitate harder than one that knows nothing), and the random score is
-    measured in the environment at hand, not looked up.
+    negative returns mean what they should; and once the teacher is beaten λ stays 0. Ours alone: λ is never above 1 (a
+    student below random play would else be told to imitate harder than one that knows nothing); the random score is
+    measured in the environment at hand, not looked up; and beaten is by two standard errors. Where evaluations are
+    long, as the paper's of 1 M frames, that is as soon as λ is 0; one of a few games is no reason to send the teacher
+    away for good, and λ is 0 until the next one.
 
     Attributes:
       random: mean return of the random policy.
       teacher: mean return of the teacher.
       cutoff: t₀ in agent steps; None: no cut-off.
       value: λ now.
+      over: it is 0 for good.
       score: normalised score that it was last computed from, 0 random play, 1 the teacher; None before the first.
     """
 
@@ -32,6 +35,7 @@ class Weaning:
     teacher: float
     cutoff: int | None
     value: float = 1.0
+    over: bool = False
     score: float | None = None
 
     def to_json(self) -> dict[str, Json]:
@@ -44,22 +48,25 @@ class Weaning:
             raise CorruptFile("the checkpoint's λ schedule is not that of this version")
         return Weaning(**record)  # type: ignore[arg-type]
 
-    def step(self, mean_return: float, agent_steps: int) -> Weaning:
+    def step(self, mean_return: float, agent_steps: int, *, error: float = 0.0) -> Weaning:
         """The schedule after an evaluation.
 
         Args:
           mean_return: of the student.
           agent_steps: taken online so far.
+          error: standard error of the difference between its mean and the teacher's.
         """
         score = normalised(mean_return, self.random, self.teacher)
-        over = self.value == 0 or (self.cutoff is not None and agent_steps >= self.cutoff)
-        return replace(self, score=score, value=0.0 if over else min(1.0, max(0.0, 1.0 - score)))
+        beaten = score >= 1 and mean_return - self.teacher >= 2 * error
+        over = self.over or beaten or self._cut_off(agent_steps)
+        return replace(self, score=score, over=over, value=0.0 if over else min(1.0, max(0.0, 1.0 - score)))
 
     def past_cutoff(self, agent_steps: int) -> Weaning:
         """The schedule at a time between evaluations: only the cut-off acts."""
-        if self.cutoff is not None and agent_steps >= self.cutoff:
-            return replace(self, value=0.0)
-        return self
+        return replace(self, value=0.0, over=True) if self._cut_off(agent_steps) else self
+
+    def _cut_off(self, agent_steps: int) -> bool:
+        return self.cutoff is not None and agent_steps >= self.cutoff
 
 
 def normalised(mean_return: float, random: float, teacher: float) -> float:
