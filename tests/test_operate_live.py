@@ -54,6 +54,21 @@ def test_a_module_its_target_and_its_optimizer_grow_together():
     trained(net, optimizer)
 
 
+def test_what_lies_channels_last_goes_on_as_the_same_net_does_with_a_fused_optimizer():
+    """Fused optimizers go through memory in order: moments must lie there as their parameter does."""
+    found = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        net = Agent().to(memory_format=torch.channels_last)
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-2, fused=fused, foreach=False)
+        trained(net, optimizer)
+        operate(net, optimizer, FRAMES, widths={"conv2": 16}, seed=1)
+        assert not net.conv2.weight.is_contiguous()
+        trained(net, optimizer)
+        found.append(net.conv2.weight)
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
 def test_the_live_result_is_that_of_the_file():
     """The same plan on the exported checkpoint gives the same tensors and the same slots."""
     net, optimizer = agent()

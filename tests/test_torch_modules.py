@@ -138,6 +138,23 @@ def test_a_checkpoint_goes_into_training_and_back_with_its_optimizer(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(other.parameters(), module.parameters(), strict=True))
 
 
+def test_moments_lie_in_memory_as_their_parameter_does_whatever_the_optimizer_is():
+    """Fused optimizers go through memory in order: moments of another format would be those of other entries."""
+    checkpoint, x = checkpoint_of("squeeze_excite"), inputs_of("squeeze_excite")
+    module = to_module(checkpoint)
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, foreach=False)
+    train(module, optimizer, x)
+    state, found = read_optimizer(optimizer, module), []
+    for fused in (False, True):
+        other = copy.deepcopy(module).to(memory_format=torch.channels_last)
+        resumed = torch.optim.Adam(other.parameters(), lr=1e-3, fused=fused, foreach=False)
+        load_optimizer(state, resumed, other)
+        train(other, resumed, x)
+        found.append(list(other.parameters()))
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-7)
+
+
 def test_the_checkpoint_keeps_what_it_had_when_training_goes_on():
     checkpoint = checkpoint_of("dueling")
     module = to_module(checkpoint)

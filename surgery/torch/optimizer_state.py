@@ -13,7 +13,7 @@ from surgery.errors import ArgumentError, PlanMismatch, Refused
 from surgery.json_values import Json
 from surgery.optimizer import OptimizerState, ParamGroup
 from surgery.tensors import shape_of
-from surgery.torch.stored import to_numpy, to_torch
+from surgery.torch.stored import laid_out, to_numpy, to_torch
 
 KINDS: Mapping[str, str] = {
     "AdamW": "adamw",
@@ -180,5 +180,6 @@ def made_state(
                     f"the {slot} of '{name}' is {list(shape_of(tensors[name]))}, "
                     f"the parameter is {list(parameter.shape)}"
                 )
-            members[slot] = to_torch(tensors[name].numpy()).to(parameter.device, parameter.dtype)
+            moment = to_torch(tensors[name].numpy()).to(parameter.device, parameter.dtype)
+            members[slot] = laid_out(moment, parameter)
     return members

@@ -21,7 +21,7 @@ from surgery.torch.live.groups import Factors
 from surgery.torch.live.journal import Journal
 from surgery.torch.live.modules import attributes, owners
 from surgery.torch.optimizer_state import read_optimizer
-from surgery.torch.stored import initializers, to_numpy, to_torch
+from surgery.torch.stored import initializers, laid_out, to_numpy, to_torch
 
 
 class Prepared:
@@ -64,7 +64,7 @@ class Prepared:
         folded = {name for name in folded if id(held[name]) not in self.data}
         for name in sorted(edited | folded):
             new = to_torch(result.tensors[name].numpy()).to(held[name].device, held[name].dtype)
-            self.data.setdefault(id(held[name]), (held[name], _laid_out(new, held[name])))
+            self.data.setdefault(id(held[name]), (held[name], laid_out(new, held[name])))
         self.names.append(tuple(sorted(edited | folded)))
         for path, module, edits in owners(network, self.plan):
             for name, value in attributes(path, module, edits, self.plan).items():
@@ -133,7 +133,9 @@ class Prepared:
             for slot, members in new.slots.items():
                 if name in members:
                     old = current[slot]
-                    made[slot] = to_torch(members[name].numpy()).to(old.device, old.dtype)
+                    made[slot] = laid_out(
+                        to_torch(members[name].numpy()).to(old.device, old.dtype), parameter
+                    )
                     self.slots += 1
             self.state.append((optimizer.state, parameter, made))
 
@@ -162,10 +164,3 @@ def _replaced(before: Checkpoint, after: Checkpoint) -> set[str]:
     """The tensors that are others than before: biases take what constant units contributed."""
     new = after.tensors
     return {name for name, tensor in before.tensors.items() if new.get(name, tensor) is not tensor}
-
-
-def _laid_out(new: Tensor, like: Tensor) -> Tensor:
-    """In the memory format of the old tensor."""
-    if like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous():
-        return new.contiguous(memory_format=torch.channels_last)
-    return new
