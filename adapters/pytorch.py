@@ -20,8 +20,9 @@ from surgery.optimizer import OptimizerState
 from surgery.optimizer_record import slots_of
 from surgery.tensors import MappedFile, Region, read_safetensors, write_safetensors
 from surgery_adapters.containers import module_tree
-from surgery_adapters.containers.module_tree import ModuleNode, ModuleState, modules_in
-from surgery_adapters.containers.pickle_tree import parse
+from surgery_adapters.containers.module_tree import ModuleNode, ModuleState
+from surgery_adapters.containers.pickle_tree import Made
+from surgery_adapters.containers.pickled_arrays import is_array
 from surgery_adapters.containers.torch_archive import TorchArchive
 from surgery_adapters.containers.torch_patch import Make, View, changes, rewrite
 from surgery_adapters.networks import impala
@@ -48,6 +49,7 @@ from surgery_adapters.writeback.torch_tree import Revision, entries, renumber, r
 
 SAFETENSORS = ".safetensors"
 CLEANRL = ".cleanrl_model"
+_STATE_DICT = "save the state dict of the network: torch.save({'model': net.state_dict(), ...})"
 GENERAL = True
 """These files are of many frameworks: an adapter that knows one of them better comes first."""
 
@@ -74,20 +76,9 @@ def read(path: Path) -> object:
         hint = kind.hint.format(path=path) if kind.hint else None
         raise UnknownFormat(f"{path} is not a PyTorch checkpoint: it is {kind.description}", hint=hint)
     try:
-        return _content(archive(path))
+        return module_tree.read(archive(path))
     except CorruptFile as error:
         raise error.within(file=path) from error
-
-
-def _content(found: TorchArchive) -> object:
-    """What an archive holds; whole modules, which are no data, are read as their state dicts."""
-    try:
-        return found.read()
-    except CorruptFile:
-        tree = parse(found.pickle())
-        if not modules_in(tree):
-            raise
-        return module_tree.read(found, tree)
 
 
 def archive(path: Path) -> TorchArchive:
@@ -111,16 +102,23 @@ def training_state(path: Path) -> TrainingState:
     if isinstance(content, list | tuple):  # (actor.state_dict(), critic.state_dict())
         content = dict(zip(_names(path, len(content)), content, strict=True))
     if not isinstance(content, dict):
-        raise UnknownFormat(f"{path} holds a {type(content).__name__}, not a dict of networks")
+        raise UnknownFormat(f"{path} holds {_described(content)}, not a dict of networks", hint=_STATE_DICT)
     if is_network(content):
         return TrainingState({"model": content})
-    state: TrainingState = state_of(content)
+    state = state_of(content)
     if not state.networks:
-        raise UnknownFormat(
-            f"{path} holds no network: its entries are {', '.join(list(state.extra)[:8]) or 'none'}",
-            hint="save the state dict of the network: torch.save({'model': net.state_dict(), ...})",
-        )
+        entries = ", ".join(f"{key}: {_described(value)}" for key, value in list(state.extra.items())[:8])
+        raise UnknownFormat(f"{path} holds no network: its entries are {entries or 'none'}", hint=_STATE_DICT)
     return state
+
+
+def _described(value: object) -> str:
+    """What something is that is no network."""
+    if is_array(value):
+        return "an array of NumPy"
+    if isinstance(value, Made):
+        return f"an object of the class {value.called}"
+    return f"a {'tensor' if isinstance(value, ir.TensorProtocol) else type(value).__name__}"
 
 
 def _names(path: Path, count: int) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import io
 import os
@@ -12,7 +11,6 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -51,15 +49,12 @@ FORBIDDEN = {
     "torch.serialization.load": _Call(torch.load, "x"),
     "functools.partial": functools.partial(print, 1),
     "torch.storage._load_from_bytes": torch.nn.Linear(2, 2),  # a module is data, its storages are not
-    "argparse.Namespace": argparse.Namespace(a=1),
-    "pathlib": Path("a"),
-    "numpy": np.ones(3),
 }
 
 
 @pytest.mark.parametrize("name", FORBIDDEN)
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_python_objects_are_refused_by_name_and_nothing_runs(tmp_path, monkeypatch, name, protocol):
+def test_calls_are_refused_by_name_and_nothing_runs(tmp_path, monkeypatch, name, protocol):
     monkeypatch.chdir(tmp_path)
     program = pickle.dumps({"model": FORBIDDEN[name]}, protocol)
     with pytest.raises(CorruptFile) as caught:
@@ -101,7 +96,9 @@ PROGRAMS = {
     "unknown opcode": b"\xff\xff\xff",
     "long string": b"\x80\x02X\xff\xff\xff\x7fabc.",
     "bytes in another encoding": b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R.",
-    "numpy objects": b"\x80\x02cnumpy\ndtype\nX\x01\x00\x00\x00O\x85R.",
+    "a NumPy number that is an object": (
+        b"\x80\x02cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\nX\x01\x00\x00\x00O\x85RC\x01a\x86R."
+    ),
 }
 
 

@@ -13,8 +13,8 @@ from typing import Any, cast
 import onnx_ir as ir
 
 from surgery.errors import CorruptFile
-from surgery_adapters.containers.data_pickle import Symbol, check_key
-from surgery_adapters.containers.pickle_tree import Made, Name, Persistent, Tree
+from surgery_adapters.containers.data_pickle import Builder
+from surgery_adapters.containers.pickle_tree import Made, Tree, parse
 from surgery_adapters.containers.torch_archive import TorchArchive, symbols
 
 _LAYERS = "torch.nn.modules."
@@ -87,14 +87,13 @@ def modules_in(tree: Tree) -> list[ModuleNode]:
     return [_node(value, 0) for value in held if is_module(value)]
 
 
-def read(archive: TorchArchive, tree: Tree) -> object:
+def read(archive: TorchArchive) -> object:
     """The object that was saved, with a `ModuleState` in the place of each module.
 
     Raises:
-      CorruptFile: it holds Python objects other than data and modules; nothing was executed.
+      CorruptFile: damaged or hostile, or it calls what makes no data; nothing was executed.
     """
-    reader = Reader(archive)
-    return reader.value(tree.root, 0)
+    return Reader(archive).value(parse(archive.pickle()).root)
 
 
 def _node(made: Any, depth: int) -> ModuleNode:  # noqa: ANN401
@@ -119,57 +118,17 @@ def items(value: object) -> dict[Any, Any]:
     raise CorruptFile("a module's parameters are no dict")
 
 
-class Reader:
-    """Makes data of a tree, each object once."""
+class Reader(Builder):
+    """Makes data of a file's tree; a module becomes a `ModuleState`."""
 
     def __init__(self, archive: TorchArchive) -> None:
-        self._archive = archive
-        self._symbols = symbols(archive)
-        self._done: dict[int, object] = {}
-
-    def value(self, node: Any, depth: int) -> object:  # noqa: ANN401
-        if depth > 10 * _DEPTH:
-            raise CorruptFile("the pickle is nested too deeply")
-        if isinstance(node, Name):
-            return self._symbol(node)
-        if not isinstance(node, Made | Persistent | dict | list | tuple | set | frozenset):
-            return node
-        if id(node) not in self._done:
-            self._done[id(node)] = self._made(node, depth + 1)
-        return self._done[id(node)]
-
-    def _made(self, node: Any, depth: int) -> object:  # noqa: ANN401
-        match node:
-            case Persistent():
-                return self._archive.storage(self.value(node.identity, depth))
-            case dict():
-                return {check_key(key): self.value(item, depth) for key, item in node.items()}
-            case list() | tuple() | set() | frozenset():
-                return type(node)(self.value(item, depth) for item in node)
-        if is_module(node):
-            module = _node(node, 0)
-            return ModuleState(dict(self._tensors(module)), module)
-        return self._called(node, depth)
+        super().__init__(symbols(archive), archive.storage)
 
     def _called(self, node: Made, depth: int) -> object:
-        maker = self.value(node.maker, depth)
-        if not isinstance(maker, Symbol) or maker.make is None or node.keywords is not None:
-            raise CorruptFile("the pickle calls something that is not a constructor")
-        made = maker.make(*(self.value(argument, depth) for argument in node.arguments))
-        if isinstance(made, dict):
-            made.update({check_key(key): self.value(item, depth) for key, item in node.keyed.items()})
-        elif isinstance(made, list):
-            made += [self.value(item, depth) for item in node.listed]
-        return made
-
-    def _symbol(self, name: Name) -> Symbol:
-        full = f"{'builtins' if name.module == '__builtin__' else name.module}.{name.name}"
-        if full not in self._symbols:
-            raise CorruptFile(
-                f"the file asks for the Python object '{full[:200]}' outside of a module, which is not data",
-                hint="nothing was executed; save it again with state_dict(), numbers, text, lists and dicts",
-            )
-        return self._symbols[full]
+        if not is_module(node):
+            return super()._called(node, depth)
+        module = _node(node, 0)
+        return ModuleState(dict(self._tensors(module)), module)
 
     def scripted(
         self, node: Made, prefix: str = "", depth: int = 0
@@ -195,7 +154,7 @@ class Reader:
     def _tensor(self, node: object, name: str) -> ir.TensorProtocol:
         if not isinstance(node, Made) or not node.is_a(*_TENSORS, *_PARAMETERS):
             raise CorruptFile(f"'{name}' is a tensor of a class of its own", hint="save its state_dict()")
-        found = self.value(node, 0)
+        found = self.value(node)
         if not isinstance(found, ir.TensorProtocol):
             raise CorruptFile(f"'{name}' is no tensor")
         return found

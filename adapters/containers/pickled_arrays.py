@@ -143,8 +143,10 @@ def read_bytes(buffer: object) -> bytes:
     Raises:
       CorruptFile: something else.
     """
-    if isinstance(buffer, Made) and buffer.is_a("_codecs.encode") and isinstance(buffer.arguments[0], str):
-        return buffer.arguments[0].encode("latin1")
+    if isinstance(buffer, Made) and buffer.is_a("_codecs.encode"):
+        match buffer.arguments:
+            case str(text), "latin1" | "latin-1":
+                return text.encode("latin1")
     if isinstance(buffer, bytes | bytearray):
         return bytes(buffer)
     raise CorruptFile("an array of the file has no data")

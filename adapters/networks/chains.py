@@ -218,8 +218,9 @@ class Chain:
 
     def _known(self, group: Group) -> str:
         if self.activation is None:
+            of = f" of '{group.name}'" if group.name else ""
             raise ArgumentError(
-                f"the activation between the layers of '{group.name}' is not in the file",
+                f"the activation between the layers{of} is not in the file",
                 hint="say what it is: surgery convert FILE --activation relu -o OUT.onnx",
             )
         return str(activation_of(self.activation))
