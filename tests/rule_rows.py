@@ -250,6 +250,7 @@ NORMALISER = [
         w=weight(6, 1), x=activation("N", 6, 4), t=ints(0, 3, -1), u=ints(0, 6, 4), s=weight(3), b=weight(3),
         only={"net2net": (2, 4)}),
     row("y = LayerNormalization(x, s)", [2, 3, 5], x=activation(2, 3, 5), s=weight(5), only={"net2net": (5,)}),
+    row("y = LayerNormalization(x, s)", [2, 3, 5], x=activation(2, 3, 5), s=weight(2, 1, 5), only={"net2net": (5,)}),
     row("y = LayerNormalization<axis=1>(x, s, b)", [3, 5], x=activation("N", 3, 5), s=weight(3, 5), b=weight(5),
         only={"net2net": (3, 5)}),
     row("y = Concat<axis=-1>(a, b)", [3, 5], a=activation("N", 3), b=activation("N", 5), opsets=(9, 20)),

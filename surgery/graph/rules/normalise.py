@@ -99,15 +99,16 @@ def layer_normalization(t: Trace, node: ir.Node) -> None:
     data = t.axes(x)
     at = node.attributes.get_int("axis", -1) % len(data)
     _scales(t, parameters)
-    out = [_opaque_to_demands(t, node, x, axis) for axis in data[:at]]
-    for k in range(at, len(data)):
-        t.mix(node, "mean", x, data[k])
-        column = [(x, data[k])]
-        for value in parameters:
+    out = []
+    for k, axis in enumerate(data):
+        if k >= at:
+            t.mix(node, "mean", x, axis)
+        column = [(x, axis)]
+        for value in parameters:  # they may have axes before the normalised ones, too
             axes = t.axes(value)
             own = axes[k - len(data)] if len(axes) >= len(data) - k else UNIT
             column += [(value, own)] if own else []
-        out.append(t.merge(node, column, passes=0) if data[k] else UNIT)
+        out.append(t.merge(node, column, passes=0) if axis else UNIT)
     t.put(node.outputs[0], out)
     for value in node.outputs[1:]:
         if value.uses():
