@@ -15,7 +15,7 @@ from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, CorruptFile, Refused, UnknownFormat
 from surgery.files import check_readable, replacing
 from surgery.formats import is_kind, sniff
-from surgery.interface import Interface, Port, infer
+from surgery.interface import Interface, infer
 from surgery.optimizer import OptimizerState
 from surgery.optimizer_record import slots_of
 from surgery.tensors import MappedFile, Region, read_safetensors, write_safetensors
@@ -25,22 +25,12 @@ from surgery_adapters.containers.pickle_tree import Made
 from surgery_adapters.containers.pickled_arrays import is_array
 from surgery_adapters.containers.torch_archive import TorchArchive
 from surgery_adapters.containers.torch_patch import Make, View, changes, rewrite
-from surgery_adapters.networks import impala
-from surgery_adapters.networks.chains import Chain, Observations, Part, custom
-from surgery_adapters.networks.layers import Layers
+from surgery_adapters.networks.agent import chained
+from surgery_adapters.networks.chains import Part
 from surgery_adapters.networks.module import traced
 from surgery_adapters.networks.named import named
-from surgery_adapters.networks.outputs import declare
 from surgery_adapters.networks.trained import joined, trained_in
-from surgery_adapters.torch_layout import (
-    distinct,
-    is_network,
-    of_actions,
-    optimizers_in,
-    parts_of,
-    prefixes,
-    state_of,
-)
+from surgery_adapters.torch_layout import is_network, optimizers_in, parts_of, prefixes, state_of
 from surgery_adapters.writeback.attention import as_the_code_computes, noted
 from surgery_adapters.writeback.contract import NAME, Notes, bare, notes_of
 from surgery_adapters.writeback.matching import Fit, Tensors, check_same, checked, fit, followed
@@ -184,34 +174,8 @@ def _graph(
     if reading.module or (reading.trust and whole):
         model, outputs = traced(path, parts, reading)
         return model, Interface(infer(model).inputs, tuple(outputs))
-    return _chained(path, state, parts, reading, activation)
-
-
-def _chained(
-    path: Path, state: TrainingState, parts: Sequence[Part], reading: Reading, activation: str | None
-) -> tuple[ir.Model, Interface]:
-    """The graph of networks that are chains of layers, and its outputs."""
-    layers = Layers(path.stem, {name: tensor for part in parts for name, tensor in part.known.items()})
-    outputs: list[Port] = []
-    observations, networks = Observations(layers, reading), distinct(parts)
-    valuing = of_actions(parts)
-    for part in networks:
-        chain = Chain(
-            layers, part.tensors, activation or custom(part.tensors), observations,
-            statistics=part.known, module=_module(state, part), prefix=part.prefix, label=part.label,
-        )  # fmt: skip
-        if impala.stages(part.tensors):
-            seen = next(iter(layers.graph.model().graph.inputs), None)
-            trunk = impala.build(layers, part.tensors, reading, seen)
-            chain = Chain(layers, impala.rest(part.tensors), "relu", observations, trunk)
-        taken = {port.name for port in outputs}
-        outputs += declare(layers, part, chain.build(), taken, of_actions=part.prefix in valuing)
-    model = checked(layers.graph.model())
-    inputs = (
-        Port(port.name, "other", declared=True) if port.name in observations.own else port
-        for port in infer(model).inputs
-    )
-    return model, Interface(tuple(inputs), tuple(outputs))
+    model, interface = chained(path.stem, parts, reading, activation, lambda part: _module(state, part))
+    return checked(model), interface
 
 
 def _module(state: TrainingState, part: Part) -> ModuleNode | None:
@@ -360,7 +324,7 @@ def _revisions(
         return {}
     wanted = followed(checkpoint.optimizer)
     return {
-        name: revise(item.record, item.places, wanted, found.numbering, old)
+        name: revise(item.record, item.places, wanted, found.numbering, old, carried=item.carried)
         for name, item in trained_in(state.optimizers, parts).items()
     }
 

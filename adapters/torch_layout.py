@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import takewhile
 from typing import TypeGuard
 
 import onnx_ir as ir
 
-from surgery.adapters import SHARED, TrainingState
+from surgery.adapters import TrainingState
 from surgery.tensors import shape_of
 from surgery_adapters.networks.chains import Part
 from surgery_adapters.networks.statistics import are_statistics
-from surgery_adapters.networks.words import roles_of
 from surgery_adapters.writeback.torch_tree import entries
 
 _COPIES = ("target", "old", "ema", "avg")
@@ -95,43 +94,6 @@ def parts_of(state: TrainingState) -> list[Part]:
         parts.append(Part(prefix, label, members, original, beginning, beside))
     parts.sort(key=lambda part: part.original is not None)
     return parts
-
-
-def distinct(parts: Sequence[Part]) -> list[Part]:
-    """The networks without those that are others under a second name, those of policies before those of critics."""
-    seen: set[object] = set()
-    found = []
-    for part in parts:
-        views = {tensor.meta.get(SHARED, name) for name, tensor in part.tensors.items()}
-        if not views <= seen:
-            found.append(part)
-        seen |= views
-    return sorted(found, key=is_critic)
-
-
-def of_actions(parts: Sequence[Part]) -> set[str]:
-    """Prefixes of the networks that say what actions are worth: those of Q, and what has a target network.
-
-    Of an actor-critic's networks that is the critic, else the policy itself (Tianshou calls a Q network one).
-    """
-    critics = any(map(is_critic, parts))
-    originals = {part.original for part in parts if part.original is not None}
-    followed = {
-        part.prefix
-        for part in parts
-        if part.prefix in originals or any(part.prefix and name.startswith(part.prefix) for name in originals)
-    }
-    named = {part.prefix for part in parts if "q" in roles_of(part.label)}
-    copies = {part.prefix for part in parts if part.original is not None}
-    return named | {
-        part.prefix for part in parts if part.prefix in followed | copies and (is_critic(part) or not critics)
-    }
-
-
-def is_critic(part: Part) -> bool:
-    """Whether a network is a critic by its name."""
-    roles = roles_of(part.label)
-    return bool(roles & {"critic", "q"}) and "actor" not in roles
 
 
 def _copies(named: Mapping[str, Mapping[str, ir.TensorProtocol]]) -> dict[str, tuple[str, str]]:

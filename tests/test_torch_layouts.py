@@ -16,7 +16,7 @@ from surgery.adapters import Reading
 from surgery.errors import Refused
 from surgery.ops.extend import NewObservation
 from surgery.verify.outputs import runtime
-from tests.fixtures.torch_dicts.make import AGENTS
+from tests.fixtures.torch_dicts.make import AGENTS, torchrl_sac
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"
@@ -28,6 +28,11 @@ COPIES = {
     "tianshou-dqn": {"model_old.module.model.model.": "policy.model.model.model."},
     "tianshou-sac": {"critic_old.module.": "critic.", "critic2_old.module.": "critic2."},
     "torchrl-dqn": {"target_value_network_params.": "value_network_params."},
+    "torchrl-sac": {"target_qvalue_network_params.": "qvalue_network_params."},
+    "torchrl-td3": {
+        "target_actor_network_params.": "actor_network_params.",
+        "target_qvalue_network_params.": "qvalue_network_params.",
+    },
 }
 Arrays = Mapping[str, np.ndarray]
 
@@ -123,6 +128,7 @@ DEEPER = {
     "tianshou-dqn": "policy.model.model.model",
     "tianshou-sac": "policy.actor.preprocess.model.model",
     "torchrl-dqn": "value_network_params.module.0.module",
+    "torchrl-sac": "qvalue_network_params.module",
 }
 """Sequences of layers with ReLU between them, which hold other layers behind 2."""
 
@@ -143,6 +149,30 @@ def test_new_layers_have_names_and_state_also_where_a_state_dict_holds_more_than
         torch.load(path, weights_only=False) for path in (FILES / f"{name}.pt", tmp_path / "deep.pt")
     )
     assert set(before) - set(checkpoint.tensors) == set(after) - set(again.tensors)
+
+
+def test_torchrl_goes_on_with_a_new_layer_in_all_critics_and_a_new_observation(tmp_path):
+    """The critics of one tensor are edited alike; a new feature stands behind the action and the old observation."""
+    name = "torchrl-sac"
+    checkpoint, known = load(FILES / f"{name}.pt", name), dict(recorded(name))
+    deep = surgery.apply(surgery.deepen(checkpoint, f"{DEEPER[name]}.2"), checkpoint).checkpoint
+    new = [NewObservation("observation", 1), NewObservation("critic_observation", 1)]
+    surgery.apply(surgery.extend(deep, new), deep).save(tmp_path / "more.pt")
+    content = torch.load(tmp_path / "more.pt", weights_only=False)
+    assert content["loss"]["target_qvalue_network_params.module.4.weight"].shape == (2, 9, 9)
+    assert content["loss"]["qvalue_network_params.module.0.weight"].shape == (2, 9, 8)
+    pytest.importorskip("torchrl")
+    agent = torchrl_sac(depth=3, seen=6)
+    agent.load(content)
+    seen = {
+        key: torch.from_numpy(np.pad(known.pop(key), ((0, 0), (0, 1)), constant_values=7))
+        for key in ("observation", "critic_observation")
+    }
+    with torch.no_grad():
+        agrees({key: value.numpy() for key, value in agent.answers(seen).items()}, known, set())
+    agent.train()
+    optimizer, parameters = agent.trained[0]
+    assert {float(optimizer.state[parameter]["step"]) for parameter in parameters} >= {6.0}
 
 
 # ---- more than one state dict, and sizes that are equal by chance ---------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import onnx_ir as ir
 
@@ -17,6 +18,7 @@ from surgery.adapters import Reading
 from surgery.builder import GraphBuilder
 from surgery.errors import ArgumentError, Refused
 from surgery_adapters.containers.module_tree import ModuleNode
+from surgery_adapters.networks import stacked
 from surgery_adapters.networks.layers import HINT, Layers, Tensors, activation_of
 from surgery_adapters.networks.statistics import normalised
 from surgery_adapters.networks.torch_layers import activates, write
@@ -50,6 +52,21 @@ class Part:
     def known(self) -> Tensors:
         """Its own tensors, and those beside it."""
         return {**self.tensors, **self.beside}
+
+
+@dataclass(frozen=True)
+class End:
+    """What comes out of a network at one place.
+
+    Attributes:
+      value: (batch, width), or (networks, batch, width) where several are stacked.
+      width: how many numbers one network makes of one observation.
+      reads: the size of the observation that it is made of; 0 for an image.
+    """
+
+    value: ir.Value
+    width: int
+    reads: int
 
 
 @dataclass
@@ -132,7 +149,12 @@ class Chain:
     prefix: str = ""
     label: str = ""
 
-    def build(self) -> dict[str, ir.Value]:
+    @cached_property
+    def stack(self) -> int:
+        """How many networks stand along the first axis of every tensor; 0 where there is one."""
+        return stacked.stacked_in(self.tensors)
+
+    def build(self) -> dict[str, End]:
         """Build every layer.
 
         Returns:
@@ -143,25 +165,29 @@ class Chain:
             raise ArgumentError("there is no layer in this network")
         if self.module is not None and self.module.kind == "Sequential":
             self.observations.begin(groups[0], divided=False)
-            x = self.observations.of(groups[0].wanted or 0, self.label)
-            return {layers_of(self.tensors)[-1].group: write(self.layers, x, self.module, self.prefix)}
+            size, last = groups[0].wanted or 0, layers_of(self.tensors)[-1]
+            x = write(self.layers, self.observations.of(size, self.label), self.module, self.prefix)
+            return {last.group: End(x, last.units, size)}
         if self.trunk is None:
             self.observations.begin(agents(groups))
         features = self.observations.size if self.trunk is None else self.trunk[1]
         wiring = wire(groups, features, free=self.trunk is None)
-        made: dict[str, ir.Value] = {}
+        made: dict[str, End] = {}
         for group in groups:
             source = wiring.sources[group.name]
-            x = self._observed(group) if source is None else made[source]
-            made[group.name] = self._run(group, x, wiring.is_read(group))
+            before = self._observed(group) if source is None else made[source]
+            x = self._run(group, before.value, wiring.is_read(group))
+            made[group.name] = End(x, group.units, before.reads)
         return {group.name: made[group.name] for group in groups if not wiring.is_read(group)}
 
-    def _observed(self, group: Group) -> ir.Value:
+    def _observed(self, group: Group) -> End:
         """What a group reads that reads no other."""
         if self.trunk is not None:
-            return self.trunk[0]
-        x = self.observations.of(group.wanted or 0, self.label if self.prefix else group.name)
-        return normalised(self.layers, x, group, self.statistics, self.prefix)
+            return End(*self.trunk, 0)
+        size = group.wanted or 0
+        x = self.observations.of(size, self.label if self.prefix else group.name)
+        x = normalised(self.layers, x, group, self.statistics, self.prefix)
+        return End(stacked.together(self.layers, x) if self.stack else x, size, size)
 
     def _run(self, group: Group, x: ir.Value, trunk: bool) -> ir.Value:
         inside = None if self.module is None else self.module.at(group.name.removeprefix(self.prefix))
@@ -181,6 +207,8 @@ class Chain:
                 convolved += 1
             elif layer.normalises:
                 x = self._normalised(x, layer)
+            elif self.stack:
+                x = stacked.linear(self.layers, x, layer.module)
             else:
                 x = self.layers.linear(x, layer.module)
             after = group.layers[k + 1] if k + 1 < len(group.layers) else None
@@ -209,6 +237,8 @@ class Chain:
         return self._graph.op("Flatten", x, axis=1) if flattens else x
 
     def _normalised(self, x: ir.Value, layer: Layer) -> ir.Value:
+        if self.stack:
+            return stacked.layer_norm(self.layers, x, layer.module)
         normalise = self.layers.batch_norm if layer.normalises == "batch" else self.layers.layer_norm
         return normalise(x, layer.module)
 

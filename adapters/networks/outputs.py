@@ -2,52 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from surgery.interface import Port
 from surgery.tensors import shape_of
-from surgery_adapters.networks.chains import Part
+from surgery_adapters.networks.chains import End, Part
 from surgery_adapters.networks.layers import Layers, Tensors
+from surgery_adapters.networks.stacked import apart, stacked_in
 from surgery_adapters.networks.statistics import is_statistic
-from surgery_adapters.networks.wiring import layers_of
 from surgery_adapters.networks.words import WORDS, kinds_of, words_of
+
+
+@dataclass(frozen=True)
+class Actions:
+    """What is known of the actions of an agent.
+
+    Attributes:
+      features: of its observation.
+      continuous: whether a critic reads them.
+      count: how many numbers that critic reads beside the observation; 0 if it is not known.
+    """
+
+    features: int = 0
+    continuous: bool = False
+    count: int = 0
 
 
 def declare(
     layers: Layers,
     part: Part,
-    ends: Mapping[str, ir.Value],
+    ends: Mapping[str, End],
     taken: Collection[str],
+    actions: Actions,
     *,
-    of_actions: bool = False,
+    valued: bool = False,
 ) -> list[Port]:
     """Declare what comes out of a network as outputs of the graph.
 
     Args:
       layers: the graph. part: the network. ends: group -> what comes out of it. taken: names of other outputs.
-      of_actions: whether the network says what actions are worth, whatever it is called.
+      actions: of the agent. valued: whether the network says what actions are worth, whatever it is called.
     """
     made = _Outputs(layers, part, set(taken))
     deviation = _deviation_in(part.tensors)
-    widths = {layer.group: layer.units for layer in layers_of(part.tensors)}
     own = {group: group.removeprefix(part.prefix) for group in ends}
-    label = "" if of_actions else part.label
-    kinds = kinds_of({own[group]: widths[group] for group in ends}, label, gaussian=deviation is not None)
-    for group, value in ends.items():
-        kind, width = kinds[own[group]], widths[group]
-        if kind == "q_values" and (atoms := _atoms(part.tensors, width)) is not None:
-            made.distributions(value, group, width // len(atoms), atoms)
-            continue
-        if of_actions and width == 1:  # it reads an action
-            made.critic(value)
-            continue
-        made.add(value, kind, width, group)
-        if kind == "mean":
-            made.squashed(value, width)
-            if deviation is not None:
-                made.deviation(deviation, value, width)
+    widths = {own[group]: end.width for group, end in ends.items()}
+    kinds = kinds_of(widths, "" if valued else part.label, gaussian=deviation is not None)
+    stack = stacked_in(part.tensors)
+    for group, end in ends.items():
+        kind, width = kinds[own[group]], end.width
+        if kind == "logits" and actions.continuous:
+            kind = "mean"
+        reads_action = valued and width == 1 and end.reads != actions.features
+        if stack:
+            made.networks(apart(layers, end.value, stack), "other" if reads_action else kind, width)
+        elif reads_action:
+            made.critic(end.value)
+        elif kind == "q_values" and (atoms := _atoms(part.tensors, width)) is not None:
+            made.distributions(end.value, group, width // len(atoms), atoms)
+        elif kind == "mean" and width == 2 * actions.count:
+            made.mean_and_scale(end.value, actions.count, group)
+        else:
+            made.add(end.value, kind, width, group)
+            if kind == "mean":
+                made.squashed(end.value, width)
+                if deviation is not None:
+                    made.deviation(deviation, end.value, width)
     return made.ports
 
 
@@ -67,10 +90,26 @@ class _Outputs:
             name = f"{group.replace('.', '_')}{self._suffix}"
         self._declare(value, name, (width,), Port(name, kind, declared=True))
 
+    def mean_and_scale(self, value: ir.Value, count: int, group: str) -> None:
+        """Both halves of a layer: means, and what the code makes deviations of, which is not in the file."""
+        mean, scale = self._graph.ops("Split", value, outputs=2, axis=-1, num_outputs=2)
+        self.add(mean, "mean", count, group)
+        name = f"scale{self._suffix}"
+        self._declare(scale, name, (count,), Port(name, "other", declared=True))
+
     def critic(self, value: ir.Value) -> None:
         """What an action is worth, by the critic's own name."""
-        name = self._part.label.strip(".").replace(".", "_")
-        self._declare(value, name, (1,), Port(name, "other", declared=True))
+        self._declare(value, self._name, (1,), Port(self._name, "other", declared=True))
+
+    def networks(self, values: Sequence[ir.Value], kind: str, width: int) -> None:
+        """What each of several networks that share their tensors makes, by their name and its number."""
+        for k, value in enumerate(values):
+            name = f"{self._name}_{k}"
+            self._declare(value, name, (width,), Port(name, kind, declared=True))
+
+    @property
+    def _name(self) -> str:
+        return self._part.label.strip(".").replace(".", "_")
 
     def distributions(self, value: ir.Value, group: str, actions: int, atoms: list[float]) -> None:
         """A distribution of returns per action, on the atoms that the file has (Bellemare et al., 2017)."""

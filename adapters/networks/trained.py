@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import onnx_ir as ir
 
@@ -13,7 +14,10 @@ from surgery.errors import SurgeryError
 from surgery.optimizer import OptimizerState
 from surgery.optimizer_record import OptimizerRecord, merged
 from surgery.parameter_order import shape_of_state
+from surgery.tensors import shape_of
 from surgery_adapters.networks.chains import Part
+from surgery_adapters.networks.layers import Tensors
+from surgery_adapters.networks.statistics import is_statistic
 from surgery_adapters.networks.words import roles_of
 
 
@@ -23,10 +27,12 @@ class Trained:
 
     Attributes:
       record: what it holds. places: the names of its parameters, group by group.
+      carried: those of them that are single numbers and of no network: a temperature. They stay as they are.
     """
 
     record: OptimizerRecord
     places: tuple[tuple[str, ...], ...]
+    carried: frozenset[str] = frozenset()
 
     @staticmethod
     def bind(
@@ -47,7 +53,7 @@ class Trained:
     @property
     def state(self) -> OptimizerState:
         """What it remembers, by parameter name."""
-        names = {name: name for group in self.places for name in group}
+        names = {name: name for group in self.places for name in group if name not in self.carried}
         return self.record.state(self.places, names, self.record.kind())[0]
 
     def named(self) -> dict[str, object]:
@@ -89,13 +95,29 @@ def _of_networks(name: str, saved: Mapping[str, object], parts: Sequence[Part]) 
         shapes = [shape_of_state(record.states.get(k, {})) for group in record.numbers for k in group]
         if len(shapes) == 1 and math.prod(shapes[0] or ()) == 1:
             return None
-        return Trained(record, tuple(map(tuple, record.bind(_scopes(name, parts), None))))
+        single = _single_numbers(parts)
+        places = tuple(map(tuple, record.bind(_scopes(name, parts, single), None)))
+        return Trained(record, places, frozenset(single) & {name for group in places for name in group})
     except SurgeryError as error:
         raise error.within(optimizer=name, without="read it without its optimizer: --no-optimizer") from error
 
 
-def _scopes(name: str, parts: Sequence[Part]) -> list[Mapping[str, ir.TensorProtocol]]:
-    """The networks that an optimizer may be of, those first that its name speaks of; the last has all."""
+def _single_numbers(parts: Sequence[Part]) -> dict[str, ir.TensorProtocol]:
+    """What stands beside the networks and may be trained with them: logarithms of temperatures, mostly."""
+    beside = {name: tensor for part in parts for name, tensor in part.beside.items()}
+    return {
+        name: tensor
+        for name, tensor in beside.items()
+        if math.prod(shape_of(tensor)) == 1 and not is_statistic(name)
+    }
+
+
+def _scopes(name: str, parts: Sequence[Part], single: Tensors) -> list[Tensors]:
+    """The networks that an optimizer may be of, those first that its name speaks of; the last has all.
+
+    Args:
+      single: numbers that may be among its parameters too; a module's own parameters come before its buffers.
+    """
     originals = [part for part in parts if part.original is None]
     stem = name.removesuffix("_optimizer").removesuffix("_optim")
     own = [part for part in parts if part.label and name.startswith(part.label.rstrip("."))]
@@ -103,5 +125,11 @@ def _scopes(name: str, parts: Sequence[Part]) -> list[Mapping[str, ir.TensorProt
     alike = [part for part in originals if roles_of(stem) & roles_of(part.label)]
     place = re.search(r"\[(\d+)\]$", name)  # one of a list: of the network in that place
     there = originals[int(place[1]) :][:1] if place else []
-    found = [[part] for part in own] + [several, alike, there, [parts[0]], originals, list(parts)]
-    return [{key: tensor for part in some for key, tensor in part.tensors.items()} for some in found if some]
+    found = [[part] for part in own] + [several, alike, there, [parts[0]], originals]
+    scopes = [_tensors(some) for some in found if some]
+    scopes += [{**dict(islice(single.items(), k)), **scopes[-1]} for k in range(1, len(single) + 1)]
+    return [*scopes, _tensors(parts)]
+
+
+def _tensors(parts: Sequence[Part]) -> dict[str, ir.TensorProtocol]:
+    return {name: tensor for part in parts for name, tensor in part.tensors.items()}

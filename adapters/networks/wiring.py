@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from surgery.adapters import SHARED
 from surgery.errors import Refused
 from surgery_adapters.networks.layers import HINT, Tensors
+from surgery_adapters.networks.stacked import stacked_in
 from surgery_adapters.networks.words import is_last, roles_of
 
 
@@ -16,7 +17,7 @@ class Layer:
     """A module with a weight.
 
     Attributes:
-      module: its path. shape: of its weight.
+      module: its path. shape: of its weight, of one network's where several are stacked.
       group: the path of the sequence that it is in. place: its number there; None if it has a name.
       normalises: whether its weight is a scale per unit, after statistics of its own (batch) or not (layer).
     """
@@ -76,9 +77,10 @@ def layers_of(tensors: Tensors) -> list[Layer]:
     """
     found = []
     weights = {tensor.meta.get(SHARED) for name, tensor in tensors.items() if name.endswith("weight")}
+    stacked = bool(stacked_in(tensors))
     for name, tensor in tensors.items():
         module, _, leaf = name.rpartition(".")
-        shape = tuple(tensor.shape.numpy())
+        shape = tuple(tensor.shape.numpy())[stacked:]
         if leaf != "weight":
             if tensor.meta.get(SHARED, name) not in weights:
                 _check_free(name, shape)

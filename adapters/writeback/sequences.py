@@ -164,20 +164,45 @@ def _new_layers(model: ir.Model, old: Tensors, new: Sequence[str]) -> Iterator[_
     values, seen = model.graph.initializers, set[int]()
     for name in new:
         use = next(iter(values[name].uses()), None)
-        if use is None or use.node.op_type not in _LAYERS or use.idx not in (1, 2):
+        node = None if use is None else use.node if use.node.op_type in _LAYERS else _product(use.node)
+        if use is None or node is None or (node is use.node and use.idx not in (1, 2)):
             what = "nothing" if use is None else f"a {use.node.op_type}"
             raise Refused(
                 f"no sequence of layers holds '{name}': it belongs to {what}, not to a linear layer or convolution",
                 hint=HINT,
             )
-        if id(use.node) in seen:
+        if id(node) in seen:
             continue
-        seen.add(id(use.node))
-        parameters = zip(("weight", "bias"), use.node.inputs[1:3], strict=False)
+        seen.add(id(node))
+        parameters = zip(("weight", "bias"), _parameters(node), strict=False)
         tensors = {leaf: str(value.name) for leaf, value in parameters if value is not None}
         if known := [tensor for tensor in tensors.values() if tensor in old]:
             raise Refused(f"'{name}' is part of a layer with '{known[0]}', which the file has", hint=HINT)
-        yield _NewLayer(tensors, _before(use.node, name))
+        yield _NewLayer(tensors, _before(node, name))
+
+
+def _product(node: ir.Node) -> ir.Node | None:
+    """The MatMul of a layer of stacked networks, `MatMul(x, Transpose(W)) + Unsqueeze(b)`, of what reads W or b."""
+    readers = [use.node for use in node.outputs[0].uses()]
+    if node.op_type == "Unsqueeze":
+        sums = [value for reader in readers if reader.op_type == "Add" for value in reader.inputs]
+        readers = [made for value in sums if value is not None and (made := value.producer()) is not None]
+    return next((reader for reader in readers if reader.op_type == "MatMul"), None)
+
+
+def _parameters(node: ir.Node) -> list[ir.Value | None]:
+    """Weight and bias of a layer, or of a layer of stacked networks; of a normalisation, too."""
+    if node.op_type != "MatMul":
+        return [_unfolded(value) for value in node.inputs[1:3]]
+    sums = [use.node for use in node.outputs[0].uses() if use.node.op_type == "Add"]
+    behind = [value for found in sums for value in found.inputs if value is not node.outputs[0]]
+    return [_unfolded(value) for value in (node.inputs[1], *behind[:1])]
+
+
+def _unfolded(value: ir.Value | None) -> ir.Value | None:
+    """The parameter that a Transpose or an Unsqueeze is of."""
+    node = None if value is None else value.producer()
+    return value if node is None or node.op_type not in ("Transpose", "Unsqueeze") else node.inputs[0]
 
 
 def _before(node: ir.Node, name: str) -> str:
@@ -191,7 +216,8 @@ def _before(node: ir.Node, name: str) -> str:
                 found[f"input {value.name}"] = None
             continue
         seen.add(id(producer))
-        parameter = producer.inputs[1] if producer.op_type in (*_LAYERS, *_NORMS) else None
+        weighted = producer.op_type in (*_LAYERS, *_NORMS, "MatMul")
+        parameter = _parameters(producer)[0] if weighted else None
         if parameter is not None and parameter.is_initializer():
             found[str(parameter.name)] = None
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -183,6 +183,7 @@ def revise(
     old: Tensors,
     *,
     conventions: Sequence[str] = (),
+    carried: Collection[str] = (),
 ) -> Revision:
     """Say how an optimizer in a file becomes that of a checkpoint.
 
@@ -190,6 +191,7 @@ def revise(
       record: what the file holds. places: the names of its parameters.
       state: of the checkpoint. numbering: of the file's parameters. old: the file's parameters.
       conventions: of `surgery.ops.optimizer_settings.CONVENTIONS`, those that the framework's class has.
+      carried: names of parameters that the checkpoint knows nothing of, whose state stays.
 
     Raises:
       Refused: something that PyTorch's own classes, with the groups that the file has, cannot hold.
@@ -199,10 +201,15 @@ def revise(
         for names, numbers in zip(places, record.numbers, strict=True)
     )
     swapped = state.kind != record.kind()
+    if swapped and carried:
+        raise Refused(f"the file's optimizer also trains '{min(carried)}', which is of no network", hint=HINT)
     settings = tuple(
-        _settings([member.name for member in group], state, found, conventions, swapped=swapped)
+        _settings(
+            [member.name for member in group if member.name not in carried],
+            state, found, conventions, swapped=swapped,
+        )
         for group, found in zip(members, record.groups, strict=True)
-    )
+    )  # fmt: skip
     revision = Revision(members, settings, swapped)
     numbers = [number for group in record.numbers for number in group]
     if revision.needed and numbers != list(range(len(numbers))):

@@ -39,6 +39,7 @@ class NewTensor:
         the same, in the middle of every other axis), "fill" (the first of the `numbers` everywhere), or the
         `numbers` themselves.
       deviation: of "normal". axes: of "identity": those of what is made, and of what is read.
+      stacked: of "identity": how many leading axes count networks, each of which gets one.
       numbers: of "numbers", flattened.
       dtype: numpy's name of its element type.
       like: the trained parameter whose param group it joins; None if it is not trained.
@@ -55,6 +56,7 @@ class NewTensor:
     dtype: str = "float32"
     like: str | None = None
     drawn_as: str = ""
+    stacked: int = 0
 
     def values(self, seed: int, dtype: np.dtype[Any]) -> Array:
         """Its numbers, in the precision given."""
@@ -74,9 +76,9 @@ class NewTensor:
                 return drawn.astype(np.float32).astype(dtype)
         out = np.zeros(self.shape, dtype)
         moved = np.moveaxis(out, self.axes, (0, 1))
-        middle = tuple((n - 1) // 2 for n in moved.shape[2:])
+        middle = tuple((n - 1) // 2 for n in moved.shape[2 + self.stacked :])
         diagonal = np.arange(len(moved))
-        moved[(diagonal, diagonal, *middle)] = 1
+        moved[(diagonal, diagonal, *[slice(None)] * self.stacked, *middle)] = 1
         return out
 
     def to_json(self) -> dict[str, Any]:
@@ -84,7 +86,7 @@ class NewTensor:
         return {
             "name": self.name, "shape": list(self.shape), "start": self.start, "deviation": self.deviation,
             "axes": list(self.axes), "numbers": list(self.numbers), "dtype": self.dtype, "like": self.like,
-            "drawn_as": self.drawn_as,
+            "drawn_as": self.drawn_as, **({"stacked": self.stacked} if self.stacked else {}),
         }  # fmt: skip
 
 
@@ -254,6 +256,7 @@ def _tensor(data: Mapping[str, Any]) -> NewTensor:
     shape = tuple(natural(n) for n in data["shape"])
     numbers = tuple(_finite(n) for n in data["numbers"])
     axes, start, dtype = tuple(natural(n) for n in data["axes"]), data["start"], _text(data["dtype"])
+    stacked = data.get("stacked", 0)
     if start not in STARTS or not _DTYPE.fullmatch(dtype):
         raise ValueError(f"start {start!r} of {dtype!r}")
     if 0 in shape or math.prod(shape) > MOST_ELEMENTS or len(axes) != 2:
@@ -262,10 +265,12 @@ def _tensor(data: Mapping[str, Any]) -> NewTensor:
         raise ValueError(f"{len(numbers)} numbers for the shape {list(shape)}")
     if start == "identity" and (max(axes) >= len(shape) or shape[axes[0]] != shape[axes[1]]):
         raise ValueError(f"no identity of shape {list(shape)}")
+    if stacked and (start != "identity" or natural(stacked) > min(axes)):
+        raise ValueError(f"{stacked} stacked axes of the shape {list(shape)}")
     like = data["like"]
     return NewTensor(
         _text(data["name"]), shape, start, float(_finite(data["deviation"])), (axes[0], axes[1]), numbers, dtype,
-        None if like is None else _text(like), _text(data["drawn_as"]),
+        None if like is None else _text(like), _text(data["drawn_as"]), int(stacked),
     )  # fmt: skip
 
 

@@ -78,6 +78,7 @@ class Spot:
       layer: the layer that made the value. spatial: whether its other axes, but the first, are those of an image.
       activation: the node that made the value of the layer's result, if it is an activation.
       summed: whether a residual sum lies between the layer and the value.
+      stack: how many networks stand along the first axis, each with weights of its own; 0 where there is one.
     """
 
     value: ir.Value
@@ -88,6 +89,7 @@ class Spot:
     spatial: bool
     activation: ir.Node | None
     summed: bool
+    stack: int = 0
 
 
 def layers(analysis: Analysis) -> list[Layer]:
@@ -314,7 +316,16 @@ def _spot(
     if analysis.trace.facts.stands_in(shape[axis]):
         raise Refused(f"axis {axis} of '{value.name}' has no fixed size, so no layer can read it")
     found = activation if is_activation(activation, analysis.trace.facts.constant) else None
-    return Spot(value, axis, shape[axis], len(shape), layer, spatial, found, summed)
+    stack = _stack(analysis, layer) if (len(shape), axis) == (3, 2) else 0
+    stack = stack if stack == shape[0] else 0
+    return Spot(value, axis, shape[axis], len(shape), layer, spatial, found, summed, stack)
+
+
+def _stack(analysis: Analysis, layer: Layer) -> int:
+    """How many matrices a layer multiplies with, each of another network (`torch.func.stack_module_state`)."""
+    held = analysis.model.graph.initializers.get(layer.weight)
+    shape = analysis.trace.facts.shapes.get(held) if held is not None else None
+    return shape[0] if layer.node.op_type == "MatMul" and shape is not None and len(shape) == 3 else 0
 
 
 def _rank(analysis: Analysis, layer: Layer) -> int:

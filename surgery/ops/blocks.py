@@ -85,6 +85,7 @@ class Sketch:
     def tensor(
         self, kind: str, part: str, shape: Sequence[int], start: Start, *, deviation: float = 0.0,
         axes: tuple[int, int] = (0, 1), numbers: tuple[float, ...] = (), trained: bool = True,
+        stacked: bool = False,
     ) -> str:  # fmt: skip
         """A tensor; its name."""
         name, drawn = self.names.tensor(kind, part), self.original.tensor(kind, part)
@@ -100,6 +101,7 @@ class Sketch:
                 dtype=self.dtype,
                 like=like,
                 drawn_as="" if drawn == name else drawn,
+                stacked=int(stacked and start == "identity"),
             )
         )
         return name
@@ -155,6 +157,8 @@ class Sketch:
         )  # fmt: skip
 
     def _dense(self, value: str, part: str, units: tuple[int, int], start: Start) -> str:
+        if self.spot.stack:
+            return self._stacked(value, part, units, start)
         node, deviation = self.spot.layer.node, math.sqrt(self.gain / units[0])
         gemm = node.op_type == "Gemm" and self.spot.rank == 2
         rows = _rows(node)
@@ -165,6 +169,19 @@ class Sketch:
             return self.op("Gemm", value, weight, bias, transB=int(rows))
         matrix = self.op("Transpose", weight, perm=(1, 0)) if rows else weight
         return self.op("Add", self.op("MatMul", value, matrix), bias)
+
+    def _stacked(self, value: str, part: str, units: tuple[int, int], start: Start) -> str:
+        """A dense layer of every network that stands along the first axis of the value."""
+        count, deviation = self.spot.stack, math.sqrt(self.gain / units[0])
+        rows = _rows(self.spot.layer.node)
+        shape, axes = ((units[1], units[0]), (1, 2)) if rows else (units, (2, 1))
+        weight = self.tensor(
+            "weight", part, (count, *shape), start, deviation=deviation, axes=axes, stacked=True
+        )
+        bias = self.tensor("bias", part, (count, units[1]), "zero")
+        matrix = self.op("Transpose", weight, perm=(0, 2, 1)) if rows else weight
+        front = self.numbers("axis", (1,))
+        return self.op("Add", self.op("MatMul", value, matrix), self.op("Unsqueeze", bias, front))
 
     def normalised(self, value: str, part: str, units: int, start: Start, *, scale: float = 1.0) -> str:
         """Batch normalisation with running statistics 0 and 1; its scale starts so, or is `scale` everywhere."""
@@ -238,7 +255,8 @@ def residual(sketch: Sketch, value: str, shape: Shape, opens: bool) -> str:
 
 def rezero(sketch: Sketch, value: str, shape: Shape, opens: bool) -> str:
     """x + α W₂ φ(W₁ φ(x)), α = 0"""
-    scale = sketch.tensor("alpha", "", (), "zero")
+    stack = sketch.spot.stack
+    scale = sketch.tensor("alpha", "", (stack, 1, 1) if stack else (), "zero")
     return sketch.op(
         "Add", value, sketch.op("Mul", scale, _branch(sketch, value, shape, opens, last="normal"))
     )
