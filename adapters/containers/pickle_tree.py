@@ -42,6 +42,7 @@ class Made:
       keywords: of the call (NEWOBJ_EX only).
       listed, keyed: what is appended, and set by key.
       state: what it is given at the end; None is no state.
+      setter: what gives it to it, called with both, where it is not the object itself (cloudpickle's functions).
     """
 
     maker: object
@@ -51,6 +52,7 @@ class Made:
     listed: list[Any] = field(default_factory=list)
     keyed: dict[Any, Any] = field(default_factory=dict)
     state: object = None
+    setter: object = None
 
     @property
     def called(self) -> str:
@@ -111,7 +113,7 @@ def _parts(node: object) -> list[object] | None:
     """What an object is made of; None of anything else."""
     if not isinstance(node, Made):
         return None
-    return [node.maker, node.arguments, node.keywords, node.listed, node.keyed, node.state]
+    return [node.maker, node.arguments, node.keywords, node.listed, node.keyed, node.state, node.setter]
 
 
 _PLAIN = frozenset({
@@ -186,7 +188,7 @@ class _Machine:
             case "BINPERSID":
                 stack[-1] = Persistent(stack[-1])
             case "POP":
-                stack.pop()
+                _take_effect(stack.pop(), stack[-1] if stack else None)
             case _:
                 raise CorruptFile(f"a pickle uses the operation {name}, which is not supported")
 
@@ -222,6 +224,16 @@ class _Machine:
                 known.update(map(_key, items))
             case _:
                 raise CorruptFile("a pickle fills an object that holds nothing")
+
+
+def _take_effect(popped: object, target: object) -> None:
+    """A call whose result is thrown away was made for what it does to the object before it: it sets its state."""
+    match popped:
+        case Made(maker=setter, arguments=(first, state), how="REDUCE") if first is target:
+            if isinstance(target, Made):
+                if target.state is not None:
+                    raise CorruptFile("a pickle sets the state of an object that has one")
+                target.state, target.setter = state, setter
 
 
 def _text(value: object) -> str:
@@ -363,7 +375,12 @@ class _Writer:
         self._remember(value, key)
         self._items(value.listed, b"e")
         self._items([part for pair in value.keyed.items() for part in pair], b"u")
-        if value.state is not None:
+        if value.setter is not None:
+            self.save(value.setter)
+            self.save(value)
+            self.save(value.state)
+            self._out += b"\x86R0"
+        elif value.state is not None:
             self.save(value.state)
             self._out += b"b"
 
