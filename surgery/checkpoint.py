@@ -205,7 +205,7 @@ def save(
     if path.suffix.lower() in NATIVE:
         raise ArgumentError(
             f"'{path.name}' is no name for an ONNX file, and which {path.suffix} file to write it into is not said",
-            hint="name the file that it came from (--like ORIGINAL), or write an .onnx",
+            hint="write an .onnx; surgery convert MODEL.onnx --like ORIGINAL -o OUT writes a changed copy of ORIGINAL",
         )
     total = sum(tensor.nbytes for tensor in all_tensors(checkpoint.model))
     outside = total > MAX_INLINE if external is None else external

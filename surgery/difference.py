@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from surgery.checkpoint import Checkpoint
 from surgery.edits.execute import constants
+from surgery.errors import shape_text
 from surgery.tensors import equal, shape_of
 
 
@@ -94,14 +95,14 @@ def _tensors(
 def _tensor(tensor: ir.TensorProtocol | None) -> str | None:
     if tensor is None:
         return None
-    return f"{tensor.dtype.name.lower()} {'×'.join(map(str, shape_of(tensor))) or 'scalar'}"
+    return f"{tensor.dtype.name.lower()} {shape_text(shape_of(tensor))}"
 
 
 def _ports(checkpoint: Checkpoint, side: str) -> dict[str, str]:
     kinds = {port.name: port.kind for port in getattr(checkpoint.interface, side)}
     found = {}
     for value in getattr(checkpoint.model.graph, side):
-        shape = "×".join(str(d) if isinstance(d, int) else str(d.value) for d in value.shape or ())
+        shape = shape_text(value.shape or ())
         found[value.name or ""] = f"{kinds.get(value.name or '', '?')} {shape}"
     return found
 

@@ -21,6 +21,11 @@ import difflib
 from collections.abc import Iterable, Mapping
 
 
+def shape_text(shape: Iterable[object]) -> str:
+    """A shape as messages and reports write it: `64×4×8×8`, `batch×4`, `?` for a size that nobody knows, `scalar`."""
+    return "×".join("?" if str(size) == "None" else str(size) for size in shape) or "scalar"
+
+
 class SurgeryError(Exception):
     """Base of all errors a user can meet.
 

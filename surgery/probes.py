@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from surgery.checkpoint import Checkpoint
-from surgery.errors import ArgumentError, UnknownName
+from surgery.errors import ArgumentError, UnknownName, shape_text
 from surgery.graph.symbols import symbol
 from surgery.graph.walk import lengths
 from surgery.interface import Bound, Port
@@ -93,7 +93,8 @@ def _choose(
 ) -> np.ndarray[Any, np.dtype[Any]]:
     if array.ndim != len(shape) or array.shape[1:] != shape[1:] or len(array) < shape[0]:
         raise ArgumentError(
-            f"recorded observations of shape {list(array.shape)} do not fit input '{value.name}' {list(shape)}"
+            f"recorded observations of shape {shape_text(array.shape)} do not fit input '{value.name}' of "
+            f"{shape_text(shape)}"
         )
     rows = np.sort(rng.choice(len(array), shape[0], replace=False))
     return array[rows].astype(_dtype(value))

@@ -21,7 +21,7 @@ from surgery.checkpoint import Checkpoint, check_finite, save
 from surgery.edits.insert import joined
 from surgery.edits.insertion import Insertion, NewPort
 from surgery.edits.plan import Plan
-from surgery.errors import ArgumentError, ClaimFailed, ProofFailed, Refused
+from surgery.errors import ArgumentError, ClaimFailed, ProofFailed, Refused, shape_text
 from surgery.graph.beside import PREFIX, absorb, blend, drop_old, plain_names, zeroed_for
 from surgery.interface import Interface, LineageStep, Port
 from surgery.optimizer import OptimizerState
@@ -218,7 +218,9 @@ def _check_alike(checkpoint: Checkpoint, new: Checkpoint, name: str, partner: st
         a == b or a is None or b is None for a, b in zip(*shapes, strict=False)
     )
     if (known and not fits) or old.dtype != other.dtype:
-        shown = [f"{v.dtype.name if v.dtype else '?'} {list(v.shape or ())}" for v in (old, other)]
+        shown = [
+            f"{v.dtype.name.lower() if v.dtype else '?'} {shape_text(v.shape or ())}" for v in (old, other)
+        ]
         raise ArgumentError(
             f"{side} '{name}' of the networks differs",
             where={"old": shown[0], "new": shown[1]},

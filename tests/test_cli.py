@@ -299,6 +299,7 @@ WRONG = [
     Wrong("declared word", "annotate {model} --input observation:size=3 -o {out}", "size"),
     Wrong("declared bounds", "annotate {model} --input observation:low=2,high=1 -o {out}", "low"),
     Wrong("setting", "annotate {model} --env-setting sticky_actions=2 -o {out}", "sticky_actions"),
+    Wrong("no such setting", "annotate {model} --env-setting sticky=0.1 -o {out}", "sticky_actions"),
     Wrong("unknown list", "list teachers", "teachers"),
     Wrong("unknown option", "inspect {model} --frobnicate", "--frobnicate"),
 ]  # fmt: skip
@@ -421,7 +422,6 @@ def test_dry_run_writes_nothing_and_its_plan_makes_the_same_model(model, wide, t
 def test_apply_writes_many_models_to_a_folder(model, tmp_path, capsys):
     other, folder = tmp_path / "target.onnx", tmp_path / "wide"
     other.write_bytes(model.read_bytes())
-    folder.mkdir()
     main(["widen", str(model), "--factor", "1.5", "--dry-run", "--json"])
     plan = capsys.readouterr().out
     done = run("apply", "-", model, other, "--output-dir", folder, "--json", input=plan)

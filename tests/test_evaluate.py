@@ -351,7 +351,7 @@ def test_every_game_of_the_table_is_found_by_its_id():
         ([CARTPOLE, "--env", "CartPol-v1"], 2, "CartPole-v1"),
         ([CARTPOLE, "--env", "Pendulum-v1"], 2, "discrete"),
         ([CARTPOLE, "--env", "nosuchmodule:Thing-v0"], 2, "cannot import nosuchmodule"),
-        ([CARTPOLE, "--env", "Acrobot-v1"], 2, "takes observations (4), got (6)"),
+        ([CARTPOLE, "--env", "Acrobot-v1"], 2, "takes observations of shape 4, got 6"),
         ([MINATAR, "--env-setting", "action_set=[0,1,3,4]"], 2, "surgery extend"),
         ([MINATAR, "--env-setting", "action_set=[0,1]"], 2, "action_set"),
         ([CARTPOLE, "--mode", "epsilon:2"], 2, "epsilon:E"),

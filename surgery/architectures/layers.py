@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from surgery.errors import ArgumentError
+from surgery.errors import ArgumentError, shape_text
 
 Pair = tuple[int, int]
 Pads = tuple[int, int, int, int]
@@ -254,7 +254,7 @@ def _resolved(layer: Layer, shape: Shape) -> tuple[Layer, Shape]:
         case Residual(body=body):
             inner, after = resolved(body, shape)
             if after != shape:
-                raise ArgumentError(f"a residual branch turns {list(shape)} into {list(after)}")
+                raise ArgumentError(f"a residual branch turns {shape_text(shape)} into {shape_text(after)}")
             return replace(layer, body=inner), shape
     return layer, shape
 
@@ -264,7 +264,7 @@ def _check_rank(layer: Layer, shape: Shape, wanted: tuple[int, ...]) -> None:
         what = {1: "a vector", 2: "a list of entities", 3: "an image"}
         got = what.get(len(shape), "nothing")
         raise ArgumentError(
-            f"'{layer}' takes {' or '.join(what[rank] for rank in wanted)}, not {got} {list(shape)}"
+            f"'{layer}' takes {' or '.join(what[rank] for rank in wanted)}, not {got} of {shape_text(shape)}"
         )
 
 

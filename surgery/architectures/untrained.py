@@ -15,7 +15,7 @@ from surgery.architectures.names import MOST_UNITS, parse
 from surgery.architectures.writer import NEXT, Writer
 from surgery.builder import GraphBuilder
 from surgery.checkpoint import Checkpoint
-from surgery.errors import ArgumentError, UnknownName
+from surgery.errors import ArgumentError, UnknownName, shape_text
 from surgery.interface import Interface, LineageStep, Port
 
 
@@ -59,7 +59,7 @@ def new(
         if len(after) != 1:
             raise ArgumentError(f"what the head would read is no vector: {list(after)}")
     except ArgumentError as error:
-        raise error.within(architecture=architecture.name, observation=list(shape)) from None
+        raise error.within(architecture=architecture.name, observation=shape_text(shape)) from None
     model, interface = _written(architecture, layers, shape, actions, head, dtype, scale, seed, noisy)
     step = LineageStep(
         "new",
@@ -88,7 +88,7 @@ def _last(shape: Shape) -> bool:
 def _checked(observation: Sequence[int], actions: int, head: str, dtype: str, scale: float | None) -> Shape:
     shape = tuple(int(size) for size in observation)
     if not 1 <= len(shape) <= 3 or min(shape) < 1:
-        raise ArgumentError(f"an observation of shape {list(shape)}", hint="F, ENTITIES×F or C×H×W")
+        raise ArgumentError(f"an observation of shape {shape_text(shape)}", hint="F, ENTITIES×F or C×H×W")
     if not 1 <= actions <= MOST_UNITS:
         raise ArgumentError(f"{actions} actions", hint=f"from 1 to {MOST_UNITS}")
     if head not in HEADS:

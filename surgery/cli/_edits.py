@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import surgery
 from surgery.cli import _files, _options
-from surgery.cli._output import Output, plural, section
+from surgery.cli._output import Output, number, plural, section
 from surgery.errors import SurgeryError
 
 if TYPE_CHECKING:
@@ -193,11 +193,19 @@ def edit_text(result: surgery.Result, target: Path) -> str:
     line.append(plural(tensors, "tensor") + (f", {plural(slots, 'slot')}" if slots else ""))
     line.append(report.summary() if report else "not verified")
     line.append(f"wrote {target}")
-    notes = {"notes": "\n".join(plan.notes)}
+    notes = {"notes": "\n".join([*plan.notes, *_measurements(result)])}
     notes |= {"frozen": "\n".join(f"{space}: {reason}" for space, reason in plan.frozen)}
     if found := _recipe(result):
         notes["optimizer settings"] = found.describe()
     return "\n".join([" · ".join(line), *(section(title, body) for title, body in notes.items() if body)])
+
+
+def _measurements(result: surgery.Result) -> list[str]:
+    """What a proof has measured and sets no limit to: how often new actions are taken."""
+    if result.report is None or result.plan.claim == "changed":
+        return []
+    checks = [check for check in result.report.checks if check.limit is None]
+    return [f"{check.name}: {number(check.value)} ({check.detail})" for check in checks]
 
 
 def _recipe(result: surgery.Result) -> Recipe | None:

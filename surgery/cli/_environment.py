@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from surgery.errors import ArgumentError, MissingDependency
+from surgery.errors import ArgumentError, MissingDependency, UnknownName
 
 if TYPE_CHECKING:
     from surgery.interface import Environment
@@ -48,7 +48,13 @@ def contract(own: Environment, environment: str | None, words: tuple[str, ...]) 
 
 
 def settings(words: tuple[str, ...]) -> dict[str, Json]:
-    """`KEY=VALUE …` as a mapping; a value is JSON, or else plain text."""
+    """`KEY=VALUE …` as a mapping; a value is JSON, or else plain text.
+
+    Raises:
+      UnknownName: a setting that nothing reads. ArgumentError: not KEY=JSON, or given twice.
+    """
+    from surgery.interface import SETTINGS
+
     found: dict[str, Json] = {}
     for word in words:
         key, equals, text = word.partition("=")
@@ -56,6 +62,8 @@ def settings(words: tuple[str, ...]) -> dict[str, Json]:
             raise ArgumentError(
                 f"--env-setting '{word}' is {'given twice' if key in found else 'not KEY=JSON'}"
             )
+        if key not in SETTINGS:
+            raise UnknownName("setting of an environment", key, SETTINGS)
         try:
             found[key] = json.loads(text)
         except json.JSONDecodeError:

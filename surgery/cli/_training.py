@@ -26,15 +26,14 @@ def settings(ctx: click.Context, parameter: click.Parameter, words: tuple[str, .
     """`NAME=VALUE …` as a mapping; values are JSON."""
     found: dict[str, object] = {}
     for word in words:
-        name, equals, text = word.partition("=")
+        name, _, text = word.partition("=")
         try:
-            found[name] = json.loads(text)
+            value = json.loads(text if name else "")
         except ValueError as error:
             raise click.BadParameter(
                 f"'{word}' is not NAME=VALUE, with a number, true, false or null"
             ) from error
-        if not (equals and name):
-            raise click.BadParameter(f"'{word}' is not NAME=VALUE")
+        found[name] = value
     return found
 
 

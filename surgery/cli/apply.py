@@ -17,7 +17,11 @@ from surgery.errors import ArgumentError, FileError, SurgeryError
 @_options.file_argument("models", metavar="MODEL...", many=True)
 @_options.output_file()
 @click.option(
-    "--output-dir", "folder", metavar="DIR", type=_options.FILE, help="Folder to write many models into."
+    "--output-dir",
+    "folder",
+    metavar="DIR",
+    type=_options.FILE,
+    help="Folder to write many models into; made if need be.",
 )
 @click.option(
     "--resume",
@@ -143,7 +147,7 @@ def _targets(
     """Where each model's result goes.
 
     Raises:
-      ArgumentError: not exactly one of `-o` and `--output-dir`, or two results would have one name.
+      ArgumentError: not exactly one of `-o` and `--output-dir`, two results of one name, or DIR is a file.
     """
     if (target is None) == (folder is None):
         raise ArgumentError("say where to write", hint="-o OUT for one model, --output-dir DIR for many")
@@ -151,10 +155,11 @@ def _targets(
         if len(models) > 1:
             raise ArgumentError(f"cannot write {len(models)} models to one file", hint="use --output-dir DIR")
         return [_files.check_target(target, models, force=force)]
-    if not folder.is_dir():
-        raise ArgumentError(f"there is no folder '{folder}'", hint=f"mkdir -p {folder}")
+    if folder.exists() and not folder.is_dir():
+        raise ArgumentError(f"'{folder}' is no folder")
     names = [model.name for model in models]
     for name in names:
         if names.count(name) > 1:
             raise ArgumentError(f"two of the models are called '{name}'", hint="apply it to one at a time")
+    folder.mkdir(parents=True, exist_ok=True)
     return [_files.check_target(folder / name, models, force=force) for name in names]

@@ -11,6 +11,7 @@ import click
 import surgery
 from surgery.cli import _files, _options
 from surgery.cli._output import Output, number, plural, section, size, table
+from surgery.errors import shape_text
 
 if TYPE_CHECKING:
     from surgery.graph.spaces import Analysis
@@ -103,7 +104,7 @@ def _ports(report: Report) -> str:
         (
             side,
             port["name"],
-            "?" if port["shape"] is None else _shape(port["shape"]),
+            "?" if port["shape"] is None else shape_text(port["shape"]),
             port["dtype"] or "?",
             port["kind"],
             "declared" if port["declared"] else "inferred",
@@ -128,7 +129,7 @@ def _layers(layers: list[Report]) -> str:
         (
             layer["name"],
             ", ".join(layer["operators"]),
-            ", ".join(f"{_last(name)} {_shape(shape)}" for name, shape in layer["tensors"].items()),
+            ", ".join(f"{_last(name)} {shape_text(shape)}" for name, shape in layer["tensors"].items()),
         )
         for layer in layers
     ]
@@ -214,10 +215,6 @@ def _bound(value: Any) -> str:  # noqa: ANN401
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_bound(item) for item in value)}]"
     return "?" if value is None else f"{value:g}"
-
-
-def _shape(sizes: list[object]) -> str:
-    return "×".join(map(str, sizes)) or "scalar"
 
 
 def _last(name: str) -> str:

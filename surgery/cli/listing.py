@@ -9,6 +9,7 @@ import click
 
 from surgery.cli import _options
 from surgery.cli._output import Output, table
+from surgery.errors import shape_text
 from surgery.json_values import Json
 
 Row = dict[str, Json]
@@ -53,7 +54,7 @@ def _architectures() -> list[Row]:
         {
             "name": example.name,
             "layers": example.layers,
-            "observation": "×".join(map(str, example.observation)),
+            "observation": shape_text(example.observation),
             "actions": example.actions,
             "parameters": example.parameters,
             "about": example.about,

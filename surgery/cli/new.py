@@ -9,7 +9,7 @@ import click
 import surgery
 from surgery.cli import _files, _options
 from surgery.cli._output import Output, plural, table
-from surgery.errors import ArgumentError
+from surgery.errors import ArgumentError, shape_text
 from surgery.json_values import Json
 
 
@@ -94,7 +94,7 @@ def _layers(checkpoint: surgery.Checkpoint) -> list[dict[str, Json]]:
 
 
 def _text(report: dict[str, object], layers: list[dict[str, Json]]) -> str:
-    rows = [(row["tensor"], "×".join(map(str, row["shape"]))) for row in layers]  # type: ignore[arg-type]
+    rows = [(row["tensor"], shape_text(row["shape"])) for row in layers]  # type: ignore[arg-type]
     count = report["parameters"]
     assert isinstance(count, int)
     return f"{table(('tensor', 'shape'), rows)}\n{plural(count, 'parameter')} · wrote {report['output']}"

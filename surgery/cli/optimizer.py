@@ -28,7 +28,11 @@ def _settings(ctx: click.Context, parameter: click.Parameter, words: tuple[str, 
         except ValueError:
             value = None
         if not equals or not name or value is None or isinstance(value, str | dict):
-            raise click.BadParameter(f"'{word}' is not NAME=VALUE", ctx, parameter)
+            raise click.BadParameter(
+                f"'{word}' is not NAME=VALUE, with true, false, a number, or numbers between commas",
+                ctx,
+                parameter,
+            )
         found[name] = value
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from surgery.edits.insert import insert, join_optimizer, with_states
 from surgery.edits.plan import Plan, TensorEdit
 from surgery.edits.removal import check_duplicates, check_unread, fold
 from surgery.edits.rewiring import Rewiring, rewire, rewired
-from surgery.errors import PlanMismatch
+from surgery.errors import PlanMismatch, shape_text
 from surgery.graph import layout
 from surgery.graph.facts import Facts
 from surgery.graph.prepare import merge_again, prepared
@@ -84,23 +84,28 @@ def execute(plan: Plan, checkpoint: Checkpoint, *, double: bool = False) -> Chec
 
 def check_fits(plan: Plan, checkpoint: Checkpoint, model: ir.Model) -> None:
     """Raise PlanMismatch unless every tensor and node that a plan names is there, in the shape that it expects."""
+    mismatch = next(_mismatches(plan, model), None)
+    if mismatch is not None:
+        raise PlanMismatch(
+            mismatch,
+            where={"plan": plan.operation, "model": checkpoint.path or "in memory"},
+            hint="a plan fits models of the form that it was made for; make one for this model",
+        )
+
+
+def _mismatches(plan: Plan, model: ir.Model) -> Iterator[str]:
     tensors = constants(model)
-    where = {"plan": plan.operation, "checkpoint": checkpoint.path or "in memory"}
     for tensor in plan.tensors:
-        if tensor.name not in tensors:
-            raise PlanMismatch(
-                f"the plan edits '{tensor.name}', which this checkpoint does not have", where=where
-            )
-        have = shape_of(tensors[tensor.name])
-        if have != tensor.before:
-            raise PlanMismatch(
-                f"the plan edits '{tensor.name}' of shape {list(tensor.before)}, here it is {list(have)}",
-                where=where,
-            )
+        have = shape_of(tensors[tensor.name]) if tensor.name in tensors else None
+        if have is None:
+            yield f"the plan edits '{tensor.name}', which is not here"
+        elif have != tensor.before:
+            wanted = shape_text(tensor.before)
+            yield f"the plan edits '{tensor.name}' of shape {wanted}, here it is {shape_text(have)}"
     outputs = {node.outputs[0].name for node in model.graph if node.outputs}
     for operand in plan.operands:
         if operand.node not in outputs:
-            raise PlanMismatch(f"the plan edits the node of '{operand.node}', which is not here", where=where)
+            yield f"the plan edits the node of '{operand.node}', which is not here"
 
 
 def constants(model: ir.Model) -> dict[str, ir.TensorProtocol]:
@@ -256,4 +261,6 @@ def _follow(plan: Plan, state: OptimizerState, lookup: Mapping[str, _Edited]) ->
 def _check_slot(slot: str, name: str, old: ir.TensorProtocol, shape: Sequence[int]) -> None:
     have = shape_of(old)
     if have != tuple(shape):
-        raise PlanMismatch(f"slot '{slot}' of '{name}' has shape {list(have)}, the parameter {list(shape)}")
+        raise PlanMismatch(
+            f"slot '{slot}' of '{name}' has shape {shape_text(have)}, the parameter {shape_text(shape)}"
+        )

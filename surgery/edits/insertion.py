@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from surgery.edits.arithmetic import natural, tensor_rng
-from surgery.errors import PlanMismatch
+from surgery.errors import PlanMismatch, shape_text
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Start = Literal["zero", "one", "identity", "normal", "fill", "numbers"]
@@ -187,9 +187,7 @@ class Insertion:
     def describe(self) -> str:
         """One line."""
         where = ", ".join(f"'{place.value}'" for place in self.places)
-        shapes = ", ".join(
-            f"{t.name} {'×'.join(map(str, t.shape)) or 'scalar'} {t.start}" for t in self.tensors
-        )
+        shapes = ", ".join(f"{t.name} {shape_text(t.shape)} {t.start}" for t in self.tensors)
         return f"{self.name} ({self.kind}) behind {where}: {shapes}"
 
     def to_json(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from surgery.edits.insertion import Insertion, chained
 from surgery.edits.insertion import from_json as insertion_from_json
 from surgery.edits.rewiring import Rewiring
 from surgery.edits.rewiring import from_json as rewiring_from_json
-from surgery.errors import PlanMismatch
+from surgery.errors import PlanMismatch, shape_text
 from surgery.graph import layout
 from surgery.graph.layout import Layout
 from surgery.graph.spaces import Fill
@@ -200,7 +200,7 @@ class Plan:
         for edit in self.spaces:
             lines.append(f"  {edit.space} {edit.before} → {edit.after} ({_how(edit)})")
         for tensor in self.tensors:
-            before, after = _shape(tensor.before), _shape(tensor.after(self.sizes))
+            before, after = shape_text(tensor.before), shape_text(tensor.after(self.sizes))
             slots = f", {self.slots[tensor.name]} slots" if self.slots.get(tensor.name) else ""
             scaled = f" · {tensor.scale:.6g}" if tensor.scale != 1 else ""
             lines.append(f"  {tensor.name} {before} → {after}{scaled}{slots}")
@@ -412,7 +412,3 @@ def _check(plan: Plan) -> None:
                 raise PlanMismatch(
                     f"space '{part.space}' has {have} units in one place and {want} in another"
                 )
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return "×".join(map(str, shape)) or "scalar"

@@ -9,7 +9,7 @@ import numpy as np
 from surgery.envs.contract import MAX_STEPS, chosen, missing, number, preprocessing, stated
 from surgery.envs.normaliser import Normaliser
 from surgery.envs.step import Array, Ledger, Step, seeds
-from surgery.errors import ArgumentError, MissingDependency, UnknownName
+from surgery.errors import ArgumentError, MissingDependency, UnknownName, shape_text
 from surgery.interface import Environment
 
 if TYPE_CHECKING:
@@ -106,7 +106,8 @@ def _normalised(env: gymnasium.Env[Any, Any], contract: Environment) -> gymnasiu
     shape = env.observation_space.shape
     if shape != normaliser.mean.shape:
         raise ArgumentError(
-            f"the contract's normaliser is of {len(normaliser.mean)} features, {contract.id} shows {shape}",
+            f"the contract's normaliser is of {len(normaliser.mean)} features, {contract.id} shows "
+            f"{shape_text(shape or ())}",
             hint="surgery annotate MODEL --env-setting normaliser=null -o OUT",
         )
     bound = np.inf if normaliser.clip is None else normaliser.clip
@@ -146,7 +147,9 @@ def _channels_first(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
 
     space = env.observation_space
     if not isinstance(space, spaces.Box) or len(space.shape) != 3:
-        raise ArgumentError(f"observations of shape {space.shape} have no layout", hint="remove 'layout'")
+        raise ArgumentError(
+            f"observations of shape {shape_text(space.shape or ())} have no layout", hint="remove 'layout'"
+        )
     low, high = (np.moveaxis(bound, -1, 0) for bound in (space.low, space.high))
     moved = spaces.Box(low, high, dtype=space.dtype.type)
     return wrappers.TransformObservation(env, lambda image: np.moveaxis(image, -1, 0), moved)

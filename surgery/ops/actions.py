@@ -66,6 +66,14 @@ def action_space(analysis: Analysis, wanted: str) -> tuple[str, Space]:
     raise UnknownName("output", wanted, [*ports, *by_name])
 
 
+def forbidden(output: str) -> str:
+    """What there is to know about actions that start with "never"."""
+    return (
+        f"new actions of '{output}' start as the mean of the old ones, and are forbidden by the contract's action_mask"
+        " alone: who knows no masks may take them"
+    )
+
+
 def _free(space: Space) -> Space:
     if set(space.kinds) - {"output"}:
         others = [
@@ -114,7 +122,7 @@ def _split(checkpoint: Checkpoint, analysis: Analysis, space: Space, new: NewAct
     if port.kind != "logits" or not alone(analysis, name, space):
         raise Refused(
             f"'{name}' holds no logits: only the probability of a softmax policy can be split",
-            hint="say what it is: surgery annotate --output NAME.kind=logits; or start it with --new-action mean",
+            hint=f"if these are logits: surgery annotate MODEL --output {name}:logits -o OUT; else --new-action mean",
         )
     if space.whole or space.no_net2net or new.of is None:
         raise Refused(

@@ -11,13 +11,13 @@ from surgery.description import Actions, Observed, SpaceDescription
 from surgery.edits.plan import Plan
 from surgery.edits.removal import fold
 from surgery.edits.units import SpaceEdit, Start
-from surgery.errors import ArgumentError, Refused
+from surgery.errors import ArgumentError, Refused, shape_text
 from surgery.graph.layout import units
 from surgery.graph.prepare import prepared
 from surgery.graph.readers import mixed_parameters
 from surgery.graph.spaces import Analysis, analyse
 from surgery.interface import CRITIC_ACTION, Port
-from surgery.ops.actions import action_space, alone
+from surgery.ops.actions import action_space, alone, forbidden
 from surgery.ops.build import build
 from surgery.ops.features import arranged, input_space
 
@@ -199,15 +199,15 @@ def _feature_axis(
     """
     if len(shape) != len(part.shape):
         raise Refused(
-            f"input '{name}' is {_text(shape)} and the environment shows {_text(part.shape)}: no plan changes the"
-            " number of axes",
+            f"input '{name}' is {shape_text(shape)} and the environment shows {shape_text(part.shape)}: no plan"
+            " changes the number of axes",
             hint="flatten or stack it in a wrapper of the environment",
         )
     differ = [k for k, (old, new) in enumerate(zip(shape, part.shape, strict=True)) if old not in (None, new)]
     if len(differ) > 1 or (differ and len(shape) > 1 and differ[0] != _channels(shape)):
         raise Refused(
-            f"input '{name}' is {_text(shape)} and the environment shows {_text(part.shape)}: only features and"
-            " channels can come and go, not rows and columns",
+            f"input '{name}' is {shape_text(shape)} and the environment shows {shape_text(part.shape)}: only"
+            " features and channels can come and go, not rows and columns",
             hint="resize it in a wrapper of the environment",
         )
     if differ:
@@ -221,10 +221,6 @@ def _feature_axis(
 def _channels(shape: Sequence[int | None]) -> int:
     """The axis of the channels: the first one, before rows and columns."""
     return max(0, len(shape) - 3)
-
-
-def _text(shape: Sequence[int | None]) -> str:
-    return "×".join("?" if n is None else str(n) for n in shape) or "a number"
 
 
 def _order(
@@ -320,7 +316,7 @@ def _arrange_actions(
         named = ", ".join(old[k] for k in gone) if old else str(len(gone))
         raise Refused(
             f"the environment no longer takes {named}: no plan removes an action and keeps the policy",
-            hint="forbid it instead: surgery annotate MODEL --setting action_mask=…",
+            hint="forbid it instead: surgery annotate MODEL --env-setting 'action_mask={…}' -o OUT",
         )
     if order == list(range(space.size)) or space.name in {edit.space for edit in draft.edits}:
         return order
@@ -330,7 +326,9 @@ def _arrange_actions(
     draft.averaged += [space.name] if space.whole and edit.fresh else []
     if wanted.labels is not None and alone(analysis, port.name, space):
         draft.labels[port.name] = wanted.labels
-    mask = _mask(checkpoint, port.name, order, allowed=wanted.kind == "continuous" or new_action != "never")
+    allowed = wanted.kind == "continuous" or new_action != "never"
+    draft.notes += [forbidden(port.name)] if None in order and not allowed else []
+    mask = _mask(checkpoint, port.name, order, allowed=allowed)
     if mask is not None:
         draft.masks[port.name] = mask
     return order

@@ -12,7 +12,7 @@ from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError
 from surgery.graph.spaces import Analysis, Space, analyse
 from surgery.interface import Port
-from surgery.ops.actions import NewAction, action_edit, action_space, alone
+from surgery.ops.actions import NewAction, action_edit, action_space, alone, forbidden
 from surgery.ops.build import build
 from surgery.ops.features import input_space
 
@@ -87,16 +87,20 @@ def extend(
     }
     plan = build(
         checkpoint, analysis, "extend", list(edits.values()), arguments=arguments, claim="equivalent", labels=labels,
-        notes=[_shared(action) for action in actions if action.start == "split"],
+        notes=[note for action in actions for note in _notes(action)],
     )  # fmt: skip
     return replace(plan, inexact_slots=tuple(averaged), environment=_contract(checkpoint, analysis, actions))
 
 
-def _shared(action: NewAction) -> str:
-    return (
-        f"action {action.of} of '{action.output}' keeps 1/{action.count + 1} of its probability, each new action gets"
-        " as much; the others keep theirs, and the greedy action is the same one"
-    )
+def _notes(action: NewAction) -> list[str]:
+    if action.start == "never":
+        return [forbidden(action.output)]
+    if action.start == "split":
+        return [
+            f"action {action.of} of '{action.output}' keeps 1/{action.count + 1} of its probability, each new action"
+            " gets as much; the others keep theirs, and the greedy action is the same one"
+        ]
+    return []
 
 
 def _once(edits: dict[str, SpaceEdit], space: Space) -> None:

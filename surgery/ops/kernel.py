@@ -12,7 +12,7 @@ from surgery.checkpoint import Checkpoint
 from surgery.edits.arithmetic import SpaceEdit
 from surgery.edits.copies import original_name
 from surgery.edits.plan import OperandEdit, Plan, TensorEdit
-from surgery.errors import ArgumentError, Refused
+from surgery.errors import ArgumentError, Refused, shape_text
 from surgery.graph.layers import CONVOLUTIONS, Layer, find, layers
 from surgery.graph.layout import Layout, Units
 from surgery.graph.spaces import Analysis, analyse
@@ -167,12 +167,12 @@ def _numbers(node: ir.Node, name: str, count: int, default: int = 1) -> list[int
 
 
 def _check(module: str, old: tuple[int, ...], new: tuple[int, ...]) -> None:
-    shown = {"kernel": "×".join(map(str, old))}
+    shown = {"kernel": shape_text(old)}
     if len(new) != len(old):
         raise ArgumentError(f"'{module}' has a kernel of {len(old)} axes, not {len(new)}", where=shown)
     if any(n < o for o, n in zip(old, new, strict=True)):
         raise ArgumentError(
-            f"cannot grow the kernel of '{module}' to {'×'.join(map(str, new))}: it is {shown['kernel']}",
+            f"cannot grow the kernel of '{module}' to {shape_text(new)}: it is {shown['kernel']}",
             hint="kernels only grow",
         )
     if new == old:

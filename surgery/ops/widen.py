@@ -117,7 +117,7 @@ def _check_width(space: Space, width: int, init: Init) -> None:
     if width < space.size:
         raise ArgumentError(
             f"cannot widen space '{space.name}' to {width}: it is {space.size} wide", where=where,
-            hint="making layers narrower is another operation; list the spaces with: surgery inspect",
+            hint="surgery narrow makes layers narrower; surgery inspect lists the spaces",
         )  # fmt: skip
     reason = _refusal(space, init)
     if reason:

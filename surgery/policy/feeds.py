@@ -11,7 +11,7 @@ import onnx_ir as ir
 import torch
 
 from surgery.checkpoint import Checkpoint
-from surgery.errors import ArgumentError
+from surgery.errors import ArgumentError, shape_text
 from surgery.graph.symbols import symbol
 
 _TORCH: Mapping[ir.DataType, torch.dtype] = {
@@ -107,7 +107,9 @@ class ObservationPort:
         """Refuse an observation (without batch) that the input does not take."""
         wanted = self.shape[2:] if len(self.shape) == len(shape) + 2 else self.shape[1:]
         if len(wanted) != len(shape) or any(w not in (None, s) for w, s in zip(wanted, shape, strict=True)):
-            raise ArgumentError(f"input '{self.name}' takes observations {_text(wanted)}, got {_text(shape)}")
+            raise ArgumentError(
+                f"input '{self.name}' takes observations of shape {shape_text(wanted)}, got {shape_text(shape)}"
+            )
 
     def batch(self, ndim: int) -> int | None:
         """The batch that the graph insists on; ndim: of an observation, without batch."""
@@ -182,7 +184,7 @@ def _state(checkpoint: Checkpoint, name: str, output: str) -> StatePort:
     same = [k for k in free if symbol(value, k) in batches]
     found = same or free
     if len(found) > 1 or (not found and len(shape) not in (2, 3)):
-        raise ArgumentError(f"nothing says which axis of the state '{name}' {_text(shape)} is the batch")
+        raise ArgumentError(f"nothing says which axis of the state '{name}' {shape_text(shape)} is the batch")
     batch = found[0] if found else len(shape) - 2  # (batch, units), or (layers, batch, units) as in torch
     sizes = tuple(None if k == batch else 1 if size is None else size for k, size in enumerate(shape))
     return StatePort(name, output, sizes, batch, _dtype(value), shape[batch])
@@ -216,7 +218,3 @@ def _dtype(value: ir.Value) -> torch.dtype:
     if dtype not in _TORCH:
         raise ArgumentError(f"input '{value.name}' is of type {dtype.name}, which no observation has")
     return _TORCH[dtype]
-
-
-def _text(shape: tuple[int | None, ...]) -> str:
-    return f"({', '.join('any' if size is None else str(size) for size in shape)})"

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from surgery.checkpoint import Checkpoint
-from surgery.errors import ArgumentError, Refused
+from surgery.errors import ArgumentError, Refused, shape_text
 from surgery.interface import Port
 
 Kind = Literal["logits", "q_values", "atom_logits", "quantiles", "action"]
@@ -125,7 +125,7 @@ def _sizes(checkpoint: Checkpoint, port: Port, kind: Kind, value: ir.Value) -> t
     if actions is None or atoms is None or len(shape) < (3 if wide else 2):
         wanted = "(batch, actions, atoms)" if wide else "(batch, actions)"
         raise ArgumentError(
-            f"output '{port.name}' is {_text(shape)}, {kind} are {wanted}", hint=_declare(port.name)
+            f"output '{port.name}' is {shape_text(shape)}, {kind} are {wanted}", hint=_declare(port.name)
         )
     if actions < 2:
         raise ArgumentError(f"output '{port.name}' has {actions} action: that is no policy")
@@ -162,7 +162,3 @@ def _allowed(checkpoint: Checkpoint, output: str, actions: int) -> tuple[bool, .
             hint="a list of true and false, one for each action",
         )
     return tuple(bool(one) for one in mask)
-
-
-def _text(shape: Sequence[object]) -> str:
-    return f"({', '.join(str(size) for size in shape)})"

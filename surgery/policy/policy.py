@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from surgery.checkpoint import Checkpoint
-from surgery.errors import ArgumentError, GraphError, MissingDependency
+from surgery.errors import ArgumentError, GraphError, MissingDependency, shape_text
 from surgery.interface import Environment
 from surgery.policy import backends
 from surgery.policy.feeds import (
@@ -201,7 +201,7 @@ class Policy:
         wanted = count * (1 if head.kind == "action" else head.actions)
         if output.numel() % wanted or (not wide and output.numel() != wanted):
             raise ArgumentError(
-                f"output '{head.output}' gives {tuple(output.shape)} for {count} observations: no {head.kind}",
+                f"output '{head.output}' gives {shape_text(output.shape)} for {count} observations: no {head.kind}",
                 hint=f"say what it is: surgery annotate MODEL --output {head.output}:quantiles -o OUT",
             )
         if head.kind == "action":

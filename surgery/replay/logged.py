@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from surgery.errors import CorruptFile, FileError
+from surgery.errors import CorruptFile, FileError, shape_text
 from surgery.files import check_readable
 from surgery.replay.frames import Array
 from surgery.replay.memory import check_memory, estimate
@@ -173,7 +173,7 @@ def _read(path: Path) -> Array:
             while at < len(view) and (got := file.readinto(view[at:])):
                 at += got
             if at != len(view) or file.read(1):
-                raise CorruptFile(f"{path} has another length than its shape {list(shape)}")
+                raise CorruptFile(f"{path} has another length than its shape {shape_text(shape)}")
             return array.reshape(shape)
     except (OSError, EOFError, ValueError, TypeError, zlib.error, OverflowError, MemoryError) as error:
         raise CorruptFile(f"{path} is no column of a logged replay: {error}") from error

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from surgery.errors import ArgumentError, CorruptFile
+from surgery.errors import ArgumentError, CorruptFile, shape_text
 from surgery.replay.batch import Layout
 from surgery.replay.buffer import Replay
 from surgery.replay.frames import Array
@@ -111,8 +111,8 @@ def check_fits(recorded: Transitions, layout: Layout, *, actions: int) -> None:
     shape = layout.frame if layout.stack == 1 else (layout.stack, *layout.frame)
     if recorded.observation.shape[1:] != shape:
         raise ArgumentError(
-            f"a replay of another environment: its observations are {list(recorded.observation.shape[1:])}, "
-            f"the environment's {list(shape)}"
+            f"a replay of another environment: its observations are {shape_text(recorded.observation.shape[1:])}, "
+            f"the environment's {shape_text(shape)}"
         )
     if len(recorded) and not 0 <= int(recorded.action.min()) <= int(recorded.action.max()) < actions:
         raise ArgumentError(

@@ -14,7 +14,7 @@ from surgery.architectures.names import parse
 from surgery.architectures.recognise import Found, Network, Tree, recognise, weighted
 from surgery.architectures.untrained import channels_first
 from surgery.checkpoint import Checkpoint, load
-from surgery.errors import ArgumentError, FileError, Refused
+from surgery.errors import ArgumentError, FileError, Refused, shape_text
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _same_task(have: Setting, want: Setting, checkpoint: Checkpoint, path: Path)
             else f"adapt {model} --env ID"
         )
         raise Refused(
-            f"the target reads observations of shape {list(want.shape)}, this network {list(have.shape)}",
+            f"the target reads observations of shape {shape_text(want.shape)}, this network {shape_text(have.shape)}",
             where={"target": path}, hint=f"first: surgery {verb} -o OUT",
         )  # fmt: skip
     if have.action.kind != want.action.kind:

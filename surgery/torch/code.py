@@ -14,7 +14,7 @@ import onnx_ir as ir
 from torch import Tensor, nn
 
 from surgery.checkpoint import Checkpoint
-from surgery.errors import ArgumentError, Refused
+from surgery.errors import ArgumentError, Refused, shape_text
 from surgery.torch.code_layers import Layer, recognised
 from surgery.torch.module import Translated, translated
 from surgery.torch.source import Block, Line
@@ -190,7 +190,7 @@ def _written(name: str, tensor: Tensor) -> str:
     if tensor.numel() > _LARGEST_LITERAL:
         raise Refused(
             f"a constant of {tensor.numel():,} numbers is too large to be written out",
-            where={"constant": f"{list(tensor.shape)} {tensor.dtype}"},
+            where={"constant": f"{shape_text(tensor.shape)} {tensor.dtype}"},
             hint="use the module itself: surgery.torch.to_module",
         )
     return f"torch.tensor({tensor.tolist()}, dtype={tensor.dtype})"

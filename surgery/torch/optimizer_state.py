@@ -9,7 +9,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from surgery.errors import ArgumentError, PlanMismatch, Refused
+from surgery.errors import ArgumentError, PlanMismatch, Refused, shape_text
 from surgery.json_values import Json
 from surgery.optimizer import OptimizerState, ParamGroup
 from surgery.tensors import shape_of
@@ -178,7 +178,7 @@ def made_state(
             if shape_of(tensors[name]) != tuple(parameter.shape):
                 raise PlanMismatch(
                     f"the {slot} of '{name}' is {list(shape_of(tensors[name]))}, "
-                    f"the parameter is {list(parameter.shape)}"
+                    f"the parameter is {shape_text(parameter.shape)}"
                 )
             moment = to_torch(tensors[name].numpy()).to(parameter.device, parameter.dtype)
             members[slot] = laid_out(moment, parameter)

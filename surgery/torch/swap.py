@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from surgery.errors import ArgumentError, Refused
+from surgery.errors import ArgumentError, Refused, shape_text
 from surgery.json_values import Json
 from surgery.ops.optimizer_moments import number
 from surgery.ops.optimizer_settings import CONVENTIONS
@@ -99,7 +99,7 @@ def _named(optimizer: torch.optim.Optimizer, named: Iterable[tuple[str, Tensor]]
         for weight, name in zip(group["params"], own, strict=True):
             if known and weight not in known:
                 raise ArgumentError(
-                    f"the optimizer holds a parameter of shape {list(weight.shape)} that the model does not have",
+                    f"the optimizer holds a parameter of shape {shape_text(weight.shape)} that the model does not have",
                     hint="give the named_parameters() of everything that it trains",
                 )
             if weight.is_sparse or weight.is_complex() or weight.is_quantized:

@@ -11,7 +11,7 @@ import numpy as np
 from surgery.checkpoint import Checkpoint
 from surgery.edits.plan import Claim, Plan
 from surgery.edits.ports import grow, kept, settled, shrink
-from surgery.errors import ArgumentError, GraphError
+from surgery.errors import ArgumentError, GraphError, shape_text
 from surgery.graph.layout import units
 from surgery.probes import Arrays, probes
 from surgery.verify.outputs import (
@@ -193,9 +193,7 @@ def _shape(checkpoint: Checkpoint, side: str, name: str) -> tuple[int | None, ..
 
 
 def _text(ports: list[tuple[str, tuple[int | None, ...]]]) -> str:
-    return ", ".join(
-        f"{name} [{'×'.join('?' if n is None else str(n) for n in shape)}]" for name, shape in ports
-    )
+    return ", ".join(f"{name} {shape_text(shape)}" for name, shape in ports)
 
 
 __all__ = ["Check", "Report", "prove", "verify", "versions"]

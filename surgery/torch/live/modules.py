@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from surgery.edits.plan import Plan, TensorEdit
-from surgery.errors import Refused
+from surgery.errors import Refused, shape_text
 from surgery.graph import layout
 from surgery.torch.live.attention import rows_of, split
 from surgery.torch.sequences import SelfAttention
@@ -50,17 +50,13 @@ def _kernel(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Attribu
     more = [new - size for new, size in zip(after, before, strict=True)]
     if any(n % 2 for n in more):
         raise Refused(
-            f"{type(module).__name__} pads both sides alike: no kernel of {_times(after)} takes the place of one of "
-            f"{_times(before)}",
+            f"{type(module).__name__} pads both sides alike: no kernel of {shape_text(after)} takes the place of one "
+            f"of {shape_text(before)}",
             hint="grow it by an even number, as from 3 to 5",
         )
     dilation: tuple[int, ...] = module.dilation  # type: ignore[assignment]
     grown = tuple(p + d * n // 2 for p, d, n in zip(old, dilation, more, strict=True))
     return {"kernel_size": after, "padding": grown}
-
-
-def _times(sizes: tuple[int, ...]) -> str:
-    return "×".join(map(str, sizes))
 
 
 def _groups(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> int:

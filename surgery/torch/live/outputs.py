@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery.edits.plan import Plan
-from surgery.errors import ClaimFailed, Refused, SurgeryError
+from surgery.errors import ClaimFailed, Refused, SurgeryError, shape_text
 from surgery.torch.export import Inputs, arguments_of, mode
 from surgery.torch.live.states import grow_inputs, kept_outputs, settled_inputs, shrink_outputs
 
@@ -72,7 +72,9 @@ class Runner:
                 continue
             new = after[name]
             if new.shape != old.shape:
-                raise ClaimFailed(f"the output '{name}' was {list(old.shape)} and is {list(new.shape)}")
+                raise ClaimFailed(
+                    f"the output '{name}' was {shape_text(old.shape)} and is {shape_text(new.shape)}"
+                )
             scale = max(float(old.abs().max()), 1e-30) if old.numel() else 1.0
             gap = float((new.double() - old.double()).abs().max()) / scale if old.numel() else 0.0
             limit = _LIMITS.get(old.dtype, _HALF)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from surgery.checkpoint import Checkpoint
 from surgery.edits.execute import execute
 from surgery.edits.plan import Plan
-from surgery.errors import ArgumentError, Refused
+from surgery.errors import ArgumentError, Refused, shape_text
 from surgery.optimizer import OptimizerState
 from surgery.recipe import Recipe, recipe
 from surgery.torch.live import checks
@@ -84,8 +84,8 @@ class Prepared:
             if name in held and value.const_value is not None:
                 if tuple(held[name].shape) != tuple(value.const_value.shape):
                     raise ArgumentError(
-                        f"'{name}' is {list(held[name].shape)} in one network, and {list(value.const_value.shape)} in "
-                        "the model",
+                        f"'{name}' is {shape_text(held[name].shape)} in one network, and in the model "
+                        f"{shape_text(value.const_value.shape)}",
                         hint="companions have the same architecture as the model",
                     )
                 value.const_value = ir.tensor(to_numpy(held[name]), name=name)

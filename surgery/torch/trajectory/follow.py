@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from surgery.edits.arithmetic import SpaceEdit
 from surgery.edits.plan import Plan, TensorEdit
-from surgery.errors import ArgumentError, PlanMismatch, Refused
+from surgery.errors import ArgumentError, PlanMismatch, Refused, shape_text
 from surgery.optimizer import POWERS, power
 from surgery.torch.optimizer_state import is_sharded, kind_of, plain_name
 from surgery.torch.trajectory.factors import Factors, factors
@@ -363,7 +363,7 @@ def _track(
         wanted = edit.after(plan.sizes)
         if tuple(weight.shape) != wanted:
             raise PlanMismatch(
-                f"'{edit.name}' has the shape {list(weight.shape)}, after the plan it is {list(wanted)}",
+                f"'{edit.name}' has the shape {shape_text(weight.shape)}, after the plan it is {shape_text(wanted)}",
                 hint="apply the plan to the module and its optimizer first",
             )
         yield edit.name, Tracked(edit, weight, factors(edit, edits, weight))
