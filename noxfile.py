@@ -42,7 +42,7 @@ FRAMEWORKS = {
         ["tests/test_flax_states.py"],
     ),
     "rllib": Framework(
-        [TORCH, "ray[rllib]==2.60.0"],
+        [TORCH, "ray[rllib]==2.60.0", *GAMES[1:]],
         ["tests/test_rllib.py", "tests/test_rllib_files.py", "tests/test_rllib_playing.py"],
     ),
     "keras": Framework(

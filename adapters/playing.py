@@ -106,10 +106,12 @@ class Tally:
 
     Attributes:
       size: what differences of actions are divided by (see `scale`); None: actions are choices, which differ or not.
+      assumed: see `Parity`.
     """
 
     environment: str
     size: Array | None
+    assumed: tuple[str, ...] = ()
     returns: list[float] = field(default_factory=list)
     steps: int = 0
     differing: int = 0
@@ -126,7 +128,9 @@ class Tally:
 
     def parity(self) -> Parity:
         """What came of it."""
-        return Parity(self.environment, tuple(self.returns), self.steps, self.differing, self.largest)
+        return Parity(
+            self.environment, tuple(self.returns), self.steps, self.differing, self.largest, self.assumed
+        )
 
 
 def scale(space: gymnasium.Space[Any]) -> Array | None:
@@ -150,17 +154,38 @@ def make(environment: str, shape: tuple[int, ...], actions: int) -> Env:
     """
     import gymnasium
 
-    try:
-        env = _stacked(environment, shape) if _is_game(environment) and len(shape) == 3 else None
+    with found(environment):
+        env = _stacked(environment, shape) if is_game(environment) and len(shape) == 3 else None
         env = env or gymnasium.make(environment)
+    return fitting(env, environment, shape, actions)
+
+
+@contextmanager
+def found(environment: str) -> Iterator[None]:
+    """Raises: ArgumentError: there is no such environment."""
+    import gymnasium
+
+    try:
+        yield
     except (gymnasium.error.Error, ImportError) as error:
         raise ArgumentError(f"there is no environment '{environment}' here: {error}") from error
-    seen, found = env.observation_space.shape, _count(env.action_space)
-    if seen != shape or found != actions:
+
+
+def fitting(env: Env, environment: str, shape: tuple[int, ...] | None, actions: int) -> Env:
+    """An environment, if it fits a network.
+
+    Args:
+      shape: of an observation; None where it is no array. actions: see `make`.
+
+    Raises:
+      ArgumentError: it does not; it is closed then.
+    """
+    seen, choices = env.observation_space.shape, _count(env.action_space)
+    if seen != shape or choices != actions:
         env.close()
         raise ArgumentError(
             f"the file does not fit {environment}: it takes observations {shape} and gives {actions} actions, the "
-            f"environment has {seen} and {found}"
+            f"environment has {seen} and {choices}"
         )
     return env
 
@@ -194,17 +219,22 @@ def play(
     return tally.parity()
 
 
-def _is_game(environment: str) -> bool:
-    return "NoFrameskip" in environment or environment.startswith("ALE/")
+def is_game(environment: str) -> bool:
+    """Whether gymnasium's id is one of a game of ALE; they are then registered."""
+    named = "NoFrameskip" in environment or environment.startswith("ALE/")
+    if named:
+        import ale_py
+        import gymnasium
+
+        gymnasium.register_envs(ale_py)
+    return named
 
 
 def _stacked(environment: str, shape: tuple[int, ...]) -> Env:
     """A game as (frames, 84, 84), or (84, 84, frames) where that is the shape."""
-    import ale_py
     import gymnasium
     from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, TransformObservation
 
-    gymnasium.register_envs(ale_py)
     settings: dict[str, Any] = {"frameskip": 1} if environment.startswith("ALE/") else {}
     env = FrameStackObservation(AtariPreprocessing(gymnasium.make(environment, **settings)), min(shape))
     if shape[0] == min(shape):

@@ -118,6 +118,7 @@ class Parity:
       environment: that was played. returns: of each episode, by the framework's actions.
       steps: of all. differing: those at which the two wanted different actions.
       largest: difference of their actions (of choices 0 or 1).
+      assumed: what the file does not record and was taken for granted, or what only the framework does, in words.
     """
 
     environment: str
@@ -125,6 +126,7 @@ class Parity:
     steps: int
     differing: int
     largest: float
+    assumed: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raise Refused if any action differed."""

@@ -19,6 +19,7 @@ from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.algorithms.impala import IMPALAConfig
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.algorithms.sac import SACConfig
+from ray.rllib.connectors.env_to_module import MeanStdFilter
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.tune.registry import register_env
 
@@ -72,6 +73,7 @@ class Row:
       config: makes its configuration. model: of its networks; None for the framework's default.
       discrete, image: kinds of its actions and observations.
       remote: whether it needs an environment runner in a process of its own.
+      connectors: makes those that change an observation before the module sees it.
     """
 
     config: Callable[[], AlgorithmConfig]
@@ -79,6 +81,7 @@ class Row:
     discrete: bool = True
     image: bool = False
     remote: bool = False
+    connectors: Callable[..., Any] | None = None
 
     def train(self, path: Path) -> None:
         """Save an algorithm after a few updates."""
@@ -86,7 +89,11 @@ class Row:
         config = (
             self.config()
             .environment(f"World{self.image:d}{self.discrete:d}")
-            .env_runners(num_env_runners=int(self.remote), rollout_fragment_length=10)
+            .env_runners(
+                num_env_runners=int(self.remote),
+                rollout_fragment_length=10,
+                env_to_module_connector=self.connectors,
+            )
             .learners(num_learners=0)
             .reporting(min_time_s_per_iteration=0, min_sample_timesteps_per_iteration=10)
             .debugging(seed=0)
@@ -141,6 +148,9 @@ ROWS: Mapping[str, Row] = {
     "ppo free": Row(_ppo, DefaultModelConfig(**_SMALL, free_log_std=True), discrete=False),
     "ppo image": Row(_ppo, DefaultModelConfig(conv_filters=_CONV, head_fcnet_hiddens=[5]), image=True),
     "ppo lstm": Row(_ppo, DefaultModelConfig(**_SMALL, use_lstm=True, lstm_cell_size=5, max_seq_len=4)),
+    "ppo filter": Row(
+        _ppo, DefaultModelConfig(**_SMALL), connectors=lambda *_, **__: MeanStdFilter(clip_by_value=1.5)
+    ),
     "dqn": Row(_dqn, DefaultModelConfig(**_SMALL)),
     "dqn plain": Row(lambda: _dqn(dueling=False, double_q=False), DefaultModelConfig(**_SMALL)),
     "dqn atoms": Row(lambda: _dqn(num_atoms=5, v_min=-3.0, v_max=7.0), DefaultModelConfig(**_SMALL)),
@@ -182,6 +192,13 @@ def module_of(algorithm: Algorithm) -> Any:
 def optimizers(algorithm: Algorithm) -> Iterator[torch.optim.Optimizer]:
     """The framework's own optimizers."""
     yield from algorithm.learner_group._learner._named_optimizers.values()
+
+
+def filtered(algorithm: Algorithm, observation: np.ndarray) -> np.ndarray:
+    """What the filter that an algorithm acts with makes of observations, of which it learns nothing."""
+    connectors = algorithm.env_runner._env_to_module.connectors
+    own = next(c for c in connectors if isinstance(c, MeanStdFilter))._filters[None]
+    return np.stack([own(one, update=False) for one in observation])
 
 
 @torch.no_grad()

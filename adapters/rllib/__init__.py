@@ -23,6 +23,7 @@ from surgery_adapters.containers.pickle_tree import dump
 from surgery_adapters.containers.pickled_arrays import write_array
 from surgery_adapters.installed import playing_in
 from surgery_adapters.networks.trained import Trained, joined
+from surgery_adapters.rllib.connectors import Connectors
 from surgery_adapters.rllib.folder import STATE, RllibFolder, plain
 from surgery_adapters.rllib.networks import CLIPS, Networks, build
 from surgery_adapters.rllib.settings import follow, widths
@@ -52,11 +53,10 @@ def load(path: Path, reading: Reading) -> Checkpoint:
     """All networks of a module in one graph; see `surgery.adapters.Adapter`."""
     folder = RllibFolder.open(path)
     networks, notes = _networks(folder), Notes.parse(folder.notes)
-    environment = notes.environment if notes.environment.id else _environment(folder, notes.environment)
     return Checkpoint(
         checked(networks.layers.graph.model()),
         notes.meaning(Interface(tuple(networks.inputs), tuple(networks.outputs))),
-        environment=environment,
+        environment=_environment(folder, notes.environment),
         lineage=notes.lineage,
         optimizer=_optimizer(folder, networks) if reading.optimizer else None,
         source={
@@ -218,13 +218,16 @@ def _networks(folder: RllibFolder, tensors: Mapping[str, ir.TensorProtocol] | No
 
 
 def _environment(folder: RllibFolder, noted: Environment) -> Environment:
-    """The contract, with the name of the environment that the algorithm's configuration has."""
-    root = folder.tree("class_and_ctor_args.pkl").root
-    try:
-        name = root["ctor_args_and_kwargs"][0][0]["env"]
-    except (KeyError, TypeError, IndexError):
-        return noted
-    return Environment(name, noted.settings) if isinstance(name, str) else noted
+    """The contract, with the environment that the algorithm's configuration names and the filter's statistics.
+
+    Training goes on and changes these, while what was noted stays: they are the folder's, unless it was noted that
+    there are to be none.
+    """
+    settings = dict(noted.settings)
+    if settings.get("normaliser", {}) is not None and (found := Connectors.read(folder).normaliser):
+        settings["normaliser"] = found
+    named = folder.algorithm.get("env")
+    return Environment(noted.id or (named if isinstance(named, str) else None), settings)
 
 
 def _trained(folder: RllibFolder, networks: Networks) -> dict[str, Trained]:

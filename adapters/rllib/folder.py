@@ -129,6 +129,16 @@ class RllibFolder:
             raise CorruptFile("the checkpoint does not hold the model_config of its module")
         return found
 
+    @property
+    def algorithm(self) -> Mapping[str, Any]:
+        """The algorithm's configuration; empty where the folder does not hold it as data."""
+        root = self.tree("class_and_ctor_args.pkl").root
+        try:
+            found = root["ctor_args_and_kwargs"][0][0]
+        except (KeyError, TypeError, IndexError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
     def space(self, key: str) -> Space:
         """The module's observation or action space."""
         return read_space(self.making.get(key))

@@ -13,6 +13,8 @@ from surgery_adapters.containers.pickle_tree import Made
 from surgery_adapters.containers.pickled_arrays import is_array, read_array
 from surgery_adapters.containers.spaces import Source, Space, change_box, change_count, read_space
 from surgery_adapters.networks.layers import Tensors
+from surgery_adapters.rllib import connectors
+from surgery_adapters.rllib.connectors import FILTER, FLATTEN, PREVIOUS, Connectors
 from surgery_adapters.rllib.folder import RllibFolder, fields_of
 from surgery_adapters.rllib.networks import Networks
 from surgery_adapters.writeback.contract import since
@@ -93,11 +95,14 @@ def follow(folder: RllibFolder, checkpoint: Checkpoint, changed: Mapping[str, An
     Raises:
       Refused: a space that cannot be changed, or statistics of observations, which have no place for new ones.
     """
-    changes = _Spaces(folder, checkpoint)
+    changes, filters = _Spaces(folder, checkpoint), connectors.statistics(folder)
     touched = []
     for name in folder.files():
         nodes = _nodes(folder, name) if name.endswith(".pkl") else []
-        if changes.observation and name.startswith("env_runner") and name.endswith("/state.pkl"):
+        if changes.observation and name in filters:
+            connectors.follow(folder.tree(name).root, changes.observation)
+            touched.append(name)
+        elif changes.observation and "env_runner" in name and name.endswith("/state.pkl"):
             _check_statistics(nodes, changes, name)
         configs = [_resize(node, changed) for node in nodes if isinstance(node, dict)]
         spaces = [changes.apply(node) for node in nodes if isinstance(node, Made)]
@@ -125,10 +130,11 @@ def _resize(node: dict[Any, Any], changed: Mapping[str, Any]) -> bool:
 
 
 class _Spaces:
-    """The module's spaces wherever they stand, and what they become."""
+    """The spaces of the module and of its environment, wherever they stand, and what they become."""
 
     def __init__(self, folder: RllibFolder, checkpoint: Checkpoint) -> None:
         self._seen, self._acted = folder.space("observation_space"), folder.space("action_space")
+        self._connectors = Connectors.read(folder)
         steps = since(checkpoint)
         sources = port_sources(steps, "input", "observation")
         self.observation: dict[int, Source] = {axis - 1: source for axis, source in sources.items() if axis}
@@ -136,16 +142,38 @@ class _Spaces:
         self._action: Source | None = port_sources(steps, "output", head).get(1)
         port = checkpoint.interface.input("observation")
         self._low, self._high = port.low, port.high
-        if self.observation and self._action and _same(self._seen, self._acted):
-            raise Refused(
-                "observations and actions have the same space: which of the checkpoint's is which cannot be told",
-                hint="extend one of them at a time",
-            )
+        shown = self._connectors.shown
+        self._shown = None if shown is None or _same(shown, self._seen) else shown
+        self._check()
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of an observation, as it was."""
         return tuple(self._seen.shape)
+
+    def _check(self) -> None:
+        """Raises: Refused: which space is which cannot be told, or one does not follow the other."""
+        seen = [space for space in (self._seen, self._shown) if space is not None]
+        if (self.observation or self._action) and any(_same(space, self._acted) for space in seen):
+            raise Refused(
+                "observations and actions have the same space: which of the checkpoint's is which cannot be told",
+                hint=HINT,
+            )
+        mixes = [name for name in self._connectors.names if name not in (FILTER, FLATTEN)]
+        mixed = bool(mixes) and self._shown is not None and self._shown.shape != self.shape
+        if mixed and (self.observation or (self._action and PREVIOUS in mixes)):
+            raise Refused(
+                f"the connector '{mixes[0]}' makes what the module sees out of what the environment shows and what "
+                "was done, and cannot follow",
+                hint=HINT,
+            )
+        flat = self._shown is None or self._shown.shape == self.shape or _grows(self._shown, self.observation)
+        if self.observation and not mixed and not flat:
+            raise Refused(
+                f"'{FLATTEN}' makes a vector of what the environment shows: where its new features come from cannot "
+                "be told",
+                hint=HINT,
+            )
 
     def apply(self, node: Made) -> bool:
         """Whether a node is one of the spaces that change; if so, it is changed."""
@@ -158,10 +186,20 @@ class _Spaces:
         if self.observation and _same(space, self._seen):
             change_box(space, self.observation, self._low, self._high)
             return True
+        if self.observation and self._shown is not None and _same(space, self._shown):
+            self._show(space)
+            return True
         if self._action and _same(space, self._acted):
             self._act(space, self._action)
             return True
         return False
+
+    def _show(self, space: Space) -> None:
+        """Change the environment's space; the module's has other bounds, those of what a connector makes."""
+        if space.kind == "Discrete":
+            change_count(space, len(self.observation[0]))
+        else:
+            change_box(space, self.observation, None, None)
 
     def _act(self, space: Space, source: Source) -> None:
         if space.kind == "Discrete":
@@ -171,6 +209,12 @@ class _Spaces:
             float(bound.flat[-1]) if bound is not None else None for bound in (space.low, space.high)
         )
         change_box(space, {0: source}, low, high)
+
+
+def _grows(shown: Space, sources: Mapping[int, Source]) -> bool:
+    """Whether a space of choices has only more of them, behind the old ones."""
+    source, n = sources.get(0, ()), sum(shown.counts)
+    return shown.kind == "Discrete" and [*source[:n]] == [*range(n)] and {*source[n:]} <= {None}
 
 
 def _same(one: Space, other: Space) -> bool:
@@ -184,10 +228,7 @@ def _same(one: Space, other: Space) -> bool:
 def _check_statistics(nodes: list[object], changes: _Spaces, name: str) -> None:
     for node in nodes:
         if is_array(node) and read_array(node).shape == changes.shape:
-            raise Refused(
-                f"'{name}' holds statistics of observations, which cannot follow",
-                hint="build the algorithm anew with the new environment, and set the state of its learner group",
-            )
+            raise Refused(f"'{name}' holds statistics of observations, which cannot follow", hint=HINT)
 
 
 def walk(root: object) -> Iterator[object]:

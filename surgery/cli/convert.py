@@ -158,13 +158,14 @@ def _text(report: dict[str, Any]) -> str:
     line = [
         f"{', '.join(report['inputs'])} → {', '.join(report['outputs'])}",
         plural(report["tensors"], "tensor"),
-        *([_same_actions(report["parity"])] if report["parity"] else []),
+        *(_same_actions(report["parity"]) if report["parity"] else []),
         *([f"{report['optimizer']}, {plural(report['slots'], 'slot')}"] if report["optimizer"] else []),
         f"wrote {report['output']}",
     ]
     return " · ".join(line)
 
 
-def _same_actions(parity: dict[str, Any]) -> str:
+def _same_actions(parity: dict[str, Any]) -> list[str]:
     episodes = plural(len(parity["returns"]), "episode")
-    return f"{episodes} of {parity['environment']}, {parity['steps']:,} steps: the framework's actions"
+    played = f"{episodes} of {parity['environment']}, {parity['steps']:,} steps: the framework's actions"
+    return [played, *parity["assumed"]]
