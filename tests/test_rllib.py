@@ -133,6 +133,8 @@ DEEPER = {
     "ppo settings": ["encoder.actor_encoder.net.mlp.0", "encoder.critic_encoder.net.mlp.0"],
     "dqn": ["af.net.mlp.0", "vf.net.mlp.0"],
     "sac": ["pi.net.mlp.0", "qf.net.mlp.0", "qf_twin.net.mlp.0"],
+    "ppo image": ["encoder.encoder.net.0.cnn.1", "encoder.encoder.net.0.cnn.3"],
+    "dqn image": ["encoder.net.0.cnn.3"],
 }
 """Layers behind which others are put: all that one setting sizes, each with a ReLU."""
 

@@ -117,30 +117,34 @@ def test_an_unchanged_copy_is_the_same_bytes_and_a_wide_one_the_same_function(sa
     assert f"{MODULE}/module_state.pkl" not in same
 
 
-HEADS = {
-    "ppo": ["pi.net.mlp.0", "vf.net.mlp.0"],
-    "ppo-lstm": ["pi.net.mlp.0", "vf.net.mlp.0"],
-    "dqn": ["af.net.mlp.0", "vf.net.mlp.0"],
-    "sac": ["pi.net.mlp.0", "qf.net.mlp.0", "qf_twin.net.mlp.0"],
-    "appo": ["pi.net.mlp.0", "vf.net.mlp.0"],
+_HEADS, _CONV = ("head_fcnet_hiddens", [4, 4, 4]), "encoder.encoder.net.0.cnn"
+DEEPER: Mapping[str, tuple[list[str], tuple[str, object]]] = {
+    "ppo": (["pi.net.mlp.0", "vf.net.mlp.0"], _HEADS),
+    "ppo-lstm": (["pi.net.mlp.0", "vf.net.mlp.0"], _HEADS),
+    "ppo-image": (
+        [f"{_CONV}.1", f"{_CONV}.3"],
+        ("conv_filters", [[3, 4, 2], [3, 3, 1], [3, 3, 1], [4, 3, 1, "valid"], [4, 3, 1], [4, 3, 1]]),
+    ),
+    "dqn": (["af.net.mlp.0", "vf.net.mlp.0"], _HEADS),
+    "sac": (["pi.net.mlp.0", "qf.net.mlp.0", "qf_twin.net.mlp.0"], _HEADS),
+    "appo": (["pi.net.mlp.0", "vf.net.mlp.0"], _HEADS),
 }
+"""Layers behind which two others each are put, and the setting that follows."""
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", DEEPER)
 def test_a_deep_folder_is_the_same_function_with_longer_settings_and_fresh_slots(saved, tmp_path, name):
     before, deep = surgery.load(saved[name]), tmp_path / "deep"
-    plan = surgery.deepen(before, HEADS[name], kind="identity", count=2)
+    places, (setting, longer) = DEEPER[name]
+    plan = surgery.deepen(before, places, kind="identity", count=2)
     surgery.apply(plan, before).save(deep)
     after, old, new = surgery.load(deep), RllibFolder.open(saved[name]), RllibFolder.open(deep)
     agree(runtime(after.model)(recorded(name, "in")), name)
-    assert new.config["head_fcnet_hiddens"] == [4, 4, 4]
-    assert {key: value for key, value in new.config.items() if key != "head_fcnet_hiddens"} == {
-        key: value for key, value in old.config.items() if key != "head_fcnet_hiddens"
-    }
-    layers = len({parameter for parameter in new.tensors if parameter not in old.tensors})
-    assert layers == 4 * len(
-        {parameter.partition(".")[0] for parameter in new.tensors if ".net.mlp.6." in parameter}
-    )
+    assert new.config == {**old.config, setting: longer}
+    copies = [
+        place for place in places for kind in ("_target_", "_old_", "target_") if _has(old, kind + place)
+    ]
+    assert len(new.tensors) - len(old.tensors) == 2 * 2 * len([*places, *copies])
     for optimizer, state in new.optimizers.items():
         numbers = [number for group in state["param_groups"] for number in group["params"]]
         assert numbers == list(range(len(numbers))) == sorted(state["state"])
@@ -150,6 +154,20 @@ def test_a_deep_folder_is_the_same_function_with_longer_settings_and_fresh_slots
         ]
         assert len(numbers) == len(had) + len(fresh)
         assert bool(fresh) == (optimizer != "alpha")
+
+
+def _has(folder: RllibFolder, module: str) -> bool:
+    return f"{module}.weight" in folder.tensors
+
+
+def test_larger_kernels_are_followed_where_the_framework_pads_alike(saved, tmp_path, capsys):
+    path, deep = str(saved["ppo-image"]), str(tmp_path / "deep")
+    assert main(["kernel", path, "--size", f"{_CONV}.1=6", "-o", deep]) == 0
+    assert RllibFolder.open(tmp_path / "deep").config["conv_filters"] == [[3, 6, 2], [4, 3, 1, "valid"]]
+    agree(runtime(surgery.load(deep).model)(recorded("ppo-image", "in")), "ppo-image")
+    capsys.readouterr()
+    assert main(["kernel", path, "--size", f"{_CONV}.3=5", "-o", str(tmp_path / "x")]) == Refused.exit_code
+    assert "which pads nothing there" in capsys.readouterr().err
 
 
 def test_new_layers_that_one_setting_cannot_express_are_refused_before_anything_is_computed(

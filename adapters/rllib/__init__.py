@@ -150,14 +150,14 @@ def _fitted(checkpoint: Checkpoint, like: Path) -> _Fitted:
     """
     folder = RllibFolder.open(like)
     networks = _networks(folder)
-    found = fit(folder.tensors, checkpoint, like)
+    found = fit(folder.tensors, checkpoint, like, dict.fromkeys(networks.padded, 3))
     new, had = widths(networks, found.tensors, found.numbering), widths(networks, folder.tensors)
     resized = {key: value for key, value in new.items() if value != had[key]}
     slots = _slots(folder, networks, checkpoint)
     revisions = _revisions(folder, slots, checkpoint, found) if found.numbering.added else {}
     followed = follow(folder, checkpoint, resized)
     made = _loadable(folder, found)
-    if found.numbering.added:
+    if found.numbering.added or checkpoint.source.get("adapter") == "rllib":
         check_same(checkpoint, lambda: made, found, folder.tensors, "RLlib")
     return _Fitted(folder, networks, found, slots, revisions, followed)
 

@@ -58,6 +58,11 @@ class Networks:
     sized: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)
     filters: list[list[Any]] = field(default_factory=list)
 
+    @property
+    def padded(self) -> set[str]:
+        """The sequences of convolutions, where padding is a module before each."""
+        return {module.rpartition(".")[0] for every in self.sized.get("conv_filters", ()) for module in every}
+
 
 def build(
     kind: str, tensors: Tensors, config: Mapping[str, Any], observation: Space, action: Space
@@ -212,7 +217,7 @@ class _Builder:
         x, sizes = graph.op("Transpose", self.observation, perm=[0, 3, 1, 2]), list(self.shape[:2])
         activation = self._activation("conv_activation")
         for channels, kernel, stride, *rest in filters:
-            padding, (k, s) = (rest or ["same"])[0], (_square(kernel), _square(stride))
+            padding, (k, s) = (rest or ["same"])[0], (square(kernel), square(stride))
             pads = _same(sizes, k, s) if padding == "same" else [0, 0, 0, 0]
             place += padding == "same"
             module = f"{prefix}{place}"
@@ -385,7 +390,7 @@ _MODULES: Mapping[str, type[_ActorCritic] | type[_Value] | type[_OffPolicy]] = {
 """The framework's default modules; IMPALA has that of PPO."""
 
 
-def _square(size: Any) -> int:  # noqa: ANN401
+def square(size: Any) -> int:  # noqa: ANN401
     """A kernel's or a stride's one size."""
     both = list(size) if isinstance(size, list | tuple) else [size]
     if len(set(both)) != 1:

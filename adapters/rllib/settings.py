@@ -16,7 +16,7 @@ from surgery_adapters.networks.layers import Tensors
 from surgery_adapters.rllib import connectors
 from surgery_adapters.rllib.connectors import FILTER, FLATTEN, PREVIOUS, Connectors
 from surgery_adapters.rllib.folder import RllibFolder, fields_of
-from surgery_adapters.rllib.networks import Networks
+from surgery_adapters.rllib.networks import Networks, square
 from surgery_adapters.writeback.contract import since
 from surgery_adapters.writeback.sequences import HINT, Numbering
 
@@ -48,8 +48,7 @@ def widths(networks: Networks, tensors: Tensors, numbering: Numbering = _SAME) -
                 )
         found[setting] = longest
     if "conv_filters" in found:
-        channels = found["conv_filters"]
-        found["conv_filters"] = [[n, *old[1:]] for n, old in zip(channels, networks.filters, strict=True)]
+        found["conv_filters"] = _filters(networks, tensors, numbering)
     if "lstm_cell_size" in found:
         found["lstm_cell_size"] = found["lstm_cell_size"][0]
     return found
@@ -74,8 +73,31 @@ def _check_depths(setting: str, old: Sequence[Sequence[str]], new: Sequence[Sequ
             hint=f"put new layers behind the same places of all (--after {deeper[most][0]} "
             f"--after {deeper[least][0]}), or {HINT}",
         )
-    if setting == "conv_filters" and any(deeper):
-        raise Refused("there is no rule for new convolutions, which RLlib pads apart", hint=HINT)
+
+
+def _filters(networks: Networks, tensors: Tensors, numbering: Numbering) -> list[list[Any]]:
+    """Channels, kernel, stride and padding of every convolution; new ones are padded so that sizes stay."""
+    first, old = networks.sized["conv_filters"][0], iter(networks.filters)
+    had = {numbering.moved(module) for module in first}
+    found = []
+    for module in _modules(first, numbering):
+        kernel, (_, size, *rest) = _kernel(tensors, module), next(old) if module in had else (0, 0, 1)
+        if module in had and square(size) != kernel and "valid" in rest:
+            raise Refused(
+                f"'{module}' is 'valid' in RLlib, which pads nothing there: with another kernel sizes would change",
+                hint=HINT,
+            )
+        found.append([_width(tensors, module), size if square(size) == kernel else kernel, *rest])
+    return found
+
+
+def _kernel(tensors: Tensors, module: str) -> int:
+    height, width = shape_of(tensors[f"{module}.weight"])[2:]
+    if height != width:
+        raise Refused(
+            f"there is no rule for a kernel that is not square: '{module}' has {height}×{width}", hint=HINT
+        )
+    return height
 
 
 def _width(tensors: Tensors, module: str) -> int:

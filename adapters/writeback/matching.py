@@ -57,8 +57,11 @@ def followed(state: OptimizerState | None) -> OptimizerState:
     return state
 
 
-def fit(old: Tensors, checkpoint: Checkpoint, like: Path) -> Fit:
+def fit(old: Tensors, checkpoint: Checkpoint, like: Path, modules: Mapping[str, int] | None = None) -> Fit:
     """Find the place of every parameter of a checkpoint in a file that it came from, or in one like it.
+
+    Args:
+      old: the file's parameters. modules: of new layers, see `Numbering`.
 
     Raises:
       ArgumentError: the file is of another network.
@@ -73,7 +76,7 @@ def fit(old: Tensors, checkpoint: Checkpoint, like: Path) -> Fit:
             f"your code makes this network, and it makes no '{new[0]}'",
             hint=f"{HINT}; or bring code that makes it, and write its own file",
         )
-    numbering = number(checkpoint.model, old, new, checkpoint.copies)
+    numbering = number(checkpoint.model, old, new, checkpoint.copies, modules)
     now = matched(old, checkpoint, like, new)
     now |= variances(old, now)
     tensors = numbering.fitted(old, {**now, **{name: ours[name] for name in new}})

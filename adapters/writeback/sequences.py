@@ -2,7 +2,7 @@
 
 A graph names a new layer by any number that is free; a sequence numbers its modules by their order, activations among
 them. A layer that was put behind the activation of module p is module p + 2, its activation p + 3, and what came
-later moves on by two.
+later moves on by two. Where a framework pads by a module of its own, that is p + 2, and everything else one further.
 """
 
 from __future__ import annotations
@@ -47,19 +47,21 @@ class Numbering:
     Attributes:
       cuts: sequence -> the old places in front of which new layers stand; one for every new layer.
       added: new name in the file -> the graph's parameter, and what it follows.
+      modules: sequence -> how many modules a new layer is there, of which it is the last but one; 2 where it is none.
     """
 
     cuts: Mapping[str, Sequence[int]] = field(default_factory=dict)
     added: Mapping[str, Added] = field(default_factory=dict)
+    modules: Mapping[str, int] = field(default_factory=dict)
 
     def moved(self, path: str) -> str:
         """The new path of a parameter or module that the file has."""
         parts = path.split(".")
         moved = list(parts)
         for k, part in enumerate(parts):
-            cuts = self.cuts.get(".".join(parts[:k]))
+            cuts, each = self.cuts.get(".".join(parts[:k])), self.modules.get(".".join(parts[:k]), 2)
             if cuts and part.isdecimal():
-                moved[k] = str(int(part) + 2 * sum(cut <= int(part) for cut in cuts))
+                moved[k] = str(int(part) + each * sum(cut <= int(part) for cut in cuts))
         return ".".join(moved)
 
     def of_graph(self, old: Tensors) -> dict[str, str]:
@@ -106,13 +108,20 @@ class _NewLayer:
     before: str
 
 
-def number(model: ir.Model, old: Tensors, new: Sequence[str], copies: Mapping[str, str]) -> Numbering:
+def number(
+    model: ir.Model,
+    old: Tensors,
+    new: Sequence[str],
+    copies: Mapping[str, str],
+    modules: Mapping[str, int] | None = None,
+) -> Numbering:
     """Find the place of every new layer.
 
     Args:
       model: the graph. old: the file's parameters.
       new: the graph's parameters that the file does not have.
       copies: prefix of copies -> prefix of their originals, of which all are deepened or none.
+      modules: see `Numbering`.
 
     Raises:
       Refused: a layer that no sequence holds, with the reason.
@@ -124,16 +133,18 @@ def number(model: ir.Model, old: Tensors, new: Sequence[str], copies: Mapping[st
     if len({(spot.group, spot.place, spot.depth) for spot in spots}) < len(spots):
         raise Refused("two new layers follow the same one side by side, which no sequence holds", hint=HINT)
     cuts: dict[str, list[int]] = {}
+    several = modules or {}
     for spot in spots:
         cuts.setdefault(spot.group, []).append(spot.cut)
     added: dict[str, Added] = {}
     for spot in sorted(spots, key=lambda spot: spot.depth):
-        at = spot.cut + 2 * sum(cut < spot.cut for cut in cuts[spot.group]) + 2 * spot.depth
+        each = several.get(spot.group, 2)
+        at = spot.cut + each * (sum(cut < spot.cut for cut in cuts[spot.group]) + spot.depth) + each - 2
         behind = [name for name in old if name.startswith(f"{spot.group}.{spot.place}.")][-1]
         tensors = spot.layer.tensors.items()
         added |= {f"{spot.group}.{at}.{leaf}": Added(name, behind) for leaf, name in tensors}
     _check_copies(cuts, old, copies)
-    return Numbering(cuts, added)
+    return Numbering(cuts, added, several)
 
 
 @dataclass(frozen=True)
