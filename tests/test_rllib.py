@@ -158,6 +158,26 @@ def test_a_deepened_algorithm_loads_does_the_same_and_learns_on(saved, tmp_path,
     learn_on(new, after, tmp_path)
 
 
+@pytest.mark.parametrize(("name", "kind"), [("ppo", "rmsprop"), ("sac", "sgd"), ("appo", "adamw")])
+def test_an_algorithm_with_another_optimizer_loads_with_its_state_and_learns_on(saved, tmp_path, name, kind):
+    before = surgery.load(saved[name])
+    swapped = surgery.swap_optimizer(before, kind, match="all").checkpoint
+    surgery.save(swapped, tmp_path / "new")
+    after, algorithm = surgery.load(tmp_path / "new"), load(tmp_path / "new")
+    names = {"rmsprop": torch.optim.RMSprop, "sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
+    made = dict(algorithm.learner_group._learner._named_optimizers)
+    assert {type(made[n]) for n in made if not n.endswith("alpha")} == {names[kind]}
+    rates = {group["lr"] for o in made.values() for group in o.param_groups}
+    assert {group.hyper["lr"] for group in after.optimizer.groups} <= rates
+    slots_are_carried(after, algorithm)
+    algorithm.train()
+    assert rates == {group["lr"] for o in made.values() for group in o.param_groups}  # the schedules' too
+    learn(algorithm)
+    algorithm.save_to_path(str(tmp_path / "later"))
+    algorithm.stop()
+    assert surgery.load(tmp_path / "later").optimizer.kind == kind
+
+
 def extended(row: Row, checkpoint: surgery.Checkpoint) -> surgery.Plan:
     """One more feature in second place and one more action, in every network that has them."""
     seen = [NewObservation(f"observation{'[3]' if row.image else ''}", 1, 1)]

@@ -23,17 +23,15 @@ from surgery_adapters.containers.pickle_tree import dump
 from surgery_adapters.containers.pickled_arrays import write_array
 from surgery_adapters.installed import playing_in
 from surgery_adapters.networks.trained import Trained, joined
+from surgery_adapters.rllib import optimizers
 from surgery_adapters.rllib.connectors import Connectors
-from surgery_adapters.rllib.folder import STATE, RllibFolder, plain
-from surgery_adapters.rllib.networks import CLIPS, Networks, build
+from surgery_adapters.rllib.folder import STATE, RllibFolder
+from surgery_adapters.rllib.networks import Networks, build
 from surgery_adapters.rllib.settings import follow, widths
 from surgery_adapters.writeback.contract import NAME, Notes, notes_of
 from surgery_adapters.writeback.matching import Fit, check_same, checked, fit, followed
 from surgery_adapters.writeback.sequences import EVERYWHERE, HINT
 from surgery_adapters.writeback.torch_tree import Revision, revise, write
-
-TEMPERATURE = "alpha"
-"""SAC's optimizer of one number, which is no part of any network."""
 
 
 def detect(path: Path) -> bool:
@@ -45,8 +43,8 @@ def training_state(path: Path) -> TrainingState:
     """The module, and the optimizers with the names of what they train."""
     folder = RllibFolder.open(path)
     networks = _networks(folder)
-    optimizers = {name: optimizer.named() for name, optimizer in _trained(folder, networks).items()}
-    return TrainingState({folder.module: folder.tensors}, optimizers, {"model_config": folder.config})
+    named = {name: optimizer.named() for name, optimizer in optimizers.trained(folder, networks).items()}
+    return TrainingState({folder.module: folder.tensors}, named, {"model_config": folder.config})
 
 
 def load(path: Path, reading: Reading) -> Checkpoint:
@@ -75,9 +73,9 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
     part = _fitted(checkpoint, like)
     folder, networks, files = part.folder, part.networks, part.folder.files()
     changed = set(_replace_parameters(folder, part.fit.now)) | set(_replace_slots(folder, part.slots))
-    changed |= set(part.followed)
+    changed |= {*part.followed, *_revise_optimizers(part, checkpoint)}
     if part.fit.numbering.added:
-        changed |= set(_add_layers(part, checkpoint))
+        changed |= set(_add_layers(part))
     written = {name: dump(folder.tree(name)) for name in changed}
     told = _environment(folder, Environment())
     kept = checkpoint.replace(environment=Environment()) if checkpoint.environment == told else checkpoint
@@ -130,7 +128,7 @@ class _Fitted:
     Attributes:
       folder: the original, its settings as they will be. networks: that it made before.
       fit: what goes where in it. slots: what those of its optimizers become.
-      revisions: how its optimizers change where there are new layers.
+      revisions: how its optimizers change, beyond the numbers in their slots.
       followed: the pickles whose settings or spaces are others.
     """
 
@@ -153,39 +151,36 @@ def _fitted(checkpoint: Checkpoint, like: Path) -> _Fitted:
     found = fit(folder.tensors, checkpoint, like, dict.fromkeys(networks.padded, 3))
     new, had = widths(networks, found.tensors, found.numbering), widths(networks, folder.tensors)
     resized = {key: value for key, value in new.items() if value != had[key]}
-    slots = _slots(folder, networks, checkpoint)
-    revisions = _revisions(folder, slots, checkpoint, found) if found.numbering.added else {}
-    followed = follow(folder, checkpoint, resized)
+    trained = optimizers.trained(folder, networks)
+    revisions = _revisions(folder, trained, checkpoint, found)
+    slots = _slots(trained, revisions, checkpoint)
+    others = follow(folder, checkpoint, resized)
+    if checkpoint.optimizer is not None:
+        others += optimizers.follow(folder, trained, revisions, checkpoint.optimizer)
     made = _loadable(folder, found)
     if found.numbering.added or checkpoint.source.get("adapter") == "rllib":
         check_same(checkpoint, lambda: made, found, folder.tensors, "RLlib")
-    return _Fitted(folder, networks, found, slots, revisions, followed)
+    return _Fitted(folder, networks, found, slots, revisions, others)
 
 
 def _revisions(
-    folder: RllibFolder, slots: _Slots, checkpoint: Checkpoint, found: Fit
+    folder: RllibFolder, trained: Mapping[str, Trained], checkpoint: Checkpoint, found: Fit
 ) -> Mapping[str, Revision]:
-    """How the optimizers take in the parameters of new layers.
+    """How the optimizers become those of the checkpoint.
 
     Raises:
-      Refused: they would have other settings, which the algorithm's configuration makes anew.
+      Refused: the checkpoint has no state of them, or one that the folder cannot hold.
     """
-    state = checkpoint.optimizer
-    if state is None:
-        return {}
-    revisions = {
-        name: revise(item.record, item.places, state, found.numbering, folder.tensors)
-        for name, item in slots.trained.items()
-    }
-    if any(group is not None for revision in revisions.values() for group in revision.settings):
-        raise Refused(
-            "the folder's optimizer has other settings, which its configuration would make anew", hint=HINT
+    return {
+        name: revise(
+            item.record, item.places, followed(checkpoint.optimizer), found.numbering, folder.tensors
         )
-    return revisions
+        for name, item in trained.items()
+    }
 
 
-def _add_layers(part: _Fitted, checkpoint: Checkpoint) -> list[str]:
-    """Put new layers into the trees of the module and of the optimizers; the pickles."""
+def _add_layers(part: _Fitted) -> list[str]:
+    """Put new layers into the tree of the module; the pickle."""
     folder, numbering, nodes = part.folder, part.fit.numbering, dict(part.folder.nodes)
     moved = {numbering.moved(name): node for name, node in nodes.items()}
     moved |= {
@@ -194,16 +189,17 @@ def _add_layers(part: _Fitted, checkpoint: Checkpoint) -> list[str]:
     }
     folder.nodes.clear()
     folder.nodes.update({name: moved[name] for name in numbering.order(nodes)})
-    like = next(iter(nodes.values()))
-    for name, revision in part.revisions.items():
-        if revision.needed and checkpoint.optimizer is not None:
-            write(
-                folder.optimizers[name],
-                revision,
-                checkpoint.optimizer,
-                lambda tensor: write_array(like, tensor.numpy()),
-            )
-    return [folder.state_file, STATE]
+    return [folder.state_file]
+
+
+def _revise_optimizers(part: _Fitted, checkpoint: Checkpoint) -> list[str]:
+    """Give the optimizers that take in new layers, or become others, their new state; the pickle, if there were any."""
+    like = next(iter(part.folder.nodes.values()))
+    needed = {name: revision for name, revision in part.revisions.items() if revision.needed}
+    for name, revision in needed.items():
+        state = followed(checkpoint.optimizer)
+        write(part.folder.optimizers[name], revision, state, lambda tensor: write_array(like, tensor.numpy()))
+    return [STATE] if needed else []
 
 
 def _networks(folder: RllibFolder, tensors: Mapping[str, ir.TensorProtocol] | None = None) -> Networks:
@@ -230,35 +226,9 @@ def _environment(folder: RllibFolder, noted: Environment) -> Environment:
     return Environment(noted.id or (named if isinstance(named, str) else None), settings)
 
 
-def _trained(folder: RllibFolder, networks: Networks) -> dict[str, Trained]:
-    """The optimizers of networks, by name; that of a temperature is carried."""
-    if unknown := set(folder.optimizers) - set(networks.scopes) - {TEMPERATURE}:
-        raise Refused(
-            f"there is no rule for what the optimizers {', '.join(sorted(unknown))} train",
-            hint="read the checkpoint without them: --no-optimizer",
-        )
-    return {
-        name: _bound(folder, name, networks.scopes[name])
-        for name in networks.scopes
-        if name in folder.optimizers
-    }
-
-
-def _bound(folder: RllibFolder, name: str, prefixes: tuple[str, ...]) -> Trained:
-    scope = {
-        key: folder.tensors[key]
-        for prefix in prefixes
-        for key in folder.tensors
-        if key.startswith(prefix) and not key.endswith(CLIPS)
-    }
-    state = plain(folder.optimizers[name])
-    assert isinstance(state, dict)
-    return Trained.bind(name, state, [scope])
-
-
 def _optimizer(folder: RllibFolder, networks: Networks) -> OptimizerState | None:
     """The state of all optimizers of networks, by parameter name."""
-    return joined(_trained(folder, networks).values())
+    return joined(optimizers.trained(folder, networks).values())
 
 
 def _replace_parameters(folder: RllibFolder, tensors: Mapping[str, ir.TensorProtocol]) -> list[str]:
@@ -269,18 +239,13 @@ def _replace_parameters(folder: RllibFolder, tensors: Mapping[str, ir.TensorProt
     return [folder.state_file] if changed else []
 
 
-def _slots(folder: RllibFolder, networks: Networks, checkpoint: Checkpoint) -> _Slots:
-    """Raises: Refused: the checkpoint has no state of these optimizers."""
-    trained = _trained(folder, networks)
-    if not trained:
-        return _Slots({})
-    state = followed(checkpoint.optimizer)
-    old = merged([optimizer.state for optimizer in trained.values()])
-    if state.kind != old.kind:
-        raise Refused(
-            f"RLlib's learners have '{old.kind}' in their code, and make no {state.kind} of a checkpoint",
-            hint="keep its optimizer, or write a learner of your own; a graph holds any beside it: -o OUT.onnx",
-        )
+def _slots(
+    trained: Mapping[str, Trained], revisions: Mapping[str, Revision], checkpoint: Checkpoint
+) -> _Slots:
+    """What changes in the numbers of optimizers that stay of their kind."""
+    if not trained or any(revision.swapped for revision in revisions.values()):
+        return _Slots(trained)
+    state, old = followed(checkpoint.optimizer), merged([optimizer.state for optimizer in trained.values()])
     counted = {name: n for name, n in state.steps.items() if n != old.steps.get(name, n)}
     return _Slots(trained, slots_of(old), slots_of(state, like=old), counted)
 
