@@ -27,7 +27,7 @@ def shape_text(shape: Iterable[object]) -> str:
 
 
 class SurgeryError(Exception):
-    """Base of all errors a user can meet.
+    """Base of all errors a user can meet; a traceback shows context and hint beneath the message.
 
     Args:
       message: what failed, in one line: had against wanted.
@@ -42,8 +42,11 @@ class SurgeryError(Exception):
     ) -> None:
         super().__init__(message)
         self.message = message
-        self.where = {label: str(text) for label, text in (where or {}).items()}
+        self.where: dict[str, str] = {}
         self.hint = hint
+        self.within(**dict(where or {}))
+        if hint:
+            self.add_note(f"hint: {hint}")
 
     @property
     def kind(self) -> str:
@@ -52,7 +55,10 @@ class SurgeryError(Exception):
 
     def within(self, **where: object) -> SurgeryError:
         """Add context that only the caller knows (labels already present are kept); returns itself for `raise`."""
-        self.where = {**{label: str(text) for label, text in where.items()}, **self.where}
+        added = {label: str(text) for label, text in where.items() if label not in self.where}
+        self.where = {**added, **self.where}
+        for label, text in added.items():
+            self.add_note(f"  {label}  {text}")
         return self
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import traceback
+
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
 from surgery.annotate import annotate
 from surgery.checkpoint import load
-from surgery.errors import ArgumentError, UnknownName
+from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.interface import Environment, Interface, Port, PortPatch, infer
 from tests.small_models import mlp, write
 
@@ -61,6 +63,26 @@ def test_outputs_are_recognised_by_their_names(name):
     assert infer(_model_with(("obs",), (name,))).outputs == (Port(name, OUTPUTS[name]),)
 
 
+def test_what_a_recurrent_operator_starts_and_ends_with_is_state_whatever_it_is_called():
+    nodes = [
+        helper.make_node("Unsqueeze", ["a", "axes"], ["sequence"]),
+        helper.make_node("GRU", ["sequence", "w", "r", "", "", "b"], ["all", "last"], hidden_size=3),
+        helper.make_node("Identity", ["last"], ["d"]),
+        helper.make_node("Squeeze", ["all"], ["u"]),
+    ]
+    float32, shapes = TensorProto.FLOAT, {"a": (2, 4), "b": (1, 2, 3), "u": (2, 3), "d": (1, 2, 3)}
+    ports = {name: helper.make_tensor_value_info(name, float32, shape) for name, shape in shapes.items()}
+    weights = [
+        helper.make_tensor("w", float32, (1, 9, 4), [0.1] * 36),
+        helper.make_tensor("r", float32, (1, 9, 3), [0.1] * 27),
+        helper.make_tensor("axes", TensorProto.INT64, (1,), [0]),
+    ]
+    graph = helper.make_graph(nodes, "g", [ports["a"], ports["b"]], [ports["u"], ports["d"]], weights)
+    interface = infer(ir.from_proto(helper.make_model(graph)))
+    assert [port.kind for port in interface.inputs] == ["observation", "state"]
+    assert [port.kind for port in interface.outputs] == ["other", "state"]
+
+
 BAD_DECLARATIONS = {
     "unknown input 'z'": {"inputs": {"z": PortPatch("mask")}},
     "unknown output": {"outputs": {"x": PortPatch("value")}},
@@ -106,3 +128,11 @@ def test_a_declaration_keeps_what_it_does_not_name(tmp_path):
 def test_an_interface_that_names_a_port_twice_is_refused():
     with pytest.raises(ArgumentError, match="same name"):
         Interface((Port("x", "mask"), Port("x", "mask")), ())
+
+
+def test_a_traceback_of_an_error_shows_its_context_and_its_hint():
+    error = Refused("no", where={"space": "fc"}, hint="surgery inspect").within(space="other", file="a.onnx")
+    shown = traceback.format_exception(error)
+    assert shown[-4:] == [
+        "surgery.errors.Refused: no\n", "  space  fc\n", "hint: surgery inspect\n", "  file  a.onnx\n"
+    ]  # fmt: skip

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import onnx_ir as ir
 
@@ -16,7 +17,8 @@ from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError
 from surgery.graph.facts import Facts
 from surgery.graph.prepare import prepared
-from surgery.interface import Interface, Port
+from surgery.interface import Environment, Interface, Port
+from surgery.json_values import Json
 
 _HEADS = {
     "q_values": "q",
@@ -120,7 +122,15 @@ def new_like(
         replace(port, labels=known.action.labels) if k == 0 else port
         for k, port in enumerate(made.interface.outputs)
     )
-    return made.replace(interface=Interface(inputs, outputs), environment=teacher.environment)
+    return made.replace(interface=Interface(inputs, outputs), environment=_unplayed(teacher.environment))
+
+
+def _unplayed(environment: Environment) -> Environment:
+    """A contract without the scores of the network that it comes from; random play is anyone's."""
+    known = cast("Sequence[Mapping[str, Json]]", environment.settings.get("scores", ()))
+    scores = [score for score in known if score["mode"] == "random"]
+    settings = {key: value for key, value in environment.settings.items() if key != "scores"}
+    return Environment(environment.id, {**settings, "scores": scores} if scores else settings)
 
 
 def _streamed(teacher: Checkpoint, head: str) -> str:

@@ -182,12 +182,7 @@ def changes(plan: surgery.Plan) -> list[dict[str, object]]:
 def edit_text(result: surgery.Result, target: Path) -> str:
     """One line that says what changed, and beneath it what did not and why."""
     plan, report = result.plan, result.report
-    line = [
-        f"{change.space} {change.before}→{change.after}"
-        if change.before
-        else f"new {change.space} {change.after}"
-        for change in plan.changes
-    ]
+    line = [str(change) for change in plan.changes]
     tensors = sum(change.tensors for change in plan.changes)
     slots = sum(change.slots for change in plan.changes)
     line.append(plural(tensors, "tensor") + (f", {plural(slots, 'slot')}" if slots else ""))

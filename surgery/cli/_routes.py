@@ -158,10 +158,9 @@ def text(journey: Journey, path: Path) -> str:
 
 def _line(result: surgery.Result) -> str:
     plan = result.plan
-    changes = [f"{c.space} {c.before}→{c.after}" if c.before else f"{c.space} new" for c in plan.changes]
     tensors, slots = (sum(getattr(c, part) for c in plan.changes) for part in ("tensors", "slots"))
     counts = plural(tensors, "tensor") + (f", {plural(slots, 'slot')}" if slots else "")
-    return f"{plan.operation}: {' · '.join(changes)} · {counts}"
+    return f"{plan.operation}: {' · '.join(map(str, plan.changes))} · {counts}"
 
 
 def _rows(rows: tuple[Row, ...]) -> str:

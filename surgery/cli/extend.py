@@ -75,7 +75,7 @@ def _start(ctx: click.Context, parameter: click.Parameter, word: str) -> tuple[s
 @click.option(
     "--observation",
     "requests",
-    metavar="INPUT+K[@AT]",
+    metavar="INPUT+K[@AT][=NAME,…]",
     multiple=True,
     callback=_observations,
     help="Insert K features or channels into an input, before feature AT (default: behind the last).",
@@ -83,7 +83,7 @@ def _start(ctx: click.Context, parameter: click.Parameter, word: str) -> tuple[s
 @click.option(
     "--action",
     "actions",
-    metavar="OUTPUT+K",
+    metavar="OUTPUT+K[=NAME,…]",
     multiple=True,
     callback=_actions,
     help="Add K actions behind the old ones of an output.",

@@ -82,6 +82,7 @@ def _text(report: Report) -> str:
             f"{copy}* is edited as {original}* is" for copy, original in report["copies"].items()
         ),
         "environment": _environment(report["environment"]),
+        "scores": _scores(report),
         "lineage": _lineage(report["lineage"]),
     }
     return "\n\n".join([_header(report), *(section(title, body) for title, body in sections.items() if body)])
@@ -195,14 +196,29 @@ def _optimizer(state: Report | None) -> str:
 
 def _environment(environment: Report) -> str:
     lines = [environment["id"]] if environment["id"] else []
-    return "\n".join(
-        [*lines, *(f"{key} = {json.dumps(value)}" for key, value in environment["settings"].items())]
-    )
+    settings = {key: value for key, value in environment["settings"].items() if key != "scores"}
+    return "\n".join([*lines, *(f"{key} = {json.dumps(value)}" for key, value in settings.items())])
+
+
+def _scores(report: Report) -> str:
+    """What `surgery evaluate` has recorded, and whether of this very network."""
+    rows = [
+        (
+            score["mode"],
+            f"{number(score['mean'])} ± {score['std']:.2g}",
+            score["episodes"],
+            " · ".join(f"{key} {json.dumps(value)}" for key, value in score.get("settings", {}).items()),
+            "" if score.get("model", report["digest"]) == report["digest"] else score["model"][:12],
+        )
+        for score in report["environment"]["settings"].get("scores", ())
+    ]
+    return table(("played", "return", "episodes", "with", "by another model"), rows) if rows else ""
 
 
 def _lineage(steps: list[Report]) -> str:
     return "\n".join(
-        f"{step['operation']} of {', '.join(parent[:12] for parent in step['parents']) or '?'}"
+        step["operation"]
+        + (f" of {', '.join(parent[:12] for parent in step['parents'])}" if step["parents"] else "")
         for step in steps
     )
 

@@ -114,13 +114,20 @@ class Fold:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One line of the summary: a space, its sizes, and how many tensors and optimizer slots follow."""
+    """One part of the summary: a space, its sizes, and how many tensors and optimizer slots follow."""
 
     space: str
     before: int
     after: int
     tensors: int
     slots: int
+
+    def __str__(self) -> str:
+        if self.before == 0:
+            return f"new {self.space} {self.after}"
+        if self.before == self.after:
+            return f"{self.space} rearranged"
+        return f"{self.space} {self.before}→{self.after}"
 
 
 @dataclass(frozen=True)

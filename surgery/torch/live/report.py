@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,15 +47,18 @@ class Operation:
 
     def describe(self) -> str:
         """In words: a line that sums it up, then the optimizer's settings and what was not carried."""
-        parts = [f"{c.space} {c.before}→{c.after}" for c in self.plan.changes]
-        parts.append(f"{sum(map(len, self.tensors))} tensors, {self.slots} slots")
-        parts.append(f"outputs differ by {self.difference:.1e} (relative)")
+        outputs = "change" if self.plan.claim == "changed" else "equal"
+        parts = [
+            *map(str, self.plan.changes),
+            f"{sum(map(len, self.tensors)) + len(self.layers)} tensors, {self.slots} slots",
+            f"outputs {outputs} (max |Δ| {self.difference:.2g} of the largest)",
+        ]
         lines = [" · ".join(parts)]
         if self.layers:
             lines.append(f"new: {', '.join(self.layers.values())}")
         if self.recipe is not None:
-            done = "optimizer settings, in place" if self.regrouped else "optimizer settings to go on with"
-            lines.append(f"{done}\n{self.recipe.describe()}")
+            lines.append("optimizer settings, in place" if self.regrouped else "optimizer settings")
+            lines.append(textwrap.indent(self.recipe.describe(), "  "))
         lines += [f"not carried: {what}" for what in self.not_carried]
         if self.others:
             lines.append(f"{self.others} parameters of other networks are left as they are")
