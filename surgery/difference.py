@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from surgery.checkpoint import Checkpoint
@@ -86,7 +87,7 @@ def _tensors(
             if equal(old, new):
                 same += 1
             else:
-                entries.append(Entry(what, name, _tensor(old), "other values"))
+                entries.append(Entry(what, name, _tensor(old), f"other values{_apart(old, new)}"))
         else:
             entries.append(Entry(what, name, _tensor(old), _tensor(new)))
     return entries, same
@@ -96,6 +97,12 @@ def _tensor(tensor: ir.TensorProtocol | None) -> str | None:
     if tensor is None:
         return None
     return f"{tensor.dtype.name.lower()} {shape_text(shape_of(tensor))}"
+
+
+def _apart(old: ir.TensorProtocol, new: ir.TensorProtocol) -> str:
+    if not old.dtype.is_floating_point():
+        return ""
+    return f", max |Δ| {np.abs(old.numpy().astype(np.float64) - new.numpy()).max():.2g}"
 
 
 def _ports(checkpoint: Checkpoint, side: str) -> dict[str, str]:

@@ -106,7 +106,7 @@ def test_exporters_write_the_same_layers_in_different_ways(name):
 
 
 LAYERS = {
-    "nature_nhwc": "a constant on every number · conv 7 4×4/2 · relu · conv 11 3×3 · relu · flatten hwc · "
+    "nature_nhwc": "scaling by constants · conv 7 4×4/2 · relu · conv 11 3×3 · relu · flatten hwc · "
     "dense 17 · relu · dense 6",
     "dueling": "conv 5 3×3/2 · relu · flatten chw · "
     "dueling (dense 11 · relu · dense 1 | dense 13 · relu · dense 6)",
@@ -139,7 +139,7 @@ RECORDED = {
 def test_layers_are_recognised_whatever_framework_wrote_them(name):
     checkpoint = surgery.load(ROOT / "tests" / "fixtures" / f"{name}.onnx")
     layers = " · ".join(map(str, recognise(checkpoint).layers))
-    assert layers.removeprefix("a constant on every number · ") == RECORDED[name]
+    assert layers.removeprefix("scaling by constants · ") == RECORDED[name]
 
 
 @pytest.mark.parametrize("exporter", ["tf2onnx", "jax2onnx"])

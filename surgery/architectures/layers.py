@@ -180,7 +180,7 @@ Layer = (
     | Branches
     | Other
 )
-SCALING = Other("a constant on every number")
+SCALING = Other("scaling by constants")
 """Arithmetic with constants, such as a division by 255."""
 PLAIN = (Activation, Pool, Flatten, Mean, Branches, Other)
 """Layers without weights, and so without a name."""

@@ -130,6 +130,11 @@ def _registered(contract: Environment) -> gymnasium.Env[Any, Any]:
         raise MissingDependency(
             f"{contract.id} needs a package that is not installed", hint=str(error)
         ) from error
+    except gymnasium.error.NamespaceNotFound as error:
+        raise ArgumentError(
+            f"unknown environment '{contract.id}': nothing that is imported registers any of that kind",
+            hint=f"name the module that does: --env MODULE:{contract.id}",
+        ) from error
     except gymnasium.error.UnregisteredEnv as error:
         raise UnknownName("environment", str(contract.id), gymnasium.registry) from error
     except gymnasium.error.Error as error:

@@ -130,7 +130,8 @@ def check_attention(checkpoint: Checkpoint, places: list[Spot], heads: int | Non
     for spot in places:
         if spot.rank != 3 or spot.axis != 2:
             raise Refused(
-                f"'{spot.value.name}' is no sequence of vectors: {spot.rank} axes, units on axis {spot.axis}"
+                f"'{spot.value.name}' is no sequence of vectors: {spot.rank} axes, units on axis {spot.axis}",
+                hint="attention goes between vectors of shape batch×positions×units; --kind residual goes anywhere",
             )
     masks = [port.name for port in checkpoint.interface.inputs if port.kind == "mask"]
     if masks:
