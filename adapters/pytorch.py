@@ -15,9 +15,10 @@ from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, CorruptFile, Refused, UnknownFormat
 from surgery.files import check_readable, replacing
 from surgery.formats import is_kind, sniff
-from surgery.interface import Interface, infer
+from surgery.interface import Interface
 from surgery.optimizer import OptimizerState
 from surgery.optimizer_record import slots_of
+from surgery.port_kinds import infer
 from surgery.tensors import MappedFile, Region, read_safetensors, write_safetensors
 from surgery_adapters.containers import module_tree
 from surgery_adapters.containers.module_tree import ModuleNode, ModuleState

@@ -21,8 +21,8 @@ from surgery.adapters import Reading, TrainingState
 from surgery.checkpoint import Checkpoint
 from surgery.errors import MissingDependency, Refused, UnknownFormat
 from surgery.formats import is_kind
-from surgery.interface import infer
 from surgery.model_file import read_model, replace_tensors
+from surgery.port_kinds import infer
 from surgery_adapters.binding.bind import native
 from surgery_adapters.containers.graph_def import ends
 from surgery_adapters.tf_checkpoint.bundle import Bundle

@@ -21,8 +21,9 @@ from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, CorruptFile, Refused, SurgeryError
 from surgery.files import replacing
 from surgery.formats import is_kind, sniff
-from surgery.interface import Interface, infer
+from surgery.interface import Interface
 from surgery.json_values import Json
+from surgery.port_kinds import infer
 from surgery.probes import probes
 from surgery.tensors import MappedFile, Region
 from surgery_adapters import pytorch

@@ -16,11 +16,12 @@ from surgery.digests import model_digest
 from surgery.errors import ArgumentError, CorruptFile, FileError, GraphError, SurgeryError
 from surgery.files import replacing
 from surgery.formats import sniff
-from surgery.interface import Environment, Interface, LineageStep, infer
+from surgery.interface import Environment, Interface, LineageStep
 from surgery.json_values import Json, freeze_mapping
 from surgery.metadata import METADATA_KEY, Record
 from surgery.model_file import MAX_INLINE, all_tensors, read_model, replace_tensors, write_model
 from surgery.optimizer import OptimizerState, load_optimizer, save_optimizer
+from surgery.port_kinds import infer
 from surgery.tensors import (
     Layout,
     finite,

@@ -23,8 +23,8 @@ import surgery
 from surgery.edits.arithmetic import axis_maps, edit_weight
 from surgery.edits.execute import execute
 from surgery.edits.plan import Plan
-from surgery.interface import infer
 from surgery.optimizer import OptimizerState, ParamGroup
+from surgery.port_kinds import infer
 
 Widths = Mapping[str, int]
 

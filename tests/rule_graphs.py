@@ -22,9 +22,9 @@ from surgery.graph.atoms import Atom, Axis, factors, find, leaves, summands
 from surgery.graph.padding import averaged
 from surgery.graph.roles import Demand, scaled, travel
 from surgery.graph.spaces import Analysis, Space, analyse
-from surgery.interface import infer
 from surgery.numeric import run
 from surgery.ops.build import build
+from surgery.port_kinds import infer
 
 SYMBOLS = {"N": 4, "T": 3}
 """Run-time sizes of symbolic axes."""

@@ -19,8 +19,9 @@ from surgery.cli import main
 from surgery.description import Actions, Observed, SpaceDescription
 from surgery.envs import AnnealActions, describe
 from surgery.errors import ArgumentError, CorruptFile, MissingDependency, Refused, SurgeryError, UnknownName
-from surgery.interface import Environment, PortPatch, infer
+from surgery.interface import Environment, PortPatch
 from surgery.numeric import run
+from surgery.port_kinds import infer
 
 FEATURES = ("x", "y", "wind")
 

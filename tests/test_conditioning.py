@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import surgery
-from surgery.interface import infer
+from surgery.port_kinds import infer
 from surgery.verify.outputs import FLOAT64_LIMIT, compare_double, float64_outputs, float64_rounding
 
 

@@ -21,10 +21,10 @@ from surgery.edits.plan import Plan
 from surgery.edits.ports import grow, shrink
 from surgery.errors import ArgumentError, ClaimFailed, PlanMismatch, ProofFailed, Refused, UnknownName
 from surgery.graph.layers import layers
-from surgery.interface import infer
 from surgery.numeric import run
 from surgery.ops.deepen import KINDS
 from surgery.optimizer import OptimizerState, ParamGroup
+from surgery.port_kinds import infer
 from surgery.probes import probes
 from surgery.verify.outputs import difference, runtime
 from surgery.verify.structure import check_structure

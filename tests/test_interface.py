@@ -11,7 +11,8 @@ from onnx import TensorProto, helper
 from surgery.annotate import annotate
 from surgery.checkpoint import load
 from surgery.errors import ArgumentError, Refused, UnknownName
-from surgery.interface import Environment, Interface, Port, PortPatch, infer
+from surgery.interface import Environment, Interface, Port, PortPatch
+from surgery.port_kinds import infer
 from tests.small_models import mlp, write
 
 NAMES = {

@@ -18,9 +18,9 @@ import surgery
 from surgery.adapters import Reading
 from surgery.cli import main
 from surgery.errors import CorruptFile, MissingDependency, Refused, SurgeryError
-from surgery.interface import infer
 from surgery.ops.actions import NewAction
 from surgery.ops.extend import NewObservation
+from surgery.port_kinds import infer
 from surgery.tensors import equal
 from surgery.verify.outputs import runtime
 

@@ -17,8 +17,8 @@ from surgery.edits.execute import execute
 from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError, ClaimFailed, ProofFailed, Refused, UnknownName
 from surgery.graph.layers import CONVOLUTIONS, layers
-from surgery.interface import infer
 from surgery.numeric import run
+from surgery.port_kinds import infer
 from surgery.probes import probes
 from surgery.verify.outputs import difference, runtime
 from tests import zoo

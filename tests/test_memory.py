@@ -11,8 +11,8 @@ import pytest
 import surgery
 from surgery.edits import arithmetic as edits
 from surgery.edits import execute
-from surgery.interface import infer
 from surgery.ops.widen import Init
+from surgery.port_kinds import infer
 from tests.small_models import wrap
 
 WIDTH = 512

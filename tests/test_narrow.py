@@ -16,10 +16,11 @@ from surgery.edits.execute import execute
 from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError, GraphError, PlanMismatch, Refused, UnknownName
 from surgery.graph.spaces import analyse
-from surgery.interface import PortPatch, infer
+from surgery.interface import PortPatch
 from surgery.numeric import run
 from surgery.numeric.bounds import Bounds, bounds
 from surgery.ops.importance import SCORES, importance
+from surgery.port_kinds import infer
 from tests import zoo
 from tests.test_daily import with_state
 

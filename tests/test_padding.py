@@ -6,8 +6,8 @@ import pytest
 
 import surgery
 from surgery.builder import GraphBuilder
-from surgery.interface import infer
 from surgery.optimizer import OptimizerState, ParamGroup
+from surgery.port_kinds import infer
 
 WIDTH, HIDDEN = 6, 10
 KINDS = ["layer", "layer written out", "rms", "rms written out"]

@@ -12,7 +12,8 @@ import surgery
 from surgery.builder import GraphBuilder
 from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, GraphError, Refused, SurgeryError, UnknownName
-from surgery.interface import Environment, Port, PortPatch, infer
+from surgery.interface import Environment, Port, PortPatch
+from surgery.port_kinds import infer
 from surgery.probes import probes
 
 torch = pytest.importorskip("torch")

@@ -20,8 +20,8 @@ from surgery.cli import main
 from surgery.edits.arithmetic import axis_maps, edit_slot, edit_weight
 from surgery.edits.execute import execute
 from surgery.edits.plan import Plan
-from surgery.interface import infer
 from surgery.optimizer import OptimizerState, ParamGroup, power
+from surgery.port_kinds import infer
 from surgery.recipe import recipe
 from tests.small_models import array, wrap
 

@@ -18,9 +18,10 @@ import surgery
 from surgery.attach import bind
 from surgery.cli import main
 from surgery.errors import ArgumentError, Refused
-from surgery.interface import PortPatch, infer
+from surgery.interface import PortPatch
 from surgery.ops.actions import NewAction
 from surgery.ops.extend import NewObservation
+from surgery.port_kinds import infer
 from surgery.tensors import equal
 from surgery.verify.outputs import runtime
 from surgery_adapters.containers.pickle_tree import Made, Name, parse

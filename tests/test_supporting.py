@@ -15,8 +15,8 @@ from surgery.edits.plan import Plan
 from surgery.edits.ports import grow, shrink
 from surgery.errors import ArgumentError, ClaimFailed, PlanMismatch, ProofFailed, Refused, UnknownName
 from surgery.graph.layers import layers
-from surgery.interface import infer
 from surgery.numeric import run
+from surgery.port_kinds import infer
 from surgery.verify.outputs import difference, runtime, session
 from tests import zoo
 from tests.originals import FLOAT64, original, relative

@@ -11,7 +11,7 @@ import pytest
 import surgery
 from surgery.graph.symbols import bound
 from surgery.graph.walk import lengths
-from surgery.interface import infer
+from surgery.port_kinds import infer
 from surgery.probes import probes
 
 SIDES = "p = MatMul(x, a)\nq = MatMul(y, b)\n"

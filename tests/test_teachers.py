@@ -13,7 +13,8 @@ from surgery.builder import GraphBuilder
 from surgery.checkpoint import Checkpoint
 from surgery.distill import Options, execute, plan_distill
 from surgery.distill.session import Session
-from surgery.interface import Environment, PortPatch, infer
+from surgery.interface import Environment, PortPatch
+from surgery.port_kinds import infer
 
 CARTPOLE = Environment("CartPole-v1", {"max_episode_steps": 500})
 LEAN = np.array([0.05, 0.2, 1.0, 0.4], np.float32)

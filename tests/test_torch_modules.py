@@ -15,8 +15,8 @@ from torch import nn
 
 import surgery
 from surgery.errors import ArgumentError, GraphError, PlanMismatch, Refused
-from surgery.interface import infer
 from surgery.numeric import Unsupported
+from surgery.port_kinds import infer
 from surgery.torch import code, from_module, load_optimizer, read_optimizer, stored, to_module
 from tests import zoo
 from tests.test_numeric import HEADER, parsed

@@ -11,8 +11,8 @@ import pytest
 import surgery
 from surgery.builder import GraphBuilder
 from surgery.errors import Refused
-from surgery.interface import infer
 from surgery.numeric import run
+from surgery.port_kinds import infer
 from surgery_adapters.binding.bind import Norm, bind, native
 from surgery_adapters.binding.blocks import Arrays
 from surgery_adapters.binding.layout import layouts

@@ -17,8 +17,8 @@ from surgery.edits.plan import Plan
 from surgery.edits.ports import grow, shrink
 from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.graph import layout
-from surgery.interface import infer
 from surgery.numeric import run
+from surgery.port_kinds import infer
 from surgery.verify.outputs import runtime
 from surgery.verify.structure import check_structure
 from tests import zoo

@@ -15,8 +15,9 @@ from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, Refused, SurgeryError
 from surgery.files import replacing
 from surgery.formats import is_kind
-from surgery.interface import Interface, infer
+from surgery.interface import Interface
 from surgery.optimizer import power
+from surgery.port_kinds import infer
 from surgery.tensors import Region, equal, shape_of
 from surgery.verify import verify
 from surgery_adapters.binding.layout import content

@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from surgery.checkpoint import Checkpoint
 from surgery.errors import FileError, Refused
-from surgery.interface import infer
 from surgery.model_file import read_model
+from surgery.port_kinds import infer
 from surgery_adapters.binding.bind import Norm, native
 from surgery_adapters.keras import attention, convolution, layers, operations, recurrent
 from surgery_adapters.keras.config import Layer, as_written, tree

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import onnx_ir as ir
 
 from surgery.adapters import SHARED, Reading
-from surgery.interface import Interface, Port, infer
+from surgery.interface import Interface, Port
+from surgery.port_kinds import infer
 from surgery_adapters.containers.module_tree import ModuleNode
 from surgery_adapters.networks import impala
 from surgery_adapters.networks.chains import Chain, End, Observations, Part, custom

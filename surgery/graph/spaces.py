@@ -21,7 +21,8 @@ from surgery.graph.prepare import prepared
 from surgery.graph.roles import Roles, assign
 from surgery.graph.trace import Operand, Trace
 from surgery.graph.walk import walk
-from surgery.interface import Interface, infer
+from surgery.interface import Interface
+from surgery.port_kinds import infer
 
 _RENAMED = re.compile(r"onnx::\w+$|val_\d+$|t(_\d+)?$|_?(const|initializer|unsqueeze|transpose)\w*$")
 """Names that exporters make up for tensors which they have transposed or merged."""

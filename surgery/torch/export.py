@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, GraphError
-from surgery.interface import infer
+from surgery.port_kinds import infer
 from surgery.tensors import shape_of
 from surgery.torch.optimizer_state import named, plain_name, read_optimizer
 from surgery.torch.stored import initializers, to_numpy

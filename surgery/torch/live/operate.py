@@ -15,10 +15,10 @@ from surgery.checkpoint import Checkpoint
 from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.graph.spaces import analyse
-from surgery.interface import infer
 from surgery.operate import apply
 from surgery.ops.widen import widen
 from surgery.optimizer import OptimizerState, ParamGroup
+from surgery.port_kinds import infer
 from surgery.torch.export import Inputs, export
 from surgery.torch.live import checks
 from surgery.torch.live.attention import fitted
