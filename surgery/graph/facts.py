@@ -11,11 +11,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from surgery.errors import GraphError, SurgeryError
-from surgery.graph.control import captured, control_types
+from surgery.graph.control import captured
+from surgery.graph.shape_inference import infer_outputs
 from surgery.graph.symbols import symbol
 from surgery.numeric import compute
 from surgery.tensors import shape_of
@@ -27,21 +27,9 @@ FOLD_LIMIT = 1 << 21
 """Largest number of elements of a folded value (a causal mask over a stand-in fits)."""
 
 MOVEMENT = frozenset(
-    [
-        "Gather",
-        "Slice",
-        "Concat",
-        "Reshape",
-        "Squeeze",
-        "Unsqueeze",
-        "Identity",
-        "Cast",
-        "Flatten",
-        "Transpose",
-        "Expand",
-        "Split",
-    ]
-)
+    ["Gather", "Slice", "Concat", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Cast", "Flatten", "Transpose",
+     "Expand", "Split"]
+)  # fmt: skip
 """Operators that only move elements: what they read can be traced element by element."""
 
 Source = tuple[ir.Value, int]
@@ -77,9 +65,6 @@ class Facts:
         self._primes = primes
         self._trusts_declared = declared
         self.versions: Mapping[str, int] = model.opset_imports
-        self._opsets = [
-            onnx.helper.make_opsetid(domain, version) for domain, version in self.versions.items()
-        ]
         self.shapes: dict[ir.Value, tuple[int, ...] | None] = {}
         self.known: dict[ir.Value, np.ndarray] = {}
         self.exact: dict[ir.Value, np.ndarray] = {}
@@ -200,7 +185,7 @@ class Facts:
         """A number cast to the type of an activation, whose values do not matter."""
         first, like = node.inputs
         assert first is not None and like is not None
-        array, to = self.known[first], ir.DataType(self._dtype(like))
+        array, to = self.known[first], ir.DataType(self.dtype(like))
         if to.is_floating_point() and array.size > 1:
             return False
         self._fold(node.outputs[0], array.astype(to.numpy()), self.sources.get(first))
@@ -298,58 +283,13 @@ class Facts:
         return [table[int(k)] for k in np.asarray(labels, np.int64).reshape(-1)]
 
     def _infer(self, node: ir.Node) -> None:
-        inferred: Mapping[str, onnx.TypeProto] = {}
-        try:
-            inferred = self._infer_types(node)
-        except Exception:  # onnx raises its own C++ exception types; a declared shape is the second source
-            inferred = {}
-        for value in node.outputs:
-            proto = inferred.get(value.name or "")
-            shape = _concrete(proto)
-            if shape is None:
-                shape = self._like_operands(node)
+        """The shapes that onnx infers, or else those that the file declares."""
+        for value, (shape, dtype) in zip(node.outputs, infer_outputs(self, node), strict=True):
             self.shapes[value] = self._declared(value) if shape is None else shape
             if self.shapes[value] is None:
                 self.unknown[value] = next((self.unknown[v] for v in node.inputs if v in self.unknown), node)
-            if proto is not None and proto.HasField("tensor_type"):
-                self.dtypes[value] = proto.tensor_type.elem_type
-
-    def _like_operands(self, node: ir.Node) -> tuple[int, ...] | None:
-        """The shape of an operator for which onnx infers nothing node by node.
-
-        It defines some as functions; and in a Concat before version 11 it has no place for negative axes.
-        """
-        shapes = [self.shapes.get(value) for value in node.inputs if value is not None]
-        if node.domain not in ("", "ai.onnx") or not shapes or None in shapes:
-            return None
-        if node.op_type in _AS_FIRST:
-            return shapes[0]
-        if node.op_type == "Concat":
-            return _joined([s for s in shapes if s is not None], node.attributes.get_int("axis", 0))
-        return (
-            np.broadcast_shapes(*(s for s in shapes if s is not None)) if node.op_type in _BROADCAST else None
-        )
-
-    def _infer_types(self, node: ir.Node) -> Mapping[str, onnx.TypeProto]:
-        version = self.versions.get(node.domain, 1)
-        schema = onnx.defs.get_schema(node.op_type, version, node.domain)
-        types, data = {}, {}
-        outer = captured(node)
-        for value in [*node.inputs, *outer]:
-            if value is None:
-                continue
-            shape = self.shapes.get(value)
-            if shape is None:
-                return {}
-            dtype = self._dtype(value)
-            types[value.name or ""] = onnx.helper.make_tensor_type_proto(dtype, shape)
-            array = self.small(value)
-            if array is not None:
-                data[value.name or ""] = onnx.numpy_helper.from_array(array, value.name)
-        if node.op_type in ("If", "Loop", "Scan"):
-            return control_types(node, types, [value.name or "" for value in outer], self._opsets)
-        proto = ir.serde.serialize_node(node)
-        return onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=self._opsets)
+            if dtype is not None:
+                self.dtypes[value] = dtype
 
     def small(self, value: ir.Value) -> np.ndarray | None:
         """The numbers of an operand that shape inference may want (scales of a Resize, say)."""
@@ -361,7 +301,8 @@ class Facts:
             tensor = constant_tensor(producer)
         return np.asarray(tensor.numpy()) if tensor is not None and tensor.size <= 64 else None
 
-    def _dtype(self, value: ir.Value) -> int:
+    def dtype(self, value: ir.Value) -> int:
+        """ONNX's number of a value's element type; float where nothing says otherwise."""
         if value.const_value is not None:
             return int(value.const_value.dtype)
         if value in self.known:
@@ -381,30 +322,6 @@ class Facts:
         return tuple(shape)
 
 
-_AS_FIRST = frozenset(
-    (
-        "MeanVarianceNormalization",
-        "GroupNormalization",
-        "LayerNormalization",
-        "RMSNormalization",
-        *[
-            "HardSwish",
-            "Mish",
-            "Swish",
-            "Celu",
-            "Elu",
-            "Selu",
-            "Gelu",
-            "PRelu",
-            "ThresholdedRelu",
-            "Softplus",
-            "Softsign",
-            "LeakyRelu",
-        ],
-        *["HardSigmoid", "Shrink", "Clip", "Softmax", "LogSoftmax"],
-    )
-)
-_BROADCAST = frozenset(["GreaterOrEqual", "LessOrEqual"])
 _RANDOM = frozenset(
     ["RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"]
 )
@@ -422,16 +339,6 @@ def constant_tensor(node: ir.Node) -> ir.TensorProtocol:
     raise GraphError(f"Constant node '{node.name}' holds no numbers")
 
 
-def _joined(shapes: Sequence[tuple[int, ...]], axis: int) -> tuple[int, ...] | None:
-    """The shape of a concatenation; None if the operands do not fit."""
-    if len({len(shape) for shape in shapes}) > 1 or not -len(shapes[0]) <= axis < len(shapes[0]):
-        return None
-    at = axis % len(shapes[0])
-    if len({(*shape[:at], *shape[at + 1 :]) for shape in shapes}) > 1:
-        return None
-    return (*shapes[0][:at], sum(shape[at] for shape in shapes), *shapes[0][at + 1 :])
-
-
 def _double(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float64) if array.dtype.kind == "f" else array
 
@@ -440,13 +347,6 @@ def _slice_of(node: ir.Node, rank: int) -> tuple[int, int]:
     start = node.attributes.get_int("start", 0)
     end = node.attributes.get_int("end", rank)
     return max(0, start + rank if start < 0 else start), min(rank, end + rank if end < 0 else end)
-
-
-def _concrete(proto: onnx.TypeProto | None) -> tuple[int, ...] | None:
-    if proto is None or not proto.HasField("tensor_type") or not proto.tensor_type.HasField("shape"):
-        return None
-    dims = proto.tensor_type.shape.dim
-    return tuple(int(d.dim_value) for d in dims) if all(d.HasField("dim_value") for d in dims) else None
 
 
 def _prime(primes: Sequence[int], k: int) -> int:

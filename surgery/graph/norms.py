@@ -13,7 +13,8 @@ from typing import Literal
 import onnx_ir as ir
 
 from surgery.graph.atoms import Axis
-from surgery.graph.trace import Site, Trace
+from surgery.graph.records import Site
+from surgery.graph.trace import Trace
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,9 @@ import onnx_ir as ir
 from surgery.graph.atoms import Atom, factors, find, leaves
 from surgery.graph.layout import Role
 from surgery.graph.norms import Norm, norms
+from surgery.graph.records import Site
 from surgery.graph.roles import Demand, Roles, together, travel
-from surgery.graph.trace import Site, Trace
+from surgery.graph.trace import Trace
 
 
 @dataclass(frozen=True)

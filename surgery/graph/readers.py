@@ -10,8 +10,9 @@ import onnx_ir as ir
 
 from surgery.graph.atoms import find, leaves
 from surgery.graph.layout import Layout
+from surgery.graph.records import Site
 from surgery.graph.spaces import Analysis
-from surgery.graph.trace import Site, label
+from surgery.graph.trace import label
 
 MOVES = frozenset(
     [

@@ -11,8 +11,9 @@ import onnx_ir as ir
 from surgery.errors import ProofFailed, Refused
 from surgery.graph.atoms import Axis
 from surgery.graph.facts import Facts
+from surgery.graph.records import Computed, Number, Operand
 from surgery.graph.spaces import Analysis
-from surgery.graph.trace import Computed, Number, Operand, label
+from surgery.graph.trace import label
 from surgery.graph.unused import drop_unused
 from surgery.tensors import shape_of
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from surgery.graph.atoms import Atom, Axis, Freeze, factors, find, freeze, leaves, size_of, summands
-from surgery.graph.trace import Site, Trace, label
+from surgery.graph.records import Site
+from surgery.graph.trace import Trace, label
 
 
 @dataclass(frozen=True, slots=True)

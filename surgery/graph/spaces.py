@@ -18,8 +18,9 @@ from surgery.graph.atoms import Part as PartOf
 from surgery.graph.layout import Factor, Layout, Part, Role, Sum, Units, Weave
 from surgery.graph.padding import Padding, paddings
 from surgery.graph.prepare import prepared
+from surgery.graph.records import Operand
 from surgery.graph.roles import Roles, assign
-from surgery.graph.trace import Operand, Trace
+from surgery.graph.trace import Trace
 from surgery.graph.walk import walk
 from surgery.interface import Interface
 from surgery.port_kinds import infer

@@ -14,63 +14,12 @@ from surgery.graph.atoms import Atom, Axis, Freeze, Mismatch, factors, freeze, s
 from surgery.graph.axes import cut, derive, take, unify
 from surgery.graph.control import captured
 from surgery.graph.facts import Facts
+from surgery.graph.records import Kind, Number, Operand, Resize, Site
 from surgery.graph.unknown import unknown_shape
-
-Kind = Literal["contract", "sum", "mean", "norm", "order"]
-"""How units are mixed."""
-
-Resize = Callable[[Axis], int]
-"""New size of an axis after an edit."""
-
-
-Number = int | float | None
-"""A number in the graph; None stands for what the graph computes itself."""
-
-
-class Computed(int):
-    """A dimension that depends on a symbolic one: the graph should compute it, and this is what it must give."""
-
-    __slots__ = ()
 
 
 class Opaque(Exception):
     """A rule cannot describe this node; everything it touches is frozen with this reason."""
-
-
-@dataclass(frozen=True, slots=True)
-class Operand:
-    """A number written in the graph that must follow the axes: an input operand or an attribute of a node.
-
-    Attributes:
-      node: the node that holds it.
-      where: input index, or attribute name.
-      value: new size of an axis -> the numbers; None entries are dimensions that stay symbolic.
-      shape: the numbers are a shape: what counts is the shape that comes of them (-1, 0 and computed entries may
-        already give the right one).
-    """
-
-    node: ir.Node
-    where: int | str
-    value: Callable[[Resize], Sequence[Number]]
-    shape: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """A place where units of an axis are mixed.
-
-    Attributes:
-      kind: "contract" (a sum of products of two operands, or more), "sum", "mean", "norm" (zero units change nothing),
-        "order" (max, top-k, arg-max, soft-max).
-      node: the node that mixes.
-      axes: the mixed axis in each operand (unified already).
-      constant: per operand, whether it is computed from parameters only.
-    """
-
-    kind: Kind
-    node: ir.Node
-    axes: tuple[Axis, ...]
-    constant: tuple[bool, ...]
 
 
 @dataclass
@@ -377,29 +326,9 @@ class Trace:
 
 
 _PASSIVE = frozenset(
-    [
-        "Gemm",
-        "MatMul",
-        "Conv",
-        "ConvTranspose",
-        "Einsum",
-        "LSTM",
-        "GRU",
-        "RNN",
-        "Slice",
-        "Split",
-        "Gather",
-        "Concat",
-        "Reshape",
-        "Flatten",
-        "Transpose",
-        "Squeeze",
-        "Unsqueeze",
-        "Identity",
-        "Cast",
-        "Expand",
-    ]
-)
+    ["Gemm", "MatMul", "Conv", "ConvTranspose", "Einsum", "LSTM", "GRU", "RNN", "Slice", "Split", "Gather", "Concat",
+     "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Cast", "Expand"]
+)  # fmt: skip
 """Readers of a weight that only move or contract it: several of them may share it."""
 
 

@@ -7,8 +7,9 @@ import math
 import onnx_ir as ir
 
 from surgery.graph.atoms import UNIT, Axis, size_of
+from surgery.graph.records import Number, Resize
 from surgery.graph.rules.table import Table
-from surgery.graph.trace import Number, Opaque, Resize, Trace
+from surgery.graph.trace import Opaque, Trace
 
 RULES = Table()
 

@@ -9,9 +9,10 @@ import onnx_ir as ir
 
 from surgery.graph.atoms import UNIT, Axis, Freeze, Mismatch, concat, factors, freeze
 from surgery.graph.axes import take
+from surgery.graph.records import Computed, Number, Resize
 from surgery.graph.rules import shuffle
 from surgery.graph.rules.table import Table
-from surgery.graph.trace import Computed, Number, Opaque, Resize, Trace, data_of, is_symbolic, label
+from surgery.graph.trace import Opaque, Trace, data_of, is_symbolic, label
 
 RULES = Table()
 

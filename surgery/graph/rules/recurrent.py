@@ -5,8 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from surgery.graph.atoms import UNIT, Axis
+from surgery.graph.records import Site
 from surgery.graph.rules.table import Table
-from surgery.graph.trace import Site, Trace, data_of
+from surgery.graph.trace import Trace, data_of
 
 RULES = Table()
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from surgery.graph.atoms import UNIT, Axis
+from surgery.graph.records import Kind
 from surgery.graph.rules.table import Table
-from surgery.graph.trace import Kind, Trace, label
+from surgery.graph.trace import Trace, label
 
 RULES = Table()
 

@@ -9,8 +9,9 @@ from itertools import pairwise
 import onnx_ir as ir
 
 from surgery.graph.atoms import UNIT, Axis, concat
+from surgery.graph.records import Number, Resize
 from surgery.graph.rules.table import Table
-from surgery.graph.trace import Number, Opaque, Resize, Trace, data_of, is_symbolic, label
+from surgery.graph.trace import Opaque, Trace, data_of, is_symbolic, label
 
 RULES = Table()
 
