@@ -15,7 +15,7 @@ import surgery
 from surgery.cli import main
 from surgery.errors import Refused
 from surgery.ops.extend import NewObservation
-from tests.sb3_models import ROWS, Row, Saved, given, observations
+from tests.sb3_models import ACTIONS, ROWS, Row, Saved, World, given, observations
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 LIMIT = 1e-5
@@ -97,6 +97,32 @@ def test_a_deeper_model_loads_does_the_same_and_learns_on(saved, tmp_path, name)
         surgery.load(tmp_path / "later.zip").tensors.keys()
         == surgery.load(tmp_path / "deeper.zip").tensors.keys()
     )
+
+
+CONTINUOUS = {"ppo elu": "mean", "ppo sde": "mean", "sac": "mean", "td3": "action", "tqc": "mean"}
+"""Model -> the output that a new action is asked of."""
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_a_new_continuous_action_takes_its_deviation_and_the_critics_with_it(saved, tmp_path, name):
+    row = GROWING[name]
+    words = [
+        "extend",
+        str(saved[name]),
+        "--action",
+        f"{CONTINUOUS[name]}+1",
+        "-o",
+        str(tmp_path / "more.zip"),
+    ]
+    assert main(words) == 0
+    world = World("vector", "box")
+    world.action_space = ACTIONS["box"](1)
+    new = row.algorithm.load(tmp_path / "more.zip", env=world, device="cpu")
+    arrays = observations(row, 24)
+    greedy, wanted = (m.predict(given(arrays), deterministic=True)[0] for m in (new, row.load(saved[name])))
+    np.testing.assert_allclose(greedy[:, :2], wanted, atol=LIMIT)
+    np.testing.assert_allclose(greedy[:, 2], 0, atol=LIMIT)
+    new.learn(20)
 
 
 def test_critics_of_one_setting_are_deepened_together(saved, tmp_path, capsys):

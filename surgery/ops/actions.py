@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from surgery.checkpoint import Checkpoint
@@ -12,8 +12,11 @@ from surgery.edits.arithmetic import MOST_UNITS, SpaceEdit, Start
 from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.graph.layout import Units, units
 from surgery.graph.spaces import Analysis, Space
-from surgery.ops.features import feature_index
+from surgery.interface import CRITIC_ACTION
+from surgery.ops.features import feature_index, input_space
 
+_CONTINUOUS = ("mean", "log_std", "action")
+"""Kinds of outputs that have a number for every continuous action."""
 Kind = Literal["never", "mean", "zero", "logit", "split"]
 KINDS: tuple[Kind, ...] = ("never", "mean", "zero", "logit", "split")
 
@@ -27,8 +30,9 @@ class NewAction:
       count: how many.
       start: how their rows begin. "mean": as the mean of the old actions, so that none is greedy (and a mean over
         advantages stays what it is); "never": likewise, and the environment's contract forbids them until that is
-        lifted; "zero": value or logit 0; "logit": zero weights and a bias; "split": as copies of one
-        action of a softmax policy, which shares its probability with them.
+        lifted (a continuous action, which nothing forbids, is zero then); "zero": value or logit 0; "logit": zero
+        weights and a bias; "split": as copies of one action of a softmax policy, which shares its probability with
+        them.
       bias: that bias, for "logit": the logit of the new action whatever is observed.
       labels: a name for each; empty if they have none.
       of: the action that is split, by its label or its number.
@@ -49,21 +53,71 @@ def action_space(analysis: Analysis, wanted: str) -> tuple[str, Space]:
       UnknownName: no such output or space. Refused: a space that cannot be extended, with the reason.
       ArgumentError: an output with several axes of units.
     """
-    ports = {name: axes for side, name, axes in analysis.ports if side == "output"}
+    ports = [name for side, name, _ in analysis.ports if side == "output"]
     by_name = {space.name: space for space in analysis.spaces if "output" in space.kinds}
-    for name, axes in ports.items():
-        found = dict.fromkeys(part.space for axis in axes for part in units(axis) if part.space in by_name)
+    for name in ports:
+        found = made_of(analysis, name)
         if wanted in found:
             return name, _free(by_name[wanted])
         if wanted == name and len(found) == 1:
-            return name, _free(by_name[next(iter(found))])
+            return name, _free(by_name[found[0]])
         if wanted == name and not found:
-            raise Refused(f"no axis of output '{name}' can be followed back to parameters")
+            raise Refused(
+                f"no axis of output '{name}' can be followed back to parameters"
+                " (one that is 1 long cannot: wherever it meets another, it is repeated)"
+            )
         if wanted == name:
             raise ArgumentError(
                 f"output '{name}' has several axes of units", hint="name one of them: " + ", ".join(found)
             )
     raise UnknownName("output", wanted, [*ports, *by_name])
+
+
+def settled(checkpoint: Checkpoint, analysis: Analysis, new: NewAction) -> NewAction:
+    """With a start that its output knows: a continuous action cannot be forbidden, and is zero instead."""
+    name, _ = action_space(analysis, new.output)
+    continuous = checkpoint.interface.output(name).kind in _CONTINUOUS
+    return replace(new, start="zero") if continuous and new.start == "never" else new
+
+
+def made_of(analysis: Analysis, output: str) -> list[str]:
+    """The spaces of actions that an output has axes of, in order."""
+    known = {space.name for space in analysis.spaces if "output" in space.kinds}
+    axes = next((axes for side, name, axes in analysis.ports if (side, name) == ("output", output)), ())
+    return list(dict.fromkeys(part.space for axis in axes for part in units(axis) if part.space in known))
+
+
+def following(
+    checkpoint: Checkpoint, analysis: Analysis, new: NewAction, taken: Collection[str]
+) -> list[NewAction]:
+    """As many of the other numbers of continuous actions: deviations as the mean of the old ones, or means of zero.
+
+    Args:
+      taken: spaces that are extended anyhow.
+    """
+    name, space = action_space(analysis, new.output)
+    if checkpoint.interface.output(name).kind not in _CONTINUOUS:
+        return []
+    found: dict[str, NewAction] = {}
+    for port in checkpoint.interface.outputs:
+        if port.kind in _CONTINUOUS:
+            other = next((s for s in analysis.spaces if s.name in made_of(analysis, port.name)), None)
+            if other is not None and other.size == space.size and other.name not in taken:
+                start: Kind = "mean" if port.kind == "log_std" else "zero"
+                found.setdefault(other.name, replace(new, output=port.name, start=start, labels=()))
+    return list(found.values())
+
+
+def critics_action(
+    checkpoint: Checkpoint, analysis: Analysis, new: NewAction, taken: Collection[str]
+) -> Space | None:
+    """The actions that critics read beside a policy of continuous actions; None if there are none, or taken ones."""
+    name, space = action_space(analysis, new.output)
+    known = any(port.name == CRITIC_ACTION for port in checkpoint.interface.inputs)
+    if not known or checkpoint.interface.output(name).kind not in _CONTINUOUS:
+        return None
+    _, read = input_space(analysis, CRITIC_ACTION)
+    return read if read.size == space.size and read.name not in taken else None
 
 
 def forbidden(output: str) -> str:

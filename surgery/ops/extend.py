@@ -11,8 +11,17 @@ from surgery.edits.arithmetic import MOST_UNITS, SpaceEdit
 from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError
 from surgery.graph.spaces import Analysis, Space, analyse
-from surgery.interface import Port
-from surgery.ops.actions import NewAction, action_edit, action_space, alone, forbidden
+from surgery.interface import CRITIC_ACTION, Port
+from surgery.ops.actions import (
+    NewAction,
+    action_edit,
+    action_space,
+    alone,
+    critics_action,
+    following,
+    forbidden,
+    settled,
+)
 from surgery.ops.build import build
 from surgery.ops.features import input_space
 
@@ -41,7 +50,8 @@ def extend(
 
     Observations: the weights that read a new feature start at zero: exact whatever it holds, and they learn at once, as
     their gradient is not zero. Constants of a normaliser in the graph start as those of a neighbouring feature.
-    Actions: the old actions keep their values or logits; what the policy does with a new one depends on its start.
+    Actions: the old actions keep their values or logits; what the policy does with a new one depends on its start. The
+    deviations of continuous actions, and the actions that critics read, follow.
 
     Args:
       checkpoint: any checkpoint; only shapes are read.
@@ -73,7 +83,10 @@ def extend(
         edits[space.name] = _edit(space, new)
         at = space.size if new.at is None else new.at
         labels[name] = _labels(checkpoint.interface.input(name), space.size, at, new.count, new.labels)
-    for action in actions:
+    actions = [settled(checkpoint, analysis, action) for action in actions]
+    taken = {*edits, *(action_space(analysis, action.output)[1].name for action in actions)}
+    followers = [other for action in actions for other in following(checkpoint, analysis, action, taken)]
+    for action in (*actions, *followers):
         name, space = action_space(analysis, action.output)
         _once(edits, space)
         edits[space.name] = action_edit(checkpoint, analysis, space, action)
@@ -81,6 +94,9 @@ def extend(
         if alone(analysis, name, space):
             port = checkpoint.interface.output(name)
             labels[name] = _labels(port, space.size, space.size, action.count, action.labels)
+    for action in actions:
+        if (read := critics_action(checkpoint, analysis, action, taken)) is not None:
+            edits[read.name] = _edit(read, NewObservation(CRITIC_ACTION, action.count))
     arguments = {
         "observations": [asdict(new) | {"labels": list(new.labels)} for new in observations],
         "actions": [asdict(new) | {"labels": list(new.labels)} for new in actions],
