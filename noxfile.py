@@ -67,18 +67,26 @@ DOPAMINE = (
 )  # fmt: skip
 """What Dopamine's agents need, in versions that work together."""
 
-AGENTS = ("rsl-rl-lib==5.5.1", "skrl==2.1.1", "tianshou==2.0.1", "torchrl==0.14.1", "tensordict==0.14.3")
+AGENTS = (
+    "rsl-rl-lib==5.5.1",
+    "skrl==2.1.1",
+    "tianshou==2.0.1",
+    "torchrl==0.14.1",
+    "tensordict==0.14.3",
+    "rl-games==1.6.5",
+)
 """Frameworks whose checkpoints are PyTorch's."""
 AGENTS_NEED = (
-    "cachebox", "cloudpickle", "deepdiff", "docstring_parser", "gymnasium==1.4.0", "h5py", "matplotlib", "numba",
-    "orderly-set", "overrides", "packaging", "pandas<3", "pettingzoo", "pyvers", "sensai-utils", "tensorboard", "tqdm",
+    "cachebox", "cloudpickle", "deepdiff", "docstring_parser", "gym", "gymnasium==1.4.0", "h5py", "matplotlib", "numba",
+    "orderly-set", "overrides", "packaging", "pandas<3", "pettingzoo", "pyvers", "psutil", "pyyaml",
+    "sensai-utils", "setproctitle", "tensorboard", "tensorboardX", "tqdm",
 )  # fmt: skip
 """What their networks and optimizers import, of all that they ask for."""
 
 
 @nox.session
 def torch_agents(session: nox.Session) -> None:
-    """rsl_rl, skrl, Tianshou and TorchRL, side by side: of each only what makes, saves and loads agents."""
+    """rsl_rl, skrl, Tianshou, TorchRL and rl_games, side by side: of each only what makes, saves and loads agents."""
     session.install(TORCH)
     session.install(*AGENTS_NEED)
     session.install("--no-deps", *AGENTS)

@@ -1,4 +1,4 @@
-"""Checkpoints that rsl_rl, skrl, Tianshou and TorchRL wrote, and CleanRL's that hold more than one state dict."""
+"""Checkpoints of rsl_rl, skrl, Tianshou, TorchRL and rl_games, and CleanRL's that hold more than one state dict."""
 
 from __future__ import annotations
 
@@ -22,7 +22,13 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"
 )
 FILES = Path(__file__).parent / "fixtures" / "torch_dicts"
-PACKAGES = {"rsl_rl": "rsl_rl", "skrl": "skrl", "tianshou": "tianshou", "torchrl": "torchrl"}
+PACKAGES = {
+    "rsl_rl": "rsl_rl",
+    "skrl": "skrl",
+    "tianshou": "tianshou",
+    "torchrl": "torchrl",
+    "rl_games": "rl_games",
+}
 COPIES = {
     "skrl-sac": {"target_critic_1.": "critic_1.", "target_critic_2.": "critic_2."},
     "tianshou-dqn": {"model_old.module.model.model.": "policy.model.model.model."},
@@ -79,7 +85,7 @@ def test_the_optimizers_state_is_that_of_every_trained_parameter(name):
     trained = {
         key for key, tensor in checkpoint.tensors.items()
         if tensor.dtype.is_floating_point() and not key.startswith(copies)
-        and not key.rpartition(".")[2].startswith(("_", "running_"))
+        and not key.rpartition(".")[2].startswith(("_", "running_", "count"))
     }  # fmt: skip
     assert set(checkpoint.optimizer.steps) == trained
     assert set(checkpoint.optimizer.steps.values()) == {3.0}
@@ -107,7 +113,7 @@ def test_a_wide_file_is_the_same_function_for_us_and_for_the_framework(tmp_path,
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in AGENTS if name.startswith(("rsl_rl", "skrl-ppo", "skrl-shared"))]
+    "name", [name for name in AGENTS if name.startswith(("rsl_rl", "skrl-ppo", "skrl-shared", "rl_games"))]
 )
 def test_statistics_of_observations_grow_with_them(tmp_path, name):
     checkpoint = load(FILES / f"{name}.pt", name)
@@ -118,6 +124,13 @@ def test_statistics_of_observations_grow_with_them(tmp_path, name):
         statistics = content["observation_preprocessor"]
         assert statistics["running_mean"].shape == statistics["running_variance"].shape == (6,)
         assert content["value_preprocessor"]["running_mean"].shape == (1,)
+        return
+    if name.startswith("rl_games"):
+        statistics = {
+            key: tensor for key, tensor in content["model"].items() if key.startswith("running_mean_std")
+        }
+        assert [tuple(tensor.shape) for tensor in statistics.values()] == [(6,), (6,), ()]
+        assert (statistics["running_mean_std.running_var"] > 0).all()
         return
     actor = content["actor_state_dict"]
     assert actor["obs_normalizer._mean"].shape == (1, 6)

@@ -12,7 +12,7 @@ from surgery.tensors import shape_of
 from surgery_adapters.networks.chains import End, Part
 from surgery_adapters.networks.layers import Layers, Tensors
 from surgery_adapters.networks.stacked import apart, stacked_in
-from surgery_adapters.networks.statistics import is_statistic
+from surgery_adapters.networks.statistics import denormalised, is_statistic
 from surgery_adapters.networks.words import WORDS, kinds_of, words_of
 
 
@@ -66,7 +66,10 @@ def declare(
         elif kind == "mean" and width == 2 * actions.count:
             made.mean_and_scale(end.value, actions.count, group)
         else:
-            made.add(end.value, kind, width, group)
+            value = (
+                denormalised(layers, end.value, part.tensors, part.prefix) if kind == "value" else end.value
+            )
+            made.add(value, kind, width, group)
             if kind == "mean":
                 made.squashed(end.value, width)
                 if deviation is not None:
@@ -132,7 +135,7 @@ class _Outputs:
     def deviation(self, name: str, mean: ir.Value, width: int) -> None:
         """A deviation that does not depend on the observation, as its logarithm for every example."""
         value = self._layers.parameter(name)
-        if not words_of(name) & {"log", "logstd"}:
+        if not (words_of(name) & {"log", "logstd"} or _is_sigma(name)):
             value = self._graph.op("Log", value)  # rsl_rl keeps the deviation itself
         wide = self._graph.op("Expand", value, self._graph.op("Shape", mean))
         output = f"action_log_std{self._suffix}"
@@ -147,7 +150,12 @@ class _Outputs:
 def _deviation_in(tensors: Tensors) -> str | None:
     """A deviation that is a parameter of its own."""
     free = (name for name in tensors if not name.endswith((".weight", ".bias")) and not is_statistic(name))
-    return next((name for name in free if words_of(name) & WORDS["log_std"]), None)
+    return next((name for name in free if words_of(name) & WORDS["log_std"] or _is_sigma(name)), None)
+
+
+def _is_sigma(name: str) -> bool:
+    """Whether a name is that of rl_games' logarithm of a deviation (`continuous_a2c_logstd`)."""
+    return name.rpartition(".")[2] == "sigma"
 
 
 def _atoms(tensors: Tensors, width: int) -> list[float] | None:

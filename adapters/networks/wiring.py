@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from surgery.adapters import SHARED
@@ -162,13 +162,15 @@ def wire(groups: Sequence[Group], features: int, *, free: bool = True) -> Wiring
     for k, group in enumerate(groups):
         before = groups[:k]
         known = all(roles_of(own[other.name]) for other in (*before, group)) or not before
-        sources[group.name] = _source(group, before, sources, features, own, free=free and known)
+        trunks = {other.name for other in before if _is_trunk(other, groups, own)}
+        sources[group.name] = _source(group, before, trunks, sources, features, own, free=free and known)
     return Wiring(sources)
 
 
 def _source(
     group: Group,
     before: Sequence[Group],
+    trunks: Collection[str],
     sources: Mapping[str, str | None],
     features: int,
     own: Mapping[str, str],
@@ -182,6 +184,8 @@ def _source(
     related = [other for other in makers if _related(roles_of(own[other.name]), roles)]
     if group.wanted == features:
         related = [other for other in related if _leads(other, group, before, own)]
+    elif not related and len(group.layers) == 1:  # a critic's head on the policy's trunk
+        related = [other for other in makers if other.name in trunks]
     if not related:
         if group.wanted == features or (free and not makers):
             return None
@@ -191,6 +195,13 @@ def _source(
     if len(unread) > 1:
         raise _several(group, unread[0], unread[1])
     return (unread or nearest)[-1].name
+
+
+def _is_trunk(group: Group, groups: Sequence[Group], own: Mapping[str, str]) -> bool:
+    """Whether an output of the agent that a group is of has a name, and a place behind it, of its own."""
+    roles = roles_of(own[group.name])
+    heads = [other for other in groups if other is not group and is_last(own[other.name])]
+    return any(other.wanted == group.units and _related(roles_of(own[other.name]), roles) for other in heads)
 
 
 def _related(other: frozenset[str], roles: frozenset[str]) -> bool:
