@@ -111,7 +111,8 @@ def dopamine(session: nox.Session) -> None:
     session.run(python, "-m", "pip", "install", "-q", "--no-deps", "dopamine-rl==4.1.2", external=True)
     session.install("pytest>=8", "hypothesis", "-e", ".")
     session.run(
-        "pytest", "-q", "tests/test_dopamine.py", "tests/test_tf_checkpoint.py", *session.posargs,
+        "pytest", "-q", "tests/test_dopamine.py", "tests/test_dopamine_actors.py", "tests/test_tf_checkpoint.py",
+        *session.posargs,
         env={"OMP_NUM_THREADS": "1", "SURGERY_DOPAMINE_PYTHON": python, "SURGERY_TENSORFLOW_PYTHON": python},
     )  # fmt: skip
 

@@ -121,13 +121,22 @@ def test_of_classic_control_the_file_says_neither_the_support_nor_how_observatio
     assert DopamineFile.open(tmp_path / "ckpt.4").observation == (5, 1, 1)
 
 
-def test_agents_with_an_actor_and_critics_are_refused_by_what_they_are(tmp_path):
-    kernel = {"params": {"Dense_0": {"kernel": np.zeros((3, 4), np.float32)}}}
-    content = {"network_params": kernel, "optimizer_state": (), "training_steps": 3}
-    (tmp_path / "ckpt.9").write_bytes(pickle.dumps(content))
-    with pytest.raises(Refused, match="PPO or SAC") as caught:
-        surgery.load(tmp_path / "ckpt.9")
-    assert "jax2onnx" in caught.value.hint
+def test_agents_for_classic_control_take_new_layers_and_one_width(tmp_path, checkpoint, answers):
+    path = checkpoint("classic_dqn")
+    before = surgery.load(path)
+    deep = surgery.apply(surgery.deepen(before, "online_params.params.layers_0"), before)
+    deep.save(tmp_path / "ckpt.4")
+    after = surgery.load(tmp_path / "ckpt.4")
+    assert {name.split(".")[2] for name in after.tensors} == {
+        "layers_0",
+        "layers_1",
+        "layers_2",
+        "final_layer",
+    }
+    np.testing.assert_allclose(outputs(after, answers)["q_values"], answers["classic_dqn/online"], atol=1e-5)
+    uneven = surgery.apply(surgery.widen(before, widths={"online_params.params.layers_0": 9}), before)
+    with pytest.raises(Refused, match="hidden_units"):
+        uneven.save(tmp_path / "ckpt.5")
 
 
 def test_noise_of_noisy_layers_follows_their_means(tmp_path, checkpoint):
@@ -306,6 +315,17 @@ HOSTILE = {
     "an unknown layer": {"online_params": {"params": {"GRU_0": {"kernel": np.ones((2, 2))}}}},
     "a kernel without axes": {
         "online_params": {"params": {"Conv_0": {"kernel": np.float32(1) * np.ones(())}}}
+    },
+    "an actor alone": {
+        "network_params": {"_actor": {"Dense_0": {"kernel": np.ones((2, 2))}}},
+        "optimizer_state": 0,
+    },
+    "a critic of three": {
+        "network_params": {
+            f"_{part}": {"Dense_0": {"kernel": np.ones((2, 3)), "bias": np.ones(3)}}
+            for part in ("actor", "critic1", "critic2")
+        },
+        "optimizer_state": 0,
     },
     "an array of objects": {"online_params": {"Conv_0": {"kernel": np.array([{}], dtype=object)}}},
     "a tree of two to the fortieth": {"online_params": deep(40)},

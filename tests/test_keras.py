@@ -434,7 +434,7 @@ def test_new_layers_are_in_the_configuration_and_everything_else_keeps_its_numbe
 def test_new_layers_other_than_dense_ones_are_refused_by_name(tmp_path):
     checkpoint = surgery.load(unpacked("dense.keras", tmp_path))
     deeper = surgery.apply(surgery.deepen(checkpoint, "fc2", kind="rezero"), checkpoint)
-    with pytest.raises(Refused, match=r"no place for the new variable") as caught:
+    with pytest.raises(Refused, match=r"no place for the new parameter") as caught:
         deeper.save(tmp_path / "deep.keras")
     assert "-o OUT.onnx" in caught.value.hint
 

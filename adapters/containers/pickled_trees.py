@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from surgery.errors import CorruptFile, Refused
@@ -58,6 +59,50 @@ def _items(node: object) -> dict[str, object] | None:
         pairs = zip(fields, node.arguments, strict=False)
         return {name: value for name, value in pairs if name is not None}
     return None
+
+
+def numbered_anew(
+    root: object,
+    module: str,
+    names: Mapping[str, str],
+    added: Mapping[str, tuple[str, Mapping[str, Sequence[int]]]],
+) -> None:
+    """Give the layers of a module other names, and put new ones of zeros beside them, in place, wherever a tree has it.
+
+    Args:
+      root: a tree. module: the end of its path, with dots; empty for the tree itself.
+      names: old name -> new name of each of its layers.
+      added: new layer -> one of the old layers, whose arrays are its pattern, and leaf -> shape.
+    """
+    done = set[int]()
+    for path, node in _dicts(root):
+        if id(node) in done or not set(names) <= set(node) or not f".{path}".endswith(f".{module}"):
+            continue
+        done.add(id(node))
+        made = {name: _zeros(node[pattern], shapes) for name, (pattern, shapes) in added.items()}
+        items = {names.get(str(key), key): value for key, value in node.items()}
+        node.clear()
+        node.update({**items, **made})
+
+
+def _dicts(root: object, path: str = "") -> Iterator[tuple[str, dict[Any, Any]]]:
+    """Every dict in a tree, frozen ones too, with its path."""
+    inner = root
+    if isinstance(root, Made) and root.is_a(_FROZEN):
+        inner = root.arguments[0] if root.arguments else root.state
+        inner = inner.get("_dict", inner) if isinstance(inner, dict) else inner
+    if isinstance(inner, dict):
+        yield path, inner
+    for key, value in () if is_array(root) else list((_items(root) or {}).items()):
+        yield from _dicts(value, f"{path}.{key}" if path else key)
+
+
+def _zeros(pattern: object, shapes: Mapping[str, Sequence[int]]) -> dict[str, object]:
+    leaves = _items(pattern) or {}
+    return {
+        leaf: write_array(leaves[leaf], np.zeros(shape, read_array(leaves[leaf]).dtype))
+        for leaf, shape in shapes.items()
+    }
 
 
 def _tensor(node: object) -> ir.TensorProtocol:

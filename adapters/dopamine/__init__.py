@@ -9,24 +9,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
 from surgery.adapters import Reading, TrainingState
 from surgery.checkpoint import Checkpoint
-from surgery.errors import SurgeryError
+from surgery.errors import Refused, SurgeryError
 from surgery.files import replacing
 from surgery.formats import is_kind
 from surgery.interface import Environment, Interface
+from surgery.json_values import Json
 from surgery.optimizer_record import slots_of
 from surgery_adapters.containers import optax_state
 from surgery_adapters.containers.optax_state import Bound
 from surgery_adapters.containers.pickled_trees import changes, replace
-from surgery_adapters.dopamine.agent import agent, contract
-from surgery_adapters.dopamine.file import ONLINE, TARGET, DopamineFile, holds_agent
+from surgery_adapters.dopamine.agent import agent, check_settings, contract
+from surgery_adapters.dopamine.file import TARGET, DopamineFile, holds_agent
+from surgery_adapters.writeback.compact import families, renamed
 from surgery_adapters.writeback.contract import Notes, notes_of
 from surgery_adapters.writeback.matching import followed, matched, resized
+from surgery_adapters.writeback.sameness import difference
+from surgery_adapters.writeback.sequences import HINT
 
 
 def detect(path: Path) -> bool:
@@ -40,8 +45,7 @@ def training_state(path: Path) -> TrainingState:
     return TrainingState(
         {
             name: {key.removeprefix(f"{name}."): tensor for key, tensor in file.network(name).items()}
-            for name in (ONLINE, TARGET)
-            if file.network(name)
+            for name in file.networks
         }
     )
 
@@ -54,26 +58,24 @@ def load(path: Path, reading: Reading) -> Checkpoint:
     return Checkpoint(
         model,
         notes.meaning(found),
-        environment=notes.environment if notes.environment != Environment() else contract(model),
+        environment=notes.environment if notes.environment != Environment() else contract(found),
         lineage=notes.lineage,
         optimizer=getattr(_optimizer(file), "state", None) if reading.optimizer else None,
-        source={"adapter": "dopamine", "file": path.name, "steps": file.training_steps, "head": reading.head},
-        copies={f"{TARGET}.": f"{ONLINE}."} if file.network(TARGET) else {},
+        source=_source(file, path, reading),
+        copies={f"{TARGET}.": f"{file.acting}."} if TARGET in file.networks else {},
     )
 
 
 def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list[Path]:
     """Write a copy of a checkpoint with other arrays, and its sentinel; see `surgery.adapters.Adapter`."""
-    file = DopamineFile.open(like)
-    pairs = changes(file.tensors, matched(file.tensors, checkpoint, like))
+    fit = _fitted(DopamineFile.open(like), checkpoint, like)
+    file, checkpoint = fit.file, fit.checkpoint
+    pairs = changes(file.tensors, fit.now)
     pairs += _changed_slots(file, checkpoint, changed=bool(pairs))
-    notes = _notes(file, like, checkpoint)
+    notes = _notes(fit.interface, checkpoint)
     for old, new in pairs:
         replace(old, new)
-    seen = checkpoint.model.graph.inputs[0].shape
-    moved = seen is not None and file.reshape_observation(
-        tuple(size for size in seen[1:] if isinstance(size, int))
-    )
+    moved = file.reshape_observation(_seen(checkpoint))
     content = file.content(notes) if pairs or moved or notes != file.notes else like.read_bytes()
     marked, sentinel = _sentinel(like), _sentinel(path)
     if marked is None or not marked.is_file() or (sentinel is not None and sentinel.is_file()):
@@ -88,29 +90,82 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
 
 def check(checkpoint: Checkpoint, *, like: Path) -> None:
     """Whether a copy of a checkpoint can hold other networks; see `surgery.adapters.Checking`."""
-    file = DopamineFile.open(like)
+    fit = _fitted(DopamineFile.open(like), checkpoint, like)
+    _held(fit.file, fit.checkpoint, needed=resized(fit.file.tensors, fit.now))
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A checkpoint and the file that it goes into.
+
+    Attributes:
+      file: with places for new layers. checkpoint: under the names of the file.
+      now: what the file's parameters become. interface: what the file will say of itself.
+    """
+
+    file: DopamineFile
+    checkpoint: Checkpoint
+    now: Mapping[str, ir.TensorProtocol]
+    interface: Interface
+
+
+def _fitted(file: DopamineFile, checkpoint: Checkpoint, like: Path) -> _Fit:
+    """Find the place of every parameter; the file is not to be used any more.
+
+    Raises:
+      ArgumentError: the file is of another network.
+      Refused: Dopamine's networks, made of these parameters, would be others.
+    """
+    old, new = file.tensors, families(checkpoint, list(file.tensors))
+    file, checkpoint = file.grown(new), renamed(checkpoint, new)
     now = matched(file.tensors, checkpoint, like)
-    _held(file, checkpoint, needed=resized(file.tensors, now))
+    head, activation = (
+        None if (said := checkpoint.source.get(what)) is None else str(said)
+        for what in ("head", "activation")
+    )
+    reading = Reading(head=head, activation=activation)
+    groups = {
+        f"{name}.": {key: now.get(key, tensor) for key, tensor in file.network(name).items()}
+        for name in file.networks
+    }
+    try:
+        made, found = agent(like.name, groups, reading, _seen(checkpoint))
+        reason = difference(checkpoint.model, made, {name: name for name in now})
+    except SurgeryError as error:
+        reason = error.message
+    if reason is not None:
+        raise Refused(f"Dopamine's networks cannot hold this one: {reason}", hint=HINT)
+    check_settings(old, now)
+    return _Fit(file, checkpoint, now, found)
+
+
+def _seen(checkpoint: Checkpoint) -> tuple[int, ...]:
+    """The shape of an observation."""
+    shape = checkpoint.model.graph.inputs[0].shape
+    return tuple(size for size in shape[1:] if isinstance(size, int)) if shape is not None else ()
 
 
 def _graph(file: DopamineFile, path: Path, reading: Reading) -> tuple[ir.Model, Interface]:
     """All networks on one observation, and what comes in and out."""
-    groups = {f"{name}.": file.network(name) for name in (ONLINE, TARGET) if file.network(name)}
+    groups = {f"{name}.": file.network(name) for name in file.networks}
     return agent(path.name, groups, reading, file.observation)
 
 
-def _notes(file: DopamineFile, like: Path, checkpoint: Checkpoint) -> bytes | None:
+def _source(file: DopamineFile, path: Path, reading: Reading) -> dict[str, Json]:
+    said = {"head": reading.head, "activation": reading.activation}
+    return {"adapter": "dopamine", "file": path.name, "steps": file.training_steps, **said}
+
+
+def _notes(found: Interface, checkpoint: Checkpoint) -> bytes | None:
     """What the file is to carry beside what it says itself."""
-    head = checkpoint.source.get("head")
-    model, found = _graph(file, like, Reading(head=None if head is None else str(head)))
-    if checkpoint.environment == contract(model):
+    if checkpoint.environment == contract(found):
         checkpoint = checkpoint.replace(environment=Environment())
     return notes_of(checkpoint, found)
 
 
 def _optimizer(file: DopamineFile) -> Bound | None:
     try:
-        found: Bound | None = optax_state.bind(file.optimizer, file.network(ONLINE))
+        found: Bound | None = optax_state.bind(file.optimizer, file.network(file.acting))
     except SurgeryError as error:
         raise error.within(without="read it without its optimizer: --no-optimizer") from error
     return found

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ from surgery.files import check_readable, read_error
 from surgery_adapters.containers.optax_state import leaves
 from surgery_adapters.containers.pickle_tree import Tree, dump, parse
 from surgery_adapters.containers.pickled_arrays import is_array, read_array, read_integer, write_array
-from surgery_adapters.containers.pickled_trees import nested
+from surgery_adapters.containers.pickled_trees import nested, numbered_anew
+from surgery_adapters.writeback.compact import Family
 from surgery_adapters.writeback.contract import NAME
 
-ONLINE, TARGET, OPTIMIZER = "online_params", "target_params", "optimizer_state"
-_OTHERS = ("network_params", OPTIMIZER)
-"""What PPO and SAC agents keep."""
+ONLINE, NETWORK, TARGET, OPTIMIZER = "online_params", "network_params", "target_params", "optimizer_state"
+"""What agents keep: those that learn values the first, PPO and SAC the second."""
 _MOST = 1 << 31
 """Bytes of a checkpoint: that of full Rainbow, the largest network of the package, has 0.25 GB."""
 
@@ -32,7 +33,8 @@ def holds_agent(path: Path) -> bool:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return any(
-                all(content.find(name.encode()) >= 0 for name in names) for names in ((ONLINE,), _OTHERS)
+                all(content.find(name.encode()) >= 0 for name in names)
+                for names in ((ONLINE,), (NETWORK, OPTIMIZER))
             )
     except (OSError, ValueError):
         return False
@@ -54,7 +56,7 @@ class DopamineFile:
         """Read a file.
 
         Raises:
-          FileError: it cannot be read. UnknownFormat: a pickle of something else. Refused: PPO's or SAC's.
+          FileError: it cannot be read. UnknownFormat: a pickle of something else.
           CorruptFile: damaged or hostile.
         """
         check_readable(path)
@@ -63,25 +65,32 @@ class DopamineFile:
         except OSError as error:
             raise read_error(error, path) from error
         tree = parse(data, _MOST)
-        if isinstance(tree.root, dict) and ONLINE not in tree.root and set(_OTHERS) <= set(tree.root):
-            raise Refused(
-                f"{path} is of an agent with an actor and critics, PPO or SAC, whose networks have no rule here",
-                hint="export its network to ONNX with jax2onnx, and take that; value-based agents are read as they are",
+        if not isinstance(tree.root, dict) or not {ONLINE, NETWORK} & set(tree.root):
+            raise UnknownFormat(
+                f"{path} is a pickle, but of no agent of Dopamine: it has no '{ONLINE}' or '{NETWORK}'"
             )
-        if not isinstance(tree.root, dict) or ONLINE not in tree.root:
-            raise UnknownFormat(f"{path} is a pickle, but of no agent of Dopamine: it has no '{ONLINE}'")
         return DopamineFile(tree, tree.root)
+
+    @property
+    def acting(self) -> str:
+        """The name of the network that acts."""
+        return ONLINE if ONLINE in self.root else NETWORK
+
+    @property
+    def networks(self) -> list[str]:
+        """The names of all networks, the one that acts first."""
+        return [name for name in (self.acting, TARGET) if self.network(name)]
 
     @cached_property
     def tensors(self) -> dict[str, ir.TensorProtocol]:
         """The parameters of all networks by their path in the file."""
         found = {}
-        for network in (ONLINE, TARGET):
+        for network in (self.acting, TARGET):
             for name, tensor in leaves(nested(self.root.get(network)), network):
                 tensor.name = name
                 found[name] = tensor
         if not found:
-            raise CorruptFile(f"the '{ONLINE}' of the file are no arrays")
+            raise CorruptFile(f"the '{self.acting}' of the file are no arrays")
         return found
 
     def network(self, name: str) -> dict[str, ir.TensorProtocol]:
@@ -93,6 +102,14 @@ class DopamineFile:
         """The optimizer's state as nested dicts; empty if there is none."""
         return nested(self.root.get(OPTIMIZER))
 
+    def grown(self, families: Sequence[Family]) -> DopamineFile:
+        """The file with new layers, of zeros, in its networks and their optimizer; this one has changed with it."""
+        for family in families:
+            network, _, module = family.module.partition(".")
+            for tree in (network, *([OPTIMIZER] if network == self.acting else [])):
+                numbered_anew(self.root[tree], module, family.names, family.added)
+        return DopamineFile(self.tree, self.root)
+
     @property
     def observation(self) -> tuple[int, ...] | None:
         """The shape of an observation, if the file has the last one."""
@@ -100,10 +117,24 @@ class DopamineFile:
         return read_array(state).shape if is_array(state) else None
 
     def reshape_observation(self, shape: tuple[int, ...]) -> bool:
-        """Let the last observation have another shape: zeros, as at the start of an episode; whether it has changed."""
+        """Let the last observation have another shape: zeros, as at the start of an episode; whether it has changed.
+
+        Args:
+          shape: as the graph has it, where the axes of frames and the like are one with the last axis.
+
+        Raises:
+          Refused: what is new are no whole frames.
+        """
         old = self.observation
-        if old is not None and len(shape) == 1:  # a vector has axes of size 1 for channels and frames
-            shape = (*shape, *old[1:])
+        if old is not None and len(shape) < len(old):
+            frames = old[len(shape) :]
+            count, rest = divmod(shape[-1], prod(frames))
+            if rest:
+                raise Refused(
+                    f"an observation of {shape[-1]} numbers is none of {' × '.join(map(str, frames))} frames",
+                    hint=f"let it grow by a multiple of {prod(frames)}",
+                )
+            shape = (*shape[:-1], count, *frames)
         if old in (None, shape):
             return False
         self.root["state"] = write_array(self.root["state"], np.zeros(shape))

@@ -114,6 +114,40 @@ def image_shape(tensors: Tensors, parameters: Parameters) -> tuple[int, int, int
     return 84, 84, shape_of(tensors[first[0].kernel])[2]
 
 
+def image(layers: ChannelsLast, observation: ir.Value, *, most: float | None = 255.0) -> Image:
+    """An observation (batch, height, width, channels), divided by its largest value where there is one."""
+    shape = observation.shape
+    assert shape is not None
+    height, width = (size for size in shape[1:3] if isinstance(size, int))
+    if most is not None:
+        observation = layers.graph.op("Div", observation, layers.graph.constant(most, "float32"))
+    return layers.image(observation, height, width)
+
+
+def is_nature(layers: ChannelsLast, parameters: Parameters) -> bool:
+    """Whether the convolutions are those of the Nature DQN."""
+    sizes = [layers.shape(layer.kernel)[:2] for layer in parameters.convolutions]
+    return sizes == [(size, size) for size, _ in NATURE] and not parameters.stacks
+
+
+def nature(layers: ChannelsLast, parameters: Parameters, x: Image) -> Image:
+    """Three convolutions (Mnih et al., 2015)."""
+    for layer, (_, stride) in zip(parameters.convolutions, NATURE, strict=True):
+        x = layers.relu(layers.convolution(x, layer, stride, "SAME"))
+    return x
+
+
+def impala(layers: ChannelsLast, parameters: Parameters, x: Image) -> Image:
+    """Stacks of a convolution, a max-pool and residual blocks, without the last ReLU (Espeholt et al., 2018)."""
+    for first, *rest in parameters.stacks:
+        x = layers.max_pool(layers.convolution(x, first, 1, "SAME"), 3, 2, "SAME")
+        for one, other in zip(rest[::2], rest[1::2], strict=True):
+            y = layers.convolution(layers.relu(x), one, 1, "SAME")
+            y = layers.convolution(layers.relu(y), other, 1, "SAME")
+            x = Image(layers.graph.op("Add", y.value, x.value), x.height, x.width)
+    return x
+
+
 class Network:
     """One network in a graph that several share.
 
@@ -126,7 +160,7 @@ class Network:
         self._layers, self._graph = layers, layers.graph
         self._parameters, self._suffix, self._head = parameters, suffix, head
 
-    def build(self, observation: ir.Value, height: int, width: int) -> Port:
+    def build(self, observation: ir.Value) -> Port:
         """Append the network; its output as it is declared.
 
         Args:
@@ -135,8 +169,7 @@ class Network:
         Raises:
           Refused: a trunk or a head that is not known.
         """
-        scaled = self._graph.op("Div", observation, self._graph.constant(255.0, "float32"))
-        x = self._layers.flatten(self._trunk(self._layers.image(scaled, height, width)))
+        x = self._layers.flatten(self._trunk(image(self._layers, observation)))
         dense, noisy = self._parameters.dense, self._parameters.noisy
         if (
             len(dense) == 3
@@ -163,19 +196,10 @@ class Network:
 
     def _trunk(self, x: Image) -> Image:
         layers, parameters = self._layers, self._parameters
-        sizes = [layers.shape(layer.kernel)[:2] for layer in parameters.convolutions]
-        if sizes == [(size, size) for size, _ in NATURE] and not parameters.stacks:
-            for layer, (_, stride) in zip(parameters.convolutions, NATURE, strict=True):
-                x = layers.relu(layers.convolution(x, layer, stride, "SAME"))
-            return x
-        if parameters.stacks and not sizes:
-            for first, *rest in parameters.stacks:
-                x = layers.max_pool(layers.convolution(x, first, 1, "SAME"), 3, 2, "SAME")
-                for one, other in zip(rest[::2], rest[1::2], strict=True):
-                    y = layers.convolution(layers.relu(x), one, 1, "SAME")
-                    y = layers.convolution(layers.relu(y), other, 1, "SAME")
-                    x = Image(self._graph.op("Add", y.value, x.value), x.height, x.width)
-            return layers.relu(x)
+        if is_nature(layers, parameters):
+            return nature(layers, parameters, x)
+        if parameters.stacks and not parameters.convolutions:
+            return layers.relu(impala(layers, parameters, x))
         raise Refused(
             "the convolutions are neither the Nature DQN's nor IMPALA's: their strides have no trace in the file"
         )

@@ -29,7 +29,7 @@ from surgery_adapters.keras import optimizer
 from surgery_adapters.keras.build import bound, build
 from surgery_adapters.keras.config import places, tree
 from surgery_adapters.keras.file import CONFIG, OPTIMIZER, WEIGHTS, KerasFile
-from surgery_adapters.keras.insertion import NewLayer, grown, new_layers
+from surgery_adapters.keras.insertion import grown
 from surgery_adapters.keras.network import Network
 from surgery_adapters.keras.settings import (
     check_reshapes,
@@ -40,6 +40,7 @@ from surgery_adapters.keras.settings import (
     with_widths,
 )
 from surgery_adapters.writeback.contract import NAME, Notes, bare, notes_of
+from surgery_adapters.writeback.dense import NewLayer, new_layers
 from surgery_adapters.writeback.sequences import HINT
 
 _EXPORTED = "graph"
@@ -132,7 +133,7 @@ def _rearranged(
     }
     datasets |= {hdf5.moved_to(file.places[name], moved): t for name, t in new.items() if name in file.places}
     own = places(model)
-    datasets |= {own[name]: new[name] for layer in layers for name in layer.variables}
+    datasets |= {own[name]: new[name] for layer in layers for name in layer.parameters}
     kept, record = optimizer.rebuilt(file, model, {*new}, checkpoint.optimizer)
     named = {f"{after[layer.name]}/vars": layer.name.rpartition(".")[2] for layer in layers}
     return hdf5.rearranged(file.weights, {**datasets, **kept}, moved, named), record
@@ -233,7 +234,7 @@ def _matched(
     """
     old, known = file.tensors, checkpoint.source.get("constants")
     constants = known if isinstance(known, Mapping) else {}
-    added = {name for layer in layers for name in layer.variables}
+    added = {name for layer in layers for name in layer.parameters}
     found: dict[str, ir.TensorProtocol] = {name: checkpoint.tensors[name] for name in added}
     strange = []
     for name, tensor in checkpoint.tensors.items():

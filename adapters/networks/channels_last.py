@@ -96,6 +96,11 @@ class ChannelsLast:
         y = self.graph.op("MatMul", x, self.parameter(layer.kernel))
         return y if layer.bias is None else self.graph.op("Add", y, self.parameter(layer.bias))
 
+    def layer_norm(self, x: ir.Value, path: str) -> ir.Value:
+        """Over the last axis, with flax's names and its ε (flax/linen/normalization.py)."""
+        scale, bias = (self.parameter(f"{path}.{leaf}") for leaf in ("scale", "bias"))
+        return self.graph.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=1e-6)
+
 
 def _window(x: Image, kernel: tuple[int, ...], stride: int, padding: Padding) -> tuple[list[int], int, int]:
     """Pads as ONNX has them, and the size of what comes out (Dumoulin and Visin, 2016, for TensorFlow's SAME)."""
