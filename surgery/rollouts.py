@@ -12,7 +12,8 @@ from typing import IO, Any
 import numpy as np
 
 from surgery.edits.axis_maps import units_along
-from surgery.edits.plan import Plan, PortEdit
+from surgery.edits.parts import PortEdit
+from surgery.edits.plan import Plan
 from surgery.edits.ports import grow
 from surgery.errors import ArgumentError, CorruptFile, UnknownFormat
 from surgery.files import check_readable, check_target, replacing

@@ -394,7 +394,7 @@ def test_an_unknown_output_and_a_wrong_shape_are_refused():
     made = linear("q", (3,), "q_values")
     with pytest.raises(UnknownName):
         load(made, output="p")
-    with pytest.raises(ArgumentError, match=r"takes observations \(4\), got \(5\)"):
+    with pytest.raises(ArgumentError, match=r"takes observations of shape 4, got 5"):
         load(made).scores(weights(2, 5))
     with pytest.raises(ArgumentError, match="temperature"):
         load(made, temperature=0.0)
@@ -404,7 +404,7 @@ def test_an_unknown_output_and_a_wrong_shape_are_refused():
 
 def test_an_output_that_is_not_what_it_was_taken_for_is_refused():
     made = linear("q_values", (3, 11), "q_values")
-    with pytest.raises(ArgumentError, match=r"gives \(2, 3, 11\) for 2 observations: no q_values"):
+    with pytest.raises(ArgumentError, match=r"gives 2×3×11 for 2 observations: no q_values"):
         load(made).scores(weights(2, 4))
 
 

@@ -438,7 +438,7 @@ def test_a_recorded_ring_is_read_and_no_return_crosses_a_seam(
 
 def test_a_recorded_replay_of_another_game_is_refused(rng: np.random.Generator, tmp_path: Path):
     found = read_transitions(recorded(rng, tmp_path, packed=True)[0])
-    with pytest.raises(ArgumentError, match=r"observations are \[3, 4\], the environment's \[5\]"):
+    with pytest.raises(ArgumentError, match="observations are 3×4, the environment's 5"):
         fill(Replay(Layout(1, (5,), "float32"), 100), found, actions=3)
     with pytest.raises(ArgumentError, match="holds action 2, the environment has 2 actions"):
         fill(Replay(Layout(1, (3, 4), "uint8"), 100), found, actions=2)

@@ -16,7 +16,8 @@ from surgery.edits.contract import settled
 from surgery.edits.copies import original_name
 from surgery.edits.heads import start_rows
 from surgery.edits.insert import insert, join_optimizer, with_states
-from surgery.edits.plan import Plan, TensorEdit
+from surgery.edits.parts import TensorEdit
+from surgery.edits.plan import Plan
 from surgery.edits.removal import check_duplicates, check_unread, fold
 from surgery.edits.rewiring import Rewiring, rewire, rewired
 from surgery.errors import PlanMismatch, shape_text

@@ -8,108 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from surgery.edits.arithmetic import SpaceEdit, natural
 from surgery.edits.insertion import Insertion, chained
 from surgery.edits.insertion import from_json as insertion_from_json
+from surgery.edits.parts import Fold, OperandEdit, PortEdit, TensorEdit, nonnegative
 from surgery.edits.rewiring import Rewiring
 from surgery.edits.rewiring import from_json as rewiring_from_json
 from surgery.errors import PlanMismatch, shape_text
 from surgery.graph import layout
-from surgery.graph.layout import Layout
-from surgery.graph.spaces import Fill
 
 SCHEMA = 1
-_MOST_OPERANDS = 64
 Claim = Literal["identical", "equivalent", "changed"]
 """What a plan promises: the same bits, the same function within rounding, or a measured difference."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorEdit:
-    """One tensor that follows the edited spaces.
-
-    Attributes:
-      name: the tensor.
-      axes: the layout of each axis before the edit.
-      fill: how entries that make fresh units start.
-      scale: factor of all entries (γ of a normaliser whose statistic changes); gradients are divided by it.
-    """
-
-    name: str
-    axes: tuple[Layout, ...]
-    fill: Fill
-    scale: float = 1.0
-
-    def starts_at_mean(self, spaces: Collection[str]) -> bool:
-        """Whether new units of some spaces start at the mean of the old: the two then share a gradient."""
-        return any(u.role == "mean" and u.space in spaces for axis in self.axes for u in layout.units(axis))
-
-    @property
-    def before(self) -> tuple[int, ...]:
-        """The shape that the tensor must have."""
-        return tuple(layout.size(axis) for axis in self.axes)
-
-    def after(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """The shape that it will have."""
-        return tuple(layout.size(axis, sizes) for axis in self.axes)
-
-
-@dataclass(frozen=True, slots=True)
-class OperandEdit:
-    """Numbers in the graph that follow: an operand or an attribute of a node.
-
-    Attributes:
-      node: the node, by the name of its first output.
-      where: input index, or attribute name.
-      value: the new numbers; None keeps what the graph computes there (a symbolic dimension).
-      scalar: whether the operand is one number without an axis.
-    """
-
-    node: str
-    where: int | str
-    value: tuple[int | float | None, ...]
-    scalar: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class PortEdit:
-    """An input or output that follows: recurrent state grows with its layer, an observation is extended.
-
-    Attributes:
-      side: "input" or "output". name: of the graph's input or output.
-      axes: the layout of each axis before the edit; empty for an axis that stays as it is.
-      labels: the names of its features afterwards; empty if they have none.
-    """
-
-    side: Literal["input", "output"]
-    name: str
-    axes: tuple[Layout, ...]
-    labels: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Fold:
-    """One place where constant units leave their contribution behind: it is added to a bias.
-
-    Attributes:
-      node: the node that reads the units, by the name of its first output.
-      operand: index of the input through which it does.
-      axis: of that input, along which they lie. layout: of that axis, before the edit.
-      bias: (node, operand) of the constant that is added; None if there is none, and the contribution must be zero.
-      sign: −1 where it is subtracted.
-    """
-
-    node: str
-    operand: int
-    axis: int
-    layout: Layout
-    bias: tuple[str, int] | None
-    sign: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,34 +158,15 @@ class Plan:
             "seed": self.seed,
             "noise": self.noise,
             "spaces": [edit.to_json() for edit in self.spaces],
-            "tensors": [
-                {
-                    "name": t.name,
-                    "axes": [layout.to_json(axis) for axis in t.axes],
-                    "fill": t.fill,
-                    **({"scale": t.scale} if t.scale != 1 else {}),
-                }
-                for t in self.tensors
-            ],
-            "operands": [
-                {"node": o.node, "where": o.where, "value": list(o.value), "scalar": o.scalar}
-                for o in self.operands
-            ],
+            "tensors": [tensor.to_json() for tensor in self.tensors],
+            "operands": [operand.to_json() for operand in self.operands],
             "frozen": [{"space": space, "reason": reason} for space, reason in self.frozen],
-            "ports": [
-                {
-                    "side": p.side,
-                    "name": p.name,
-                    "axes": [layout.to_json(axis) for axis in p.axes],
-                    "labels": list(p.labels),
-                }
-                for p in self.ports
-            ],
+            "ports": [port.to_json() for port in self.ports],
             "inexact_slots": list(self.inexact_slots),
             "environment": dict(self.environment),
             "slots": dict(self.slots),
             "insertions": [new.to_json() for new in self.insertions],
-            **({"folds": [_fold_to_json(fold) for fold in self.folds]} if self.folds else {}),
+            **({"folds": [fold.to_json() for fold in self.folds]} if self.folds else {}),
             **({"notes": list(self.notes)} if self.notes else {}),
             "copies": dict(self.copies),
             **({"rewiring": self.rewiring.to_json()} if self.rewiring != Rewiring() else {}),
@@ -302,45 +197,25 @@ class Plan:
 
 
 def _parse(data: Mapping[str, Any]) -> Plan:
-    claim, fills = data["claim"], ("random", "zero", "donor")
+    claim = data["claim"]
     if claim not in ("identical", "equivalent", "changed"):
         raise ValueError(f"claim {claim!r}")
-    if any(p["side"] not in ("input", "output") for p in data["ports"]):
-        raise ValueError("unknown side of a port")
-    if any(t["fill"] not in fills for t in data["tensors"]):
-        raise ValueError("unknown fill")
     return Plan(
         operation=str(data["operation"]),
         arguments=dict(data["arguments"]),
         claim=claim,
         spaces=tuple(SpaceEdit.from_json(edit) for edit in data["spaces"]),
-        tensors=tuple(
-            TensorEdit(
-                str(t["name"]),
-                tuple(layout.from_json(axis) for axis in t["axes"]),
-                t["fill"],
-                _finite(t.get("scale", 1.0)),
-            )
-            for t in data["tensors"]
-        ),
-        operands=tuple(_operand(operand) for operand in data["operands"]),
+        tensors=tuple(TensorEdit.from_json(tensor) for tensor in data["tensors"]),
+        operands=tuple(OperandEdit.from_json(operand) for operand in data["operands"]),
         seed=natural(data["seed"]),
-        noise=_finite(data["noise"]),
+        noise=nonnegative(data["noise"]),
         frozen=tuple((str(f["space"]), str(f["reason"])) for f in data["frozen"]),
-        ports=tuple(
-            PortEdit(
-                p["side"],
-                str(p["name"]),
-                tuple(layout.from_json(axis) for axis in p["axes"]),
-                tuple(str(label) for label in p["labels"]),
-            )
-            for p in data["ports"]
-        ),
+        ports=tuple(PortEdit.from_json(port) for port in data["ports"]),
         inexact_slots=tuple(str(name) for name in data["inexact_slots"]),
         environment=dict(data["environment"]),
         slots={str(name): int(count) for name, count in data["slots"].items()},
         insertions=tuple(insertion_from_json(new) for new in data.get("insertions", ())),
-        folds=tuple(_fold(fold) for fold in data.get("folds", ())),
+        folds=tuple(Fold.from_json(fold) for fold in data.get("folds", ())),
         notes=tuple(str(note) for note in data.get("notes", ())),
         copies={str(copy): str(original) for copy, original in data.get("copies", {}).items()},
         rewiring=rewiring_from_json(data.get("rewiring", Rewiring().to_json())),
@@ -357,51 +232,6 @@ def _how(edit: SpaceEdit) -> str:
     parts = [f"{count} {what}" for what, count in counts.items() if count]
     order = [k for k, added in zip(edit.source, edit.added, strict=True) if not added]
     return ", ".join([*parts, *(["reordered"] if order != sorted(order) else [])]) or "as it was"
-
-
-def _fold_to_json(fold: Fold) -> dict[str, Any]:
-    return {
-        "node": fold.node, "operand": fold.operand, "axis": fold.axis, "layout": layout.to_json(fold.layout),
-        "bias": None if fold.bias is None else list(fold.bias), "sign": fold.sign,
-    }  # fmt: skip
-
-
-def _fold(data: Mapping[str, Any]) -> Fold:
-    bias = data["bias"]
-    if data["sign"] not in (1, -1):
-        raise ValueError(f"sign {data['sign']!r}")
-    return Fold(
-        str(data["node"]),
-        natural(data["operand"]),
-        natural(data["axis"]),
-        layout.from_json(data["layout"]),
-        None if bias is None else (str(bias[0]), natural(bias[1])),
-        data["sign"],
-    )
-
-
-def _operand(data: Mapping[str, Any]) -> OperandEdit:
-    where = data["where"] if isinstance(data["where"], str) else natural(data["where"])
-    value, scalar = tuple(_number(number) for number in data["value"]), data["scalar"]
-    if not value or not isinstance(scalar, bool) or (scalar and len(value) != 1):
-        raise ValueError(f"an operand without numbers, or a scalar of several: {data!r:.80}")
-    if isinstance(where, int) and where > _MOST_OPERANDS:
-        raise ValueError(f"operand {where} of a node")
-    return OperandEdit(str(data["node"]), where, value, scalar)
-
-
-def _number(value: object) -> int | float | None:
-    if value is None or isinstance(value, float):
-        return value
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63:
-        return value
-    raise TypeError(f"{value!r} is not a number")
-
-
-def _finite(value: object) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
-        raise TypeError(f"{value!r} is not a finite number, 0 or more")
-    return float(value)
 
 
 def _check(plan: Plan) -> None:

@@ -10,7 +10,8 @@ import onnx_ir as ir
 
 from surgery.checkpoint import Checkpoint
 from surgery.edits.axis_maps import axis_map, belonging, units_along
-from surgery.edits.plan import Fold, Plan
+from surgery.edits.parts import Fold
+from surgery.edits.plan import Plan
 from surgery.edits.units import SpaceEdit
 from surgery.errors import PlanMismatch, Refused
 from surgery.graph import layout

@@ -11,7 +11,8 @@ from surgery.checkpoint import Checkpoint
 from surgery.edits.arithmetic import SpaceEdit
 from surgery.edits.copies import related, with_copies
 from surgery.edits.execute import edited_tensors, grow_inputs
-from surgery.edits.plan import Claim, Fold, OperandEdit, Plan, PortEdit, TensorEdit
+from surgery.edits.parts import Fold, OperandEdit, PortEdit, TensorEdit
+from surgery.edits.plan import Claim, Plan
 from surgery.errors import Refused
 from surgery.graph import layout
 from surgery.graph.readers import readers

@@ -11,7 +11,8 @@ import onnx_ir as ir
 from surgery.checkpoint import Checkpoint
 from surgery.edits.arithmetic import SpaceEdit
 from surgery.edits.copies import original_name
-from surgery.edits.plan import OperandEdit, Plan, TensorEdit
+from surgery.edits.parts import OperandEdit, TensorEdit
+from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError, Refused, shape_text
 from surgery.graph.layers import CONVOLUTIONS, Layer, find, layers
 from surgery.graph.layout import Layout, Units

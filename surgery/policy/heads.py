@@ -123,7 +123,7 @@ def _sizes(checkpoint: Checkpoint, port: Port, kind: Kind, value: ir.Value) -> t
     actions = last[0] if last and isinstance(last[0], int) else named
     atoms = inner[0] if inner and isinstance(inner[0], int) else None
     if actions is None or atoms is None or len(shape) < (3 if wide else 2):
-        wanted = "(batch, actions, atoms)" if wide else "(batch, actions)"
+        wanted = "batch×actions×atoms" if wide else "batch×actions"
         raise ArgumentError(
             f"output '{port.name}' is {shape_text(shape)}, {kind} are {wanted}", hint=_declare(port.name)
         )

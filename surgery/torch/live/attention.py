@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from surgery.edits.plan import Plan, TensorEdit
+from surgery.edits.parts import TensorEdit
+from surgery.edits.plan import Plan
 from surgery.graph import layout
 from surgery.graph.layout import Layout, Units
 

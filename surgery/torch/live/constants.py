@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterator
 import onnx_ir as ir
 from torch import nn
 
-from surgery.edits.plan import OperandEdit, Plan
+from surgery.edits.parts import OperandEdit
+from surgery.edits.plan import Plan
 from surgery.errors import Refused
 from surgery.torch.live.places import scope_of
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from surgery.edits.plan import Plan, TensorEdit
+from surgery.edits.parts import TensorEdit
+from surgery.edits.plan import Plan
 from surgery.errors import Refused, shape_text
 from surgery.graph import layout
 from surgery.torch.live.attention import rows_of, split

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from surgery.edits.arithmetic import AxisMap, SpaceEdit, axis_maps
-from surgery.edits.plan import TensorEdit
+from surgery.edits.parts import TensorEdit
 
 
 @dataclass(frozen=True)

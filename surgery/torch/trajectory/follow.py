@@ -26,7 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from surgery.edits.arithmetic import SpaceEdit
-from surgery.edits.plan import Plan, TensorEdit
+from surgery.edits.parts import TensorEdit
+from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError, PlanMismatch, Refused, shape_text
 from surgery.optimizer import POWERS, power
 from surgery.torch.optimizer_state import is_sharded, kind_of, plain_name
