@@ -79,7 +79,7 @@ class Recipe:
     def describe(self) -> str:
         """A line per group, or one with the reason."""
         if self.reason is not None:
-            return f"no param groups continue the same trajectory: {self.reason}"
+            return f"keep your own; none goes on exactly as before the change: {self.reason}"
         return "\n".join(f"{_settings(group)}: {_some(group.parameters)}" for group in self.groups)
 
 
