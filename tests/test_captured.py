@@ -8,7 +8,6 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
-from recording import Recording
 
 from surgery.architectures import new
 from surgery.distill.captured import WARM_UP, Captured, CudaGraphs, Staging
@@ -22,12 +21,21 @@ from surgery.interface import Environment
 from surgery.policy.feeds import state_ports
 from surgery.replay import Layout, Replay, Window
 from surgery.torch import to_module
+from tests.recording import Recording
 
 STEPS = 9
 
 
 def learner_of(
-    to: str, head: str, noisy: bool, shape: tuple[int, ...], *, recorded: bool, failing: Sequence[int] = ()
+    to: str,
+    head: str,
+    noisy: bool,
+    shape: tuple[int, ...],
+    *,
+    recorded: bool,
+    failing: Sequence[int] = (),
+    device: str = "cpu",
+    kind: str = "adam",
 ) -> tuple[Learner, Recording | None]:
     scale = 1 / 255 if len(shape) == 3 else None
     checkpoint = new(to, observation=shape, actions=3, head=head, noisy=noisy, scale=scale, seed=2)
@@ -38,10 +46,12 @@ def learner_of(
         {"double": True, "batch": 8, **({"unroll": 6, "burn_in": 3} if "gru" in to else {})}
     )
     student, target = (
-        Network(to_module(checkpoint), values_of(checkpoint), shape, states=state_ports(checkpoint))
+        Network(
+            to_module(checkpoint), values_of(checkpoint), shape, states=state_ports(checkpoint), device=device
+        )
         for _ in range(2)
     )
-    optimizer = make_optimizer("adam", student, 1e-3, recorded=recorded)
+    optimizer = make_optimizer(kind, student, 1e-3, recorded=recorded or None)
     recording = None
 
     def state() -> list[torch.Tensor]:
@@ -57,10 +67,10 @@ def learner_of(
     return learner, recording
 
 
-def filled(recurrent: bool, shape: tuple[int, ...]) -> Replay:
+def filled(recurrent: bool, shape: tuple[int, ...], *, device: str = "cpu", n_step: int = 3) -> Replay:
     window, generator = Window(3, 6, 0) if recurrent else None, np.random.default_rng(0)
     kind = "uint8" if len(shape) == 3 else "float32"
-    replay = Replay(Layout(2, shape, kind), 400, n_step=3, scores=3, window=window)
+    replay = Replay(Layout(2, shape, kind), 400, n_step=n_step, scores=3, window=window, device=device)
 
     def seen() -> np.ndarray:
         return (40 * generator.normal(size=(2, *shape)) % 256).astype(kind)
@@ -75,11 +85,13 @@ def filled(recurrent: bool, shape: tuple[int, ...]) -> Replay:
     return replay
 
 
-@pytest.mark.parametrize(
-    ("to", "head", "noisy"),
-    [("mlp-16", "q", False), ("mlp-16", "c51", False), ("mlp-16", "qr", False), ("mlp-16", "rainbow", True),
-     ("gru-8", "dueling", False), ("gru-8", "q", True), ("nature-fc32", "q", False), ("impala-fc32", "dueling", False)],
-)  # fmt: skip
+STUDENTS = [
+    ("mlp-16", "q", False), ("mlp-16", "c51", False), ("mlp-16", "qr", False), ("mlp-16", "rainbow", True),
+    ("gru-8", "dueling", False), ("gru-8", "q", True), ("nature-fc32", "q", False), ("impala-fc32", "dueling", False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("to", "head", "noisy"), STUDENTS)
 def test_replayed_it_is_the_step_that_runs(to: str, head: str, noisy: bool):
     """λ, the learning rate and the batch change from step to step, the recorded kernels do not."""
     shape = (2, 36, 36) if to.startswith(("nature", "impala")) else (5,)
@@ -105,6 +117,29 @@ def test_replayed_it_is_the_step_that_runs(to: str, head: str, noisy: bool):
     for one, other in zip(losses[0][0], losses[1][0], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
     assert losses[0][1] == pytest.approx(losses[1][1], rel=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore:RNN module weights")  # they are parameters of their own
+@pytest.mark.parametrize("kind", ["adam", "rmsprop"])
+@pytest.mark.parametrize(("to", "head", "noisy"), STUDENTS)
+def test_a_cuda_graph_is_the_step_that_runs(to: str, head: str, noisy: bool, kind: str):
+    shape = (2, 36, 36) if to.startswith(("nature", "impala")) else (5,)
+    found: list[list[torch.Tensor]] = []
+    said: list[str] = []
+    for recorder in (None, CudaGraphs()):
+        learner, _ = learner_of(to, head, noisy, shape, recorded=False, device="cuda", kind=kind)
+        learner._recorder, learner._note = recorder, said.append
+        replay, generator = filled("gru" in to, shape, device="cuda"), np.random.default_rng(1)
+        torch.manual_seed(5)
+        for number in range(STEPS):
+            batch, objective = replay.sample(8, generator), Objective(True, "imitate")
+            given = learner.update(batch, objective, weight=3.0 / (number + 1), rate=1e-2 / (number + 1))
+        parameters = [one.detach().cpu() for one in learner.student.module.parameters()]
+        found.append([*parameters, given.cpu(), torch.tensor(list(learner.read().values()))])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    assert not said
 
 
 @pytest.mark.parametrize("failing", [(), (0,), (1,), (1, 2)], ids=["none", "first", "second", "two"])

@@ -346,9 +346,10 @@ def test_tensors_bound_where_they_lie_give_what_copied_ones_give():
 
 def test_a_module_that_computes_something_else_is_refused(monkeypatch):
     from surgery.policy import backends
+    from surgery.torch import to_module
 
     made = linear("q", (3,), "q_values")
-    right = backends.as_module(made, torch.device("cpu"))
+    right = backends.as_module(to_module(made), made)
     factor = -1.01
     monkeypatch.setattr(backends, "as_module", lambda *_: lambda feeds: {"q": right(feeds)["q"] * factor})
     with pytest.raises(GraphError, match="does not give what"):

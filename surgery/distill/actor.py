@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from surgery.distill.acting import Array
@@ -52,5 +51,4 @@ class Actor:
         if begins is None:
             self._state = ()
         elif self._state and begins.any():
-            rows = torch.from_numpy(np.ascontiguousarray(begins)).to(self._network.device)
-            self._state = self._network.cleared(self._state, rows)
+            self._state = self._network.cleared(self._state, self._network.there(begins))

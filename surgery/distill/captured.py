@@ -69,6 +69,11 @@ class CudaGraphs(Recorder):
         return graph.replay, output
 
 
+def recorder_of(device: str) -> Recorder | None:
+    """What records steps on a device; None where nothing does: on a CPU."""
+    return CudaGraphs() if device == "cuda" else None
+
+
 class Captured:
     """A step that is recorded once and replayed from then on, on buffers that stay where they are.
 
@@ -174,9 +179,12 @@ class Arriving:
     def __init__(self, tensor: Tensor) -> None:
         self._event: torch.cuda.Event | None = None
         self._host = tensor
-        if tensor.device.type == "cuda":
-            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            self._host.copy_(tensor, non_blocking=True)
+        if tensor.device.type == "cpu":
+            return
+        pinned = tensor.device.type == "cuda"
+        self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+        self._host.copy_(tensor, non_blocking=pinned)
+        if pinned:
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
 

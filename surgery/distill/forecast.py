@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from surgery.distill.acting import Array
+from surgery.distill.captured import WARM_UP
 from surgery.distill.learner import Objective
 from surgery.distill.session import Job, Session
 from surgery.replay import Batch, Stretch, estimate
@@ -49,30 +51,34 @@ def forecast(job: Job, *, threads: int = 1) -> Forecast:
     torch.set_num_threads(threads)
     session = Session(job)
     try:
-        update, step = _update_seconds(session), _step_seconds(session)
-        settings = job.settings
-        updates = settings.offline_updates + settings.budget / settings.update_period
-        collected = 0 if job.recorded is not None else settings.teacher_data
-        shape, kind = session.envs.observation_shape, session.envs.observation_dtype
-        frame = shape[1:] if session.envs.stacked else shape
-        rows = settings.replay + settings.teacher_data
-        scores = max(
-            replay.scores for replay in (session.replay, session.teacher_replay) if replay is not None
-        )
-        memory = estimate(
-            rows, frame, kind, prioritised=settings.prioritised, scores=scores, window=session.replay.window
-        )
-        weights = sum(parameter.numel() * 4 for parameter in session.student.module.parameters())
-        return Forecast(
-            memory=memory,
-            disk=round(memory * COMPRESSED) + 10 * rows + 15 * weights,
-            seconds=updates * update + (settings.budget + collected) * step,
-            evaluation_seconds=_evaluation_steps(session) * step,
-            update_seconds=update,
-            step_seconds=step,
-        )
+        return _measured(job, session)
     finally:
         session.close()
+        del session
+        gc.collect()  # its replay lies on the device, where that of the run is to lie
+
+
+def _measured(job: Job, session: Session) -> Forecast:
+    update, step = _update_seconds(session), _step_seconds(session)
+    settings = job.settings
+    updates = settings.offline_updates + settings.budget / settings.update_period
+    collected = 0 if job.recorded is not None else settings.teacher_data
+    shape, kind = session.envs.observation_shape, session.envs.observation_dtype
+    frame = shape[1:] if session.envs.stacked else shape
+    rows = settings.replay + settings.teacher_data
+    scores = max(replay.scores for replay in (session.replay, session.teacher_replay) if replay is not None)
+    memory = estimate(
+        rows, frame, kind, prioritised=settings.prioritised, scores=scores, window=session.replay.window
+    )
+    weights = sum(parameter.numel() * 4 for parameter in session.student.module.parameters())
+    return Forecast(
+        memory=memory,
+        disk=round(memory * COMPRESSED) + 10 * rows + 15 * weights,
+        seconds=updates * update + (settings.budget + collected) * step,
+        evaluation_seconds=_evaluation_steps(session) * step,
+        update_seconds=update,
+        step_seconds=step,
+    )
 
 
 def _evaluation_steps(session: Session) -> int:
@@ -99,7 +105,9 @@ def _update_seconds(session: Session) -> float:
     def update() -> None:
         session.learner.update(batch, objective, weight=1.0, rate=0.0)
 
-    update()
+    for _ in range(1 if session.student.device == "cpu" else WARM_UP + 1):
+        update()  # on a GPU the step is captured, too
+    session.learner.read()
     begun = time.perf_counter()
     for _ in range(STEPS):
         update()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from surgery.distill import losses
-from surgery.distill.captured import Captured, CudaGraphs, Recorder, Staging
+from surgery.distill.captured import Captured, Recorder, Staging
 from surgery.distill.network import Network
 from surgery.distill.settings import Settings
 from surgery.distill.tensors import Answers, Tensors, answers
@@ -52,7 +52,7 @@ class Learner:
       actions: A.
       teacher_temperature: τ of the teacher's scores.
       teacher_acts: the teacher's scores are one-hot actions: imitate only the best one.
-      recorder: records a step, to be replayed from then on; None: CUDA graphs on a GPU, nothing on a CPU.
+      recorder: records a step, to be replayed from then on; None: every step runs as it is.
       note: told what should be said once.
     """
 
@@ -77,7 +77,7 @@ class Learner:
         self._sums = torch.zeros(len(PARTS), device=device)
         self._count = 0
         self._staging = Staging(device)
-        self._recorder = CudaGraphs() if recorder is None and device == "cuda" else recorder
+        self._recorder = recorder
         self._note = note
         self._captured: dict[Objective, Captured] = {}
 
@@ -130,7 +130,7 @@ class Learner:
         """The means of `PARTS` since the last call; waits for the device. Empty if there was no step."""
         if not self._count:
             return {}
-        means: list[float] = (self._sums / self._count).tolist()
+        means: list[float] = (self._sums / self._count).cpu().tolist()
         self._sums.zero_()
         self._count = 0
         return dict(zip(PARTS, means, strict=True))
@@ -209,13 +209,20 @@ def make_optimizer(
       centered: whether RMSProp follows the mean of the gradients, too.
       recorded: whether steps are recorded, so that the rate must be a tensor; None: on a GPU.
     """
-    cuda = network.device == "cuda"
+    there = network.device != "cpu"
     lr: float | Tensor = rate
-    if cuda if recorded is None else recorded:
+    if there if recorded is None else recorded:
         lr = torch.tensor(rate, device=network.device)
     parameters = [parameter for parameter in network.module.parameters() if parameter.requires_grad]
     if kind == "adam":
-        return torch.optim.Adam(parameters, lr=lr, eps=EPS[kind], fused=True, capturable=cuda)
+        return torch.optim.Adam(parameters, lr=lr, eps=EPS[kind], fused=True, capturable=there)
+    # PyTorch's loop over tensors reads a rate that is one, which a recording does not allow.
     return torch.optim.RMSprop(
-        parameters, lr=lr, alpha=0.95, eps=EPS[kind], centered=centered, capturable=cuda
+        parameters,
+        lr=lr,
+        alpha=0.95,
+        eps=EPS[kind],
+        centered=centered,
+        capturable=there,
+        foreach=there or None,
     )

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from surgery.replay import NOWHERE, Batch, Replay
+from surgery.replay.frames import put
 
 
 def mixed(batch: Batch, teacher: Replay, ratio: float, generator: np.random.Generator) -> Batch:
@@ -24,7 +25,7 @@ def mixed(batch: Batch, teacher: Replay, ratio: float, generator: np.random.Gene
         return batch
     other = teacher.sample(len(swapped), generator)
     for name in ("observation", "action", "returns", "discount", "next_observation"):
-        getattr(batch, name)[swapped] = getattr(other, name)
+        put(getattr(batch, name), swapped, getattr(other, name))
     weight, rows = batch.weight.copy(), batch.rows.copy()
     weight[swapped], rows[swapped] = 1.0, NOWHERE
     return replace(batch, weight=weight, rows=rows)

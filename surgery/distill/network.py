@@ -16,6 +16,7 @@ from surgery.distill.frozen import Frozen
 from surgery.distill.values import Values
 from surgery.errors import ArgumentError
 from surgery.policy.feeds import StatePort
+from surgery.torch.travel import moved
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
@@ -102,10 +103,7 @@ class Network:
 
     def there(self, given: Array | Tensor) -> Tensor:
         """Numbers of any element type, on the device."""
-        tensor = torch.from_numpy(given) if isinstance(given, np.ndarray) else given
-        if self.device == "cuda" and tensor.device.type == "cpu":
-            return tensor.pin_memory().to("cuda", non_blocking=True)
-        return tensor
+        return moved(given, self.device)
 
     def __call__(self, observation: Tensor) -> Tensor:
         """The output in float32 for observations (B, *observation) of any element type."""
@@ -130,12 +128,12 @@ class Network:
         return output.float(), tuple(one.float() for one in after)
 
     def _run(self, observation: Tensor, *state: Tensor) -> Sequence[Tensor]:
-        x = observation.to(self._dtype)
-        x = x.contiguous(memory_format=torch.channels_last) if self._image else x
+        layout = torch.channels_last if self._image else torch.preserve_format
+        x = observation.to(self._dtype, memory_format=layout)
         if self._precision == torch.float32:
             found = self.module(x, *state)
         else:
-            with torch.autocast(self.device, dtype=self._precision):
+            with torch.autocast(torch.device(self.device).type, dtype=self._precision):
                 found = self.module(x, *state)
         return found if isinstance(found, tuple) else (found,)
 

@@ -80,7 +80,7 @@ def make_replays(
         shapes.append(_shape(count, settings, envs, student, asks=asks, own=False))
     sizes = [shape.size for shape in shapes]
     place = "cpu"
-    if device == "cuda" and sum(sizes) < 0.8 * torch.cuda.mem_get_info()[0]:
+    if device == "cuda" and sum(sizes) < 0.8 * _free():
         place = "cuda"
     else:
         check_memory(settings.replay, sum(sizes) if method.rehearsal else max(sizes))
@@ -92,6 +92,11 @@ def make_replays(
         for shape in shapes
     ]  # fmt: skip
     return made[0], made[1] if method.collects else None
+
+
+def _free() -> int:
+    """Bytes that are free on the GPU, or that PyTorch keeps there and nobody uses."""
+    return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
 
 
 def _shape(

@@ -16,6 +16,7 @@ from surgery.checkpoint import Checkpoint, save
 from surgery.distill import store
 from surgery.distill.acting import Array
 from surgery.distill.actor import Actor
+from surgery.distill.captured import recorder_of
 from surgery.distill.frozen import STEPS
 from surgery.distill.guarded import Guarded
 from surgery.distill.journal import Journal
@@ -225,6 +226,7 @@ class Session:
             actions=self.envs.actions,
             teacher_temperature=temperature,
             teacher_acts=teacher is not None and teacher.only_acts,
+            recorder=recorder_of(job.device),
             note=lambda text: self.note(text),
         )
 

@@ -112,12 +112,19 @@ def save(folder: Path, number: int, tensors: Mapping[str, Any], record: Mapping[
     path = folder / CHECKPOINTS / f"{number:06d}.pt"
     text = dumps({"schema": SCHEMA, **record})
     buffer = io.BytesIO()  # torch's own writer hides why a write failed
-    torch.save({"tensors": dict(tensors), "record": text}, buffer)
+    torch.save({"tensors": _on_host(tensors), "record": text}, buffer)
     with replacing([path], force=True, needed=buffer.tell()) as [temporary]:
         temporary.write_bytes(buffer.getbuffer())
     for old in _numbered(folder)[KEPT:]:
         old.unlink(missing_ok=True)
     return path
+
+
+def _on_host(tensors: Any) -> Any:  # noqa: ANN401
+    """The same, so that a checkpoint does not say what it was written on."""
+    if isinstance(tensors, Mapping):
+        return {name: _on_host(one) for name, one in tensors.items()}
+    return tensors.cpu() if isinstance(tensors, torch.Tensor) else tensors
 
 
 def newest(folder: Path) -> tuple[Saved | None, tuple[str, ...]]:

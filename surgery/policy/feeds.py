@@ -13,6 +13,7 @@ import torch
 from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, shape_text
 from surgery.graph.symbols import symbol
+from surgery.torch.travel import moved
 
 _TORCH: Mapping[ir.DataType, torch.dtype] = {
     ir.DataType.FLOAT: torch.float32,
@@ -86,11 +87,7 @@ class ObservationPort:
         Raises:
           ArgumentError: observations of another shape.
         """
-        if isinstance(observation, np.ndarray):
-            observation = torch.from_numpy(np.require(observation, requirements=["C", "W"]))
-        if device.type == "cuda" and observation.device.type == "cpu":
-            observation = observation.pin_memory()  # else the copy waits for what the device is doing
-        x = observation.to(device, non_blocking=True)
+        x = moved(observation, device)
         scale = self.scale
         if scale is None and x.dtype == torch.uint8 and self.high == 1:
             scale = 1 / 255

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from surgery.policy.feeds import (
     state_ports,
 )
 from surgery.policy.heads import TEMPERATURE, Head, Kind, find
+from surgery.torch.travel import moved
 
 Mode = Literal["greedy", "sample", "epsilon"]
 Backend = Literal["auto", "torch", "onnxruntime"]
@@ -45,6 +47,26 @@ class Policy:
     _masks: dict[str, tuple[torch.dtype, int]]
     _run: backends.Run
     _carried: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def _forbidden(self) -> torch.Tensor | None:
+        """(A,) bool, made once: a number that travels to a device waits for it."""
+        allowed = self.head.allowed
+        return None if allowed is None else ~torch.tensor(allowed, device=self.device)
+
+    @cached_property
+    def _support(self) -> torch.Tensor | None:
+        """(atoms,)"""
+        return None if self.head.support is None else torch.tensor(self.head.support, device=self.device)
+
+    @cached_property
+    def _legal(self) -> dict[str, torch.Tensor]:
+        """What goes into each input that is a mask, (1, width)."""
+        rows = {name: self.head.allowed or (True,) * width for name, (_, width) in self._masks.items()}
+        return {
+            name: torch.tensor([row], device=self.device).to(self._masks[name][0])
+            for name, row in rows.items()
+        }
 
     @property
     def kind(self) -> Kind:
@@ -80,10 +102,7 @@ class Policy:
         count = len(observation)
         outputs = self._ask(x, count, observation.ndim - 1)
         scores = self._read(outputs[self.head.output], count)
-        if self.head.allowed is None:
-            return scores
-        allowed = torch.tensor(self.head.allowed, device=scores.device)
-        return scores.masked_fill(~allowed, -torch.inf)
+        return scores if self._forbidden is None else scores.masked_fill(self._forbidden, -torch.inf)
 
     def act(
         self,
@@ -143,7 +162,7 @@ class Policy:
         if mask is None:
             self._carried.clear()
         elif self._carried and mask.any():
-            rows = torch.from_numpy(mask).to(self.device)
+            rows = moved(mask, self.device)
             for state in self._states:
                 self._carried[state.input] = state.cleared(self._carried[state.input], rows)
 
@@ -177,11 +196,8 @@ class Policy:
 
     def _once(self, x: torch.Tensor, count: int) -> backends.Tensors:
         feeds = {self._observation.name: x}
-        for name, (dtype, width) in self._masks.items():
-            allowed = self.head.allowed or (True,) * width
-            feeds[name] = (
-                torch.tensor(allowed, device=self.device).to(dtype).expand(count, width).contiguous()
-            )
+        for name, row in self._legal.items():
+            feeds[name] = row.expand(count, -1).contiguous()
         for state in self._states:
             known = self._carried.get(state.input)
             if known is not None and known.shape[state.batch] != count:
@@ -208,10 +224,8 @@ class Policy:
             return torch.nn.functional.one_hot(output.reshape(count).long(), head.actions).float()
         if wide:
             spread = output.reshape(count, head.actions, -1).float()
-            if head.support is None:
-                return spread.mean(-1)
-            support = torch.tensor(head.support, device=output.device)
-            return (spread.softmax(-1) * support).sum(-1)
+            support = self._support
+            return spread.mean(-1) if support is None else (spread.softmax(-1) * support).sum(-1)
         return output.reshape(count, head.actions).float()
 
 

@@ -43,15 +43,19 @@ def some(frames: Array | torch.Tensor, rows: Array) -> Array | torch.Tensor:
     """Rows (B,) of frames, where they lie."""
     if isinstance(frames, np.ndarray):
         return frames[rows]
+    from surgery.torch.travel import moved
+
     return frames.index_select(0, moved(rows, frames.device))
 
 
-def moved(given: Array, device: torch.device) -> torch.Tensor:
-    """An array on a device, without waiting for what that is doing: what is copied lies in pinned memory."""
-    import torch
+def put(frames: Array | torch.Tensor, rows: Array, others: Array | torch.Tensor) -> None:
+    """Write others (B, *frame), which lie in the same place, over rows (B,) of frames."""
+    if isinstance(frames, np.ndarray):
+        frames[rows] = others
+        return
+    from surgery.torch.travel import moved
 
-    tensor = torch.from_numpy(np.ascontiguousarray(given))
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    frames.index_copy_(0, moved(rows, frames.device), moved(others, frames.device))
 
 
 class HostFrames:
@@ -66,7 +70,8 @@ class HostFrames:
         self._frames = np.zeros((rows, int(np.prod(frame, dtype=np.int64))), dtype)
 
     def write(self, rows: Array, frames: Array | torch.Tensor) -> None:
-        self._frames[rows] = np.asarray(frames).reshape(len(rows), -1)
+        given = frames if isinstance(frames, np.ndarray) else frames.cpu().numpy()
+        self._frames[rows] = given.reshape(len(rows), -1)
 
     def gather(self, rows: Array) -> Array:
         return self._frames.take(rows, axis=0).reshape(len(rows), *self.shape)
@@ -80,17 +85,20 @@ class DeviceFrames:
     def __init__(self, rows: int, frame: Sequence[int], dtype: np.dtype[Any], device: str) -> None:
         import torch
 
-        self.shape = tuple(frame)
+        from surgery.torch.travel import moved
+
+        self.shape, self._moved = tuple(frame), moved
         kind = torch.from_numpy(np.zeros(1, dtype)).dtype
         self._device = torch.device(device)
         self._frames = torch.zeros((rows, int(np.prod(frame, dtype=np.int64))), dtype=kind, device=device)
 
     def write(self, rows: Array, frames: Array | torch.Tensor) -> None:
-        given = moved(frames, self._device) if isinstance(frames, np.ndarray) else frames.to(self._device)
-        self._frames.index_copy_(0, moved(rows, self._device), given.reshape(len(rows), -1))
+        given = self._moved(frames, self._device).reshape(len(rows), -1)
+        self._frames.index_copy_(0, self._moved(rows, self._device), given)
 
     def gather(self, rows: Array) -> torch.Tensor:
-        return self._frames.index_select(0, moved(rows, self._device)).view(len(rows), *self.shape)
+        found = self._frames.index_select(0, self._moved(rows, self._device))
+        return found.view(len(rows), *self.shape)
 
     def read(self, rows: Array) -> Array:
         return self.gather(rows).cpu().numpy()
