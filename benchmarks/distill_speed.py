@@ -1,6 +1,7 @@
 """A gradient step of QDagger, ours against a plain rendition of the textbook update, side by side in one process.
 
-    OMP_NUM_THREADS=1 python benchmarks/distill_speed.py --to nature impala [--device cuda] [--out FILE.json]
+    OMP_NUM_THREADS=1 python benchmarks/distill_speed.py -o results.json
+    python benchmarks/distill_speed.py --device cuda --profile -o results.json   # all there is to know of a GPU
 
 Plain: eager float32, NCHW, a replay of stacked observations and their successors on the host, one optimizer call per
 tensor list as PyTorch has it. Ours: what `surgery distill` runs. Same networks, batch, teacher and loss; what is timed
@@ -8,116 +9,34 @@ is drawing a batch, the teacher's and the target's forward passes, the student's
 The textbook asks the teacher about every example of every batch; ours once about every transition when it is made,
 which are 4 per gradient step (counted in).
 On the CPU the numbers are CPU milliseconds, so that other load on the machine counts little; rounds are interleaved.
+
+On a GPU also: whether captured steps compute what steps do that run kernel by kernel, and those what the CPU does; and
+a whole run, which the CPU then goes on with. The bound of a step is the larger of two times: its arithmetic at the rate
+of a large matrix product, and what its kernels read and write, none of them fused, at the rate of a large copy; both
+rates are measured first (of a CPU, whose caches hold a step, it is no bound). Every part is written as soon as it is
+there, and one that fails with its reason.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import platform
 import statistics
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch.nn import functional
+from distill_checks import agreement, bound, ceilings, profile, whole_run
+from distill_steps import SHAPE, Ours, Plain
 
 import surgery
-from surgery.architectures import new
-from surgery.distill.learner import Learner, Objective, make_optimizer
-from surgery.distill.methods import METHODS
-from surgery.distill.network import Network, choose_precision
-from surgery.distill.settings import Settings
-from surgery.distill.values import Expected
-from surgery.policy import load
-from surgery.replay import Layout, Replay
+from surgery.distill.network import choose_precision
 from surgery.torch import to_module
 
-SHAPE, ACTIONS, ROWS = (4, 84, 84), 4, 4000
-
-
-class Plain:
-    """The update as it is written in textbooks and single-file scripts."""
-
-    def __init__(self, arch: str, teacher: torch.nn.Module, batch: int, device: str) -> None:
-        self.student = to_module(student_of(arch)).to(device)
-        self.target, self.teacher = copy.deepcopy(self.student), teacher.to(device)
-        self.optimizer = torch.optim.Adam(self.student.parameters(), lr=1e-4, eps=1.5e-4)
-        self.batch, self.device = batch, device
-        generator = np.random.default_rng(0)
-        self.observation, self.after = (
-            generator.integers(0, 255, (ROWS, *SHAPE), np.uint8) for _ in range(2)
-        )
-        self.action = generator.integers(0, ACTIONS, ROWS)
-        self.reward = generator.random(ROWS, np.float32)
-        self.done = np.zeros(ROWS, np.float32)
-
-    def __call__(self) -> None:
-        index = np.random.randint(0, ROWS, self.batch)
-        observation, after = (
-            torch.tensor(array[index]).to(self.device).float() for array in (self.observation, self.after)
-        )
-        action, reward, done = (
-            torch.tensor(array[index]).to(self.device) for array in (self.action, self.reward, self.done)
-        )
-        with torch.no_grad():
-            goal = reward + 0.99**3 * (1 - done) * self.target(after).max(dim=1).values
-            wanted = functional.softmax(self.teacher(observation)[0], dim=1)
-        values = self.student(observation)
-        temporal = functional.huber_loss(values.gather(1, action[:, None])[:, 0], goal)
-        imitation = -(wanted * functional.log_softmax(values / 0.1, dim=1)).sum(dim=1).mean()
-        self.optimizer.zero_grad()
-        (temporal + 3.0 * imitation).backward()
-        self.optimizer.step()
-
-
-class Ours:
-    """What the loop runs."""
-
-    def __init__(
-        self, arch: str, teacher: surgery.Checkpoint, batch: int, device: str, precision: torch.dtype
-    ) -> None:
-        settings = Settings.scaled(METHODS["qdagger"], teacher.environment, frames=10**6, seed=0, envs=8)
-        self.settings = settings.changed({"batch": batch})
-        untrained = student_of(arch)
-        student, target = (
-            Network(to_module(untrained), Expected(), SHAPE, device=device, precision=precision)
-            for _ in range(2)
-        )
-        target.module.requires_grad_(False)
-        target.freeze(untrained)
-        optimizer = make_optimizer("adam", student, 1e-4)
-        self.learner = Learner(student, target, optimizer, self.settings, actions=ACTIONS)
-        self.teacher = load(teacher, device=device)
-        self.generator = np.random.default_rng(0)
-        layout = Layout(1, SHAPE[1:], "uint8", 4)
-        self.replay = Replay(layout, ROWS, n_step=3, device=device, scores=ACTIONS)
-        self.seen = self.generator.integers(0, 255, (8, *SHAPE), np.uint8)
-        self.owed = 0.0
-        self._fill()
-
-    def _fill(self) -> None:
-        frames = self.generator.integers(0, 255, (ROWS, *SHAPE[1:]), np.uint8)
-        never = np.zeros(1, bool)
-        for i in range(4, ROWS - 8):
-            before, after = frames[None, i - 4 : i], frames[None, i - 3 : i + 1]
-            scores = np.ones((1, ACTIONS), np.float32)
-            self.replay.add(before, np.array([i % ACTIONS]), np.ones(1), never, never, after, scores=scores)
-
-    def __call__(self) -> None:
-        self.owed += self.settings.update_period / len(self.seen)
-        while self.owed >= 1:  # 8 environments take a step
-            self.owed -= 1
-            self.teacher.scores(self.seen)
-        batch = self.replay.sample(self.settings.batch, self.generator)
-        self.learner.update(batch, Objective(True, "imitate"), weight=3.0, rate=1e-4)
-
-
-def student_of(arch: str) -> surgery.Checkpoint:
-    return new(arch, observation=SHAPE, actions=ACTIONS, scale=1 / 255, seed=1)
+Steps = dict[str, Callable[[], None]]
 
 
 def milliseconds(step: Callable[[], None], count: int, device: str) -> float:
@@ -131,55 +50,126 @@ def milliseconds(step: Callable[[], None], count: int, device: str) -> float:
     return 1e3 * (clock() - begun) / count
 
 
-def compare(arch: str, words: argparse.Namespace) -> dict:
-    teacher = surgery.load(words.teacher)
-    best = choose_precision(words.device, SHAPE)
-    variants: dict[str, Callable[[], None]] = {
-        "plain": Plain(arch, to_module(teacher), words.batch, words.device),
-        "ours float32": Ours(arch, teacher, words.batch, words.device, torch.float32),
+def variants(arch: str, batch: int, words: argparse.Namespace) -> Steps:
+    teacher, device = surgery.load(words.teacher), words.device
+    best = choose_precision(device, SHAPE)
+    found: Steps = {
+        "plain": Plain(arch, to_module(teacher), batch, device),
+        "ours float32": Ours(arch, teacher, batch, device, torch.float32),
     }
     if best != torch.float32:
-        variants["ours bfloat16"] = Ours(arch, teacher, words.batch, words.device, best)
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for step in variants.values():
+        found["ours bfloat16"] = Ours(arch, teacher, batch, device, best)
+    if device == "cuda":
+        found["ours bfloat16, not captured"] = Ours(arch, teacher, batch, device, best, captured=False)
+    return found
+
+
+def compare(arch: str, batch: int, words: argparse.Namespace) -> dict:
+    """Times of a step in turns, what captured ones said, and the bound of each of ours."""
+    steps = variants(arch, batch, words)
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
         milliseconds(step, 5, words.device)
     for _ in range(words.rounds):
-        for name, step in variants.items():
+        for name, step in steps.items():
             times[name].append(milliseconds(step, words.steps, words.device))
     plain = statistics.median(times["plain"])
-    return {
-        name: {"milliseconds": round(statistics.median(some), 2), "times": round(plain / statistics.median(some), 2),
-               "spread": [round(min(some), 2), round(max(some), 2)]}
+    rows = {
+        name: {"milliseconds": round(statistics.median(some), 3), "times": round(plain / statistics.median(some), 2),
+               "spread": [round(min(some), 3), round(max(some), 3)]}
         for name, some in times.items()
     }  # fmt: skip
+    for name, step in steps.items():
+        if isinstance(step, Ours):
+            rows[name] |= {"said": step.said} if step.said else {}
+            if words.rates:
+                least = bound(arch, batch, words.teacher, "bfloat16" in name, words.rates)
+                share = least["milliseconds"] / rows[name]["milliseconds"]
+                rows[name] |= {"bound": least, "share of bound": round(share, 3)}
+    return rows
+
+
+def profiled(arch: str, words: argparse.Namespace) -> str:
+    teacher, best = surgery.load(words.teacher), choose_precision(words.device, SHAPE)
+    return profile(Ours(arch, teacher, words.batch[0], words.device, best), words.device)
+
+
+def told(name: str, found: object) -> str:
+    """A part as text."""
+    if not isinstance(found, dict) or "error" in found:
+        return f"{name}: {found}"
+    if name == "profile":
+        return "\n\n".join(f"{name} of {arch}\n{text}" for arch, text in found.items())
+    lines = [name]
+    for row, values in found.items():
+        if isinstance(values, dict) and "milliseconds" in values:
+            share = f"  {values['share of bound']:.0%} of bound" if "share of bound" in values else ""
+            lines.append(
+                f"  {row:28s} {values['milliseconds']:9.3f} ms  x{values['times']:.2f}  {values['spread']}{share}"
+            )
+        else:
+            lines.append(f"  {row:28s} {values}")
+    return "\n".join(lines)
+
+
+def parts(words: argparse.Namespace) -> dict[str, Callable[[], object]]:
+    """What is measured, in order."""
+    found: dict[str, Callable[[], object]] = {}
+    if words.all:
+        found["rates"] = lambda: words.rates.update(ceilings(words.device)) or words.rates
+        found["agreement"] = lambda: agreement(words.device, words.teacher)
+    for batch in words.batch:
+        for arch in words.to:
+            found[f"{arch}, batch {batch}"] = lambda arch=arch, batch=batch: compare(arch, batch, words)
+    if words.all:
+        found["a whole run"] = lambda: whole_run(words.device)
+    if words.profile:
+        found["profile"] = lambda: {arch: profiled(arch, words) for arch in words.to}
+    return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--to", nargs="+", default=["nature", "impala"])
     parser.add_argument("--teacher", type=Path, default=Path("examples/teachers/breakout-ppo.onnx"))
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--out", type=Path)
-    words = parser.parse_args()
-    torch.set_num_threads(1)
-    hardware = (
-        torch.cpu.get_capabilities()["cpu_name"] if words.device == "cpu" else torch.cuda.get_device_name()
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--batch", type=int, nargs="+", help="32; on a GPU also 256")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, help="of a round: 6, on a GPU 100")
+    parser.add_argument("--all", action="store_true", help="check and bound steps, too; always on a GPU")
+    parser.add_argument("--profile", action="store_true", help="say which kernels take the time")
+    parser.add_argument(
+        "-o", "--out", type=Path, help="FILE.json; what is printed goes into FILE.txt beside it"
     )
-    found = {
-        "unit": "CPU ms per step" if words.device == "cpu" else "ms per step",
-        "batch": words.batch, "hardware": hardware, "torch": torch.__version__, "python": platform.python_version(),
-        "students": {arch: compare(arch, words) for arch in words.to},
+    words = parser.parse_args()
+    cuda = words.device == "cuda"
+    if cuda and not torch.cuda.is_available():
+        parser.error("PyTorch sees no GPU here")
+    words.batch, words.steps = (
+        words.batch or ([32, 256] if cuda else [32]),
+        words.steps or (100 if cuda else 6),
+    )
+    words.all, words.rates = words.all or cuda, {}
+    torch.set_num_threads(1)
+    found: dict[str, object] = {
+        "unit": "ms per step" if cuda else "CPU ms per step",
+        "hardware": torch.cuda.get_device_name() if cuda else torch.cpu.get_capabilities()["cpu_name"],
+        "torch": torch.__version__, "cuda": torch.version.cuda, "python": platform.python_version(),
     }  # fmt: skip
-    for arch, rows in found["students"].items():
-        for name, row in rows.items():
-            print(
-                f"{arch:10s} {name:14s} {row['milliseconds']:8.2f} ms  x{row['times']:.2f}  {row['spread']}"
-            )
-    if words.out:
-        words.out.write_text(json.dumps(found, indent=1) + "\n")
+    text = [json.dumps(found)]
+    for name, part in parts(words).items():
+        begun = time.perf_counter()
+        try:
+            found[name] = part()
+        except Exception as error:  # the other parts are worth having
+            found[name] = {"error": f"{type(error).__name__}: {error}", "where": traceback.format_exc()}
+        text.append(f"{told(name, found[name])}\n  ({time.perf_counter() - begun:.0f} s)")
+        print(text[-1], flush=True)
+        if words.out:
+            words.out.write_text(json.dumps(found, indent=1) + "\n")
+            words.out.with_suffix(".txt").write_text("\n\n".join(text) + "\n")
 
 
 if __name__ == "__main__":
