@@ -141,6 +141,34 @@ def keras(session: nox.Session) -> None:
     run(session, "keras")
 
 
+PUFFERLIB_NEEDS = (
+    "numpy", "setuptools", "wheel", "Cython", "gymnasium==1.4.0", "pettingzoo", "gym==0.23.0", "psutil", "rich",
+    "rich_argparse", "tqdm",
+)  # fmt: skip
+"""What its trainer imports."""
+
+
+@nox.session
+def pufferlib(session: nox.Session) -> None:
+    """PufferLib's trainer and policies (it asks for numpy below 2), without its own games, in an environment beside."""
+    other = Path(session.create_tmp()) / "framework"
+    session.run("python", "-m", "venv", str(other))
+    python = str(other / "bin" / "python")
+    for pins in ((TORCH,), PUFFERLIB_NEEDS, ("--no-deps", "pyro-ppl", "opt-einsum", "pyro-api")):
+        session.run(python, "-m", "pip", "install", "-q", *pins, external=True)
+    # without its games its setup.py knows no paths of theirs
+    (other / "sitecustomize.py").write_text("import builtins\nbuiltins.c_extension_paths = []\n")
+    session.run(
+        python, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "pufferlib==3.0.0",
+        external=True, env={"NO_OCEAN": "1", "PYTHONPATH": str(other)},
+    )  # fmt: skip
+    session.install(TORCH, "pytest>=8", "-e", ".")
+    session.run(
+        "pytest", "-q", "tests/test_pufferlib.py", *session.posargs,
+        env={"OMP_NUM_THREADS": "1", "PUFFERLIB_PYTHON": python},
+    )  # fmt: skip
+
+
 @nox.session
 def sample_factory(session: nox.Session) -> None:
     """Sample Factory (pins numpy below 2, which this project cannot have): in an environment beside ours."""

@@ -43,9 +43,13 @@ def chained(
     for part, found in zip(networks, ends, strict=True):
         taken = {port.name for port in outputs}
         outputs += declare(layers, part, found, taken, actions, valued=part.prefix in valuing)
+    for state, end in observations.states.items():
+        layers.graph.output(end.value, f"{state}_next", (end.width,))
+        outputs.append(Port(f"{state}_next", "state", declared=True))
     model = layers.graph.model()
+    kinds = dict.fromkeys(observations.own, "other") | dict.fromkeys(observations.states, "state")
     inputs = (
-        Port(port.name, "other", declared=True) if port.name in observations.own else port
+        Port(port.name, kinds[port.name], declared=True) if port.name in kinds else port
         for port in infer(model).inputs
     )
     return model, Interface(tuple(inputs), tuple(outputs))

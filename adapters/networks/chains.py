@@ -17,9 +17,11 @@ import onnx_ir as ir
 from surgery.adapters import Reading
 from surgery.builder import GraphBuilder
 from surgery.errors import ArgumentError, Refused
+from surgery.tensors import shape_of
 from surgery_adapters.containers.module_tree import ModuleNode
 from surgery_adapters.networks import stacked
 from surgery_adapters.networks.layers import HINT, Layers, Tensors, activation_of
+from surgery_adapters.networks.recurrent import Wrapper, wrapper_of
 from surgery_adapters.networks.statistics import normalised
 from surgery_adapters.networks.torch_layers import activates, write
 from surgery_adapters.networks.wiring import Group, Layer, agents, groups_of, layers_of, nowhere, wire
@@ -77,12 +79,14 @@ class Observations:
       layers: the graph in the making. reading: the shape of the first one, where it is not told.
       own: names of the others, which only some networks read: critics, mostly.
       size: of the first one; 0 for an image.
+      states: input of a recurrent state -> what it becomes.
     """
 
     layers: Layers
     reading: Reading
     own: list[str] = field(default_factory=list)
     size: int = 0
+    states: dict[str, End] = field(default_factory=dict)
     _made: dict[int, ir.Value] = field(default_factory=dict)
 
     def of(self, size: int, label: str) -> ir.Value:
@@ -97,6 +101,11 @@ class Observations:
             self.own.append(name if name not in self.own else f"{name}_{size}")
             self._made[size] = self.layers.graph.input(self.own[-1], (size,))
         return self._made[size]
+
+    def states_of(self, label: str) -> tuple[str, str]:
+        """What the states of a network's LSTM are called; the first network's have no name in front."""
+        front = f"{label.strip('.').replace('.', '_')}_" if self.states else ""
+        return f"{front}hidden", f"{front}cell"
 
     def begin(self, group: Group, *, divided: bool = True) -> None:
         """Make the agent's observation, if there is none: the one that a group reads.
@@ -160,9 +169,11 @@ class Chain:
         Returns:
           group -> what comes out of it, for the groups that no other reads.
         """
-        groups = groups_of(self.tensors)
+        wrapper = wrapper_of(self.tensors, self.prefix)
+        groups = groups_of(self.tensors if wrapper is None else wrapper.rest)
         if not groups:
             raise ArgumentError("there is no layer in this network")
+        wrapped = None if wrapper is None else wrapper.wrap(groups)
         if self.module is not None and self.module.kind == "Sequential":
             self.observations.begin(groups[0], divided=False)
             size, last = groups[0].wanted or 0, layers_of(self.tensors)[-1]
@@ -177,8 +188,19 @@ class Chain:
             source = wiring.sources[group.name]
             before = self._observed(group) if source is None else made[source]
             x = self._run(group, before.value, wiring.is_read(group))
+            if wrapper is not None and group is wrapped:
+                x = self._recurrent(x, wrapper)
             made[group.name] = End(x, group.units, before.reads)
         return {group.name: made[group.name] for group in groups if not wiring.is_read(group)}
+
+    def _recurrent(self, x: ir.Value, wrapper: Wrapper) -> ir.Value:
+        """One step of an LSTM, whose state is an input and an output of the graph."""
+        names = self.observations.states_of(self.label)
+        before = [self._graph.input(name, (wrapper.makes,)) for name in names]
+        x, hidden, cell = self.layers.lstm(x, wrapper.module, *([value] for value in before))
+        for name, after in zip(names, (*hidden, *cell), strict=True):
+            self.observations.states[name] = End(after, wrapper.makes, 0)
+        return x
 
     def _observed(self, group: Group) -> End:
         """What a group reads that reads no other."""
@@ -288,5 +310,5 @@ def _strides(convolutions: Sequence[Layer]) -> Sequence[tuple[int, int]] | None:
 
 def custom(tensors: Tensors) -> str | None:
     """The activation that every network with these layers has: the Nature DQN's and MinAtar's is ReLU."""
-    found = [layer for layer in layers_of(tensors) if len(layer.shape) == 4]
-    return "relu" if _strides(found) is not None else None
+    convolutions = {name: tensor for name, tensor in tensors.items() if len(shape_of(tensor)) == 4}
+    return "relu" if _strides(layers_of(convolutions)) is not None else None

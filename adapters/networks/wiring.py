@@ -36,15 +36,16 @@ class Layer:
 
 @dataclass
 class Group:
-    """Layers that follow each other."""
+    """Layers that follow each other.
+
+    Attributes:
+      name: the path of their sequence. layers: in order.
+      units: how many the last one makes, or what stands behind it.
+    """
 
     name: str
     layers: list[Layer] = field(default_factory=list)
-
-    @property
-    def units(self) -> int:
-        """How many it makes."""
-        return self.layers[-1].units
+    units: int = 0
 
     @property
     def wanted(self) -> int | None:
@@ -66,6 +67,7 @@ def groups_of(tensors: Tensors) -> list[Group]:
         groups.setdefault(layer.group, Group(layer.group)).layers.append(layer)
     for group in groups.values():
         group.layers.sort(key=lambda layer: -1 if layer.place is None else layer.place)
+        group.units = group.layers[-1].units
     return _trunks_first(list(groups.values()))
 
 
