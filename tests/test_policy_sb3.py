@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gymnasium
 import numpy as np
 import pytest
 
 import surgery
 from surgery.cli import main
 from surgery.envs import adjusted, make
-from surgery.errors import ArgumentError
+from surgery.envs.normaliser import Normaliser
+from surgery.errors import ArgumentError, Refused
 from surgery.interface import Environment
 from surgery.policy import load
 
@@ -110,6 +112,38 @@ def test_statistics_that_an_environment_does_not_fit_are_refused(normalised, env
     checkpoint = surgery.load(normalised[2])
     with pytest.raises(ArgumentError, match="normaliser"):
         make(adjusted(checkpoint.environment, environment, {}), 1, seed=0, training=False)
+
+
+class Frames(gymnasium.Env):
+    """Random images."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (2, 36, 36), np.uint8)
+    action_space = gymnasium.spaces.Discrete(3)
+
+    def reset(self, *, seed=None, options=None):
+        return self.observation_space.sample(), {}
+
+
+@pytest.mark.parametrize("observations", [True, False])
+def test_images_that_vec_normalize_normalises_are_not_played_without_it(observations, tmp_path):
+    """Pixel by pixel, if it is told to: those statistics are in no contract, and it says so; rewards alone are none."""
+    venv = vec_env.VecNormalize(vec_env.DummyVecEnv([Frames]), norm_obs=observations)
+    kwargs = {"normalize_images": not observations}
+    sb3.DQN("CnnPolicy", venv, seed=1, buffer_size=1, policy_kwargs=kwargs).save(tmp_path / "model.zip")
+    venv.save(str(tmp_path / "vecnormalize.pkl"))
+    checkpoint = surgery.load(tmp_path / "model.zip")
+    if not observations:
+        assert not checkpoint.environment.settings["normaliser"]
+        return
+    with pytest.raises(ArgumentError, match="2x36x36 means and variances") as caught:
+        Normaliser.only(checkpoint.environment)
+    assert "--check" in caught.value.hint
+    with pytest.raises(ArgumentError, match="normaliser"):
+        make(adjusted(checkpoint.environment, "ALE/Breakout-v5", {}), 1, seed=0, training=False)
+    plan = surgery.extend(checkpoint, [surgery.NewObservation("observation[1]", 1)])
+    with pytest.raises(Refused, match="pixel by pixel"):
+        surgery.apply(plan, checkpoint).save(tmp_path / "more.zip")
+    assert not (tmp_path / "more.zip").exists()
 
 
 def test_continuous_actions_are_refused(tmp_path, capsys):

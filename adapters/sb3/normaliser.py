@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from surgery.errors import CorruptFile
+from surgery.errors import CorruptFile, Refused
 from surgery.files import check_readable, read_error
 from surgery.json_values import Json
 from surgery_adapters.containers.pickle_tree import Made, Tree, parse
@@ -29,7 +29,8 @@ def find(model: Path, observation: Space) -> Path | None:
     """The statistics that belong to a model: beside it, or in a folder of its name, as RL Zoo has it.
 
     Args:
-      model: its file. observation: its space; statistics of other shapes are another model's.
+      model: its file. observation: its space; statistics of other shapes are another model's, but for images, whose
+        channels the framework moves, and which it stacks, after they are normalised.
 
     Raises:
       FileError, CorruptFile: see `read`.
@@ -38,8 +39,20 @@ def find(model: Path, observation: Space) -> Path | None:
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         return None
-    seen = read_space(read(found).root.state["observation_space"])
-    return found if _shapes(seen) == _shapes(observation) else None
+    ours, wanted = seen(found), _shapes(observation)
+    fits = ours.keys() == wanted.keys() and all(
+        shape == wanted[name] or len(shape) == len(wanted[name]) == 3 for name, shape in ours.items()
+    )
+    return found if fits else None
+
+
+def seen(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the observations that statistics are of; those of one without a name have none.
+
+    Raises:
+      FileError, CorruptFile: see `read`.
+    """
+    return _shapes(read_space(read(path).root.state["observation_space"]))
 
 
 def _shapes(space: Space) -> dict[str, tuple[int, ...]]:
@@ -70,7 +83,7 @@ def read(path: Path) -> Tree:
 
 
 def contract(path: Path) -> dict[str, Json]:
-    """The statistics by input, for the contract of the environment.
+    """The statistics by input, for the contract of the environment; instead of those of images, what they are.
 
     Raises:
       FileError, CorruptFile: see `read`.
@@ -82,13 +95,16 @@ def contract(path: Path) -> dict[str, Json]:
     found: dict[str, Json] = {}
     for name, inner in _statistics(state).items():
         mean, variance = (read_array(inner[key]) for key in ("mean", "var"))
-        if mean.ndim == 1 and mean.size <= _MOST:
-            found[name] = {
-                "mean": mean.tolist(),
-                "variance": variance.tolist(),
-                "epsilon": _number(state.get("epsilon"), 1e-8),
-                "clip": _number(state.get("clip_obs"), 10.0),
-            }
+        if mean.ndim != 1 or mean.size > _MOST:
+            sizes = "x".join(map(str, mean.shape))
+            found[name] = {"elsewhere": f"{sizes} means and variances, in {path.name} of Stable-Baselines3"}
+            continue
+        found[name] = {
+            "mean": mean.tolist(),
+            "variance": variance.tolist(),
+            "epsilon": _number(state.get("epsilon"), 1e-8),
+            "clip": _number(state.get("clip_obs"), 10.0),
+        }
     return found
 
 
@@ -97,12 +113,20 @@ def insert(tree: Tree, name: str, source: Source) -> None:
 
     Args:
       tree: the pickle. name: of the input. source: for every feature the old one that it was, or None.
+
+    Raises:
+      Refused: they are of images.
     """
     statistics = _statistics(tree.root.state)
     if name in statistics:
         inner = statistics[name]
         for key, fresh in (("mean", 0.0), ("var", 1.0)):
             old = read_array(inner[key])
+            if old.ndim != 1:
+                raise Refused(
+                    f"'{name}' is normalised pixel by pixel (VecNormalize), and a new channel has no statistics",
+                    hint="normalise rewards only (norm_obs=False), or save the model without vecnormalize.pkl",
+                )
             new = np.array([fresh if k is None else old[k] for k in source], old.dtype)
             inner[key] = write_array(inner[key], new)
 

@@ -15,7 +15,7 @@ import sb3_contrib
 import stable_baselines3 as sb3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
-from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize, VecTransposeImage
 
 from surgery.adapters import Parity
 from surgery.checkpoint import Checkpoint
@@ -62,19 +62,36 @@ def play(path: Path, checkpoint: Checkpoint, environment: str, *, episodes: int,
 def _environment(file: Sb3File, path: Path, environment: str, seed: int) -> VecEnv:
     """One environment, as the framework's own training makes it."""
     space = file.space("observation_space")
+    beside = normaliser.find(path, space)
     try:
-        if space.image and _is_atari(environment):
-            venv: VecEnv = make_atari_env(environment, seed=seed)
-            frames = min(space.shape)  # (4, 84, 84), or (84, 84, 4) before the framework transposes
-            return VecFrameStack(venv, frames) if frames > 1 else venv
-        venv = make_vec_env(environment, seed=seed)
+        if len(space.shape) != 3 or not _is_atari(environment):
+            return _normalised(make_vec_env(environment, seed=seed), beside)
+        venv: VecEnv = make_atari_env(environment, seed=seed)
     except gymnasium.error.Error as error:
         raise ArgumentError(f"there is no environment '{environment}' here: {error}") from error
-    beside = normaliser.find(path, space)
-    if beside is not None:
-        venv = VecNormalize.load(str(beside), venv)
-        venv.training = venv.norm_reward = False
-    return venv
+    frames = min(space.shape)  # (4, 84, 84), or (84, 84, 4) before the framework transposes
+    venv = VecFrameStack(venv, frames) if frames > 1 else venv
+    if (
+        beside is not None
+    ):  # it has images with their channels first: the framework moves none that are normalised
+        venv = VecTransposeImage(venv)
+    return _normalised(venv, beside)
+
+
+def _normalised(venv: VecEnv, beside: Path | None) -> VecEnv:
+    """Environments whose observations are normalised by statistics that no longer learn.
+
+    Raises:
+      ArgumentError: the statistics are of other observations.
+    """
+    if beside is None:
+        return venv
+    try:
+        found = VecNormalize.load(str(beside), venv)
+    except (AssertionError, ValueError) as error:
+        raise ArgumentError(f"{beside} is of other observations: {error}") from error
+    found.training = found.norm_reward = False
+    return found
 
 
 def _is_atari(environment: str) -> bool:

@@ -213,7 +213,8 @@ def _check_unnormalised(environment: Environment) -> None:
     if environment.settings.get("normaliser"):
         raise ArgumentError(
             f"{environment.id} cannot honour a normaliser: the statistics are of vectors",
-            hint="surgery annotate MODEL --env-setting normaliser=null -o OUT",
+            hint="play it in its own framework (surgery convert --check ENV); observations that need none: surgery"
+            " annotate MODEL --env-setting normaliser=null -o OUT",
         )
 
 

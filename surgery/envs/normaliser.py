@@ -18,7 +18,10 @@ from surgery.interface import Environment
 
 Array = np.ndarray[Any, np.dtype[Any]]
 NAME = "normaliser"
-"""The setting: of every input that is normalised, by its name, `mean`, `variance`, `epsilon` and perhaps `clip`."""
+"""The setting: of every input that is normalised, by its name, `mean`, `variance`, `epsilon` and perhaps `clip`.
+
+Of one whose statistics a contract does not hold (images), `elsewhere` says what and where they are.
+"""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,13 @@ class Normaliser:
         found = every.get(port) if isinstance(every, Mapping) else None
         if found is None:
             return None
+        if isinstance(found, Mapping) and "elsewhere" in found:
+            raise ArgumentError(
+                f"'{port}' is normalised before the network reads it, by {found['elsewhere']}; only those of vectors"
+                " are applied here",
+                hint="play it in its own framework (surgery convert --check ENV); observations that are normalised "
+                "already: surgery annotate MODEL --env-setting normaliser=null -o OUT",
+            )
         try:
             return _read(found)
         except (KeyError, TypeError, ValueError) as error:
