@@ -28,6 +28,7 @@ POWERS: Mapping[str, Mapping[str, int]] = {
     "adam": _ADAM,
     "adamw": _ADAM,
     "radam": {"exp_avg": 1, "exp_avg_sq": 2, "step": 0},
+    "lamb": {"exp_avg": 1, "exp_avg_sq": 2, "step": 0},
     "adamax": {"exp_avg": 1, "exp_inf": 1, "step": 0},
     "rmsprop": {"square_avg": 2, "grad_avg": 1, "momentum_buffer": 0, "step": 0},
     "adagrad": {"sum": 2, "step": 0},

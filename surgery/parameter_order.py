@@ -119,6 +119,8 @@ def _adam_kind(group: Mapping[str, object], slots: set[str]) -> str:
         raise Refused("there is no rule for the optimizer NAdam")
     if "exp_inf" in slots:
         return "adamax"
+    if "min_trust" in group:
+        return "lamb"  # Sample Factory's (sample_factory/algo/utils/optimizers.py)
     if "amsgrad" not in group:
         return "radam" if "exp_avg_sq" in slots or "decoupled_weight_decay" in group else "adamax"
     decoupled = group.get("decoupled_weight_decay")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import json
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping
@@ -70,7 +71,12 @@ def _program(folder: Path) -> Path:
 
 
 def _sample_factory(folder: Path) -> Path:
-    return Path(shutil.copytree(FIXTURES / "sample_factory" / "lstm", folder / "experiment"))
+    made = Path(shutil.copytree(FIXTURES / "sample_factory" / "lstm", folder / "experiment"))
+    settings = json.loads(
+        (made / "config.json").read_text()
+    )  # with an activation behind which an identity is exact
+    (made / "config.json").write_text(json.dumps({**settings, "nonlinearity": "relu"}, indent=2))
+    return made
 
 
 def _copy(fixture: str) -> Callable[[Path], Path]:

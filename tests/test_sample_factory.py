@@ -143,6 +143,28 @@ def test_new_layers_are_in_the_configuration_and_are_trained(tmp_path, after, se
         assert content["optimizer"]["state"][number]["exp_avg"].shape == content["model"][name].shape
 
 
+def test_steps_of_new_layers_under_lamb_start_at_one(tmp_path):
+    """Where its own count starts; it divides by 1 − βⁿ before it counts."""
+    run = Path(shutil.copytree(FIXTURES / "pictures", tmp_path / "run"))
+    file = checkpoint_in(run)
+    content = dict(record(file))
+    settings = {"lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 1e-4, "min_trust": 0.01}
+    (group,) = content["optimizer"]["param_groups"]
+    content["optimizer"]["param_groups"] = [{**settings, "params": group["params"]}]
+    for state in content["optimizer"]["state"].values():
+        state["step"] = int(state["step"])
+    torch.save(content, file)
+    configuration = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**configuration, "optimizer": "lamb"}))
+    before = surgery.load(run, reading=READING)
+    assert before.optimizer.kind == "lamb"
+    deeper = surgery.apply(surgery.deepen(before, "decoder.mlp.0", kind="identity"), before).checkpoint
+    surgery.save(deeper, tmp_path / "deep", like=run)
+    states = record(checkpoint_in(tmp_path / "deep"))["optimizer"]["state"]
+    assert len(states) == len(content["optimizer"]["state"]) + 2
+    assert min(state["step"] for state in states.values()) == 1
+
+
 def test_a_checkpoint_alone_is_read_and_written_with_the_configuration_above_it(tmp_path):
     shutil.copytree(FIXTURES / "lstm", tmp_path / "old")
     (tmp_path / "new" / "checkpoint_p0").mkdir(parents=True)
@@ -279,7 +301,17 @@ class Pictures(gymnasium.Env):
     def step(self, action):
         self.steps += 1
         return self.look(), float(action == 1), self.steps == 20, False, {}
-gymnasium.register("Pictures-v0", Pictures)
+class Parts(Pictures):
+    action_space = gymnasium.spaces.Tuple((gymnasium.spaces.Discrete(2), gymnasium.spaces.Discrete(1)))
+    def step(self, action):
+        return super().step(action[0])
+class Numbers(Pictures):
+    observation_space = gymnasium.spaces.Box(-1, 1, (4,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+    def look(self):
+        return self.np_random.uniform(-1, 1, 4).astype(np.float32)
+for kind in (Pictures, Parts, Numbers):
+    gymnasium.register(f"{kind.__name__}-v0", kind)
 """
 
 
@@ -300,6 +332,23 @@ def test_the_graph_wants_the_actions_that_the_framework_takes(experiment, played
     assert found.largest <= 1e-5
     alone = played(checkpoint_in(experiment), environment=PLAYED[experiment.name], episodes=1, seed=3)
     assert alone.returns == found.returns[:1]
+
+
+@with_framework
+def test_actions_of_several_choices_are_each_compared(played):
+    found = played(FIXTURES / "pictures", environment="tests_pictures:Parts-v0", episodes=2)
+    assert (found.steps, found.differing) == (40, 0)
+
+
+@with_framework
+def test_actions_that_are_numbers_need_a_word_where_deviations_come_from_the_network(played):
+    """They look like logits in the file."""
+    path, world = FIXTURES / "lstm", "tests_pictures:Numbers-v0"
+    with pytest.raises(ArgumentError) as caught:
+        played(path, environment=world)
+    assert "--head gaussian" in caught.value.hint
+    known = surgery.load(path, reading=Reading(head="gaussian"))
+    assert played(path, checkpoint=known, environment=world, episodes=1).differing == 0
 
 
 @with_framework
@@ -328,7 +377,12 @@ def test_a_graph_that_is_another_does_not_pass(played):
 
 @with_framework
 @pytest.mark.parametrize(
-    ("environment", "said"), [("Pendulum-v1", "does not fit"), ("Nowhere-v0", "no environment 'Nowhere-v0'")]
+    ("environment", "said"),
+    [
+        ("Pendulum-v1", "does not fit"),
+        ("Nowhere-v0", "no environment 'Nowhere-v0'"),
+        ("atari_nowhere", "sf_examples has no 'atari_nowhere'"),
+    ],
 )
 def test_environments_that_do_not_fit_or_do_not_exist_are_one_clear_error(played, environment, said):
     with pytest.raises(ArgumentError, match=said) as caught:

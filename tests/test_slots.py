@@ -40,6 +40,23 @@ Make = Callable[[list[Tensor]], torch.optim.Optimizer]
 TINY = 1e-300
 """RMSProp's momentum sums g / (sqrt(v) + eps): free of scale when eps is nothing, and 0 / eps is 0."""
 
+
+class Lamb(torch.optim.Optimizer):
+    """What Sample Factory's keeps of the gradients (You et al., 2020); its steps have length 0 here."""
+
+    def __init__(self, params: list[Tensor]) -> None:
+        super().__init__(params, {"lr": 0.0, "betas": (0.9, 0.999), "min_trust": 0.01})
+
+    def step(self) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            state = self.state[parameter]
+            for slot, decay, seen in (
+                ("exp_avg", 0.9, parameter.grad),
+                ("exp_avg_sq", 0.999, parameter.grad**2),
+            ):
+                state[slot] = decay * state.get(slot, 0.0) + (1 - decay) * seen
+
+
 OPTIMIZERS: dict[str, tuple[str, Make]] = {
     "sgd momentum": ("sgd", lambda p: torch.optim.SGD(p, lr=0.0, momentum=0.9)),
     "sgd nesterov": ("sgd", lambda p: torch.optim.SGD(p, lr=0.0, momentum=0.9, nesterov=True)),
@@ -48,6 +65,7 @@ OPTIMIZERS: dict[str, tuple[str, Make]] = {
     "adamw": ("adamw", lambda p: torch.optim.AdamW(p, lr=0.0)),
     "adamw amsgrad": ("adamw", lambda p: torch.optim.AdamW(p, lr=0.0, amsgrad=True)),
     "radam": ("radam", lambda p: torch.optim.RAdam(p, lr=0.0)),
+    "lamb": ("lamb", Lamb),
     "adamax": ("adamax", lambda p: torch.optim.Adamax(p, lr=0.0, eps=TINY)),
     "rmsprop": ("rmsprop", lambda p: torch.optim.RMSprop(p, lr=0.0)),
     "rmsprop centered": ("rmsprop", lambda p: torch.optim.RMSprop(p, lr=0.0, centered=True)),

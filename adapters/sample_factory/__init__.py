@@ -148,7 +148,8 @@ def _check_optimizer(checkpoint: Checkpoint, settings: Settings) -> None:
     if state is not None and state.kind != known:
         raise Refused(
             f"Sample Factory trains this experiment with '{known}', not with {state.kind}",
-            hint="keep its optimizer; a graph holds any beside it: -o OUT.onnx",
+            hint="keep its optimizer (--optimizer of its configuration knows adam and lamb); a graph holds any beside "
+            "it: -o OUT.onnx",
         )
 
 

@@ -28,6 +28,7 @@ RESIDUAL: Mapping[str, tuple[int, ...]] = {"resnet_impala": (16, 32, 32)}
 """Architecture -> channels of each stage of two residual blocks."""
 _EPSILON, _CLIP = 1e-5, 5.0
 _NORMALISER = "obs_normalizer.running_mean_std.running_mean_std."
+_DENSE = ("mlp_layers.0.weight", "mlp_head.0.weight", "decoder.mlp.0.weight")
 _HINT = "a model of your own code: surgery convert FILE --module PKG:CALLABLE -o OUT.onnx"
 
 
@@ -252,7 +253,9 @@ def channels_are_the_codes(layers: Layers, settings: Settings) -> None:
     for head in dict.fromkeys(name.partition(".conv_head.")[0] for name in weights):
         found = [layers.shape(name)[0] for name in weights if name.startswith(f"{head}.conv_head.")]
         if found != wanted:
+            dense = [name.removesuffix(".weight") for name in layers.tensors if name.endswith(_DENSE)]
             raise Refused(
                 f"Sample Factory writes the channels of '{kind}' into its code, {wanted}; they now are {found}",
-                hint="widen the dense layers, the core and the decoder: --width SPACE=N",
+                hint=f"widen what it has settings for: {', '.join(dense) or 'the core'}, by --width SPACE=N; or write "
+                "a graph, which holds any network: -o OUT.onnx",
             )

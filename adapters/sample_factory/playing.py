@@ -38,8 +38,14 @@ def parity(
     """
     recorded = _recorded(file, config, environment, episodes, seed)
     actions, begins = recorded["action"], set(recorded["begins"].tolist())
-    choices = np.issubdtype(actions.dtype, np.integer)
+    choices: list[int] = recorded["choices"].tolist()
     graph, tally = Graph(checkpoint), Tally(environment, None if choices else np.ones(1))
+    if not choices and graph.kind == "logits":
+        raise ArgumentError(
+            f"the actions of {environment} are numbers, and the file does not say that its outputs are their means "
+            "and deviations",
+            hint="say it: --head gaussian",
+        )
     seen = {key.removeprefix("seen/"): value for key, value in recorded.items() if key.startswith("seen/")}
     names = [port.name for port in checkpoint.interface.inputs if port.kind == "observation"]
     if names == ["observation"] and len(seen) == 1:
@@ -48,9 +54,15 @@ def parity(
         if step in begins:
             graph.reset()
         said = graph.ask({name: value[step : step + 1] for name, value in seen.items()})[0]
-        tally.add(np.asarray(said.argmax()).reshape(action.shape) if choices else said, action)
+        tally.add(_most_likely(said, choices).reshape(action.shape) if choices else said, action)
     tally.returns.extend(recorded["returns"].tolist())
     return tally.parity()
+
+
+def _most_likely(logits: Array, choices: list[int]) -> Array:
+    """Of each part of an action."""
+    parts = np.split(logits, np.cumsum(choices)[:-1])
+    return np.array([part.argmax() for part in parts])
 
 
 def _recorded(file: Path, config: Path, environment: str, episodes: int, seed: int) -> dict[str, Array]:

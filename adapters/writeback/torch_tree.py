@@ -339,7 +339,8 @@ def _alike(
     """The state of a new parameter, in the form that another one's has."""
     if sibling is None:
         return None
-    steps = state.steps.get(name, 0.0)
+    # LAMB counts before it divides by 1 − βⁿ, from one on (sample_factory/algo/utils/optimizers.py)
+    steps = max(state.steps.get(name, 0.0), 1.0 if state.kind == "lamb" else 0.0)
     made: dict[str, object] = {}
     for slot, value in sibling.items():
         if slot == "step":

@@ -33,6 +33,7 @@ CONVENTIONS = ("eps_inside_root", "buffer_holds_lr", "starts_at_one")
 _REASONS: Mapping[str, str] = {
     "nadam": "its momentum follows a schedule of products that no other optimizer keeps",
     "radam": "its step is rectified by a schedule that no other optimizer keeps",
+    "lamb": "the length of a step is that of its tensor's weights, whatever the gradients are",
     "adamax": "it keeps the largest gradient and no mean of squares",
     "adagrad": "it sums the squares of all gradients since the start, and its steps shrink for ever",
     "adadelta": "it has no learning rate: it chooses the length of its steps itself",
