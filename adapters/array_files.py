@@ -15,7 +15,7 @@ from surgery.interface import Interface, Port
 from surgery.json_values import Json
 from surgery.optimizer_record import slots_of
 from surgery.tensors import equal, shape_of
-from surgery_adapters.binding.bind import Norm, native
+from surgery_adapters.binding.bind import Norm, group_of, native
 from surgery_adapters.containers.optax_state import Bound
 from surgery_adapters.networks.side_by_side import beside
 from surgery_adapters.writeback.matching import checked, followed, matched, resized
@@ -108,6 +108,7 @@ def fitted(
         new |= {bound.places[key]: tensor for key, tensor in slots.items()}
     if resized(old, new):
         _check_followed(checkpoint, bound)
+        _check_read(old, new)
     for name, tensor in new.items():
         if tensor.dtype != old[name].dtype:
             raise Refused(
@@ -119,6 +120,25 @@ def fitted(
 def _check_followed(checkpoint: Checkpoint, bound: Bound | None) -> None:
     if bound is not None:
         followed(checkpoint.optimizer)
+
+
+def _check_read(old: Tensors, new: Tensors) -> None:
+    """Arrays that the graph does not compute with cannot have followed those of the modules that they stand beside."""
+    grown = [
+        (group_of(name), before)
+        for name, tensor in new.items()
+        for before, after in zip(shape_of(old[name]), shape_of(tensor), strict=True)
+        if before != after
+    ]
+    for name, tensor in old.items():
+        if name in new or not tensor.dtype.is_floating_point():
+            continue
+        own = group_of(name)
+        if any(f"{group}.".startswith(f"{own}.") and size in shape_of(tensor) for group, size in grown):
+            raise Refused(
+                f"'{name}' {list(shape_of(tensor))} is not in the graph, so it has not followed what is beside it",
+                hint="export a graph in which it is read too: give what is made of it as one more output",
+            )
 
 
 def _by_name(graph: Checkpoint, arrays: Tensors) -> Checkpoint | None:

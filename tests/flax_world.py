@@ -14,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax2onnx import to_onnx
 
+ZARR = {"zarr": {"use_ocdbt": False}, "zarr3": {"use_zarr3": True}}
 MAKE = Path(__file__).parent / "fixtures" / "flax_state" / "make.py"
 
 
@@ -53,8 +54,8 @@ class World:
                 manager.save(7, args=ocp.args.StandardSave(self.state))
                 manager.wait_until_finished()
             target = target / "7"
-        elif kind == "zarr":
-            ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)).save(target, self.state)
+        elif kind in ZARR:
+            ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**ZARR[kind])).save(target, self.state)
         else:
             with ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(target, self.state)
@@ -70,8 +71,8 @@ class World:
             path = path.rename(path.parent / "wide_run" / "7")
             with ocp.CheckpointManager(path.parent) as manager:
                 return manager.restore(7, args=ocp.args.StandardRestore(jax.tree.map(np.asarray, wanted)))
-        if kind == "zarr":
-            handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False)
+        if kind in ZARR:
+            handler = ocp.PyTreeCheckpointHandler(**ZARR[kind])
             return ocp.Checkpointer(handler).restore(path, args=ocp.args.PyTreeRestore(item=wanted))
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(path, jax.tree.map(np.asarray, wanted))

@@ -8,13 +8,19 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 import surgery
+from surgery import NewAction
 from surgery.adapters import Reading
+from surgery.builder import GraphBuilder
 from surgery.errors import CorruptFile, MissingDependency, Refused, SurgeryError
+from surgery.port_kinds import infer
 from surgery.tensors import equal
 from surgery.verify.outputs import runtime
+from surgery_adapters.array_files import replaced
+from surgery_adapters.binding.bind import group_of, native
 from surgery_adapters.containers import optax_state
 from surgery_adapters.containers.optax_state import leaves
 from surgery_adapters.flax.stores import open_store
@@ -103,6 +109,23 @@ def test_optimizers_are_bound_by_the_names_of_parameters(name):
         assert equal(flat[place], bound.state.slots[slot][parameter])
 
 
+def test_variables_of_nnx_are_what_they_hold():
+    tree = open_store(FOLDER / "told.msgpack").tree
+
+    def wrapped(node):
+        return (
+            {key: wrapped(value) for key, value in node.items()}
+            if isinstance(node, dict)
+            else {"value": node}
+        )
+
+    bare = optax_state.bind(tree["opt_state"], dict(leaves(tree["params"], "params")))
+    found = optax_state.bind(wrapped(tree["opt_state"]), dict(leaves(wrapped(tree["params"]), "params")))
+    assert found.state.groups[0].hyper == bare.state.groups[0].hyper
+    assert found.state.steps == {f"{name}.value": step for name, step in bare.state.steps.items()}
+    assert {group_of(name) for name in found.state.steps} == {group_of(name) for name in bare.state.steps}
+
+
 def test_a_state_without_a_rule_is_refused_by_name():
     tree = open_store(FOLDER / "lion.msgpack").tree
     with pytest.raises(Refused, match=r"0\.mu\.") as caught:
@@ -120,6 +143,34 @@ def test_arrays_alone_are_not_enough():
     with pytest.raises(SurgeryError) as caught:
         surgery.load(FOLDER / "adam.msgpack")
     assert "--graph" in caught.value.hint
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_an_array_of_one_number_is_found_and_one_that_the_graph_does_not_read_is_not_left_behind(read):
+    rng = np.random.default_rng(0)
+    arrays = {"params.fc.kernel": rng.normal(size=(3, 2)), "params.fc.bias": rng.normal(size=2)}
+    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+    arrays["params.log_std"] = np.full(2, -0.25, np.float32)
+    graph = GraphBuilder("net")
+    kernel, bias, deviation = (graph.parameter(f"c{k}", array) for k, array in enumerate(arrays.values()))
+    mean = graph.op("Add", graph.op("MatMul", graph.input("observation", (3,)), kernel), bias)
+    graph.output(mean, "mean", (2,))
+    actions = [NewAction("mean", 1, "zero")]
+    if read:
+        graph.output(graph.op("Expand", deviation, graph.op("Shape", mean)), "log_std", (2,))
+        actions.append(NewAction("log_std", 1, "zero"))
+    else:
+        graph.model().graph.initializers.pop("c2")
+    tensors = {name: ir.tensor(array, name=name) for name, array in arrays.items()}
+    before = native(surgery.Checkpoint(graph.model(), infer(graph.model())), tensors)
+    after = surgery.apply(surgery.extend(before, [], actions), before).checkpoint
+    if read:
+        found = replaced(tensors, after, None, FOLDER)
+        assert {name: tuple(tensor.shape) for name, tensor in found.items()} == {
+            "params.fc.kernel": (3, 3), "params.fc.bias": (3,), "params.log_std": (3,)}  # fmt: skip
+    else:
+        with pytest.raises(Refused, match=r"'params.log_std' \[2\] is not in the graph"):
+            replaced(tensors, after, None, FOLDER)
 
 
 def test_a_state_that_was_read_without_its_optimizer_does_not_go_back_with_an_old_one(tmp_path):
@@ -204,7 +255,7 @@ def test_only_a_folder_of_orbax_is_replaced(tmp_path):
 # ---- the real packages -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["msgpack", "orbax", "manager", "zarr"])
+@pytest.mark.parametrize("kind", ["msgpack", "orbax", "manager", "zarr", "zarr3"])
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in ("told", "adamw_schedule")])
 def test_flax_restores_the_wide_state_and_optax_goes_on_with_it(tmp_path, kind, name):
     pytest.importorskip("jax2onnx")

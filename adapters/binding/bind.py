@@ -9,6 +9,7 @@ their own layout, and what the exporter did to them is computed in front. Edits 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -67,7 +68,8 @@ def bind(
 
 
 def group_of(key: str) -> str:
-    """The layer that an array belongs to."""
+    """The layer that an array belongs to; flax's nnx wraps each in a variable with a `value`."""
+    key = key.removesuffix(".value")
     return key[: max(key.rfind("."), key.rfind("/"), 0)]
 
 
@@ -107,7 +109,9 @@ class _Binder:
             self._take(name, open_.pop(name)[0])
         self._settle(open_)
         self._compose([name for name in open_ if not open_[name]])
-        self._settle({name: found for name, found in open_.items() if name not in self._bound})
+        open_ = {name: found for name, found in open_.items() if name not in self._bound}
+        self._settle(open_)
+        self._alone(open_)
         self.folded = folds(self._neighbours, self._values, self._arrays.arrays, self._norms, self._bound)
         self._refuse({name: found for name, found in open_.items() if name not in self._bound})
         return self._bound
@@ -145,6 +149,18 @@ class _Binder:
                     self._take(name, left[0])
                     del open_[name]
                     changed = True
+
+    def _alone(self, open_: dict[str, list[_Candidate]]) -> None:
+        """Vectors of one number everywhere, which tell nothing: taken where each can only be the other."""
+        used = {key for bound in self._bound.values() for key in bound.keys}
+        wanted = Counter(key for found in open_.values() for key in {one.key for one in found})
+        for name, found in list(open_.items()):
+            keys = {one.key for one in found} - used
+            if self._values[name].ndim == 1 < self._values[name].size and len(keys) == 1:
+                [key] = keys
+                if wanted[key] == 1:
+                    self._take(name, next(one for one in found if one.key == key))
+                    del open_[name]
 
     def _near(self, name: str, candidates: list[_Candidate]) -> list[_Candidate]:
         """Those of the layer that the constant belongs to; an array that tells nothing needs such a witness."""

@@ -138,10 +138,15 @@ def _state(
             places[f"{slot}/{names[member]}"] = f"{path}.{field}.{member}".lstrip(".")
     steps = {}
     if "count" in node:
-        count = number(node["count"], f"the step count '{path}.count'")
+        count = number(_bare(node["count"]), f"the step count '{path}.count'")
         steps = dict.fromkeys(names.values(), count)
     group = ParamGroup(tuple(names.values()), _CONVENTIONS[kind])
     return OptimizerState(kind, slots, steps, (group,)), places
+
+
+def _bare(node: Any) -> Any:  # noqa: ANN401
+    """What a variable of flax's nnx holds, where a node is one."""
+    return node["value"] if isinstance(node, Mapping) and set(node) == {"value"} else node
 
 
 def _names(members: Tensors, parameters: Tensors, where: str) -> dict[str, str]:
@@ -195,7 +200,7 @@ def _hyper(tree: Mapping[str, Any]) -> dict[str, Json]:
     )
     known = {
         key: number(value, f"the setting '{key}'")
-        for key, value in node.items()
+        for key, value in ((key, _bare(value)) for key, value in node.items())
         if not isinstance(value, Mapping | bool)
     }
     found: dict[str, Json] = {ours: known[theirs] for theirs, ours in _HYPER.items() if theirs in known}

@@ -162,11 +162,21 @@ def _replace(item: Path, name: str, tensor: ir.TensorProtocol) -> None:
     metadata["shape"] = shape
     if spec["driver"] == "zarr3":
         metadata["chunk_grid"] = {"name": "regular", "configuration": {"chunk_shape": shape}}
+        metadata["codecs"] = [_in_one_chunk(codec, shape) for codec in metadata.get("codecs", ())]
     else:
         metadata["chunks"] = shape
-    wanted = {**_spec(item, name), "metadata": metadata}
+    # Orbax takes a chunk that is not there for damage: those of zeros are written too
+    wanted = {**_spec(item, name), "metadata": metadata, "store_data_equal_to_fill_value": True}
     array = _tensorstore().open(wanted, create=True, delete_existing=True).result()
     array.write(tensor.numpy()).result()
+
+
+def _in_one_chunk(codec: dict[str, Any], shape: list[int]) -> dict[str, Any]:
+    """A codec whose own chunks, if it has some, are as large as the array."""
+    settings = codec.get("configuration")
+    if not isinstance(settings, dict) or "chunk_shape" not in settings:
+        return codec
+    return {**codec, "configuration": {**settings, "chunk_shape": shape}}
 
 
 def _note_shapes(item: Path, shapes: Mapping[str, list[int]]) -> None:
