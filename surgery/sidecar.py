@@ -22,7 +22,8 @@ from surgery.edits.insert import joined
 from surgery.edits.insertion import Insertion, NewPort
 from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError, ClaimFailed, ProofFailed, Refused, shape_text
-from surgery.graph.beside import PREFIX, absorb, blend, drop_old, plain_names, zeroed_for
+from surgery.graph.beside import PREFIX, absorb, blend, drop_old, plain_names
+from surgery.graph.zeroed import zeroed_for
 from surgery.interface import Interface, LineageStep, Port
 from surgery.optimizer import OptimizerState
 from surgery.tensors import shape_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -91,9 +91,9 @@ def refusal(space: Space, init: Init, shares: str = "equal", factor: float = 2) 
     return {"auto": None, "zero": space.no_zero, "net2net": space.no_net2net}[init]
 
 
-def single(before: Original) -> Iterator[tuple[str, Plan]]:
+def single(before: Original, forms: Sequence[tuple[Init, str]] = FORMS) -> Iterator[tuple[str, Plan]]:
     """Each space alone by a factor that is no integer, in every form that it can take."""
-    for init, shares in FORMS:
+    for init, shares in forms:
         for space in before.analysis.spaces:
             if refusal(space, init, shares) is None:
                 widths = grown(before.analysis, space, init)
@@ -101,11 +101,15 @@ def single(before: Original) -> Iterator[tuple[str, Plan]]:
 
 
 def together(before: Original) -> Iterator[tuple[str, Plan]]:
-    """All that can grow, by 1.5 and by 2; "auto" only where it mixes the initialisations."""
+    """All that can grow, by 1.5; "auto" only where it mixes the initialisations.
+
+    By 2 only where that is another case: equal copies of all units, and what grows by whole multiples only.
+    """
     spaces = before.analysis.spaces
+    whole = any(space.widenable and space.whole for space in spaces)
     mixed = len({space.no_zero is None or padded(space, "zero") for space in spaces if space.widenable}) == 2
     for init, shares in ((("auto", "equal"),) if mixed else ()) + FORMS:
-        for factor in (1.5, 2):
+        for factor in (1.5, 2) if whole or (init, shares) == ("net2net", "equal") else (1.5,):
             if any(refusal(space, init, shares, factor) is None for space in spaces):
                 yield f"all ×{factor} {init} {shares}", _plan(before, init, shares, factor=factor)
 

@@ -55,7 +55,9 @@ def test_new_observations_change_nothing_whatever_they_hold(name: str, style: st
     inputs = zoo.sample(name, 2, rng)
     before = run(checkpoint.model, inputs)
     for axis in _axes(checkpoint):
-        for at in (0, 1, None):
+        for at in (
+            (0, 1, None) if style == "dynamo" else (1,)
+        ):  # places are counted before any exporter's axes
             try:
                 plan = surgery.extend(checkpoint, [NewObservation(axis, 2, at)])
             except Refused as refusal:

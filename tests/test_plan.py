@@ -157,12 +157,13 @@ def _at(data: Any, path: tuple[Any, ...]) -> Any:
     return data
 
 
-def _judged(data: object) -> None:
+def _judged(data: object, *, applied: bool = True) -> None:
     """Reading and applying a damaged plan gives a plan, a result or an error of ours; never a traceback."""
     try:
         plan = Plan.from_json(data)
         plan.describe(), plan.changes, json.dumps(plan.to_json())
-        surgery.apply(plan, net("conv_scalars"))
+        if applied:
+            surgery.apply(plan, net("conv_scalars"))
     except surgery.SurgeryError as error:
         assert error.message and "\n" not in error.message
 
@@ -186,7 +187,9 @@ def test_a_plan_with_garbage_in_it_is_never_a_traceback() -> None:
         for garbage in GARBAGE:
             damaged = copy.deepcopy(data)
             _at(damaged, path[:-1])[path[-1]] = garbage
-            _judged(damaged)
+            _judged(
+                damaged, applied=path[0] not in ("operation", "arguments", "frozen")
+            )  # these are only shown
 
 
 @pytest.mark.parametrize("data", [None, 3, "plan", [], {}, {"schema": 1}, {"operation": "widen"}], ids=str)

@@ -22,17 +22,22 @@ from surgery.port_kinds import infer
 from surgery.verify.outputs import runtime
 from surgery.verify.structure import check_structure
 from tests import zoo
-from tests.originals import EXPORTS, FLOAT64, Original, original, refusal, relative, single, together
+from tests.originals import EXPORTS, FLOAT64, FORMS, Original, original, refusal, relative, single, together
 
 
 @pytest.mark.parametrize(("name", "style"), EXPORTS)
 def test_widening_one_space_changes_no_output(name: str, style: str) -> None:
-    """In float64 by at most 1e-13; stored and run by onnxruntime no more than float32 allows."""
-    before, wrong = original(name, style), list[str]()
-    for label, plan in single(before):
+    """In float64 by at most 1e-13; stored and run by onnxruntime no more than float32 allows.
+
+    Every network has some that can grow. Unequal shares, which no exporter has a say in, are tried in one style alone.
+    """
+    before, wrong, tried = original(name, style), list[str](), 0
+    for label, plan in single(before, FORMS if style == "dynamo" else FORMS[:2]):
+        tried += 1
         # equal copies are rounded together with the others, when all spaces grow
         after = None if label.endswith("net2net equal") else execute(plan, before.checkpoint)
         wrong += [f"{label}: {text}" for text in _errors(before, plan, after, batches=1)]
+    assert tried
     assert not wrong
 
 
@@ -165,12 +170,6 @@ def test_the_layout_of_every_axis_agrees_with_its_tensor(name: str) -> None:
         if tensor in before.checkpoint.tensors:
             shape = tuple(before.checkpoint.tensors[tensor].shape)
             assert tuple(layout.size(axis) for axis in axes) == shape
-
-
-@pytest.mark.parametrize(("name", "style"), EXPORTS)
-def test_every_network_can_grow_somewhere(name: str, style: str) -> None:
-    """The tables above are not empty."""
-    assert list(single(original(name, style)))
 
 
 def test_an_output_whose_shape_depends_on_values_keeps_what_was_declared() -> None:

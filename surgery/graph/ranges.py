@@ -29,32 +29,10 @@ _FIXED: dict[str, Range] = {
     "Elu": (-1.0, math.inf),
 }
 _MOVES = frozenset(
-    [
-        *[
-            "Identity",
-            "Dropout",
-            "Cast",
-            "Transpose",
-            "Squeeze",
-            "Unsqueeze",
-            "Reshape",
-            "Flatten",
-            "Slice",
-            "Split",
-        ],
-        *[
-            "Gather",
-            "Expand",
-            "MaxPool",
-            "GlobalMaxPool",
-            "ReduceMax",
-            "ReduceMin",
-            "DepthToSpace",
-            "SpaceToDepth",
-            "Tile",
-        ],
-    ]
-)
+    ["Identity", "Dropout", "Cast", "Transpose", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Slice",
+     "Split", "Gather", "Expand", "MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin", "DepthToSpace",
+     "SpaceToDepth", "Tile"]
+)  # fmt: skip
 """Operators whose results are among the elements of their first operand."""
 
 _MEANS = frozenset({"ReduceMean", "GlobalAveragePool", "Mean"})
