@@ -91,7 +91,7 @@ def measure(student: surgery.Checkpoint, seed: int) -> list[float]:
     envs = make(student.environment, 10, seed=10_000 + seed, training=False)
     score = play(
         envs,
-        lambda x: explore(policy.act(x, generator=generator), EPSILON, envs.actions, generator),
+        lambda x: explore(policy.act(x, generator=generator), EPSILON, np.arange(envs.actions), generator),
         EPISODES,
     )
     envs.close()

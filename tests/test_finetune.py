@@ -100,7 +100,7 @@ def test_what_cannot_go_on_is_refused_before_anything_is_written(
 ):
     made = {"five": (4, 5), "masked": (4, 5), "two": (2, 2)}.get(name)
     model = surgery.load(teachers / f"{name}.onnx") if made is None else new_of(*made)
-    mask = {"action_mask": [True, True, False, False, False]} if name == "masked" else {}
+    mask = {"action_mask": [True, True, True, False, False]} if name == "masked" else {}
     with pytest.raises(ArgumentError, match=message) as error:
         plan_finetune(model, tmp_path / "run", environment=Environment(environment, mask))
     assert hint in str(error.value.hint)

@@ -124,7 +124,8 @@ def report_of(outcome: Outcome) -> dict[str, object]:
     """The object printed under `--json`."""
     found = asdict(outcome)
     native = None if outcome.native is None else str(outcome.native)
-    return {**found, "folder": str(outcome.folder), "student": str(outcome.student), "native": native}
+    paths = {"folder": str(outcome.folder), "student": str(outcome.student), "best": str(outcome.best)}
+    return {**found, **paths, "native": native}
 
 
 def text_of(outcome: Outcome) -> str:
@@ -132,6 +133,8 @@ def text_of(outcome: Outcome) -> str:
     others = [f"random {outcome.random:.4g}"]
     if outcome.teacher is not None:
         others = [f"teacher {outcome.teacher:.4g}", *others, f"score {outcome.score or 0:.2f}"]
+    if outcome.best_return > outcome.mean_return:
+        others.append(f"the best once {outcome.best_return:.4g}: {outcome.best.name}")
     return " · ".join(
         (
             f"return {outcome.mean_return:.4g} ({', '.join(others)})",

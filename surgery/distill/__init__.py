@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from surgery.distill.job import Job as Job
     from surgery.distill.journal import Status as Status
     from surgery.distill.methods import METHODS as METHODS
     from surgery.distill.methods import Method as Method
@@ -20,12 +21,11 @@ if TYPE_CHECKING:
     from surgery.distill.run import execute as execute
     from surgery.distill.run import plan_distill as plan_distill
     from surgery.distill.run import plan_finetune as plan_finetune
-    from surgery.distill.session import Job as Job
     from surgery.distill.settings import Settings as Settings
 
 _HOMES = {
     "METHODS": "methods",
-    "Job": "session",
+    "Job": "job",
     "Method": "methods",
     "Options": "run",
     "Outcome": "run",

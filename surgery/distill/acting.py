@@ -25,9 +25,9 @@ def epsilon(agent_steps: int, decay: int, end: float) -> float:
     return 1.0 + (end - 1.0) * agent_steps / decay
 
 
-def explore(actions: Array, chance: float, count: int, generator: np.random.Generator) -> Array:
-    """Actions (n,), each replaced by a uniform one of `count` with some probability."""
-    random = generator.integers(count, size=len(actions))
+def explore(actions: Array, chance: float, allowed: Array, generator: np.random.Generator) -> Array:
+    """Actions (n,), each replaced by a uniform one of those that are `allowed` with some probability."""
+    random = allowed[generator.integers(len(allowed), size=len(actions))]
     return np.where(generator.random(len(actions)) < chance, random, actions)
 
 

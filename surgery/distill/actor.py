@@ -33,7 +33,7 @@ class Actor:
                 output, self._state = network.step(network.there(observation), self.state(len(observation)))
             else:
                 output = network(network.there(observation))
-            best = network.values.expected(output).argmax(dim=1)
+            best = network.best(output)
         return best.cpu().numpy()
 
     def state(self, count: int) -> tuple[torch.Tensor, ...]:

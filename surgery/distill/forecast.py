@@ -11,14 +11,15 @@ import torch
 
 from surgery.distill.acting import Array
 from surgery.distill.captured import WARM_UP
+from surgery.distill.job import Job
 from surgery.distill.learner import Objective
-from surgery.distill.session import Job, Session
+from surgery.distill.session import Session
 from surgery.replay import Batch, Stretch, estimate
 
 STEPS = 4
 COMPRESSED = 1 / 60
 """Size of frames on disk against memory, for Atari; flags and actions take a few bytes more. Of the weights there are
-three checkpoints with moments and target while one is written, and the student with its moments."""
+three checkpoints with moments, target and the best while one is written, the student with its moments, and the best."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def _measured(job: Job, session: Session) -> Forecast:
     weights = sum(parameter.numel() * 4 for parameter in session.student.module.parameters())
     return Forecast(
         memory=memory,
-        disk=round(memory * COMPRESSED) + 10 * rows + 15 * weights,
+        disk=round(memory * COMPRESSED) + 10 * rows + 19 * weights,
         seconds=updates * update + (settings.budget + collected) * step,
         evaluation_seconds=_evaluation_steps(session) * step,
         update_seconds=update,

@@ -26,14 +26,21 @@ class Guarded:
 
     def reset(self) -> Array:
         with alive(self.contract.id):
-            return self._envs.reset()
+            return self._numbers(self._envs.reset())
 
     def step(self, actions: Array) -> Step:
         with alive(self.contract.id):
             step = self._envs.step(actions)
         if not np.isfinite(step.reward).all():
             raise RunFailed(f"the environment {self.contract.id} gave a reward that is not a number")
+        self._numbers(step.next_observation)
         return step
+
+    def _numbers(self, observation: Array) -> Array:
+        """What would be kept in the replay, and make every loss that it is drawn for no number."""
+        if observation.dtype.kind == "f" and not np.isfinite(observation).all():
+            raise RunFailed(f"the environment {self.contract.id} gave an observation that is not a number")
+        return observation
 
     def close(self) -> None:
         with contextlib.suppress(Exception):  # a dead one cannot be closed, and the reason has been told

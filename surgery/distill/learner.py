@@ -181,9 +181,10 @@ class Learner:
         """The target takes the best action by its own values, or with `double` by the student's."""
         if found.after is None or found.chooser is None:
             return torch.zeros_like(tensors.returns)
-        read = self.student.values
-        best = read.expected(found.chooser).argmax(dim=1)
-        return read.loss(found.output, tensors.action, found.after, best, tensors.returns, tensors.discount)
+        best = self.student.best(found.chooser)
+        return self.student.values.loss(
+            found.output, tensors.action, found.after, best, tensors.returns, tensors.discount
+        )
 
     def _auxiliary(self, values: Tensor, tensors: Tensors, kind: str) -> Tensor:
         settings = self._settings

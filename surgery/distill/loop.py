@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import cast
 
 import numpy as np
 import torch
@@ -81,8 +80,8 @@ class Loop:
         """What the teacher and random play are worth here, in whole games and true returns."""
         session, episodes = self._session, 2 * self._settings.evaluation_episodes
         if session.teacher is None:
-            generator, count = np.random.default_rng([self._settings.seed, 1]), session.envs.actions
-            chance = self._play(lambda x: generator.integers(count, size=len(x)), 1, episodes, "random")
+            generator = np.random.default_rng([self._settings.seed, 1])
+            chance = self._play(lambda x: generator.choice(session.allowed, len(x)), 1, episodes, "random")
             self._progress.random = [chance.mean, standard_error(chance)]
             self._event("measured", random=chance.mean)
             return
@@ -130,7 +129,7 @@ class Loop:
             chance = epsilon(progress.collected, settings.teacher_data, settings.epsilon_end)
             scores = teacher.scores(observation)
             wanted = teacher.choose(scores, session.actions)
-            actions = explore(wanted, chance, session.envs.actions, session.actions)
+            actions = explore(wanted, chance, session.allowed, session.actions)
             step = session.envs.step(actions)
             _add(replay, observation, begins, actions, step, scores)
             session.forget(step.begins)
@@ -187,7 +186,7 @@ class Loop:
         """What is done, and what the teacher says of the observation where that is needed."""
         session, settings, teacher = self._session, self._settings, self._session.teacher
         chance = epsilon(self._progress.steps, settings.epsilon_decay, settings.epsilon_end)
-        actions = explore(session.actor.greedy(observation), chance, session.envs.actions, session.actions)
+        actions = explore(session.actor.greedy(observation), chance, session.allowed, session.actions)
         if teacher is None:
             return actions, None
         if turns is None:
@@ -236,7 +235,9 @@ class Loop:
         if self._session.student.device == "cpu":
             self._late = arriving
         if self._late is not None:
-            replay.set_priorities(self._late[0], self._late[1].read())
+            rows, losses = self._late[0], self._late[1].read()
+            self._check_parts({"loss": float(losses.max(initial=0.0))})
+            replay.set_priorities(rows, losses)
         self._late = arriving
 
     def _count(self, step: Step, turns: Turns | None) -> None:
@@ -261,16 +262,19 @@ class Loop:
         last = progress.steps >= settings.budget and settings.budget % settings.evaluate_every != 0
         if progress.evaluated >= due + last:
             return
+        session.check_finite()
         generator = np.random.default_rng([settings.seed, 2, due])
-        count, chance = session.envs.actions, settings.evaluation_epsilon
+        chance = settings.evaluation_epsilon
         actor = Actor(session.student)
         score = self._play(
-            lambda x: explore(actor.greedy(x), chance, count, generator),
+            lambda x: explore(actor.greedy(x), chance, session.allowed, generator),
             3 + due, settings.evaluation_episodes, f"epsilon:{chance:g}", ended=actor.forget,
         )  # fmt: skip
         progress.evaluated = due + last
         progress.mean_return = score.mean
-        progress.best_return = max(score.mean, progress.best_return or -math.inf)
+        if progress.best_return is None or score.mean >= progress.best_return:
+            progress.best_return, progress.best_steps = score.mean, progress.steps
+            session.keep_best()
         session.score = None if self._games.cut else score
         self._wean(score)
         session.export()  # before the checkpoint: a run killed between the two evaluates once more
@@ -349,13 +353,9 @@ class Loop:
 
     def _train_line(self, phase: str, weight: float) -> None:
         progress, settings = self._progress, self._settings
-        parts: dict[str, Json] = dict(self._session.learner.read())
-        if any(not math.isfinite(cast(float, value)) for value in parts.values()):
-            raise RunFailed(
-                f"the loss is no longer a number after {progress.updates:,} gradient steps",
-                where={"loss": ", ".join(f"{name} {value:.3g}" for name, value in parts.items())},
-                hint=f"go on from the last checkpoint with a lower rate: --set rate={settings.rate / 4:g} -o …",
-            )
+        read = self._session.learner.read()
+        self._check_parts(read)
+        parts: dict[str, Json] = dict(read)
         if not self._session.asks_teacher(phase):
             parts["agreement"] = None
         recent, progress.recent = progress.recent, []
@@ -370,6 +370,15 @@ class Loop:
                 **parts,
             },
         )  # fmt: skip
+
+    def _check_parts(self, parts: Mapping[str, float]) -> None:
+        if all(math.isfinite(value) for value in parts.values()):
+            return
+        raise RunFailed(
+            f"the loss is no longer a number after {self._progress.updates:,} gradient steps",
+            where={"loss": ", ".join(f"{name} {value:.3g}" for name, value in parts.items())},
+            hint=self._session.advice,
+        )
 
     def _event(self, name: str, **values: Json) -> None:
         self._line("event", self._progress.phase, {"event": name, **values})

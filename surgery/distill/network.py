@@ -77,6 +77,7 @@ class Network:
       device: `cpu` or `cuda`.
       precision: float32, or bfloat16 by autocast.
       states: what it carries from step to step; empty: it has no memory.
+      allowed: which actions may be taken; None: all.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Network:
         device: str = "cpu",
         precision: torch.dtype = torch.float32,
         states: Sequence[StatePort] = (),
+        allowed: Sequence[bool] | None = None,
     ) -> None:
         self._image = is_image(observation)
         layout = torch.channels_last if self._image else torch.preserve_format
@@ -96,6 +98,7 @@ class Network:
         self.values, self.device = values, device
         self._dtype, self._precision = dtype, precision
         self.states = tuple(states)
+        self._forbidden = None if allowed is None else ~torch.tensor(allowed, device=device)
         self._frozen: Frozen | None = None
         self._noise = noise_of(self.module)
         for noise in self._noise:
@@ -109,6 +112,13 @@ class Network:
         """The output in float32 for observations (B, *observation) of any element type."""
         found = None if self._frozen is None else self._frozen(observation.to(self._dtype))
         return self._run(observation)[0].float() if found is None else found
+
+    def best(self, output: Tensor) -> Tensor:
+        """The best action (B,) that may be taken, by an output (B, A, …)."""
+        values = self.values.expected(output)
+        if self._forbidden is not None:
+            values = values.masked_fill(self._forbidden, -torch.inf)
+        return values.argmax(dim=1)
 
     def freeze(self, checkpoint: Checkpoint) -> None:
         """Answer by a copy of the weights, which is made when they have changed: faster where that is rare, and no

@@ -32,7 +32,8 @@ class Progress:
       teacher_length: mean length of the teacher's episodes in agent steps.
       random: mean return of random play and its standard error.
       mean_return: of the student's newest evaluation.
-      best_return: of its best one.
+      best_return: of its best one, the newest of equals.
+      best_steps: agent steps online before that.
       recent: returns of training episodes since the last line of metrics.
     """
 
@@ -52,6 +53,7 @@ class Progress:
     random: list[float] | None = None
     mean_return: float | None = None
     best_return: float | None = None
+    best_steps: int | None = None
     recent: list[float] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Json]:

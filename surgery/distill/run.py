@@ -17,12 +17,13 @@ from surgery.checkpoint import Checkpoint
 from surgery.distill import store
 from surgery.distill.heap import keep_freed_memory
 from surgery.distill.interrupt import Interrupts, Stopped
+from surgery.distill.job import Job
 from surgery.distill.journal import Status
 from surgery.distill.learner import EPS
 from surgery.distill.loop import Loop
 from surgery.distill.methods import Method, method_named
 from surgery.distill.network import choose_device
-from surgery.distill.session import Job, Session
+from surgery.distill.session import Session
 from surgery.distill.settings import HEADS, Settings
 from surgery.distill.values import KINDS, values_of
 from surgery.distill.whole import check_native, cut_out, native_name
@@ -44,6 +45,8 @@ class Outcome:
       student: the student's file.
       native: the same in the form of the framework that it came from; None: it came from none.
       mean_return: of its last evaluation.
+      best: the file of the student that was best in an evaluation.
+      best_return: its mean return there: the largest of several, so that it will rather have less in the next one.
       teacher: mean return of the teacher; None without one.
       random: mean return of random play.
       score: 0 random play, 1 the teacher; None without one.
@@ -57,6 +60,8 @@ class Outcome:
     student: Path
     native: Path | None
     mean_return: float
+    best: Path
+    best_return: float
     teacher: float | None
     random: float
     score: float | None
@@ -160,8 +165,10 @@ def plan_finetune(
     """
     part = cut_out(model)
     _check_values(part)
-    contract = complete(environment)
-    _check_fits(model, part, contract)
+    contract, mask = complete(environment), environment.settings.get("action_mask")
+    if mask is not None:  # of the model, which the contract of an environment does not have
+        contract = Environment(contract.id, {**contract.settings, "action_mask": mask})
+    allowed = _check_fits(model, part, contract)
     chosen = method_named("finetune")
     settings = _settings(chosen, contract, part, options)
     student = part
@@ -174,7 +181,7 @@ def plan_finetune(
     check_native(model.replace(optimizer=student.optimizer))
     job = _job(folder, student, None, contract, settings, options, recorded, chosen)
     whole = model if part is not model or model.origin is not None else None
-    return replace(job, optimizer=optimizer, whole=whole)
+    return replace(job, optimizer=optimizer, whole=whole, allowed=allowed)
 
 
 def execute(
@@ -266,14 +273,19 @@ def _check_values(part: Checkpoint) -> None:
     values_of(part)
 
 
-def _check_fits(model: Checkpoint, part: Checkpoint, contract: Environment) -> None:
-    """Refuse an environment of other observations or actions than those of a model that plays on there."""
+def _check_fits(model: Checkpoint, part: Checkpoint, contract: Environment) -> tuple[bool, ...] | None:
+    """Refuse an environment of other observations or actions than those of a model that plays on there.
+
+    Returns:
+      which actions its contract allows; None: all.
+    """
     policy = policies.load(part, environment=contract)
     envs = make(contract, 1, seed=0, training=False)
     try:
         fits(model, policy, envs)
     finally:
         envs.close()
+    return policy.head.allowed
 
 
 def _settings(method: Method, contract: Environment, student: Checkpoint, options: Options) -> Settings:
@@ -361,6 +373,8 @@ def _outcome(session: Session, resumed: bool) -> Outcome:
         student=session.job.folder / store.STUDENT,
         native=None if native is None else session.job.folder / native,
         mean_return=progress.mean_return if progress.mean_return is not None else float("nan"),
+        best=session.job.folder / store.BEST,
+        best_return=progress.best_return if progress.best_return is not None else float("nan"),
         teacher=progress.teacher[0] if progress.teacher else None,
         random=progress.random[0] if progress.random else float("nan"),
         score=weaning.score if progress.teacher else None,

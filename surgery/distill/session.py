@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,13 +19,12 @@ from surgery.distill.actor import Actor
 from surgery.distill.captured import recorder_of
 from surgery.distill.frozen import STEPS
 from surgery.distill.guarded import Guarded
+from surgery.distill.job import Job
 from surgery.distill.journal import Journal
 from surgery.distill.learner import Learner, make_optimizer
-from surgery.distill.methods import Method, method_named
 from surgery.distill.network import Network, choose_precision
 from surgery.distill.progress import Progress
 from surgery.distill.replays import ASKING, make_replays
-from surgery.distill.settings import Settings
 from surgery.distill.teacher import Teacher
 from surgery.distill.values import values_of
 from surgery.distill.weaning import Weaning
@@ -33,50 +32,12 @@ from surgery.distill.whole import native_name, put_back, target_of
 from surgery.envs import Envs, make
 from surgery.errors import CorruptFile, RunFailed
 from surgery.evaluate import Score
-from surgery.interface import Environment, LineageStep
+from surgery.interface import Environment
 from surgery.json_values import Fields, Json
 from surgery.policy.feeds import state_ports
-from surgery.replay import Replay, Segment, Transitions, restore, write_segment
+from surgery.replay import Replay, Segment, restore, write_segment
 
 REPLAYS = ("replay", "teacher_replay")
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is to be done, and where.
-
-    Attributes:
-      folder: the run directory.
-      student: what learns: untrained, or to be fine-tuned.
-      whole: the model that it was cut out of, to be given back with it; None: it is all there is.
-      teacher: who is imitated; None: nobody.
-      environment: the completed contract.
-      settings: all numbers.
-      device: `cpu` or `cuda`.
-      precision: of the student's products; None: what pays here.
-      optimizer: `adam` or `rmsprop`.
-      recorded: the teacher's transitions, where they are not to be collected; in fine-tuning those of the model's
-        own training, which its replay begins with.
-      lineage: what the student's file will say of how it was made.
-      save_seconds: time between checkpoints.
-    """
-
-    folder: Path
-    student: Checkpoint
-    teacher: Checkpoint | None
-    environment: Environment
-    settings: Settings
-    device: str = "cpu"
-    precision: torch.dtype | None = None
-    optimizer: str = "adam"
-    recorded: Transitions | None = None
-    whole: Checkpoint | None = None
-    lineage: LineageStep | None = None
-    save_seconds: float = 120.0
-
-    @property
-    def method(self) -> Method:
-        return method_named(self.settings.method)
 
 
 class Session:
@@ -87,6 +48,7 @@ class Session:
       actor: the student at play in the training environments.
       note: told what should be said once while it runs.
       score: the student's newest, of these very weights and of whole games; None before the first evaluation.
+      allowed: numbers of the actions that may be taken.
     """
 
     def __init__(self, job: Job) -> None:
@@ -117,6 +79,9 @@ class Session:
         self._saved_at = time.monotonic()
         self.journal: Journal | None = None
         self.score: Score | None = None
+        self._best: Mapping[str, torch.Tensor] | None = None
+        allowed = job.allowed or (True,) * self.envs.actions
+        self.allowed: Array = np.flatnonzero(allowed)
 
     @classmethod
     def open(cls, job: Job) -> Session:
@@ -202,6 +167,7 @@ class Session:
                 device=job.device,
                 precision=precision,
                 states=states,
+                allowed=job.allowed,
             )
             for _ in range(2)
         )
@@ -235,6 +201,29 @@ class Session:
         self.teacher_replay = None
         self._segments = {**self._segments, "teacher_replay": ()}
 
+    @property
+    def advice(self) -> str:
+        """What to do about a loss or a weight that is no number."""
+        return f"begin anew in another folder with a lower rate: --set rate={self.settings.rate / 4:g}"
+
+    def check_finite(self) -> None:
+        """Nothing is played by, or written of, a student that has diverged.
+
+        Raises:
+          RunFailed: a weight is not a number; the last checkpoint and the files of the student stand.
+        """
+        if not self.student.finite():
+            raise RunFailed(
+                f"a weight of the student is no longer a number after {self.progress.updates:,} gradient steps; "
+                "not saved",
+                hint=self.advice,
+            )
+
+    def keep_best(self) -> None:
+        """Remember the student as it is."""
+        self.student.silence()
+        self._best = {name: one.detach().clone() for name, one in self.student.module.state_dict().items()}
+
     def tick(self) -> float:
         """Count the time since the last tick; seconds spent in all."""
         now = time.monotonic()
@@ -253,8 +242,7 @@ class Session:
           RunFailed: a weight of the student is not a number; nothing is written.
           FileError: the disk is full; the checkpoint before stands.
         """
-        if not self.student.finite():
-            raise RunFailed("a weight of the student is no longer a number; not saved")
+        self.check_finite()
         self.tick()
         folder, before = self.job.folder, self._segments
         listed = dict(before)
@@ -281,6 +269,7 @@ class Session:
             "student": self.student.module.state_dict(),
             "target": self.learner.target.module.state_dict(),
             "optimizer": self.learner.optimizer.state_dict()["state"],
+            "best": self._best,
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state() if self.job.device == "cuda" else None,
             "priorities": None if priorities is None else torch.from_numpy(priorities),
@@ -307,6 +296,7 @@ class Session:
             self.actions.bit_generator.state = cast("dict[str, Any]", random["actions"])
             self.student.load(saved.tensors["student"])
             self.learner.target.load(saved.tensors["target"])
+            self._best = saved.tensors["best"]
             optimizer = self.learner.optimizer
             # Settings stay those of this process: a run may go on on another device.
             groups = optimizer.state_dict()["param_groups"]
@@ -335,7 +325,24 @@ class Session:
     def result(self) -> Checkpoint:
         """The student as a checkpoint: weights, optimizer state, environment and lineage."""
         self.student.silence()
-        made = modules.from_module(self.student.module, self.job.student, optimizer=self.learner.optimizer)
+        return self._checkpoint(self.learner.optimizer, self.score)
+
+    def best(self) -> Checkpoint | None:
+        """The student that was best, without optimizer state; None before the first evaluation.
+
+        Without its score: the largest of several measured ones is larger than what is measured next.
+        """
+        if self._best is None:
+            return None
+        now = {name: one.detach().clone() for name, one in self.student.module.state_dict().items()}
+        self.student.load(self._best)
+        try:
+            return self._checkpoint(None, None)
+        finally:
+            self.student.load(now)
+
+    def _checkpoint(self, optimizer: torch.optim.Optimizer | None, measured: Score | None) -> Checkpoint:
+        made = modules.from_module(self.student.module, self.job.student, optimizer=optimizer)
         lineage = (
             (*self.job.student.lineage, self.job.lineage) if self.job.lineage else self.job.student.lineage
         )
@@ -343,22 +350,27 @@ class Session:
         if self.job.whole is not None:
             done = put_back(self.job.whole, done, self.learner.target.module)
         contract = self.job.environment
-        if self.score is not None:
-            score = replace(self.score, model=done.digest()).to_json()
+        if measured is not None:
+            score = replace(measured, model=done.digest()).to_json()
             contract = Environment(contract.id, {**contract.settings, "scores": [score]})
         return done.replace(environment=contract)
 
     def export(self) -> Path:
-        """Write `student.onnx` and its optimizer state, and the same in the form of the framework that it came from.
+        """Write `student.onnx` and its optimizer state, the same in the form of the framework that it came from, and
+        `best.onnx`.
 
         Raises:
+          RunFailed: the student has diverged.
           FileError: the disk is full; the files before stand.
         """
+        self.check_finite()
         path = self.job.folder / store.STUDENT
         result = self.result()
         save(result, path, force=True)
         if (name := native_name(result)) is not None:
             save(result, path.with_name(name), force=True)
+        if (best := self.best()) is not None:
+            save(best, path.with_name(store.BEST), force=True)
         return path
 
     def close(self) -> None:

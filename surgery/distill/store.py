@@ -1,6 +1,6 @@
 """A run's own checkpoints: whole or not there, the newest good one found again after any kind of death.
 
-    config.json  student.onnx  metrics.jsonl  tensorboard/
+    config.json  student.onnx  best.onnx  metrics.jsonl  tensorboard/
     checkpoints/000012.pt      tensors and numbers; read with `weights_only`, executes nothing
     replay/  teacher_replay/   segments, which the checkpoints list
 
@@ -28,7 +28,7 @@ SCHEMA = 5
 """Of a run directory: 5 says of λ whether it is 0 for good, and holds the student that was best."""
 KEPT = 2
 """Checkpoints that are kept: the newest, and one more should it be damaged."""
-CONFIG, CHECKPOINTS, STUDENT = "config.json", "checkpoints", "student.onnx"
+CONFIG, CHECKPOINTS, STUDENT, BEST = "config.json", "checkpoints", "student.onnx", "best.onnx"
 
 
 @dataclass(frozen=True)
