@@ -176,7 +176,8 @@ def test_every_head_reads_expected_values_and_learns_towards_the_target(kind: st
     optimizer = torch.optim.Adam([output], lr=0.1)
     for _ in range(400):
         optimizer.zero_grad()
-        loss = values.loss(output, action, after, action, returns, discount)
+        here, there = losses.pick(output, action), losses.pick(after, action)
+        loss = values.loss(here, there, returns, discount)
         assert loss.shape == (6,)
         assert (loss >= 0).all()
         loss.sum().backward()

@@ -182,9 +182,8 @@ class Learner:
         if found.after is None or found.chooser is None:
             return torch.zeros_like(tensors.returns)
         best = self.student.best(found.chooser)
-        return self.student.values.loss(
-            found.output, tensors.action, found.after, best, tensors.returns, tensors.discount
-        )
+        here, there = losses.pick(found.output, tensors.action), losses.pick(found.after, best)
+        return self.student.values.loss(here, there, tensors.returns, tensors.discount)
 
     def _auxiliary(self, values: Tensor, tensors: Tensors, kind: str) -> Tensor:
         settings = self._settings

@@ -27,22 +27,12 @@ class Values(Protocol):
     def expected(self, output: Tensor) -> Tensor:
         """Q-values (B, A) of an output."""
 
-    def loss(
-        self,
-        output: Tensor,
-        action: Tensor,
-        next_output: Tensor,
-        next_action: Tensor,
-        returns: Tensor,
-        discount: Tensor,
-    ) -> Tensor:
+    def loss(self, here: Tensor, there: Tensor, returns: Tensor, discount: Tensor) -> Tensor:
         """The temporal-difference loss per example, (B,), at least 0.
 
         Args:
-          output: of the student at the observation.
-          action: (B,) taken there.
-          next_output: of the target network n steps on.
-          next_action: (B,) greedy there.
+          here: (B, …) of the student at the observation, what it says of the action that was taken.
+          there: (B, …) of the target network n steps on, what it says of the greedy action.
           returns: (B,) n-step returns.
           discount: (B,) γⁿ, or 0 at the end.
         """
@@ -55,17 +45,8 @@ class Expected(Values):
     def expected(self, output: Tensor) -> Tensor:
         return output
 
-    def loss(
-        self,
-        output: Tensor,
-        action: Tensor,
-        next_output: Tensor,
-        next_action: Tensor,
-        returns: Tensor,
-        discount: Tensor,
-    ) -> Tensor:
-        value, after = losses.pick(output, action), losses.pick(next_output, next_action)
-        return losses.temporal_difference(value, after, returns, discount)
+    def loss(self, here: Tensor, there: Tensor, returns: Tensor, discount: Tensor) -> Tensor:
+        return losses.temporal_difference(here, there, returns, discount)
 
 
 @dataclass(frozen=True)
@@ -76,23 +57,15 @@ class Categorical(Values):
     high: float
 
     def support(self, output: Tensor) -> Tensor:
-        return torch.linspace(self.low, self.high, output.shape[2], device=output.device, dtype=output.dtype)
+        return torch.linspace(self.low, self.high, output.shape[-1], device=output.device, dtype=output.dtype)
 
     def expected(self, output: Tensor) -> Tensor:
         return functional.softmax(output, dim=2) @ self.support(output)
 
-    def loss(
-        self,
-        output: Tensor,
-        action: Tensor,
-        next_output: Tensor,
-        next_action: Tensor,
-        returns: Tensor,
-        discount: Tensor,
-    ) -> Tensor:
-        after = functional.softmax(losses.pick(next_output, next_action), dim=1)
-        target = losses.projection(self.support(output), after, returns, discount)
-        return losses.categorical(losses.pick(output, action), target)
+    def loss(self, here: Tensor, there: Tensor, returns: Tensor, discount: Tensor) -> Tensor:
+        after = functional.softmax(there, dim=1)
+        target = losses.projection(self.support(here), after, returns, discount)
+        return losses.categorical(here, target)
 
 
 @dataclass(frozen=True)
@@ -102,16 +75,7 @@ class Quantiles(Values):
     def expected(self, output: Tensor) -> Tensor:
         return output.mean(dim=2)
 
-    def loss(
-        self,
-        output: Tensor,
-        action: Tensor,
-        next_output: Tensor,
-        next_action: Tensor,
-        returns: Tensor,
-        discount: Tensor,
-    ) -> Tensor:
-        here, there = losses.pick(output, action), losses.pick(next_output, next_action)
+    def loss(self, here: Tensor, there: Tensor, returns: Tensor, discount: Tensor) -> Tensor:
         return losses.quantile_huber(here, there, returns, discount)
 
 
