@@ -180,7 +180,7 @@ def merged(states: Sequence[OptimizerState]) -> OptimizerState:
     if len(kinds) > 1:
         raise Refused(
             f"the file has optimizers of several kinds, {', '.join(sorted(kinds))}",
-            hint="leave them out: --no-optimizer",
+            hint="leave them out, and write a graph: --no-optimizer -o OUT.onnx",
         )
     slots: dict[str, dict[str, ir.TensorProtocol]] = {}
     for state in states:

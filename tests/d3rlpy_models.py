@@ -129,6 +129,9 @@ ROWS: Mapping[str, Row] = {
         _config("TD3", **_both(_SMALL), q_func_factory=QRQFunctionFactory(n_quantiles=5)), discrete=False
     ),
     "iql": Row(_config("IQL", **_both(_SMALL), value_encoder_factory=VectorEncoderFactory([4])), discrete=False),
+    "prdc": Row(_config("PRDC", **_both(_SMALL)), discrete=False),
+    "rebrac": Row(_config("ReBRAC", **_both(_NORMED)), discrete=False),
+    "crr": Row(_config("CRR", **_both(_SMALL)), discrete=False),
     "awac": Row(_config("AWAC", **_both(_SMALL)), discrete=False),
     "bc": Row(_config("BC", encoder_factory=_SMALL), discrete=False),
     "bc scheduled": Row(
@@ -198,7 +201,8 @@ def _policy(output: Any, suffix: str) -> dict[str, torch.Tensor]:
         return {"logits": output.logits}
     found = {f"action{suffix}": output.squashed_mu}
     if output.logstd is not None:
-        found |= {"mean": output.mu, "action_log_std": output.logstd.expand_as(output.mu)}
+        deviation = output.logstd.expand_as(output.mu)
+        found |= {f"mean{suffix}": output.mu, f"action_log_std{suffix}": deviation}
     return found
 
 

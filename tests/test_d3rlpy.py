@@ -112,6 +112,12 @@ def test_a_copy_that_changes_nothing_is_the_same_byte_for_byte(saved, tmp_path, 
     assert (tmp_path / "copy.d3").read_bytes() == saved[name].read_bytes()
 
 
+def acted(algorithm: object, observation: np.ndarray) -> np.ndarray:
+    """The framework's actions; CRR draws them."""
+    torch.manual_seed(0)
+    return algorithm.predict(observation)
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_a_widened_algorithm_loads_does_the_same_and_learns_on(saved, tmp_path, name):
     row, before = ROWS[name], surgery.load(saved[name])
@@ -121,7 +127,7 @@ def test_a_widened_algorithm_loads_does_the_same_and_learns_on(saved, tmp_path, 
     agree(ours(after, scaled(new, arrays)), answers(new, arrays))
     agree({k: v for k, v in answers(new, arrays).items() if k != "logits"},
           {k: v for k, v in answers(old, arrays).items() if k != "logits"})  # fmt: skip
-    greedy, wanted = (algorithm.predict(arrays["observation"]) for algorithm in (new, old))
+    greedy, wanted = (acted(algorithm, arrays["observation"]) for algorithm in (new, old))
     np.testing.assert_allclose(greedy, wanted, atol=LIMIT)
     grown = [sum(p.numel() for _, p in parameters(algorithm)) for algorithm in (old, new)]
     assert grown[1] > 1.5 * grown[0]
@@ -192,8 +198,9 @@ def test_an_algorithm_takes_one_more_observation_and_action_and_learns_on(saved,
     assert new.observation_shape[0] == old.observation_shape[0] + 1
     assert new.action_size == old.action_size + 1
     x = inputs(row, more=1)["observation"]
-    greedy, wanted = new.predict(x), old.predict(np.delete(x, 1, axis=1))
-    np.testing.assert_allclose(greedy if row.discrete else greedy[:, :2], wanted, atol=LIMIT)
+    if name != "crr":  # which draws more numbers for more actions
+        greedy, wanted = acted(new, x), acted(old, np.delete(x, 1, axis=1))
+        np.testing.assert_allclose(greedy if row.discrete else greedy[:, :2], wanted, atol=LIMIT)
     slots_are_carried(surgery.load(tmp_path / "more.d3"), new)
     row.learn(new, more=1)
     new.save(str(tmp_path / "later.d3"))

@@ -18,6 +18,12 @@ from surgery_adapters.networks.layers import Layers
 _FILTERS, _FEATURES, _UNITS = ((32, 8, 4), (64, 4, 2), (64, 3, 1)), 512, (256, 256)
 _ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "tanh": "tanh", "swish": "silu", "none": "identity"}
 
+EXPORT = (
+    "export what acts to ONNX, its modules under their names in algorithm.impl.modules, and bind the optimizers: "
+    "surgery attach NET.onnx FILE.d3 -o OUT.onnx"
+)
+"""What to do about networks without a rule."""
+
 
 @dataclass(frozen=True)
 class Encoder:
@@ -159,7 +165,7 @@ def _read(kind: str, params: Mapping[str, Any], rank: int) -> Encoder:
     if kind not in ("vector", "pixel") or (kind == "pixel") != (rank == 3):
         raise Refused(
             f"there is no rule for the encoder '{kind}' of observations with {rank} axes",
-            hint="export the policy to ONNX, and bind its optimizer with surgery attach",
+            hint=EXPORT,
         )
     filters = tuple((int(c), int(k), int(s)) for c, k, s in params.get("filters") or _FILTERS)
     units = params.get("hidden_units") or _UNITS
@@ -179,7 +185,7 @@ def _read(kind: str, params: Mapping[str, Any], rank: int) -> Encoder:
 
 def _activation(name: object) -> str:
     if name not in _ACTIVATIONS:
-        raise Refused(f"there is no rule for the activation '{name}' of an encoder")
+        raise Refused(f"there is no rule for the activation '{name}' of an encoder", hint=EXPORT)
     return _ACTIVATIONS[str(name)]
 
 

@@ -18,11 +18,24 @@ from surgery.adapters import SHARED
 from surgery.builder import GraphBuilder
 from surgery.errors import CorruptFile, Refused
 from surgery.interface import Port
-from surgery_adapters.d3rlpy.encoders import Encoder
+from surgery_adapters.d3rlpy.encoders import EXPORT, Encoder
 from surgery_adapters.networks.layers import Layers
 
 DISCRETE = ("dqn", "double_dqn", "nfq", "discrete_cql", "discrete_sac", "discrete_bc")
-CONTINUOUS = ("sac", "td3", "ddpg", "td3_plus_bc", "cql", "cal_ql", "iql", "awac", "bc")
+CONTINUOUS = (
+    "sac",
+    "td3",
+    "ddpg",
+    "td3_plus_bc",
+    "cql",
+    "cal_ql",
+    "iql",
+    "awac",
+    "bc",
+    "prdc",
+    "rebrac",
+    "crr",
+)
 _LOG_STD: Mapping[str, tuple[float, float]] = {"iql": (-5.0, 2.0), "awac": (-6.0, 0.0), "bc": (-4.0, 15.0)}
 """Where the logarithm of the deviation ends, if not at (−20, 2)."""
 _FACTORIES = {"policy": "actor", "targ_policy": "actor", "q_funcs": "critic", "targ_q_funcs": "critic"}
@@ -68,7 +81,7 @@ def build(tensors: Mapping[str, ir.TensorProtocol], config: Mapping[str, Any]) -
         raise Refused(
             f"there is no rule for the networks of d3rlpy's '{algorithm}'; there are rules for "
             f"{', '.join(DISCRETE + CONTINUOUS)}",
-            hint="export the policy to ONNX, and bind its optimizer with surgery attach",
+            hint=EXPORT,
         )
     return _Builder(tensors, config).build()
 
@@ -136,8 +149,11 @@ class _Builder:
         features = self._encoded(module, f"{module}.", x, None)
         if f"{module}._mu.weight" in self.layers:
             mean = self.layers.linear(features, f"{module}._mu")
-            self._output(mean, "mean", (self.actions,), "mean")
-            self._output(self._log_std(module, features, mean), "action_log_std", (self.actions,), "log_std")
+            deviation = self._log_std(module, features, mean)
+            self._output(mean, f"mean{suffix}", (self.actions,), "other" if suffix else "mean")
+            self._output(
+                deviation, f"action_log_std{suffix}", (self.actions,), "other" if suffix else "log_std"
+            )
         else:
             mean = self.layers.linear(features, f"{module}._fc")
             if self.discrete:

@@ -13,13 +13,22 @@ import numpy as np
 
 from surgery.adapters import Parity
 from surgery.checkpoint import Checkpoint
+from surgery.errors import Refused
 from surgery_adapters.playing import Array, Graph, Tally, loading, make, play, scale
+
+_DRAWN = ("crr",)
+"""Algorithms whose `predict` draws among actions of the policy."""
 
 
 def parity(path: Path, checkpoint: Checkpoint, environment: str, *, episodes: int, seed: int) -> Parity:
     """Play by the framework's greedy actions; see `surgery.adapters.Playing`."""
     with loading("d3rlpy", path):
         algorithm: Any = d3rlpy.load_learnable(str(path), device="cpu:0")
+    if (name := algorithm.config.get_type()) in _DRAWN:
+        raise Refused(
+            f"d3rlpy's '{name}' draws its actions, in predict too: there is nothing to compare",
+            hint="leave out --check",
+        )
     env = make(environment, tuple(algorithm.observation_shape), int(algorithm.action_size))
     graph, tally = Graph(checkpoint), Tally(environment, scale(env.action_space))
     discrete = algorithm.get_action_type() == d3rlpy.ActionSpace.DISCRETE
