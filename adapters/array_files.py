@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from surgery.adapters import Reading
 from surgery.checkpoint import Checkpoint
@@ -26,13 +27,12 @@ COPIES = ("target", "old", "ema", "avg")
 """Words of the names of networks that are copies of others."""
 
 
-def is_copy(name: str) -> bool:
-    """Whether a network's name says that it is a target or an average of another one."""
-    return any(word in name.lower() for word in COPIES)
-
-
 def with_graph(
-    path: Path, reading: Reading, groups: Mapping[str, Tensors], norms: Sequence[Norm] = ()
+    path: Path,
+    reading: Reading,
+    groups: Mapping[str, Tensors],
+    norms: Sequence[Norm] = (),
+    originals: Mapping[str, str] | None = None,
 ) -> Checkpoint:
     """The graph that was named, with the arrays of a file as its parameters, and once more for every copy.
 
@@ -42,6 +42,7 @@ def with_graph(
       path: of the file. reading: names the graph.
       groups: prefix of a network's names -> its arrays by their full names; the first is not a copy.
       norms: batch normalisations that the exporter may have folded.
+      originals: prefix of a copy -> that of its original; of all others it is the first of `groups`.
 
     Raises:
       ArgumentError: no graph is named. Refused: it is not one of these arrays.
@@ -59,13 +60,14 @@ def with_graph(
     found: Checkpoint = native(graph, arrays, norms)
     single, outputs, copies = found.model.clone(), list(found.interface.outputs), {}
     for prefix, tensors in others:
-        names = {f"{original}{name.removeprefix(prefix)}": name for name in tensors}
-        if all(
+        own = original if originals is None else originals.get(prefix)
+        names = {} if own is None else {f"{own}{name.removeprefix(prefix)}": name for name in tensors}
+        if own is not None and all(
             ours in arrays and shape_of(arrays[ours]) == shape_of(tensors[name])
             for ours, name in names.items()
         ):
-            outputs += _add_copy(found.model, single.clone(), names, tensors, prefix)
-            copies[prefix] = original
+            outputs += _add_copy(found.model, single.clone(), names, tensors, prefix, set(arrays))
+            copies[prefix] = own
     return found.replace(
         model=checked(found.model),
         interface=Interface(found.interface.inputs, tuple(outputs)),
@@ -165,17 +167,52 @@ def _source(checkpoint: Checkpoint, path: Path, graph: Path, arrays: Tensors) ->
 
 
 def _add_copy(
-    model: ir.Model, other: ir.Model, names: Mapping[str, str], tensors: Tensors, prefix: str
+    model: ir.Model,
+    other: ir.Model,
+    names: Mapping[str, str],
+    tensors: Tensors,
+    prefix: str,
+    arrays: Collection[str],
 ) -> list[Port]:
-    """Put the same graph beside a graph, with the parameters of a copy; its outputs."""
-    for ours, value in list(other.graph.initializers.items()):
+    """Put the same graph beside a graph, with the parameters of a copy; its outputs.
+
+    Of a copy of a part of the network there are the outputs that read nothing else of it.
+
+    Args:
+      model: grows. other: the same, and used up. names: the original's parameters -> the copy's.
+      tensors: the copy's. prefix: of its names. arrays: all parameters of the network.
+    """
+    graph = other.graph
+    own = {name for name in graph.initializers if name in arrays}
+    if not own <= set(names):
+        kept = [output for output in graph.outputs if (read := _read_by(output) & own) and read <= set(names)]
+        if not kept:
+            return []
+        graph.outputs[:] = kept
+        other = RemoveUnusedNodesPass()(other).model
+    for ours, value in list(graph.initializers.items()):
         if ours in names:
-            other.graph.initializers.pop(ours)
+            graph.initializers.pop(ours)
             value.name, value.const_value = names[ours], tensors[names[ours]]
-            other.graph.register_initializer(value)
+            graph.register_initializer(value)
     ports = []
-    for output in other.graph.outputs:
+    for output in graph.outputs:
         output.name = f"{output.name}_{prefix.strip('./').replace('/', '_').replace('.', '_')}"
         ports.append(Port(output.name, "other", declared=True))
     beside(model, other, prefix)
     return ports
+
+
+def _read_by(output: ir.Value) -> set[str]:
+    """The initializers that a value is computed from."""
+    front, seen, found = [output], set[int](), set[str]()
+    while front:
+        value = front.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if value.is_initializer():
+            found.add(str(value.name))
+        if (node := value.producer()) is not None:
+            front += [operand for operand in node.inputs if operand is not None]
+    return found

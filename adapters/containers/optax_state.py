@@ -83,10 +83,10 @@ def bind(tree: Mapping[str, Any], parameters: Tensors) -> Bound | None:
 
     Args:
       tree: nested mappings of text; a leaf is a tensor, a number, or something that is left alone.
-      parameters: those that may have been trained, by their path with dots; where several networks fit, the first.
+      parameters: those that may have been trained, by their path with dots.
 
     Raises:
-      Refused: a state without a rule, or that fits no network; nothing is left out in silence.
+      Refused: a state without a rule, or that fits no network, or several; nothing is left out in silence.
     """
     found: list[tuple[str, OptimizerState]] = []
     places: dict[str, str] = {}
@@ -155,15 +155,25 @@ def _names(members: Tensors, parameters: Tensors, where: str) -> dict[str, str]:
         name[: len(name) - len(member)]
         for member in list(members)[:1]
         for name in parameters
-        if name.endswith(member)
+        if f".{name}".endswith(f".{member}")
     )
-    for prefix in prefixes:
-        found = {member: f"{prefix}{member}" for member in members}
+    every = [{member: f"{prefix}{member}" for member in members} for prefix in prefixes]
+    fitting = [
+        found
+        for found in every
         if all(
             name in parameters and shape_of(parameters[name]) == shape_of(members[member])
             for member, name in found.items()
-        ):
-            return found
+        )
+    ]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        several = " and ".join(f"'{next(iter(found.values()))}'" for found in fitting)
+        raise Refused(
+            f"the optimizer's '{where}' fits several networks of the file by names and shapes: those of {several}",
+            hint="read the file without its optimizer: --no-optimizer",
+        )
     raise Refused(
         f"the optimizer's '{where}' fits no network of the file by names and shapes",
         hint="read the file without its optimizer: --no-optimizer",

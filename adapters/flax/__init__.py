@@ -9,19 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
 from surgery.adapters import Reading, TrainingState
 from surgery.checkpoint import Checkpoint
-from surgery.errors import Refused, SurgeryError
+from surgery.errors import SurgeryError
 from surgery.formats import is_kind
 from surgery.optimizer_record import merged
-from surgery_adapters.array_files import fitted, is_copy, replaced, with_graph
+from surgery_adapters.array_files import fitted, replaced, with_graph
 from surgery_adapters.binding.bind import Norm
 from surgery_adapters.containers import optax_state
 from surgery_adapters.containers.optax_state import Bound, leaves
+from surgery_adapters.flax.parts import Parts
 from surgery_adapters.flax.stores import Store, holds_orbax, open_store
 
 _EPSILON = 1e-5
@@ -38,17 +38,17 @@ def detect(path: Path) -> bool:
 
 def training_state(path: Path) -> TrainingState:
     """The networks; the optimizers' states are trees of optax, which `load` binds."""
-    groups = _groups(open_store(path).tree)
-    return TrainingState({name.rstrip(".") or "model": tensors for name, tensors in groups.items()})
+    parts = Parts.of(open_store(path).tree)
+    copies = {name.rstrip("."): tensors for name, tensors in parts.copies.items()}
+    return TrainingState({"model": parts.networks, **copies})
 
 
 def load(path: Path, reading: Reading) -> Checkpoint:
     """The graph with the arrays of the file as its parameters; see `surgery.adapters.Adapter`."""
-    tree = open_store(path).tree
-    groups = _groups(tree)
-    first = next(iter(groups.values()))
-    found: Checkpoint = with_graph(path, reading, groups, _norms(first))
-    bound = _optimizer(tree, first) if reading.optimizer else None
+    parts = Parts.of(open_store(path).tree)
+    groups = {"": parts.networks, **parts.copies}
+    found: Checkpoint = with_graph(path, reading, groups, _norms(parts.networks), parts.originals)
+    bound = _optimizer(parts) if reading.optimizer else None
     return found.replace(
         optimizer=bound.state if bound else None,
         source={"adapter": "flax", **found.source},
@@ -69,33 +69,7 @@ def check(checkpoint: Checkpoint, *, like: Path) -> None:
 
 
 def _bound(store: Store) -> Bound | None:
-    return _optimizer(store.tree, next(iter(_groups(store.tree).values())))
-
-
-def _is_optimizer(key: str) -> bool:
-    return key == "tx" or "opt" in key.lower()
-
-
-def _groups(tree: Mapping[str, Any]) -> dict[str, dict[str, ir.TensorProtocol]]:
-    """Prefix -> the arrays that are not the optimizer's: each copy apart from all the rest, which comes first.
-
-    Raises:
-      Refused: there are none.
-    """
-    rest: dict[str, ir.TensorProtocol] = {}
-    copies: dict[str, dict[str, ir.TensorProtocol]] = {}
-    inside: set[str] = set()
-    for key, value in tree.items():
-        members = dict(leaves(value, key)) if isinstance(value, Mapping) and not _is_optimizer(key) else {}
-        if members and is_copy(key):
-            copies[f"{key}."] = members
-        elif members:
-            rest |= members
-            inside.add(f"{key}.")
-    if not rest:
-        raise Refused("the file holds no parameters of a network")
-    prefix = inside.pop() if len(inside) == 1 and copies else ""
-    return {prefix: rest, **copies}
+    return _optimizer(Parts.of(store.tree))
 
 
 def _norms(arrays: Mapping[str, ir.TensorProtocol]) -> list[Norm]:
@@ -109,18 +83,18 @@ def _norms(arrays: Mapping[str, ir.TensorProtocol]) -> list[Norm]:
     return found
 
 
-def _optimizer(tree: Mapping[str, Any], parameters: Mapping[str, ir.TensorProtocol]) -> Bound | None:
+def _optimizer(parts: Parts) -> Bound | None:
     """The state of all optimizers in the file."""
     found: list[Bound] = []
-    for key in (key for key in tree if _is_optimizer(key) and isinstance(tree[key], Mapping)):
+    for path, tree in parts.optimizers.items():
         try:
-            bound = optax_state.bind(tree[key], parameters)
+            bound = optax_state.bind(tree, parts.trained_by(path))
         except SurgeryError as error:
             raise error.within(
-                optimizer=key, without="read it without its optimizer: --no-optimizer"
+                optimizer=path, without="read it without its optimizer: --no-optimizer"
             ) from error
         if bound is not None:
-            places = {slot: f"{key}.{place}" for slot, place in bound.places.items()}
+            places = {slot: f"{path}.{place}" for slot, place in bound.places.items()}
             found.append(Bound(bound.state, places))
     if not found:
         return None
