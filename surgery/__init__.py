@@ -94,6 +94,9 @@ _HOMES = {
     "widen": "surgery.ops.widen",
 }
 
+_PARTS = ("architectures", "compare", "distill", "envs", "evaluate", "interface", "policy", "replay", "torch")
+"""Packages that are used by their own names: `surgery.torch.operate`."""
+
 _NAMING = {
     "deepen": "after",
     "fold_batchnorm": "layer",
@@ -155,6 +158,8 @@ def __getattr__(name: str) -> object:
         value = getattr(import_module(_HOMES[name]), name)
         if name in _NAMING:
             value = import_module("surgery.aliases").aliased(value, _NAMING[name])
+    elif name in _PARTS:
+        return import_module(f"surgery.{name}")
     else:
         raise AttributeError(f"module 'surgery' has no attribute '{name}'")
     globals()[name] = value
@@ -162,7 +167,7 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, *_PARTS})
 
 
 class _Facade(ModuleType):

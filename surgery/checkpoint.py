@@ -39,7 +39,7 @@ NATIVE = frozenset(
 """Suffixes that frameworks give their files: an ONNX model is not written under one of them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Checkpoint:
     """A model and everything that belongs to it.
 
@@ -71,6 +71,12 @@ class Checkpoint:
         object.__setattr__(self, "lineage", tuple(self.lineage))
         object.__setattr__(self, "copies", MappingProxyType(dict(self.copies)))
         object.__setattr__(self, "source", freeze_mapping(self.source))
+
+    def __repr__(self) -> str:
+        sides = (self.interface.inputs, self.interface.outputs)
+        ports = " → ".join(", ".join(port.name for port in side) for side in sides)
+        state = f" · {self.optimizer.kind} state" if self.optimizer else ""
+        return f"<Checkpoint {self.path or 'in memory'}: {ports} · {len(self.tensors)} tensors{state}>"
 
     @property
     def tensors(self) -> Mapping[str, ir.TensorProtocol]:

@@ -121,6 +121,11 @@ def _nudged(tensor: TensorProto) -> TensorProto:
     return numpy_helper.from_array(value, tensor.name)
 
 
+def test_a_checkpoint_says_in_one_line_what_it_is(teachers):
+    path = teachers / "cartpole-dqn.onnx"
+    assert repr(load(path)) == f"<Checkpoint {path}: observation → q_values · 6 tensors>"
+
+
 @pytest.mark.parametrize("what", CHANGES)
 def test_digest_sees_what_is_computed_and_nothing_else(tmp_path, what):
     change, same = CHANGES[what]
