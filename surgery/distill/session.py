@@ -204,7 +204,10 @@ class Session:
     @property
     def advice(self) -> str:
         """What to do about a loss or a weight that is no number."""
-        return f"begin anew in another folder with a lower rate: --set rate={self.settings.rate / 4:g}"
+        rate, final = self.settings.rate / 4, self.settings.final_rate / 4
+        return (
+            f"begin anew in another folder with lower rates: --set rate={rate:g} --set final_rate={final:g}"
+        )
 
     def check_finite(self) -> None:
         """Nothing is played by, or written of, a student that has diverged.
