@@ -100,5 +100,7 @@ def test_convert_plays_only_what_is_trusted_and_says_what_came_of_it(tmp_path, c
     assert not Path(graph).exists()
     assert main([*words, "--trust"]) == 0
     assert "3 episodes of CartPole-v1" in capsys.readouterr().out
+    assert surgery.load(path).environment.id is None
+    assert surgery.load(graph).environment.id == "CartPole-v1"
     assert main(["convert", str(path), "--check", "Pendulum-v1", "--trust", "-o", graph, "--force"]) == 2
     assert "does not fit" in capsys.readouterr().err

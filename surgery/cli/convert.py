@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +61,8 @@ def _shape(ctx: click.Context, parameter: click.Parameter, word: str | None) -> 
     "--check",
     "environment",
     metavar="ENV",
-    help="Play 3 episodes in the file's own framework first, the graph beside it: all actions must be the same.",
+    help="Play 3 episodes in the file's own framework first, the graph beside it: all actions must be the same. "
+    "The contract names ENV, unless the file names another.",
 )
 @_options.no_optimizer
 @_options.output_file(required=True)
@@ -112,6 +113,8 @@ def command(
     with output.step(f"reading {source}"):
         checkpoint = surgery.load(source, optimizer=not no_optimizer, reading=reading)
     parity = None if environment is None else _played(source, checkpoint, environment, output, trust=trust)
+    if checkpoint.environment.id is None and environment is not None:
+        checkpoint = checkpoint.replace(environment=replace(checkpoint.environment, id=environment))
     with output.step(f"writing {path}"):
         surgery.save(checkpoint, path, force=force, like=like)
     report = {**_report(checkpoint, path), "parity": None if parity is None else asdict(parity)}
