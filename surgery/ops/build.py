@@ -18,6 +18,7 @@ from surgery.graph import layout
 from surgery.graph.readers import readers
 from surgery.graph.rewrite import regenerate
 from surgery.graph.spaces import Analysis
+from surgery.interface import Interface
 
 
 def build(
@@ -60,6 +61,7 @@ def build(
         for name, axes in analysis.padded(padded).items()
         if any(_changes(axis, edited) for axis in axes)
     )
+    ports = _ports(analysis, edited, labels or {})
     plan = Plan(
         operation=operation,
         arguments=dict(arguments),
@@ -70,10 +72,10 @@ def build(
         seed=seed,
         noise=noise,
         frozen=tuple(frozen),
-        ports=_ports(analysis, edited, labels or {}),
+        ports=ports,
         slots=_slots(checkpoint, tensors),
         folds=_folds(analysis, edits),
-        notes=tuple(notes),
+        notes=(*notes, *_staying(checkpoint.interface, ports)),
         copies=dict(checkpoint.copies),
     )
     operands = epsilons
@@ -126,6 +128,21 @@ def _ports(
         for side, name, axes in analysis.ports
         if any(_changes(axis, edited) for axis in axes)
     )
+
+
+def _staying(interface: Interface, ports: Sequence[PortEdit]) -> list[str]:
+    """What there is to know of the inputs of critics that stay while an observation or an action changes."""
+    changed = {(port.side, port.name) for port in ports}
+    seen = [port.name for port in interface.inputs if port.kind == "observation"]
+    taken = [port.name for port in interface.outputs if port.kind in ("mean", "action")]
+    if changed.isdisjoint({*(("input", name) for name in seen), *(("output", name) for name in taken)}):
+        return []
+    return [
+        f"'{port.name}' is an input of its own, and stays as it is: where your code shows the same features or actions"
+        f" there, name it too, with their place in it: {port.name}+K@AT"
+        for port in interface.inputs
+        if port.kind == "other" and "observation" in port.name and ("input", port.name) not in changed
+    ]
 
 
 def _folds(analysis: Analysis, edits: Sequence[SpaceEdit]) -> tuple[Fold, ...]:
