@@ -62,6 +62,11 @@ def _weighs(members: Mapping[str, ir.TensorProtocol]) -> bool:
     return any(len(tensor.shape) > 1 for tensor in members.values())
 
 
+def _is_loose(members: Mapping[str, ir.TensorProtocol]) -> bool:
+    """Whether some tensors are of no module: single numbers, or a buffer of the whole (Tianshou's `tau_hat`)."""
+    return not _weighs({name: tensor for name, tensor in members.items() if "." in name})
+
+
 def parts_of(state: TrainingState) -> list[Part]:
     """The networks of a training state, originals before their copies.
 
@@ -80,7 +85,7 @@ def parts_of(state: TrainingState) -> list[Part]:
         for name, tensor in named[""].items():
             divided.setdefault(f"{name.partition('.')[0]}.", {})[name] = tensor
         if _copies(divided):
-            loose = [prefix for prefix, members in divided.items() if not _weighs(members)]
+            loose = [prefix for prefix, members in divided.items() if _is_loose(members)]
             beside |= {name: tensor for prefix in loose for name, tensor in divided.pop(prefix).items()}
             named = divided
     for members in (*named.values(), beside):
@@ -99,10 +104,7 @@ def parts_of(state: TrainingState) -> list[Part]:
 def _copies(named: Mapping[str, Mapping[str, ir.TensorProtocol]]) -> dict[str, tuple[str, str]]:
     """Target and averaged networks: what their names begin with, and those of the networks that they are copies of."""
     copies = [prefix for prefix in named if any(word in prefix.lower() for word in _COPIES)]
-    shapes = {
-        prefix: {name: shape_of(tensor) for name, tensor in members.items()}
-        for prefix, members in named.items()
-    }
+    shapes = {prefix: _layers_in(members) for prefix, members in named.items()}
     found: dict[str, tuple[str, str]] = {}
     for copy in copies:
         own = _without_words(copy)
@@ -111,6 +113,13 @@ def _copies(named: Mapping[str, Mapping[str, ir.TensorProtocol]]) -> dict[str, t
             if (way := _alike(shapes[copy], copy, shapes[original], original)) is not None:
                 found.setdefault(copy, way)
     return found
+
+
+def _layers_in(members: Mapping[str, ir.TensorProtocol]) -> dict[str, tuple[int, ...]]:
+    """The shapes of what layers have; a copy may lack what stands beside them (Tianshou's `support`)."""
+    shapes = {name: shape_of(tensor) for name, tensor in members.items()}
+    modules = {name.rpartition(".")[0] for name, shape in shapes.items() if len(shape) > 1}
+    return {name: shape for name, shape in shapes.items() if name.rpartition(".")[0] in modules}
 
 
 def _alike(

@@ -77,6 +77,32 @@ def test_the_graph_answers_what_the_framework_answered(name):
     assert dict(checkpoint.copies) == COPIES.get(name, {})
 
 
+def test_a_deviation_that_comes_from_the_observation_is_one():
+    checkpoint = load(FILES / "tianshou-sac.pt", "tianshou-sac")
+    assert checkpoint.interface.output("action_log_std").kind == "log_std"
+
+
+def test_quantiles_and_atoms_are_told_by_what_stands_beside_the_layers(tmp_path):
+    """Tianshou's: the middles of quantiles are a buffer of the algorithm, the atoms one of its policy alone."""
+    torch.manual_seed(0)
+    net = sequence(5, 12, 60)
+    layers = {
+        f"{k}.{key}": tensor
+        for k in ("policy.model", "model_old.module")
+        for key, tensor in net.state_dict().items()
+    }
+    for more, name, sizes in (
+        ({"tau_hat": torch.rand(1, 20, 1)}, "quantiles", [3, 20]),
+        ({"policy.support": torch.linspace(-1, 1, 15)}, "atom_logits", [4, 15]),
+    ):
+        torch.save({**more, **layers}, tmp_path / "x.pt")
+        checkpoint = load(tmp_path / "x.pt", "tianshou-ppo")
+        assert checkpoint.interface.output(name).kind == name
+        value = next(value for value in checkpoint.model.graph.outputs if value.name == name)
+        assert list(value.shape)[1:] == sizes
+        assert dict(checkpoint.copies) == {"model_old.module.": "policy.model."}
+
+
 @pytest.mark.parametrize("name", AGENTS)
 def test_the_optimizers_state_is_that_of_every_trained_parameter(name):
     """All of them have had three updates; a temperature's stays where it is."""
@@ -118,6 +144,7 @@ def test_a_wide_file_is_the_same_function_for_us_and_for_the_framework(tmp_path,
 def test_statistics_of_observations_grow_with_them(tmp_path, name):
     checkpoint = load(FILES / f"{name}.pt", name)
     plan = surgery.extend(checkpoint, [NewObservation("observation", 1)], [])
+    assert [note.split()[0] for note in plan.notes] == ["'critic_observation'"] * (name == "rsl_rl")
     surgery.apply(plan, checkpoint).save(tmp_path / "more.pt")
     content = torch.load(tmp_path / "more.pt", weights_only=False)
     if name.startswith("skrl"):
@@ -170,7 +197,9 @@ def test_torchrl_goes_on_with_a_new_layer_in_all_critics_and_a_new_observation(t
     checkpoint, known = load(FILES / f"{name}.pt", name), dict(recorded(name))
     deep = surgery.apply(surgery.deepen(checkpoint, f"{DEEPER[name]}.2"), checkpoint).checkpoint
     new = [NewObservation("observation", 1), NewObservation("critic_observation", 1)]
-    surgery.apply(surgery.extend(deep, new), deep).save(tmp_path / "more.pt")
+    plan = surgery.extend(deep, new)
+    assert not plan.notes
+    surgery.apply(plan, deep).save(tmp_path / "more.pt")
     content = torch.load(tmp_path / "more.pt", weights_only=False)
     assert content["loss"]["target_qvalue_network_params.module.4.weight"].shape == (2, 9, 9)
     assert content["loss"]["qvalue_network_params.module.0.weight"].shape == (2, 9, 8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -61,8 +62,10 @@ def declare(
             made.networks(apart(layers, end.value, stack), "other" if reads_action else kind, width)
         elif reads_action:
             made.critic(end.value)
-        elif kind == "q_values" and (atoms := _atoms(part.tensors, width)) is not None:
+        elif kind == "q_values" and (atoms := _atoms(layers.tensors, width)) is not None:
             made.distributions(end.value, group, width // len(atoms), atoms)
+        elif kind == "q_values" and (count := _quantiles(layers.tensors, width)):
+            made.quantiles(end.value, group, width // count, count)
         elif kind == "mean" and width == 2 * actions.count:
             made.mean_and_scale(end.value, actions.count, group)
         else:
@@ -122,6 +125,13 @@ class _Outputs:
         port = Port(name, "atom_logits", atoms[0], atoms[-1], declared=True)
         self._declare(wide, name, (actions, len(atoms)), port)
 
+    def quantiles(self, value: ir.Value, group: str, actions: int, count: int) -> None:
+        """Quantiles of the return per action (Dabney et al., 2018)."""
+        wide = self._graph.op("Reshape", value, self._graph.constant([0, actions, count]))
+        name = f"quantiles{self._suffix}"
+        name = f"{group.replace('.', '_')}{self._suffix}" if name in self._taken else name
+        self._declare(wide, name, (actions, count), Port(name, "quantiles", declared=True))
+
     def squashed(self, mean: ir.Value, width: int) -> None:
         """The action, where the network holds its range: CleanRL's `tanh(mean) · action_scale + action_bias`."""
         names = [f"{self._part.prefix}action_{leaf}" for leaf in ("scale", "bias")]
@@ -135,8 +145,10 @@ class _Outputs:
     def deviation(self, name: str, mean: ir.Value, width: int) -> None:
         """A deviation that does not depend on the observation, as its logarithm for every example."""
         value = self._layers.parameter(name)
-        if not (words_of(name) & {"log", "logstd"} or _is_sigma(name)):
+        if not words_of(name) & {"log", "logstd", "sigma"}:
             value = self._graph.op("Log", value)  # rsl_rl keeps the deviation itself
+        if self._layers.shape(name)[-1] != width:  # Tianshou's stand in a column
+            value = self._graph.op("Reshape", value, self._graph.constant([width]))
         wide = self._graph.op("Expand", value, self._graph.op("Shape", mean))
         output = f"action_log_std{self._suffix}"
         self._declare(wide, output, (width,), Port(output, "log_std", declared=True))
@@ -150,17 +162,20 @@ class _Outputs:
 def _deviation_in(tensors: Tensors) -> str | None:
     """A deviation that is a parameter of its own."""
     free = (name for name in tensors if not name.endswith((".weight", ".bias")) and not is_statistic(name))
-    return next((name for name in free if words_of(name) & WORDS["log_std"] or _is_sigma(name)), None)
+    return next((name for name in free if words_of(name) & WORDS["log_std"]), None)
 
 
-def _is_sigma(name: str) -> bool:
-    """Whether a name is that of rl_games' logarithm of a deviation (`continuous_a2c_logstd`)."""
-    return name.rpartition(".")[2] == "sigma"
+def _quantiles(tensors: Tensors, width: int) -> int:
+    """How many quantiles there are of every action, where the file holds their middles (Tianshou's `tau_hat`)."""
+    found = next((shape_of(t) for name, t in tensors.items() if name.rpartition(".")[2] == "tau_hat"), ())
+    count = math.prod(found) if found else 0
+    return count if 1 < count < width and width % count == 0 else 0
 
 
 def _atoms(tensors: Tensors, width: int) -> list[float] | None:
     """The returns that a distribution is over, evenly spaced, where the network holds them."""
-    found = next((tensor for name, tensor in tensors.items() if name.rpartition(".")[2] == "atoms"), None)
+    leaves = ("atoms", "support")  # CleanRL's name, and Tianshou's
+    found = next((tensor for name, tensor in tensors.items() if name.rpartition(".")[2] in leaves), None)
     if (
         found is None
         or len(shape_of(found)) != 1

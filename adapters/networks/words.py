@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 WORDS: Mapping[str, frozenset[str]] = {
     "value": frozenset({"critic", "value", "vf", "v", "baseline"}),
-    "log_std": frozenset({"logstd", "log", "std"}),
+    "log_std": frozenset({"logstd", "log", "std", "sigma"}),
     "mean": frozenset({"mean", "mu"}),
     "logits": frozenset({"actor", "policy", "pi", "logits"}),
     "q_values": frozenset({"q", "qf", "qnet", "qnetwork"}),
@@ -21,7 +21,7 @@ ROLES: Mapping[str, frozenset[str]] = {
 }
 """What a network of an agent is for -> words in its name."""
 
-_LAST = WORDS["mean"] | frozenset({"logits", "logstd", "std", "sigma"})
+_LAST = WORDS["mean"] | WORDS["log_std"] - {"log"} | {"logits"}
 """Words of what an agent takes its actions from: no layer reads that."""
 
 
