@@ -305,6 +305,28 @@ def test_networks_with_as_many_actions_as_observations_stay_apart(tmp_path):
                 np.testing.assert_allclose(found[output], nets[name](x), atol=1e-6)
 
 
+def test_an_actor_beside_critics_of_its_actions_makes_means(tmp_path):
+    """In one module, with a target; twice as wide as the actions it makes means and what deviations are made of."""
+    torch.manual_seed(0)
+    for width, wanted in ((2, ["mean"]), (4, ["mean", "scale"])):
+        agent = nn.ModuleDict(
+            {"actor": sequence(5, 8, width), "q1": sequence(7, 8, 1), "q2": sequence(7, 8, 1)}
+        )
+        torch.save({"model": agent.state_dict(), "target": agent.state_dict()}, tmp_path / "x.pt")
+        checkpoint = load(tmp_path / "x.pt", "tianshou-ppo")
+        outputs = {port.name: port.kind for port in checkpoint.interface.outputs}
+        assert list(outputs)[: len(wanted) + 2] == [*wanted, "q1", "q2"]
+        assert (outputs["mean"], outputs["q1"]) == ("mean", "other")
+        found = asked(
+            checkpoint,
+            {"observation": np.ones((1, 5), np.float32), "critic_observation": np.ones((1, 7), np.float32)},
+        )
+        with torch.no_grad():
+            np.testing.assert_allclose(found["q2"], agent["q2"](torch.ones(1, 7)), atol=1e-6)
+            made = np.concatenate([found[name] for name in wanted], axis=1)
+            np.testing.assert_allclose(made, agent["actor"](torch.ones(1, 5)), atol=1e-6)
+
+
 def test_heads_read_the_trunk_of_their_own_network(tmp_path):
     """Stable-Baselines3's layout: both trunks come before both heads."""
     torch.manual_seed(0)

@@ -14,7 +14,7 @@ from surgery_adapters.networks.chains import End, Part
 from surgery_adapters.networks.layers import Layers, Tensors
 from surgery_adapters.networks.stacked import apart, stacked_in
 from surgery_adapters.networks.statistics import denormalised, is_statistic
-from surgery_adapters.networks.words import WORDS, kinds_of, words_of
+from surgery_adapters.networks.words import WORDS, kinds_of, roles_of, words_of
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,12 @@ def declare(
         kind, width = kinds[own[group]], end.width
         if kind == "logits" and actions.continuous:
             kind = "mean"
-        reads_action = valued and width == 1 and end.reads != actions.features
+        alone = "q" in roles_of(own[group]) and end.reads != 0  # q1 beside an actor in one module
+        reads_action = (valued or alone) and width == 1 and end.reads != actions.features
         if stack:
             made.networks(apart(layers, end.value, stack), "other" if reads_action else kind, width)
         elif reads_action:
-            made.critic(end.value)
+            made.critic(end.value, part.label if len(ends) == 1 else own[group])
         elif kind == "q_values" and (atoms := _atoms(layers.tensors, width)) is not None:
             made.distributions(end.value, group, width // len(atoms), atoms)
         elif kind == "q_values" and (count := _quantiles(layers.tensors, width)):
@@ -103,19 +104,17 @@ class _Outputs:
         name = f"scale{self._suffix}"
         self._declare(scale, name, (count,), Port(name, "other", declared=True))
 
-    def critic(self, value: ir.Value) -> None:
+    def critic(self, value: ir.Value, called: str) -> None:
         """What an action is worth, by the critic's own name."""
-        self._declare(value, self._name, (1,), Port(self._name, "other", declared=True))
+        name = called.strip(".").replace(".", "_")
+        name = f"{name}{self._suffix}" if name in self._taken else name
+        self._declare(value, name, (1,), Port(name, "other", declared=True))
 
     def networks(self, values: Sequence[ir.Value], kind: str, width: int) -> None:
         """What each of several networks that share their tensors makes, by their name and its number."""
         for k, value in enumerate(values):
-            name = f"{self._name}_{k}"
+            name = f"{self._part.label.strip('.').replace('.', '_')}_{k}"
             self._declare(value, name, (width,), Port(name, kind, declared=True))
-
-    @property
-    def _name(self) -> str:
-        return self._part.label.strip(".").replace(".", "_")
 
     def distributions(self, value: ir.Value, group: str, actions: int, atoms: list[float]) -> None:
         """A distribution of returns per action, on the atoms that the file has (Bellemare et al., 2017)."""

@@ -56,14 +56,15 @@ def build(file: Sb3File, reading: Reading) -> Networks:
         return _Value(file, reading, layers, "qrdqn").build("quantile_net")
     if "lstm_actor" in names:
         return _Recurrent(file, reading, layers, "recurrent").build()
-    if "action_net" in names:
+    if {"action_net", "value_net"} <= names:
         return _ActorCritic(file, reading, layers, "actor-critic").build()
-    if {"actor", "critic"} <= names:
+    renormalised = any(name.endswith(".ra_mean") for name in file.policy)  # CrossQ's
+    if {"actor", "critic"} <= names and not renormalised:
         kind = "td3" if "actor_target" in names else "tqc" if "tqc" in file.policy_class else "sac"
         return _OffPolicy(file, reading, layers, kind).build()
     raise Refused(
-        f"this policy has the parts {', '.join(sorted(names)[:6])}: it is none of DQN, QR-DQN, PPO, A2C, SAC, TD3, TQC "
-        "or RecurrentPPO",
+        f"the policy '{file.policy_class}' with the parts {', '.join(sorted(names)[:6])} is none of DQN, QR-DQN, PPO, "
+        "A2C, SAC, TD3, TQC or RecurrentPPO",
         hint="export it to ONNX, and bind its optimizer with surgery attach",
     )
 
@@ -168,7 +169,10 @@ class _Builder:
         else:
             # gSDE: variance = latent² · exp(log_std)², and 1e-6 to stay above zero (distributions.py)
             if self.file.kwargs.get("use_expln"):
-                raise Refused("there is no rule for gSDE with 'use_expln'")
+                raise Refused(
+                    "there is no rule for gSDE with 'use_expln'",
+                    hint="export the policy to ONNX, and bind its optimizer with surgery attach",
+                )
             std = graph.op("Exp", parameter)
             variance = graph.op("MatMul", graph.op("Mul", latent, latent), graph.op("Mul", std, std))
             floor = graph.op("Add", variance, graph.constant(1e-6, "float32"))
