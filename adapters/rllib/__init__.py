@@ -150,7 +150,7 @@ def _fitted(checkpoint: Checkpoint, like: Path) -> _Fitted:
     networks = _networks(folder)
     found = fit(folder.tensors, checkpoint, like, dict.fromkeys(networks.padded, 3))
     new, had = widths(networks, found.tensors, found.numbering), widths(networks, folder.tensors)
-    resized = {key: value for key, value in new.items() if value != had[key]}
+    resized = {key: _whole(key, value, had[key], networks) for key, value in new.items() if value != had[key]}
     trained = optimizers.trained(folder, networks)
     revisions = _revisions(folder, trained, checkpoint, found)
     slots = _slots(trained, revisions, checkpoint)
@@ -161,6 +161,13 @@ def _fitted(checkpoint: Checkpoint, like: Path) -> _Fitted:
     if found.numbering.added or checkpoint.source.get("adapter") == "rllib":
         check_same(checkpoint, lambda: made, found, folder.tensors, "RLlib")
     return _Fitted(folder, networks, found, slots, revisions, others)
+
+
+def _whole(setting: str, now: object, had: object, networks: Networks) -> object:
+    """A setting with the widths at its end that are no layer's: of an action's encoder the last is another's."""
+    if not isinstance(now, list) or not isinstance(had, list):
+        return now
+    return [*now, *networks.config.get(setting, ())[len(had) :]] if setting != "conv_filters" else now
 
 
 def _revisions(

@@ -47,6 +47,7 @@ class Networks:
       copies: prefixes of target networks -> of their originals.
       scopes: optimizer -> prefixes of what it trains; the others are carried.
       sized: setting of the model_config -> for every network that it sizes, the modules of its layers.
+      config: the model_config, defaults included.
       filters: channels, kernel, stride and padding of each convolution, as the framework has them by default.
     """
 
@@ -57,6 +58,7 @@ class Networks:
     scopes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     sized: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)
     filters: list[list[Any]] = field(default_factory=list)
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def padded(self) -> set[str]:
@@ -95,7 +97,7 @@ class _Builder:
     ) -> None:
         self.layers, self.config, self.action = Layers("rllib", tensors), {**_DEFAULTS, **config}, action
         self.graph: GraphBuilder = self.layers.graph
-        self.found = Networks(self.layers)
+        self.found = Networks(self.layers, config=self.config)
         if observation.kind != "Box" or len(observation.shape) not in (1, 3):
             raise Refused(
                 f"RLlib's default modules see vectors and images, not a {observation.kind} {observation.shape}"
