@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import surgery
+from surgery.adapters import Reading
+from surgery.errors import Refused
 
 pytest.importorskip("h5py")
 os.environ.setdefault("KERAS_BACKEND", "torch" if importlib.util.find_spec("torch") else "tensorflow")
@@ -134,3 +136,60 @@ def test_keras_trains_on_with_another_optimizer(tmp_path):
     assert sum(any(np.array_equal(a, b) for b in moments) for a in kept) == len(kept)
     model.train_on_batch(given(inputs(model, 3)), np.zeros((8, 3)))
     assert int(model.optimizer.iterations) == STEPS + 1
+
+
+@pytest.mark.parametrize("kind", ["Adadelta", "Adamax", "Adagrad"])
+def test_what_an_optimizer_keeps_is_of_the_variable_that_keras_says(tmp_path, kind):
+    rng = np.random.default_rng(0)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, "relu"), keras.layers.Dense(4)])
+    model.compile(getattr(keras.optimizers, kind)(), loss="mse")
+    model.fit(rng.standard_normal((8, 4)), rng.standard_normal((8, 4)), verbose=0)
+    model.save(tmp_path / "m.keras")
+    found = surgery.load(tmp_path / "m.keras").optimizer
+    ours = sorted(t.numpy().tobytes() for slot in found.slots.values() for t in slot.values())
+    kept = [np.asarray(keras.ops.convert_to_numpy(v)) for v in model.optimizer.variables]
+    assert sorted(v.tobytes() for v in kept if v.ndim) == ours
+    words = {"square_avg": "accumulated_grad", "acc_delta": "accumulated_delta_var", "sum": "accumulator",
+             "exp_avg": "momentum", "exp_inf": "norm"}  # fmt: skip
+    named = {
+        variable.path: np.asarray(keras.ops.convert_to_numpy(variable))
+        for variable in model.optimizer.variables
+    }
+    for slot, members in found.slots.items():
+        for name, tensor in members.items():
+            ends = name.replace(".", "_")
+            [path] = [p for p in named if ends in p and words[slot] in p.replace(ends, "")]
+            np.testing.assert_array_equal(tensor.numpy(), named[path], err_msg=f"{slot} of {name}: {path}")
+
+
+@keras.saving.register_keras_serializable("tests")
+class Own(keras.Model):
+    """A class of a person's own."""
+
+    width = 5
+
+    def __init__(self, **settings: object) -> None:
+        super().__init__(**settings)
+        self.hidden = keras.layers.Dense(self.width, activation="relu")
+        self.head = keras.layers.Dense(3)
+
+    def call(self, x: object) -> object:
+        return self.head(self.hidden(x))
+
+
+def test_a_model_of_a_class_of_ones_own_goes_back_with_the_graph_that_keras_exports(tmp_path, monkeypatch):
+    pytest.importorskip("tf2onnx")
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("tf2onnx exports for this backend only")
+    model, seen = Own(), np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
+    wanted = np.asarray(model(seen))
+    model.save(tmp_path / "own.keras")
+    with pytest.raises(Refused, match="'Own' is a class of your own") as caught:
+        surgery.load(tmp_path / "own.keras")
+    assert "--graph" in caught.value.hint
+    model.export(str(tmp_path / "own.onnx"), format="onnx", verbose=False)
+    before = surgery.load(tmp_path / "own.keras", reading=Reading(graph=tmp_path / "own.onnx"))
+    surgery.apply(surgery.widen(before, factor=2), before).save(tmp_path / "wide.keras")
+    monkeypatch.setattr(Own, "width", 10)
+    wide = keras.saving.load_model(tmp_path / "wide.keras")
+    np.testing.assert_allclose(np.asarray(wide(seen)), wanted, atol=1e-5)

@@ -144,6 +144,11 @@ def _tensor(path: str, dataset: Any, region: Region) -> ir.TensorProtocol:  # no
     if dataset.external or dataset.is_virtual:
         raise CorruptFile(f"the data of '{path}' lies in another file, which is not read")
     dtype, shape = dataset.dtype, dataset.shape
+    if dtype.kind == "V" and dtype.itemsize == 2:
+        raise Refused(
+            f"'{path}' holds bfloat16, for which there is no rule",
+            hint="save the model with a policy of float32",
+        )
     if shape is None or dtype.kind not in "fiub" or dtype.byteorder == ">":
         raise CorruptFile(f"'{path}' holds {dtype}, which no framework writes")
     kind = ir.DataType.from_numpy(dtype)

@@ -88,6 +88,8 @@ class KerasFile:
             store = max((s for s in stores if place.startswith(f"{s}/")), key=len, default=None)
             if store is not None:
                 found[f"{stores[store]}.{place.removeprefix(f'{store}/').replace('/', '.')}"] = place
+            elif not self.model.children and not place.startswith(OPTIMIZER):
+                found[place.replace("/", ".")] = place  # of a class of a person's own
         return found
 
     @property

@@ -124,7 +124,13 @@ class Network:
         return table[layer.kind](self, layer, inputs, arguments or {})
 
     def model(self, layer: Layer, inputs: Values | None = None) -> Values:
-        """The outputs of a model; without inputs it gets inputs of its own."""
+        """The outputs of a model; without inputs it gets inputs of its own.
+
+        Raises:
+          Refused: it is of a class of a person's own.
+        """
+        if layer.kind != "Sequential" and "input_layers" not in layer.config:
+            raise Refused(f"'{layer.kind}' is a class of your own, whose code is not in the file", hint=HINT)
         return (
             self._sequence(layer, inputs) if layer.kind == "Sequential" else self._functional(layer, inputs)
         )

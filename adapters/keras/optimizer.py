@@ -175,7 +175,7 @@ def _layout(kind: str, config: Mapping[str, Any]) -> Sequence[tuple[str, ...]]:
         return [("momentum_buffer",)] if config.get("momentum") else []
     others: Mapping[str, Sequence[tuple[str, ...]]] = {
         "adagrad": [("sum",)],
-        "adadelta": [("square_avg",), ("acc_delta",)],
+        "adadelta": [("square_avg", "acc_delta")],
         "adamax": [("exp_avg", "exp_inf")],
     }
     return others[kind]
