@@ -266,5 +266,8 @@ def models_in(folder: Path) -> str | None:
 def _near(path: Path) -> str | None:
     if not path.parent.is_dir():
         return f"the folder {path.parent} does not exist"
+    index = path.with_name(f"{path.name}.index")
+    if index.is_file():
+        return f"a checkpoint of TensorFlow is named by its index: {index}"
     found = sorted(other.name for other in path.parent.glob("*.onnx"))[:5]
     return f"{path.parent} holds: {', '.join(found)}" if found else None

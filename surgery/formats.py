@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,18 @@ _TF_CHECKPOINT = Format(
     "tf-checkpoint",
     "the index of a TensorFlow checkpoint",
     _ADAPTER,
+)
+_TF_DATA = Format(
+    "tf-data", "the numbers of a TensorFlow checkpoint", "name its index: NAME.index, which lies beside it"
+)
+_TF_FOLDER = Format(
+    "tf-folder",
+    "a folder of TensorFlow checkpoints",
+    "name one of them by its index: {path}/NAME.index",
+)
+_SAVED_MODEL_PART = Format("savedmodel-part", "a part of a SavedModel", "name the folder that it lies in")
+_ORBAX_STEPS = Format(
+    "orbax-steps", "a folder of checkpoints of Orbax", "name the folder of one step: {path}/STEP"
 )
 _TABLE_END = bytes.fromhex("57fb808b247547db")
 """LevelDB's magic number, with which an index ends."""
@@ -99,6 +112,9 @@ _JSON = Format("json", "a JSON file")
 _PICKLE = Format("pickle", "a Python pickle", "pickles can run any code and are never opened; " + _EXPORT)
 
 
+_DATA = re.compile(r".+\.data-\d{5}-of-\d{5}")
+
+
 def sniff(path: Path) -> Format:
     """The kind of a file or of a folder, judged by its content.
 
@@ -108,7 +124,7 @@ def sniff(path: Path) -> Format:
     check_readable(path, folder=True)
     if path.is_dir():
         known = (kind for member, kind in _FOLDERS if (path / member).exists())
-        return next(known, Format("folder", "a folder", models_in(path)))
+        return next(known, None) or _folder_kind(path)
     try:
         with path.open("rb") as file:
             head = file.read(4096)
@@ -123,7 +139,20 @@ def sniff(path: Path) -> Format:
             return kind
     if path.suffix == ".index" and _ends_with(path, _TABLE_END):
         return _TF_CHECKPOINT
+    if _DATA.fullmatch(path.name):
+        return _TF_DATA
+    if path.name == "saved_model.pb":
+        return _SAVED_MODEL_PART
     return _by_content(head, path)
+
+
+def _folder_kind(path: Path) -> Format:
+    """What a folder is that holds several checkpoints; else just a folder."""
+    if any(path.glob("*.index")):
+        return _TF_FOLDER
+    if any(path.glob("*/_CHECKPOINT_METADATA")):
+        return _ORBAX_STEPS
+    return Format("folder", "a folder", models_in(path))
 
 
 def is_kind(path: Path, *names: str) -> bool:

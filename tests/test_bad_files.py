@@ -69,6 +69,26 @@ def test_foreign_files_are_named_with_a_way_on(tmp_path, what):
 
 
 @pytest.mark.parametrize(
+    ("asked", "there", "what", "hint"),
+    [
+        ("run", "run/ckpt-1.index", "a folder of TensorFlow checkpoints", "run/NAME.index"),
+        ("run", "run/3/_CHECKPOINT_METADATA", "a folder of checkpoints of Orbax", "run/STEP"),
+        ("c.data-00000-of-00001", "c.data-00000-of-00001", "the numbers of a TensorFlow", "NAME.index"),
+        ("m/saved_model.pb", "m/saved_model.pb", "a part of a SavedModel", "the folder that it lies in"),
+        ("c", "c.index", "does not exist", "c.index"),
+    ],
+)
+def test_a_part_of_a_checkpoint_or_a_folder_of_several_is_named_with_the_one_to_take(
+    tmp_path, asked, there, what, hint
+):
+    (tmp_path / there).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / there).write_bytes(bytes(range(9, 99)))
+    with pytest.raises(FileError) as caught:
+        load(tmp_path / asked)
+    assert what in caught.value.message and hint in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
     ("make", "says"),
     [
         (lambda path: None, "does not exist"),
