@@ -320,6 +320,13 @@ HOSTILE = {
         "network_params": {"_actor": {"Dense_0": {"kernel": np.ones((2, 2))}}},
         "optimizer_state": 0,
     },
+    "an actor without axes": {
+        "network_params": {
+            "_actor": {f"Dense_{k}": {"kernel": np.ones(()), "bias": np.ones(())} for k in (0, 1)},
+            "_critic": {"Dense_0": {"kernel": np.ones(()), "bias": np.ones(())}},
+        },
+        "optimizer_state": 0,
+    },
     "a critic of three": {
         "network_params": {
             f"_{part}": {"Dense_0": {"kernel": np.ones((2, 3)), "bias": np.ones(3)}}

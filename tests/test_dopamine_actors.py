@@ -18,6 +18,7 @@ from surgery.interface import Environment
 from surgery.tensors import equal
 from surgery.verify.outputs import runtime
 from surgery_adapters import dopamine
+from surgery_adapters.containers.pickle_tree import Tree, dump, parse
 from surgery_adapters.dopamine.file import DopamineFile
 
 FOLDER = Path(__file__).parent / "fixtures" / "dopamine"
@@ -105,6 +106,16 @@ def test_new_layers_are_numbered_as_flax_does_it_beside_the_count_of_the_file(tm
     inverse = surgery.apply(surgery.widen(after, factor=1.5), after)
     inverse.save(tmp_path / "ckpt.5")
     check(load(tmp_path / "ckpt.5", name), of(name, answers))
+
+
+def test_a_file_without_an_optimizer_takes_new_layers_too(tmp_path, answers):
+    path = unpack("ppo_relu", tmp_path)
+    tree = parse(path.read_bytes(), 1 << 31)
+    path.write_bytes(dump(Tree({**tree.root, "optimizer_state": ()}, tree.protocol)))
+    before = load(path, "ppo_relu")
+    deep = surgery.deepen(before, [f"network_params.params._{part}.Dense_1" for part in ("actor", "critic")])
+    surgery.apply(deep, before).save(tmp_path / "ckpt.4")
+    check(load(tmp_path / "ckpt.4", "ppo_relu"), of("ppo_relu", answers))
 
 
 def test_actions_and_observations_are_added_where_actor_and_critics_read_them(tmp_path, answers):

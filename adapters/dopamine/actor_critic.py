@@ -123,16 +123,22 @@ class ActorCritic:
     @property
     def features(self) -> int:
         """How many numbers an observation has that is no image."""
-        layer = self.parts.actor[0] if self.parts.actor else self.parts.heads[0]
-        return self._layers.shape(layer.kernel)[0]
+        return self._sizes((*self.parts.actor, *self.parts.heads)[0])[0]
 
     @property
     def actions(self) -> int:
         """How many numbers an action has."""
-        width: int = self._layers.shape(self.parts.heads[0].kernel)[-1]
+        width = self._sizes(self.parts.heads[0])[1]
         if self.parts.of_actions and width % 2:
             raise Refused(f"the actor makes {width} numbers, which are no mean and deviation for each action")
         return width // 2 if self.parts.of_actions else width
+
+    def _sizes(self, layer: Layer) -> tuple[int, int]:
+        """How many numbers a dense layer reads, and how many it makes."""
+        shape = self._layers.shape(layer.kernel)
+        if len(shape) != 2:
+            raise Refused(f"'{layer.kernel}' is {list(shape)}, which is no dense layer's")
+        return shape[0], shape[1]
 
     def build(self, observation: ir.Value, action: ir.Value | None) -> list[Port]:
         """Append the network; its outputs as they are declared.

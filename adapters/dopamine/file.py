@@ -104,9 +104,12 @@ class DopamineFile:
 
     def grown(self, families: Sequence[Family]) -> DopamineFile:
         """The file with new layers, of zeros, in its networks and their optimizer; this one has changed with it."""
+        trees = {name: [name] for name in self.networks}
+        if self.optimizer:  # read, and so known to have an end
+            trees[self.acting].append(OPTIMIZER)
         for family in families:
             network, _, module = family.module.partition(".")
-            for tree in (network, *([OPTIMIZER] if network == self.acting else [])):
+            for tree in trees[network]:
                 numbered_anew(self.root[tree], module, family.names, family.added)
         return DopamineFile(self.tree, self.root)
 

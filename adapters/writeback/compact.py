@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from surgery.checkpoint import Checkpoint
 from surgery.edits.execute import execute
 from surgery.errors import Refused
+from surgery.graph.rewrite import OPERAND
 from surgery.ops.rename import rename
 from surgery.tensors import shape_of
 from surgery_adapters.writeback.dense import NewLayer, new_layers
@@ -49,7 +50,7 @@ def families(checkpoint: Checkpoint, old: Sequence[str]) -> list[Family]:
     strange = [
         name
         for name, tensor in checkpoint.tensors.items()
-        if name not in old and tensor.dtype.is_floating_point()
+        if name not in old and tensor.dtype.is_floating_point() and OPERAND not in name
     ]
     if not strange or len(strange) == len(checkpoint.tensors):
         return []
