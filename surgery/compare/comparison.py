@@ -119,15 +119,7 @@ def compare(
       ArgumentError: two runs of one group with one game and seed, no game that all groups have, several games without
         a scale, frames that no run has reached.
     """
-    folders = find_runs(paths)
-    runs = [run for run in map(read_run, folders) if run is not None]
-    if not runs:
-        raise ArgumentError(
-            f"none of {len(folders)} runs was evaluated yet", hint="wait for the first evaluation"
-        )
-    late = [run for run in runs if at is not None and run.frames[-1] < at]
-    if len(late) == len(runs):
-        raise ArgumentError(f"no run has taken {at:,} frames", hint="leave out --at, or give less")
+    runs, late, left_out = _read(paths, at)
     groups: dict[str, list[Run]] = {}
     for run in runs:
         if run in late:
@@ -136,12 +128,6 @@ def compare(
     for name, members in groups.items():
         _check_once(name, members)
     games, notes = _common(groups)
-    if len(runs) < len(folders):
-        notes.append(f"{len(folders) - len(runs)} of {len(folders)} runs were not evaluated yet")
-    if late:
-        notes.append(
-            f"left out, as they have not taken {at:,} frames: {', '.join(str(run.folder) for run in late)}"
-        )
     chosen, references = _references(runs, games, scale)
     kept = {name: [run for run in members if run.game in games] for name, members in groups.items()}
     least = min(int(run.frames[-1]) for members in kept.values() for run in members)
@@ -164,8 +150,32 @@ def compare(
     ]
     return Comparison(
         chosen, references, games, place, tuple(done), tuple(improvements), thresholds,
-        (*notes, *_warnings(done, place)),
+        (*notes, *left_out, *_warnings(done, place)),
     )  # fmt: skip
+
+
+def _read(paths: Sequence[Path], at: int | None) -> tuple[list[Run], list[Run], list[str]]:
+    """The runs that were evaluated, those of them that have not got to `at` frames, and notes on what is left out.
+
+    Raises:
+      ArgumentError: there is none.
+    """
+    folders = find_runs(paths)
+    runs = [run for run in map(read_run, folders) if run is not None]
+    if not runs:
+        raise ArgumentError(
+            f"none of {len(folders)} runs was evaluated yet", hint="wait for the first evaluation"
+        )
+    late = [run for run in runs if at is not None and run.frames[-1] < at]
+    if len(late) == len(runs):
+        raise ArgumentError(f"no run has taken {at:,} frames", hint="leave out --at, or give less")
+    notes = []
+    if len(runs) < len(folders):
+        notes.append(f"{len(folders) - len(runs)} of {len(folders)} runs were not evaluated yet")
+    if late:
+        named = ", ".join(str(run.folder) for run in late)
+        notes.append(f"left out, as they have not taken {at:,} frames: {named}")
+    return runs, late, notes
 
 
 def _at(scores: Games) -> Games:

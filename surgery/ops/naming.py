@@ -60,7 +60,7 @@ def follow(analysis: Analysis, layer: Layer, used: Collection[str], *, block: bo
     path = layer.module
     inner = path.rpartition(".")[0] if block and "." in path else path
     head, dot, last = inner.rpartition(".")
-    fresh = _next(head + dot, last, used, separators="." if dot else "./")
+    fresh = _next(head + dot, last, used)
     module = head + dot + fresh
     suffix = path[len(inner) :]
     weight, bias = _template(layer.weight, path, module, suffix), ""
@@ -72,7 +72,7 @@ def follow(analysis: Analysis, layer: Layer, used: Collection[str], *, block: bo
     return Names(module, weight, bias)
 
 
-def _next(prefix: str, last: str, used: Collection[str], separators: str) -> str:
+def _next(prefix: str, last: str, used: Collection[str]) -> str:
     """The component with the lowest number beyond all its siblings'."""
     found = _NUMBERED.match(last)
     stem = found[1] if found else last
@@ -91,11 +91,7 @@ def _template(tensor: str, path: str, module: str, suffix: str) -> str:
     """A tensor's name with the new path for the old one; empty if the path is not in the name."""
     for old, new in ((path, module), (path.replace(".", "/"), module.replace(".", "/"))):
         if tensor.startswith(old) and len(tensor) > len(old) and tensor[len(old)] in "./":
-            return (
-                f"{new}{{}}{tensor[len(old) :]}".replace("{}" + suffix, "{}")
-                if suffix
-                else f"{new}{{}}{tensor[len(old) :]}"
-            )
+            return f"{new}{{}}{tensor[len(old) :]}".replace("{}" + suffix, "{}")
     return ""
 
 
