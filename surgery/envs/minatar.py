@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,9 @@ class MinAtarEnvs:
     """`Envs` of one game; see `surgery.envs.make`."""
 
     def __init__(self, name: str, contract: Environment, num_envs: int, *, seed: int) -> None:
+        # MinAtar takes whatever ends this import for a missing package: Ctrl-C, too
+        with suppress(ImportError):
+            import_module("seaborn")
         try:
             from minatar import Environment as Game
         except ImportError as error:
