@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from surgery.checkpoint import load
 from surgery.cli import VERBS, cli, main
 from surgery.errors import ArgumentError
 
@@ -461,6 +462,14 @@ def test_attached_optimizer_state_follows_through_widen(model, teachers, tmp_pat
     assert "slots" in capsys.readouterr().out
     assert main(["inspect", str(target), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["optimizer"]["kind"] == "adam"
+
+
+def test_inspect_tells_the_lineage_and_the_scores_of_a_model(model, wide, capsys):
+    assert main(["inspect", str(wide)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    digest = load(model).digest()[:12]
+    assert f"lineage step of what widen {digest} network.0 120→180 · network.2 84→126" in said
+    assert f"played return episodes by another model greedy 500 ± 0 30 {digest}" in said
 
 
 def test_annotate_is_what_inspect_then_declares(model, tmp_path, capsys):

@@ -216,11 +216,26 @@ def _scores(report: Report) -> str:
 
 
 def _lineage(steps: list[Report]) -> str:
-    return "\n".join(
-        step["operation"]
-        + (f" of {', '.join(parent[:12] for parent in step['parents'])}" if step["parents"] else "")
+    rows = [
+        (step["operation"], ", ".join(parent[:12] for parent in step["parents"]), _done(step["summary"]))
         for step in steps
-    )
+    ]
+    return table(("step", "of", "what"), rows) if rows else ""
+
+
+def _done(summary: object) -> str:
+    """What a step of the lineage says of itself: the spaces that it changed, or the first of its settings."""
+    from surgery.edits.plan import Change
+
+    if isinstance(summary, list):
+        spaces = [
+            item for item in summary if isinstance(item, dict) and {"space", "from", "to"} <= item.keys()
+        ]
+        return " · ".join(str(Change(item["space"], item["from"], item["to"], 0, 0)) for item in spaces)
+    if isinstance(summary, dict):
+        told = [f"{key} {value}" for key, value in summary.items() if isinstance(value, str | int | float)]
+        return " · ".join(told[:3])
+    return ""
 
 
 def _range(low: object, high: object) -> str:
