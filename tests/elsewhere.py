@@ -52,13 +52,11 @@ class Elsewhere(TorchDispatchMode):
 
     Attributes:
       waits: how often the device was waited for, by what.
-      kernels: how many ran there.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: Counter[str] = Counter()
-        self.kernels = 0
         self._capturing = False
 
     @contextlib.contextmanager
@@ -80,7 +78,6 @@ class Elsewhere(TorchDispatchMode):
                 raise RuntimeError(f"{kernel} runs on the host, and would not be in a graph")
             return kernel(*args, **kwargs)
         self._check(kernel, args, kwargs, given)
-        self.kernels += 1
         if wanted is not None:
             kwargs = {**kwargs, "device": torch.device("cpu")}
         plain_args, plain_kwargs = tree_map(_held, (args, kwargs))

@@ -134,7 +134,8 @@ def text_of(outcome: Outcome) -> str:
     if outcome.teacher is not None:
         others = [f"teacher {outcome.teacher:.4g}", *others, f"score {outcome.score or 0:.2f}"]
     if outcome.best_return > outcome.mean_return:
-        others.append(f"the best once {outcome.best_return:.4g}: {outcome.best.name}")
+        best = f"{outcome.best_return:.4g} after {outcome.best_frames:,} frames"
+        others.append(f"best {best}: {outcome.best.name}")
     return " · ".join(
         (
             f"return {outcome.mean_return:.4g} ({', '.join(others)})",

@@ -47,6 +47,7 @@ class Outcome:
       mean_return: of its last evaluation.
       best: the file of the student that was best in an evaluation.
       best_return: its mean return there: the largest of several, so that it will rather have less in the next one.
+      best_frames: taken online before that evaluation.
       teacher: mean return of the teacher; None without one.
       random: mean return of random play.
       score: 0 random play, 1 the teacher; None without one.
@@ -62,6 +63,7 @@ class Outcome:
     mean_return: float
     best: Path
     best_return: float
+    best_frames: int
     teacher: float | None
     random: float
     score: float | None
@@ -375,6 +377,7 @@ def _outcome(session: Session, resumed: bool) -> Outcome:
         mean_return=progress.mean_return if progress.mean_return is not None else float("nan"),
         best=session.job.folder / store.BEST,
         best_return=progress.best_return if progress.best_return is not None else float("nan"),
+        best_frames=(progress.best_steps or 0) * session.settings.skip,
         teacher=progress.teacher[0] if progress.teacher else None,
         random=progress.random[0] if progress.random else float("nan"),
         score=weaning.score if progress.teacher else None,
