@@ -132,7 +132,7 @@ def _text(done: Evaluation, own: Score | None, findings: tuple[Finding, ...], wr
     sure = "" if bounds is None else f"95% interval of the mean {bounds[0]:.3g} … {bounds[1]:.3g}; "
     rows = [
         ("return", f"{_score(done.score)} ({sure}episodes {spread})"),
-        ("recorded", _recorded(done, own)),
+        ("recorded", _recorded(done, own, written)),
         *([("random", f"{done.random.mean:.3g} ({done.random.source})")] if done.random else []),
         *([("human", _share(done.human, done.normalised(done.human)))] if done.human is not None else []),
         *(
@@ -165,12 +165,13 @@ def _score(score: Score) -> str:
     return f"{score.mean:.3g} ± {score.std:.2g}"
 
 
-def _recorded(done: Evaluation, own: Score | None) -> str:
+def _recorded(done: Evaluation, own: Score | None, written: str | None) -> str:
     if done.known is None and own is not None:
         changed = ", ".join(done.score.settings)
         return f"{_score(own)} ({own.episodes} episodes), but with another {changed}: not compared"
     if done.known is None:
-        return "nothing for this action selection and environment; --record writes it"
+        now = "--record writes it" if written is None else "now this"
+        return f"nothing for this action selection and environment; {now}"
     verdict = "confirmed" if done.confirmed else "NOT reached"
     return f"{_score(done.known)} ({done.known.episodes} episodes): {verdict}"
 
