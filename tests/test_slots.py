@@ -384,6 +384,16 @@ def test_directions_of_large_tensors_judge_alike(name: str, monkeypatch: pytest.
             assert _checks(name, surgery.widen(source(name).checkpoint, factor=1.4, init="net2net")) > 1e-3
 
 
+def test_a_tensor_that_becomes_a_large_one_is_moved_along_one_direction(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """10,080 weights between the hidden layers before, 14,280 after."""
+    plan = surgery.widen(source("cartpole-dqn").checkpoint, widths={"network.0": 170})
+    for limit in (0, 12_000, 1 << 20):
+        monkeypatch.setattr(SLOTS, "LARGE", limit)
+        assert _checks("cartpole-dqn", plan) <= LIMIT
+
+
 def test_the_verifier_sees_a_history_that_is_not_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     """Were new columns of a zero start declared known, their slots of 0 would be wrong."""
     plan = surgery.widen(source("cartpole-dqn").checkpoint, factor=1.4, init="zero")

@@ -8,6 +8,7 @@ needed. Directions avoid the entries whose history no state records.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any
@@ -118,7 +119,10 @@ def _lazy(
         moved = np.empty(weight.shape, np.complex128)
         moved.real = weight
         step = STEP / scale if back else STEP
-        if weight.size > LARGE and not any(axis is not None and axis.started.any() for axis in maps):
+        large = (
+            math.prod(_after(weight.shape, maps) if back else weight.shape) > LARGE
+        )  # as the new tensor is
+        if large and not any(axis is not None and axis.started.any() for axis in maps):
             _product(moved.imag, rng, maps, step, back)
         else:
             moved.imag = step * _direction(weight.shape, rng, maps, back)
