@@ -157,6 +157,10 @@ ROWS: Mapping[str, Row] = {
     "dqn plain atoms": Row(lambda: _dqn(num_atoms=4, dueling=False), DefaultModelConfig(**_SMALL)),
     "dqn image": Row(_dqn, DefaultModelConfig(conv_filters=_CONV), image=True),
     "sac": Row(_sac, DefaultModelConfig(**_SMALL), discrete=False),
+    "sac image": Row(
+        _sac, DefaultModelConfig(conv_filters=_CONV, fusionnet_hiddens=[7], head_fcnet_hiddens=[4]), discrete=False,
+        image=True
+    ),
     "sac one critic": Row(lambda: _sac(twin_q=False), DefaultModelConfig(**_SMALL), discrete=False),
     "sac discrete": Row(_sac, DefaultModelConfig(**_SMALL)),
     "impala": Row(
