@@ -373,7 +373,7 @@ REFUSED = {
     "two critics": (two_heads, ArgumentError, "q1, q2"),
     "one action": (lambda: linear("q", (1,), "q_values"), ArgumentError, "1 action"),
     "no support": (lambda: linear("z", (3, 51), "atom_logits"), ArgumentError, "low=-10,high=10"),
-    "flat atoms": (lambda: linear("z", (153,), "atom_logits", low=-1.0, high=1.0), ArgumentError, "atoms)"),
+    "flat atoms": (lambda: linear("z", (153,), "atom_logits", low=-1.0, high=1.0), ArgumentError, "actions×atoms"),
     "mask": (
         lambda: linear("q", (3,), "q_values", environment=Environment(None, {"action_mask": {"q": [True]}})),
         ArgumentError,
