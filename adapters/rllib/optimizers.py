@@ -18,7 +18,7 @@ from surgery_adapters.rllib.folder import RllibFolder, plain
 from surgery_adapters.rllib.networks import CLIPS, Networks
 from surgery_adapters.rllib.settings import walk
 from surgery_adapters.writeback.sequences import HINT
-from surgery_adapters.writeback.torch_tree import Revision
+from surgery_adapters.writeback.torch_tree import MADE_WITH, Revision
 
 TEMPERATURE = "alpha"
 """SAC's optimizer of one number, which is no part of any network."""
@@ -27,13 +27,6 @@ SETTING = "surgery_optimizer"
 _LEARNERS = "surgery_adapters.rllib.learners"
 _COMPONENT = "learner_group/learner/class_and_ctor_args.pkl"
 _OURS = ("PPO", "IMPALA", "APPO", "DQN", "SAC")
-_MADE_WITH: Mapping[str, tuple[str, ...]] = {
-    "adam": ("betas", "eps", "weight_decay", "amsgrad"),
-    "adamw": ("betas", "eps", "weight_decay", "amsgrad"),
-    "rmsprop": ("alpha", "eps", "weight_decay", "momentum", "centered"),
-    "sgd": ("momentum", "dampening", "weight_decay", "nesterov"),
-}
-"""Kind -> what PyTorch's class is made with, beside the learning rate."""
 _RATES: Mapping[str, str] = {"policy": "actor_lr", "qf": "critic_lr", "qf_twin": "critic_lr"}
 """Optimizer -> its learning rate in the configuration; `lr` of all others."""
 
@@ -157,10 +150,10 @@ def _learner(
     if own is not None and getattr(own, "module", "") != _LEARNERS:
         return  # the user's own, whose code makes the optimizer
     chosen = [
-        {key: thaw(found[key]) for key in _MADE_WITH.get(kind, ()) if key in found}
+        {key: thaw(found[key]) for key in MADE_WITH.get(kind, ()) if key in found}
         for found in settings.values()
     ]
-    if kind not in _MADE_WITH or any(other != chosen[0] for other in chosen):
+    if kind not in MADE_WITH or any(other != chosen[0] for other in chosen):
         raise Refused(f"no learner makes '{kind}' with several settings", hint=HINT)
     if not isinstance(algorithm, Name) or algorithm.name not in _OURS:
         raise Refused(

@@ -18,7 +18,7 @@ from surgery_adapters.networks.trained import Trained, joined
 from surgery_adapters.sb3.file import Sb3File
 from surgery_adapters.writeback.matching import followed
 from surgery_adapters.writeback.sequences import HINT, Numbering
-from surgery_adapters.writeback.torch_tree import Revision, revise
+from surgery_adapters.writeback.torch_tree import MADE_WITH, Revision, revise
 
 TF_LIKE = Name("stable_baselines3.common.sb2_compat.rmsprop_tf_like", "RMSpropTFLike")
 """The framework's own RMSProp, with ε inside the root, whose squares start at one."""
@@ -28,12 +28,6 @@ _CLASSES: Mapping[str, Name] = {
     "adam": Name("torch.optim.adam", "Adam"), "adamw": Name("torch.optim.adamw", "AdamW"),
     "rmsprop": Name("torch.optim.rmsprop", "RMSprop"), "sgd": Name("torch.optim.sgd", "SGD"),
 }  # fmt: skip
-_SETTINGS: Mapping[str, tuple[str, ...]] = {
-    "adam": ("betas", "eps", "weight_decay", "amsgrad"), "adamw": ("betas", "eps", "weight_decay", "amsgrad"),
-    "rmsprop": ("alpha", "eps", "weight_decay", "momentum", "centered"),
-    "sgd": ("momentum", "dampening", "weight_decay", "nesterov"),
-}  # fmt: skip
-"""Kind -> what its class is made with, beside the learning rate."""
 
 
 def scopes(names: Mapping[str, object]) -> dict[str, tuple[str, ...]]:
@@ -139,7 +133,7 @@ def settings(
     if state.kind not in _CLASSES:
         raise Refused(f"there is no rule for writing an optimizer of the kind '{state.kind}'", hint=HINT)
     inside = any(group.hyper.get("eps_inside_root") for group in state.groups)
-    chosen = {key: thaw(hypers[0][key]) for key in _SETTINGS[state.kind] if key in hypers[0]}
+    chosen = {key: thaw(hypers[0][key]) for key in MADE_WITH[state.kind] if key in hypers[0]}
     if isinstance(betas := chosen.get("betas"), list):
         chosen["betas"] = tuple(betas)
     kwargs = {"optimizer_class": TF_LIKE if inside else _CLASSES[state.kind], "optimizer_kwargs": chosen}

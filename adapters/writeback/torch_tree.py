@@ -27,6 +27,14 @@ _WRAPPERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter
 _KEPT = ("params", "param_names", "initial_lr")
 """What a parameter group keeps when it becomes one of another optimizer."""
 
+MADE_WITH: Mapping[str, tuple[str, ...]] = {
+    "adam": ("betas", "eps", "weight_decay", "amsgrad"),
+    "adamw": ("betas", "eps", "weight_decay", "amsgrad"),
+    "rmsprop": ("alpha", "eps", "weight_decay", "momentum", "centered"),
+    "sgd": ("momentum", "dampening", "weight_decay", "nesterov"),
+}
+"""Kind -> what PyTorch's class is made with, beside the learning rate."""
+
 
 def entries(node: object) -> dict[Any, Any] | None:
     """The items of a node that makes a dict, which can be changed in place; None if it makes none."""
