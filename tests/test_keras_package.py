@@ -193,3 +193,13 @@ def test_a_model_of_a_class_of_ones_own_goes_back_with_the_graph_that_keras_expo
     monkeypatch.setattr(Own, "width", 10)
     wide = keras.saving.load_model(tmp_path / "wide.keras")
     np.testing.assert_allclose(np.asarray(wide(seen)), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "reason"), [("lora", "low rank"), ("int8", "quantised")])
+def test_adapters_of_low_rank_and_whole_numbers_are_refused_with_a_way_on(tmp_path, kind, reason):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5), keras.layers.Dense(3)])
+    model.layers[0].enable_lora(2) if kind == "lora" else model.quantize(kind)
+    model.save(tmp_path / "m.keras")
+    with pytest.raises(Refused, match=reason) as caught:
+        surgery.load(tmp_path / "m.keras")
+    assert {"lora": "--graph", "int8": "as it was before"}[kind] in caught.value.hint

@@ -31,8 +31,13 @@ def biased(net: Network, x: Value, layer: Layer) -> Value:
 
 
 def _dense(net: Network, layer: Layer, inputs: Values, _: Arguments) -> Values:
-    if layer.config.get("lora_rank") or layer.config.get("quantization_config"):
-        raise Refused(f"'{layer.name}' is quantised, or has an adapter of low rank", hint=HINT)
+    if layer.config.get("quantization_config"):
+        raise Refused(
+            f"'{layer.name}' is quantised: its units are whole numbers, which no edit shares out",
+            hint="operate on the model as it was before, and quantise the result",
+        )
+    if layer.config.get("lora_rank"):
+        raise Refused(f"'{layer.name}' has an adapter of low rank", hint=HINT)
     return [biased(net, net.op("MatMul", inputs[0], net.parameter(f"{layer.name}.kernel")), layer)]
 
 
