@@ -64,8 +64,9 @@ def read(path: Path) -> object:
     if kind.name == "zip" and "damaged" in kind.description:
         raise CorruptFile(f"{path} is {kind.description}")
     if kind.name != "torch":
-        hint = kind.hint.format(path=path) if kind.hint else None
-        raise UnknownFormat(f"{path} is not a PyTorch checkpoint: it is {kind.description}", hint=hint)
+        raise UnknownFormat(
+            f"{path} is not a PyTorch checkpoint: it is {kind.description}", hint=kind.advice(path)
+        )
     try:
         return module_tree.read(archive(path))
     except CorruptFile as error:

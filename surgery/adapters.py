@@ -178,7 +178,7 @@ def find(path: Path) -> tuple[str, Adapter]:
         return found
     kind = sniff(path)
     known = ", ".join(installed()) or "none"
-    hint = kind.hint.format(path=path) if kind.hint else f"installed adapters: {known}"
+    hint = kind.advice(path) or f"installed adapters: {known}"
     raise UnknownFormat(f"no adapter reads {path}: it is {kind.description}", hint=hint)
 
 

@@ -18,12 +18,16 @@ class Format:
     Attributes:
       name: `onnx` when nothing speaks against it, otherwise what it is.
       description: in words, for messages.
-      hint: the command that takes such a file.
+      hint: the command that takes such a file, `{path}` in its place.
     """
 
     name: str
     description: str
     hint: str | None = None
+
+    def advice(self, path: Path) -> str | None:
+        """The hint for one file."""
+        return None if self.hint is None else self.hint.replace("{path}", str(path))
 
 
 _ATTACH = (
@@ -171,8 +175,7 @@ def _ends_with(path: Path, end: bytes) -> bool:
 
 def unknown(path: Path, kind: Format) -> UnknownFormat:
     """The error for a file that is not an ONNX model."""
-    hint = kind.hint.format(path=path) if kind.hint else None
-    return UnknownFormat(f"{path} is not an ONNX model: it is {kind.description}", hint=hint)
+    return UnknownFormat(f"{path} is not an ONNX model: it is {kind.description}", hint=kind.advice(path))
 
 
 def _by_content(head: bytes, path: Path) -> Format:

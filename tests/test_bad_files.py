@@ -76,6 +76,7 @@ def test_foreign_files_are_named_with_a_way_on(tmp_path, what):
         ("c.data-00000-of-00001", "c.data-00000-of-00001", "the numbers of a TensorFlow", "NAME.index"),
         ("m/saved_model.pb", "m/saved_model.pb", "a part of a SavedModel", "the folder that it lies in"),
         ("c", "c.index", "does not exist", "c.index"),
+        ("{run}", "{run}/{0}.onnx", "a folder", "{0}.onnx"),
     ],
 )
 def test_a_part_of_a_checkpoint_or_a_folder_of_several_is_named_with_the_one_to_take(
