@@ -103,7 +103,7 @@ def d3rlpy(session: nox.Session) -> None:
 @nox.session
 def dopamine(session: nox.Session) -> None:
     """Dopamine and TensorFlow: their pins and ours do not go together, so they have a process of their own."""
-    folder = Path(session.create_tmp()) / "dopamine"
+    folder = Path(session.create_tmp()).absolute() / "dopamine"
     session.run("python", "-m", "venv", str(folder))
     python = str(folder / "bin" / "python")
     session.run(python, "-m", "pip", "install", "-q", *DOPAMINE, external=True)
@@ -151,7 +151,7 @@ PUFFERLIB_NEEDS = (
 @nox.session
 def pufferlib(session: nox.Session) -> None:
     """PufferLib's trainer and policies (it asks for numpy below 2), without its own games, in an environment beside."""
-    other = Path(session.create_tmp()) / "framework"
+    other = Path(session.create_tmp()).absolute() / "framework"
     session.run("python", "-m", "venv", str(other))
     python = str(other / "bin" / "python")
     for pins in ((TORCH,), PUFFERLIB_NEEDS, ("--no-deps", "pyro-ppl", "opt-einsum", "pyro-api")):
@@ -172,7 +172,7 @@ def pufferlib(session: nox.Session) -> None:
 @nox.session
 def sample_factory(session: nox.Session) -> None:
     """Sample Factory (pins numpy below 2, which this project cannot have): in an environment beside ours."""
-    other = Path(session.create_tmp()) / "framework"
+    other = Path(session.create_tmp()).absolute() / "framework"
     session.run("python", "-m", "venv", str(other))
     for pin in (TORCH, "numpy<2", "setuptools<81", "sample-factory==2.1.1"):
         session.run(str(other / "bin" / "python"), "-m", "pip", "install", "-q", pin, external=True)
