@@ -51,8 +51,9 @@ def test_every_slot_follows_the_gradient_by_its_power(kind, scale):
         np.testing.assert_allclose(after[slot], scale ** power(kind, slot) * value, rtol=1e-12)
 
 
-def test_every_kind_is_compared_with_pytorch():
-    assert set(OPTIMIZERS) == set(POWERS)
+def test_every_kind_that_pytorch_has_is_compared_with_it():
+    assert set(OPTIMIZERS) == set(POWERS) - {"lamb"}  # Sample Factory's, which has Adam's moments
+    assert POWERS["lamb"].items() <= POWERS["adam"].items()
 
 
 @pytest.mark.parametrize(

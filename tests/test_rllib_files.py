@@ -214,11 +214,19 @@ def test_every_space_in_the_folder_follows_a_new_observation_and_action(saved, t
     assert counts["Box"] == counts["Discrete"] >= 6
 
 
-def test_an_action_that_only_the_policy_has_is_refused_and_nothing_is_written(saved, tmp_path, capsys):
-    words = ["--action", "mean+1", "--action", "action_log_std+1", "-o", str(tmp_path / "more")]
-    assert main(["extend", str(saved["sac"]), *words]) == 1
-    assert "critic_action+1" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+def test_a_new_action_of_sac_is_one_of_the_policy_its_critics_and_the_spaces(saved, tmp_path):
+    words = ["extend", str(saved["sac"]), "--action", "mean+1", "-o", str(tmp_path / "more")]
+    assert main(words) == 0
+    graph = surgery.load(tmp_path / "more").model.graph
+    shapes = {value.name: value.shape[-1] for value in (*graph.inputs, *graph.outputs)}
+    assert shapes["critic_action"] == shapes["mean"] == shapes["action_log_std"] == 3
+    spaces = [
+        read_space(node).shape
+        for path in (tmp_path / "more").rglob("*.pkl")
+        for node in walk(parse(path.read_bytes()).root)
+        if isinstance(node, Made) and str(node.maker).startswith("gymnasium.spaces")
+    ]
+    assert (3,) in spaces and (2,) not in spaces
 
 
 def test_statistics_of_observations_are_not_left_behind(saved, tmp_path):

@@ -21,6 +21,7 @@ from surgery.builder import GraphBuilder
 from surgery.cli import main
 from surgery.errors import ArgumentError, FileError, Refused, UnknownName
 from surgery.interface import PortPatch
+from surgery.port_kinds import infer
 from surgery.route import migrate, survey
 from tests import zoo
 from tests.test_docs import ROOT
@@ -559,7 +560,7 @@ def test_an_actor_and_critics_that_share_an_observation_grow_together(tmp_path, 
     for name in ("q1", "q2"):
         graph.output(tower(both, name, 7, 1), name, (1,))
     model = graph.model()
-    journey = migrate(surgery.Checkpoint(model, surgery.interface.infer(model)), target)
+    journey = migrate(surgery.Checkpoint(model, infer(model)), target)
     assert journey.report.exact
     assert [result.plan.operation for result in journey.results] == SACS[target]
     wanted = [int(part) for part in target.split("-")[1:]]
