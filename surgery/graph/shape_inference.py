@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -11,9 +11,7 @@ import onnx_ir as ir
 
 from surgery.graph.control import captured, control_types
 
-if TYPE_CHECKING:
-    from surgery.graph.facts import Facts
-
+Array = np.ndarray[Any, np.dtype[Any]]
 _AS_FIRST = frozenset(
     ["MeanVarianceNormalization", "GroupNormalization", "LayerNormalization", "RMSNormalization", "HardSwish", "Mish",
      "Swish", "Celu", "Elu", "Selu", "Gelu", "PRelu", "ThresholdedRelu", "Softplus", "Softsign", "LeakyRelu",
@@ -22,7 +20,24 @@ _AS_FIRST = frozenset(
 _BROADCAST = frozenset(["GreaterOrEqual", "LessOrEqual"])
 
 
-def infer_outputs(facts: Facts, node: ir.Node) -> list[tuple[tuple[int, ...] | None, int | None]]:
+class Known(Protocol):
+    """What is known of values before a node.
+
+    Attributes:
+      shapes: of values, None where they cannot be told. versions: of operator sets, by their domains.
+    """
+
+    shapes: dict[ir.Value, tuple[int, ...] | None]
+    versions: Mapping[str, int]
+
+    def dtype(self, value: ir.Value) -> int:
+        """ONNX's number of an element type."""
+
+    def small(self, value: ir.Value) -> Array | None:
+        """The numbers of a value that a shape may depend on."""
+
+
+def infer_outputs(facts: Known, node: ir.Node) -> list[tuple[tuple[int, ...] | None, int | None]]:
     """The shape and the element type of each output; None for what cannot be inferred."""
     try:
         inferred = _infer_types(facts, node)
@@ -36,7 +51,7 @@ def infer_outputs(facts: Facts, node: ir.Node) -> list[tuple[tuple[int, ...] | N
     ]
 
 
-def _like_operands(facts: Facts, node: ir.Node) -> tuple[int, ...] | None:
+def _like_operands(facts: Known, node: ir.Node) -> tuple[int, ...] | None:
     """The shape of an operator for which onnx infers nothing node by node.
 
     It defines some as functions; and in a Concat before version 11 it has no place for negative axes.
@@ -51,7 +66,7 @@ def _like_operands(facts: Facts, node: ir.Node) -> tuple[int, ...] | None:
     return np.broadcast_shapes(*(s for s in shapes if s is not None)) if node.op_type in _BROADCAST else None
 
 
-def _infer_types(facts: Facts, node: ir.Node) -> Mapping[str, onnx.TypeProto]:
+def _infer_types(facts: Known, node: ir.Node) -> Mapping[str, onnx.TypeProto]:
     version = facts.versions.get(node.domain, 1)
     opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in facts.versions.items()]
     schema = onnx.defs.get_schema(node.op_type, version, node.domain)
