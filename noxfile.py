@@ -158,9 +158,10 @@ def pufferlib(session: nox.Session) -> None:
         session.run(python, "-m", "pip", "install", "-q", *pins, external=True)
     # without its games its setup.py knows no paths of theirs
     (other / "sitecustomize.py").write_text("import builtins\nbuiltins.c_extension_paths = []\n")
+    # and where there is an nvcc, it asks for all of CUDA; a wheel that was built elsewhere may lack the kernel
     session.run(
-        python, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "pufferlib==3.0.0",
-        external=True, env={"NO_OCEAN": "1", "PYTHONPATH": str(other)},
+        python, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-cache-dir", "pufferlib==3.0.0",
+        external=True, env={"NO_OCEAN": "1", "PYTHONPATH": str(other), "PATH": "/usr/bin:/bin"},
     )  # fmt: skip
     session.install(TORCH, "pytest>=8", "-e", ".")
     session.run(
