@@ -46,7 +46,7 @@ def with_optimizers(
         scheduler = (old.get("params") or {}).get("lr_scheduler_factory") or {}
         if scheduler.get("type", "none") != "none":
             raise Refused(f"the schedule of '{name}' is made for the optimizer that the file has", hint=HINT)
-        settings = _one(revision, name)
+        settings = revision.common("d3rlpy", name)
         factory, names = FACTORIES[kind]
         kept = {setting: value for setting, value in (old.get("params") or {}).items() if setting in _KEPT}
         params[key] = {
@@ -55,16 +55,6 @@ def with_optimizers(
         }
         params[name.replace("optim", "learning_rate")] = settings["lr"]
     return changed
-
-
-def _one(revision: Revision, name: str) -> Mapping[str, Json]:
-    """The settings that all parameters of an optimizer have."""
-    first = revision.settings[0]
-    if first is None or any(other != first for other in revision.settings[1:]):
-        raise Refused(
-            f"d3rlpy gives all parameters of '{name}' the same settings", hint=f"--match all; {HINT}"
-        )
-    return first
 
 
 def _plain(value: Json) -> Any:  # noqa: ANN401

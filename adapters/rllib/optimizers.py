@@ -81,7 +81,7 @@ def follow(
     changed = {name: revision for name, revision in revisions.items() if any(revision.settings)}
     if not changed:
         return []
-    settings = {name: _one(revision, name) for name, revision in changed.items()}
+    settings = {name: revision.common("RLlib", name) for name, revision in changed.items()}
     rates = {
         name: found["lr"]
         for name, found in settings.items()
@@ -114,16 +114,6 @@ def _configurations(folder: RllibFolder, name: str) -> Iterator[dict[Any, Any]]:
     for node in walk(folder.tree(name).root):
         if isinstance(node, dict) and isinstance(node.get("learner_config_dict"), dict):
             yield node
-
-
-def _one(revision: Revision, name: str) -> Mapping[str, Json]:
-    """The settings that all parameters of an optimizer have."""
-    first = revision.settings[0]
-    if first is None or any(other != first for other in revision.settings[1:]):
-        raise Refused(
-            f"RLlib gives all parameters of '{name}' the same settings", hint=f"--match all; {HINT}"
-        )
-    return first
 
 
 def _rates(config: dict[Any, Any], rates: Mapping[str, Json]) -> None:

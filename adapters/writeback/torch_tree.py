@@ -178,6 +178,22 @@ class Revision:
         added = any(member.number is None for group in self.groups for member in group)
         return self.swapped or added or any(found is not None for found in self.settings)
 
+    def common(self, framework: str, name: str) -> Mapping[str, Json]:
+        """The settings that all parameters of an optimizer have.
+
+        Args:
+          framework: which has no others. name: of the optimizer.
+
+        Raises:
+          Refused: they have several.
+        """
+        first = self.settings[0]
+        if first is None or any(other != first for other in self.settings[1:]):
+            raise Refused(
+                f"{framework} gives all parameters of '{name}' the same settings", hint=f"--match all; {HINT}"
+            )
+        return first
+
     def edit(self, state: OptimizerState) -> Edit:
         """The change of a tree that is this optimizer's state dict."""
         return lambda root, make: write(root, self, state, make)
