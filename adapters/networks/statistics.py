@@ -33,11 +33,13 @@ class _Kind:
 
     Attributes:
       leaves: the names of the mean, of what tells its spread, and of what is always beside them. more: of what may be.
+      entries: how the names of those of observations begin, where they are entries of a file.
       write: a graph of them, on an observation, by the module's name.
     """
 
     leaves: tuple[str, ...]
     more: frozenset[str]
+    entries: tuple[str, ...]
     write: Callable[[Layers, ir.Value, str], ir.Value]
 
     def is_of(self, module: str, tensors: Tensors) -> bool:
@@ -52,8 +54,12 @@ def is_statistic(name: str) -> bool:
 
 def are_statistics(entry: str, members: Tensors) -> bool:
     """Whether an entry of a file is what observations are normalised by; what values are is none of it."""
-    known = any(kind.is_of("", members) and set(members) <= {*kind.leaves, *kind.more} for kind in _KINDS)
-    return known and not entry.startswith("value")
+    return any(
+        kind.is_of("", members)
+        and set(members) <= {*kind.leaves, *kind.more}
+        and entry.startswith(kind.entries)
+        for kind in _KINDS
+    )
 
 
 def normalised(layers: Layers, x: ir.Value, group: Group, tensors: Tensors, prefix: str) -> ir.Value:
@@ -129,10 +135,12 @@ def _clipped(graph: GraphBuilder, x: ir.Value) -> ir.Value:
     return graph.op("Clip", x, *(graph.constant(bound, "float32") for bound in (-5.0, 5.0)))
 
 
-_RL_GAMES = _Kind(("running_mean", "running_var", "count"), frozenset(), _rl_games)
+_RL_GAMES = _Kind(("running_mean", "running_var", "count"), frozenset(), ("running_mean_std",), _rl_games)
 _KINDS = (
-    _Kind(("_mean", "_std"), frozenset({"_var", "count"}), _rsl_rl),
-    _Kind(("running_mean", "running_variance"), frozenset({"current_count"}), _skrl),
+    _Kind(("_mean", "_std"), frozenset({"_var", "count"}), ("",), _rsl_rl),
+    _Kind(
+        ("running_mean", "running_variance"), frozenset({"current_count"}), ("observation", "state"), _skrl
+    ),
     _RL_GAMES,
 )
 
