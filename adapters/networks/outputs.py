@@ -64,9 +64,10 @@ def declare(
         elif reads_action:
             made.critic(end.value, part.label if len(ends) == 1 else own[group])
         elif kind == "q_values" and (atoms := _atoms(layers.tensors, width)) is not None:
-            made.distributions(end.value, group, width // len(atoms), atoms)
+            shape = width // len(atoms), len(atoms)
+            made.distributions(end.value, group, "atom_logits", shape, atoms[0], atoms[-1])
         elif kind == "q_values" and (count := _quantiles(layers.tensors, width)):
-            made.quantiles(end.value, group, width // count, count)
+            made.distributions(end.value, group, "quantiles", (width // count, count))
         elif kind == "mean" and width == 2 * actions.count:
             made.mean_and_scale(end.value, actions.count, group)
         else:
@@ -92,9 +93,8 @@ class _Outputs:
 
     def add(self, value: ir.Value, kind: str, width: int, group: str) -> None:
         """One row of numbers per observation."""
-        name = f"{'action_log_std' if kind == 'log_std' else kind}{self._suffix}"
-        if name in self._taken or kind == "other":
-            name = f"{group.replace('.', '_')}{self._suffix}"
+        called = {"log_std": "action_log_std", "other": group.replace(".", "_")}.get(kind, kind)
+        name = self._free(called, group)
         self._declare(value, name, (width,), Port(name, kind, declared=True))
 
     def mean_and_scale(self, value: ir.Value, count: int, group: str) -> None:
@@ -116,20 +116,23 @@ class _Outputs:
             name = f"{self._part.label.strip('.').replace('.', '_')}_{k}"
             self._declare(value, name, (width,), Port(name, kind, declared=True))
 
-    def distributions(self, value: ir.Value, group: str, actions: int, atoms: list[float]) -> None:
-        """A distribution of returns per action, on the atoms that the file has (Bellemare et al., 2017)."""
-        wide = self._graph.op("Reshape", value, self._graph.constant([0, actions, len(atoms)]))
-        name = f"atom_logits{self._suffix}"
-        name = f"{group.replace('.', '_')}{self._suffix}" if name in self._taken else name
-        port = Port(name, "atom_logits", atoms[0], atoms[-1], declared=True)
-        self._declare(wide, name, (actions, len(atoms)), port)
+    def distributions(
+        self,
+        value: ir.Value,
+        group: str,
+        kind: str,
+        shape: tuple[int, int],
+        low: float | None = None,
+        high: float | None = None,
+    ) -> None:
+        """A distribution of returns per action: on atoms (Bellemare et al., 2017), or quantiles (Dabney et al., 2018).
 
-    def quantiles(self, value: ir.Value, group: str, actions: int, count: int) -> None:
-        """Quantiles of the return per action (Dabney et al., 2018)."""
-        wide = self._graph.op("Reshape", value, self._graph.constant([0, actions, count]))
-        name = f"quantiles{self._suffix}"
-        name = f"{group.replace('.', '_')}{self._suffix}" if name in self._taken else name
-        self._declare(wide, name, (actions, count), Port(name, "quantiles", declared=True))
+        Args:
+          shape: how many actions, and numbers of each. low, high: the atoms' ends.
+        """
+        wide = self._graph.op("Reshape", value, self._graph.constant([0, *shape]))
+        name = self._free(kind, group)
+        self._declare(wide, name, shape, Port(name, kind, low, high, declared=True))
 
     def squashed(self, mean: ir.Value, width: int) -> None:
         """The action, where the network holds its range: CleanRL's `tanh(mean) · action_scale + action_bias`."""
@@ -151,6 +154,11 @@ class _Outputs:
         wide = self._graph.op("Expand", value, self._graph.op("Shape", mean))
         output = f"action_log_std{self._suffix}"
         self._declare(wide, output, (width,), Port(output, "log_std", declared=True))
+
+    def _free(self, name: str, group: str) -> str:
+        """The name of an output of a group; if another one has that already, the group's own."""
+        found = f"{name}{self._suffix}"
+        return f"{group.replace('.', '_')}{self._suffix}" if found in self._taken else found
 
     def _declare(self, value: ir.Value, name: str, shape: tuple[int, ...], port: Port) -> None:
         self._graph.output(value, name, shape)
