@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 from surgery.adapters import Parity
 from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, Refused
-from surgery_adapters.playing import MOST_STEPS, Array, Graph, Tally, loading, scale
+from surgery_adapters.playing import MOST_STEPS, Array, Graph, Tally, found, is_game, loading, scale
 from surgery_adapters.sb3 import normaliser
 from surgery_adapters.sb3.file import Sb3File
 
@@ -63,17 +63,13 @@ def _environment(file: Sb3File, path: Path, environment: str, seed: int) -> VecE
     """One environment, as the framework's own training makes it."""
     space = file.space("observation_space")
     beside = normaliser.find(path, space)
-    try:
-        if len(space.shape) != 3 or not _is_atari(environment):
+    with found(environment):
+        if len(space.shape) != 3 or not is_game(environment):
             return _normalised(make_vec_env(environment, seed=seed), beside)
         venv: VecEnv = make_atari_env(environment, seed=seed)
-    except gymnasium.error.Error as error:
-        raise ArgumentError(f"there is no environment '{environment}' here: {error}") from error
     frames = min(space.shape)  # (4, 84, 84), or (84, 84, 4) before the framework transposes
     venv = VecFrameStack(venv, frames) if frames > 1 else venv
-    if (
-        beside is not None
-    ):  # it has images with their channels first: the framework moves none that are normalised
+    if beside is not None:  # of images with channels first: the framework moves none that are normalised
         venv = VecTransposeImage(venv)
     return _normalised(venv, beside)
 
@@ -87,20 +83,11 @@ def _normalised(venv: VecEnv, beside: Path | None) -> VecEnv:
     if beside is None:
         return venv
     try:
-        found = VecNormalize.load(str(beside), venv)
+        normalised = VecNormalize.load(str(beside), venv)
     except (AssertionError, ValueError) as error:
         raise ArgumentError(f"{beside} is of other observations: {error}") from error
-    found.training = found.norm_reward = False
-    return found
-
-
-def _is_atari(environment: str) -> bool:
-    if "NoFrameskip" in environment or environment.startswith("ALE/"):
-        import ale_py
-
-        gymnasium.register_envs(ale_py)
-        return True
-    return False
+    normalised.training = normalised.norm_reward = False
+    return normalised
 
 
 def _settled(value: Array, kind: str, space: gymnasium.Space[Any]) -> Array:
