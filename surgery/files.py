@@ -219,9 +219,9 @@ def _create_beside(target: Path, *, folder: bool = False) -> Path:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
             continue
-        if target.is_file() and not target.is_symlink():
-            os.fchmod(descriptor, stat.S_IMODE(target.stat().st_mode))
         os.close(descriptor)
+        if target.is_file() and not target.is_symlink():
+            path.chmod(stat.S_IMODE(target.stat().st_mode))
         return path
     raise AssertionError("unreachable")
 
@@ -246,7 +246,10 @@ def _exchange(first: Path, second: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    """Windows syncs what may be written to, and no folders."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -10,7 +10,6 @@ A segment is written before the checkpoint that lists it, and deleted only after
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import json
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from filelock import FileLock, Timeout
 
 from surgery.errors import ArgumentError, CorruptFile, FileError
 from surgery.files import check_readable, replacing, write_error
@@ -54,19 +54,20 @@ def owning(folder: Path) -> Iterator[None]:
       FileError: it cannot be made.
       ArgumentError: another process holds it.
     """
+    lock = FileLock(folder / ".lock")
     try:
         (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise ArgumentError(
+            f"another process is running in {folder}", hint="wait for it, or give another folder with -o"
+        ) from error
     except OSError as error:
         raise write_error(error, folder) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ArgumentError(
-                f"another process is running in {folder}", hint="wait for it, or give another folder with -o"
-            ) from error
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def agree_on(folder: Path, config: Mapping[str, Json]) -> None:
