@@ -16,6 +16,7 @@ from surgery.numeric import Unsupported
 from surgery.numeric.kernels import KERNELS
 from surgery.torch import to_module
 from surgery.torch.operators import TRANSLATIONS
+from surgery.torch.operators.recurrent import single_step
 from tests import zoo
 from tests.numeric_rows import ROWS
 from tests.test_numeric import assert_close, feeds_of, model_of, ours
@@ -149,3 +150,21 @@ def test_graphs_of_other_exporters_compute_the_same(path):
 def onnx_type(text: str) -> np.dtype:
     name = text.removeprefix("tensor(").removesuffix(")")
     return np.dtype({"float": "float32", "double": "float64"}.get(name, name))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("function", [torch.rnn_tanh, torch.gru, torch.lstm])
+def test_a_step_of_a_cell_as_gpus_take_it_is_the_layer_over_one_step_in_full_precision(function, bias):
+    torch.manual_seed(0)
+    gates = {torch.rnn_tanh: 1, torch.gru: 3, torch.lstm: 4}[function]
+    shapes = [(gates * 5, 3), (gates * 5, 5), *([(gates * 5,)] * 2 if bias else [])]
+    weights = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    x, state = torch.randn(2, 3), [torch.randn(2, 5) for _ in range(2 if function is torch.lstm else 1)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = single_step(x, state, function, weights)
+    started = tuple(one[None] for one in state)
+    hidden = started if len(started) > 1 else started[0]
+    _, *wanted = function(x[None], hidden, weights, bias, 1, 0.0, True, False, False)
+    torch.testing.assert_close(found, wanted)
+    gradients = [torch.autograd.grad(sum(one.sum() for one in some), weights) for some in (found, wanted)]
+    torch.testing.assert_close(*gradients)

@@ -95,13 +95,35 @@ def layer(
         elif batch_first:
             state = state.transpose(0, 1).contiguous()
         start.append(state)
-    hidden: Any = tuple(start) if len(start) > 1 else start[0]
-    train = torch.is_grad_enabled()
-    y, *last = function(x, hidden, weights, has_bias, 1, 0.0, train, both, batch_first)
+    time = 1 if batch_first else 0
+    if x.shape[time] == 1 and not both and x.device.type not in ("cpu", "meta"):
+        last = single_step(x.select(time, 0), [state[0] for state in start], function, weights)
+        y: Any = last[0].movedim(0, time)
+    else:
+        hidden: Any = tuple(start) if len(start) > 1 else start[0]
+        train = torch.is_grad_enabled()
+        y, *last = function(x, hidden, weights, has_bias, 1, 0.0, train, both, batch_first)
     y = y.unflatten(-1, (directions, units))  # (T, N, D, H) or (N, T, D, H)
     if batch_first:
         return (y, *(state.transpose(0, 1) for state in last))
     return (y.transpose(1, 2), *last)
+
+
+def single_step(
+    x: Tensor, state: list[Tensor], function: Callable[..., Any], weights: Sequence[Tensor]
+) -> list[Tensor]:
+    """The states (1, N, H) after one step of the cell, on x (N, I) and states (N, H), as a GPU does it best.
+
+    cuDNN's layer would gather weights that are not its own into one block at every call. Under autocast it computes in
+    float16 whatever was asked for, and a memory that is carried on and on is rounded each time: here it is not.
+    """
+    cell: Any = torch.gru_cell if function is torch.gru else torch.rnn_tanh_cell
+    cell = torch.lstm_cell if function is torch.lstm else cell
+    with torch.autocast(x.device.type, enabled=False):
+        x, *state = (tensor.to(weights[0].dtype) for tensor in (x, *state))
+        hidden: Any = state if len(state) > 1 else state[0]
+        found = cell(x, hidden, *weights)
+    return [one[None] for one in (found if isinstance(found, tuple) else (found,))]
 
 
 def regated(w: Tensor, r: Tensor, b: Tensor | None, order: tuple[int, ...]) -> list[Tensor]:
