@@ -315,7 +315,7 @@ def test_where_one_backend_cannot_run_a_model_the_other_does(broken, left, monke
     made, observation = linear("q", (3,), "q_values"), weights(5, 4)
     wanted = reference(made, observation, "q")
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise GraphError("no kernel for this operator")
 
     monkeypatch.setattr(backends, broken, refuse)
@@ -342,6 +342,21 @@ def test_tensors_bound_where_they_lie_give_what_copied_ones_give():
         del opened
         for name in names:
             assert torch.equal(found[name], wanted[name])
+
+
+def test_an_onnxruntime_without_cuda_says_that_it_plays_on_the_cpu_and_what_to_install():
+    """And asks for no provider that is not there, of which onnxruntime would warn on every start."""
+    import onnxruntime
+
+    from surgery.policy import backends
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this one has it")
+    said: list[str] = []
+    backends.in_runtime(linear("q", (3,), "q_values"), torch.device("cuda"), note=said.append)
+    [text] = said
+    assert "on the CPU" in text
+    assert "pip install onnxruntime-gpu" in text
 
 
 def test_a_module_that_computes_something_else_is_refused(monkeypatch):

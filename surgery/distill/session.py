@@ -61,7 +61,7 @@ class Session:
         self.envs = self._make_envs(training=True, salt=0)
         self.teacher = None
         if job.teacher is not None:
-            self.teacher = Teacher(job.teacher, job.environment, device=job.device)
+            self.teacher = Teacher(job.teacher, job.environment, device=job.device, note=self.notes.append)
             self.teacher.check(self.envs)
         self.learner = self._make_learner()
         self.actor = Actor(self.student, noisy=True)

@@ -8,6 +8,7 @@ asked in the order of the game, with the state that they would have had in it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,18 +33,22 @@ class Teacher:
       checkpoint: any network with discrete actions: values, logits, distributions, or actions only.
       environment: where it plays; replaces the contract that it carries.
       device: `cpu` or `cuda`.
+      note: told what should be said once.
 
     Raises:
       ArgumentError: its outputs are no policy.
       Refused: its actions are continuous.
     """
 
-    def __init__(self, checkpoint: Checkpoint, environment: Environment, *, device: str) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, environment: Environment, *, device: str,
+        note: Callable[[str], None] = lambda _: None,
+    ) -> None:  # fmt: skip
         self.checkpoint = checkpoint
         mask = checkpoint.environment.settings.get("action_mask")
         settings = environment.settings if mask is None else {**environment.settings, "action_mask": mask}
         self.environment = Environment(environment.id, settings)
-        self._policy = policies.load(checkpoint, environment=self.environment, device=device)
+        self._policy = policies.load(checkpoint, environment=self.environment, device=device, note=note)
         self._usable = self._policy.actions
 
     @property

@@ -183,7 +183,7 @@ def evaluate(
         teacher=teacher,
         known=known,
         causes=likely_causes(checkpoint, contract, known, chosen, played) if known and fails else (),
-        notes=_notes(contract, chosen),
+        notes=(*_notes(contract, chosen), *measured.notes),
     )
     return replace(done, random=_random(checkpoint, contract, differ, done, measure_random))
 

@@ -32,12 +32,14 @@ class Measured:
       contract: completed.
       mode: how actions were chosen.
       seconds: that the playing took.
+      notes: what had to be said of the policy.
     """
 
     episodes: Episodes
     contract: Environment
     mode: str
     seconds: float
+    notes: tuple[str, ...]
 
 
 def measure(
@@ -72,7 +74,8 @@ def measure(
 
     if episodes < 1:
         raise ArgumentError(f"at least one episode is needed, got {episodes}")
-    policy = load(checkpoint, device=device, environment=contract)
+    notes: list[str] = []
+    policy = load(checkpoint, device=device, environment=contract, note=notes.append)
     chosen = _mode(checkpoint, policy) if mode is None else mode
     choose, epsilon = parsed(chosen)
     count = policy.at_once or num_envs or min(episodes, MOST_AT_ONCE)
@@ -86,7 +89,7 @@ def measure(
         fits(checkpoint, policy, envs)
         start = time.perf_counter()
         played = play(envs, act, episodes, ended=policy.reset, progress=progress)
-        return Measured(played, envs.contract, chosen, time.perf_counter() - start)
+        return Measured(played, envs.contract, chosen, time.perf_counter() - start, tuple(notes))
     finally:
         envs.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from surgery.verify.outputs import session
 Tensors = dict[str, torch.Tensor]
 Run = Callable[[Mapping[str, torch.Tensor]], Tensors]
 
+_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 _LOG = logging.getLogger(__name__)
 _AGREE = 1e-3
 """Relative; a module further than this from onnxruntime is not the same network: rounding is less."""
@@ -40,13 +42,22 @@ def as_module(module: nn.Module, checkpoint: Checkpoint) -> Run:
     return run
 
 
-def in_runtime(checkpoint: Checkpoint, device: torch.device) -> Run:
-    """The graph in onnxruntime; on a GPU tensors are bound, not copied."""
-    cuda = device.type == "cuda"
-    providers = ("CUDAExecutionProvider", "CPUExecutionProvider") if cuda else ("CPUExecutionProvider",)
+def in_runtime(
+    checkpoint: Checkpoint, device: torch.device, *, note: Callable[[str], None] = lambda _: None
+) -> Run:
+    """The graph in onnxruntime; on a GPU tensors are bound, not copied.
+
+    Args:
+      checkpoint: whose graph.
+      device: where tensors come from and go to.
+      note: told if it runs on the CPU although they lie on a GPU.
+
+    Raises:
+      GraphError: onnxruntime cannot run it.
+    """
     try:
         opened, alive = session(
-            checkpoint.model, providers=providers, optimise=True, threads=torch.get_num_threads()
+            checkpoint.model, providers=_providers(device), optimise=True, threads=torch.get_num_threads()
         )
     except Exception as error:
         # onnxruntime's exceptions have no common base but Exception
@@ -54,7 +65,12 @@ def in_runtime(checkpoint: Checkpoint, device: torch.device) -> Run:
             raise GraphError(f"onnxruntime cannot run this model: {str(error).splitlines()[0]}") from error
         raise
     names = [port.name for port in checkpoint.interface.outputs]
-    bound = cuda and "CUDAExecutionProvider" in opened.get_providers()
+    bound = _CUDA in opened.get_providers()
+    if device.type == "cuda" and not bound:
+        note(
+            "this onnxruntime cannot use the GPU, and runs the model on the CPU: "
+            "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
+        )
 
     def run(feeds: Mapping[str, torch.Tensor], alive: object = alive) -> Tensors:
         if bound:
@@ -69,10 +85,20 @@ def in_runtime(checkpoint: Checkpoint, device: torch.device) -> Run:
     return run
 
 
+def _providers(device: torch.device) -> list[Any]:
+    """What onnxruntime is to run on: only what it has, since it warns of anything else."""
+    import onnxruntime
+
+    if device.type != "cuda" or _CUDA not in onnxruntime.get_available_providers():
+        return [_CPU]
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return [(_CUDA, {"device_id": index}), _CPU]
+
+
 def _bound(opened: Any, feeds: Mapping[str, torch.Tensor], names: list[str], device: torch.device) -> Tensors:  # noqa: ANN401
     """Inputs are read where they lie, outputs stay on the device and are handed over by DLPack: nothing is copied."""
-    place, index = device.type, device.index or 0
-    binding = opened.io_binding()
+    binding, where = opened.io_binding(), next(iter(feeds.values())).device
+    place, index = where.type, where.index or 0
     for name, tensor in feeds.items():
         binding.bind_input(
             name, place, index, int(ONNX_TYPES[tensor.dtype]), tuple(tensor.shape), tensor.data_ptr()
@@ -83,11 +109,14 @@ def _bound(opened: Any, feeds: Mapping[str, torch.Tensor], names: list[str], dev
         torch.cuda.current_stream(device).synchronize()  # what feeds the inputs runs on torch's stream
     opened.run_with_iobinding(binding)
     binding.synchronize_outputs()
-    values = binding.get_outputs()
+    # onnxruntime's own class around them had no DLPack for a long time
+    values = [value._ortvalue for value in binding.get_outputs()]
     return {name: torch.from_dlpack(value) for name, value in zip(names, values, strict=True)}  # type: ignore[attr-defined]
 
 
-def best(checkpoint: Checkpoint, device: torch.device) -> tuple[str, Run]:
+def best(
+    checkpoint: Checkpoint, device: torch.device, *, note: Callable[[str], None] = lambda _: None
+) -> tuple[str, Run]:
     """What runs a graph fastest, with its name: onnxruntime on a CPU, the torch module on a GPU; else the other one.
 
     On one core of a CPU onnxruntime took a third to four fifths of the module's time (Nature, batches of 1 to 32); on
@@ -97,7 +126,7 @@ def best(checkpoint: Checkpoint, device: torch.device) -> tuple[str, Run]:
       GraphError: neither can.
     """
     ways: list[tuple[str, Callable[[Checkpoint, torch.device], Run]]] = [
-        ("onnxruntime", in_runtime),
+        ("onnxruntime", partial(in_runtime, note=note)),
         ("torch", checked_module),
     ]
     first, second = ways if device.type == "cpu" else ways[::-1]

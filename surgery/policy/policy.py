@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -237,6 +238,7 @@ def load(
     temperature: float | None = None,
     output: str | None = None,
     backend: Backend = "auto",
+    note: Callable[[str], None] = lambda _: None,
 ) -> Policy:
     """A checkpoint as a policy.
 
@@ -247,6 +249,7 @@ def load(
       temperature: of a softmax over its scores; None: 1 for logits, 0.1 for values.
       output: the output to ask; None: the only one that can be a policy.
       backend: what runs it; `auto`: onnxruntime on a CPU, torch on a GPU, and the other one where that cannot.
+      note: told what should be said once: that it does not run where it was asked to.
 
     Raises:
       Refused: the actions are continuous.
@@ -263,9 +266,9 @@ def load(
     if backend == "torch":
         name, run = "torch", backends.checked_module(checkpoint, place)
     elif backend == "onnxruntime":
-        name, run = "onnxruntime", backends.in_runtime(checkpoint, place)
+        name, run = "onnxruntime", backends.in_runtime(checkpoint, place, note=note)
     else:
-        name, run = backends.best(checkpoint, place)
+        name, run = backends.best(checkpoint, place, note=note)
     return Policy(
         head,
         TEMPERATURE[head.kind] if temperature is None else temperature,
@@ -287,5 +290,10 @@ def _device(name: str) -> torch.device:
     if place.type == "cuda" and not torch.cuda.is_available():
         raise MissingDependency(
             "torch sees no GPU", hint="--device cpu, or a torch with CUDA: https://pytorch.org"
+        )
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise ArgumentError(
+            f"there is no device '{name}', only {torch.cuda.device_count()} of them",
+            hint="they are counted from cuda:0",
         )
     return place

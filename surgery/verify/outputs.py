@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -120,7 +120,7 @@ def runtime(model: ir.Model) -> Callable[[Arrays], Arrays]:
 def session(
     model: ir.Model,
     *,
-    providers: Sequence[str] = ("CPUExecutionProvider",),
+    providers: Sequence[str | tuple[str, Mapping[str, Any]]] = ("CPUExecutionProvider",),
     optimise: bool = False,
     threads: int = 0,
 ) -> tuple[Any, Arrays]:
