@@ -275,6 +275,7 @@ class Explosive(gymnasium.Env):
     observation_space = gymnasium.spaces.Box(-10, 10, (4,), np.float32)
     action_space = gymnasium.spaces.Discrete(2)
     steps = 0
+    reason: Exception = OSError("the simulator is gone")
 
     def reset(self, *, seed: int | None = None, options: object = None):
         self.age = 0
@@ -284,7 +285,7 @@ class Explosive(gymnasium.Env):
         type(self).steps += 1
         self.age += 1
         if type(self).steps > 900:
-            raise OSError("the simulator is gone")
+            raise self.reason
         return np.full(4, action, np.float32), float(action), self.age == 10, False, {}
 
 
@@ -296,14 +297,31 @@ def explosive() -> Environment:
     del gymnasium.registry["Explosive-v0"]
 
 
-def test_a_dead_environment_stops_the_run_and_leaves_the_last_checkpoint(
-    explosive: Environment, tmp_path: Path
+FULL_GPU = (
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 139.80 GiB of which 1.10 GiB is "
+    "free. Including non-PyTorch memory, this process has 138.65 GiB memory in use."
+)
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        (OSError("the simulator is gone"), "Explosive-v0 failed: OSError: the simulator is gone"),
+        (torch.OutOfMemoryError(FULL_GPU), r"GPU is out of memory: Tried to allocate 2\.00 GiB, 1\.10 GiB is free"),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might …"),
+         "GPU failed: CUDA error: an illegal memory access was encountered"),
+    ],
+    ids=["environment", "memory", "device"],
+)  # fmt: skip
+def test_a_dead_environment_or_gpu_stops_the_run_and_leaves_the_last_checkpoint(
+    reason: Exception, said: str, explosive: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(Explosive, "reason", reason)
     job = plan_distill(
         None, "mlp-16", tmp_path, environment=explosive, method="scratch",
         options=Options(frames=1000, envs=2, changes={"evaluation_episodes": 2}, save_seconds=0.05),
     )  # fmt: skip
-    with pytest.raises(RunFailed, match="Explosive-v0 failed: OSError: the simulator is gone") as error:
+    with pytest.raises(RunFailed, match=said) as error:
         execute(job)
     assert "last checkpoint" in str(error.value.hint)
     Explosive.steps = -10_000

@@ -15,6 +15,7 @@ from surgery.distill.job import Job
 from surgery.distill.learner import Objective
 from surgery.distill.session import Session
 from surgery.replay import Batch, Stretch, estimate
+from surgery.torch.failures import explained
 
 STEPS = 4
 COMPRESSED = 1 / 60
@@ -50,13 +51,14 @@ def forecast(job: Job, *, threads: int = 1) -> Forecast:
       As `execute`, for what can be known beforehand: teacher, student and environment do not fit, too little memory.
     """
     torch.set_num_threads(threads)
-    session = Session(job)
-    try:
-        return _measured(job, session)
-    finally:
-        session.close()
-        del session
-        gc.collect()  # its replay lies on the device, where that of the run is to lie
+    with explained("CUDA_VISIBLE_DEVICES=N chooses another GPU, --device cpu does without"):
+        session = Session(job)
+        try:
+            return _measured(job, session)
+        finally:
+            session.close()
+            del session
+            gc.collect()  # its replay lies on the device, where that of the run is to lie
 
 
 def _measured(job: Job, session: Session) -> Forecast:

@@ -11,6 +11,7 @@ import numpy as np
 from surgery.distill.interrupt import Stopped
 from surgery.envs import Envs, Step
 from surgery.errors import RunFailed, SurgeryError
+from surgery.torch.failures import is_of_device
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -49,7 +50,7 @@ class Guarded:
 
 @contextlib.contextmanager
 def alive(name: str | None) -> Iterator[None]:
-    """What an environment throws in this context, as an error that says what to do.
+    """What an environment throws in this context, as an error that says what to do; what a GPU throws is not its.
 
     Raises:
       RunFailed: it threw something.
@@ -59,6 +60,8 @@ def alive(name: str | None) -> Iterator[None]:
     except (SurgeryError, Stopped):
         raise
     except Exception as error:  # environments are anyone's code
+        if is_of_device(error):
+            raise
         raise RunFailed(
             f"the environment {name} failed: {type(error).__name__}: {error}",
             hint="repeat the command to go on from the last checkpoint",

@@ -34,9 +34,13 @@ def choose_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise ArgumentError("there is no CUDA device here", hint="--device cpu")
+        raise ArgumentError(
+            "torch sees no GPU", hint="--device cpu, or a torch with CUDA: https://pytorch.org"
+        )
     if name not in ("cpu", "cuda"):
-        raise ArgumentError(f"unknown device '{name}'", hint="--device auto, cpu or cuda")
+        raise ArgumentError(
+            f"unknown device '{name}'", hint="auto, cpu or cuda; CUDA_VISIBLE_DEVICES says which of several"
+        )
     return name
 
 

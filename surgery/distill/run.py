@@ -34,6 +34,13 @@ from surgery.interface import Environment, Interface, LineageStep, PortPatch
 from surgery.json_values import Json
 from surgery.ops.swap_optimizer import swap_optimizer
 from surgery.replay import Transitions, read_transitions
+from surgery.torch.failures import explained
+
+ELSEWHERE = (
+    "repeat the command to go on from the last checkpoint; CUDA_VISIBLE_DEVICES=N chooses another GPU, "
+    "--device cpu does without"
+)
+"""What to do about a GPU that failed."""
 
 
 @dataclass(frozen=True)
@@ -205,13 +212,13 @@ def execute(
 
     Raises:
       ArgumentError: the folder holds a run of another configuration, or another process runs in it.
-      RunFailed: the loss is no number, or the environment is dead.
+      RunFailed: the loss is no number, the environment is dead, or the GPU failed or is out of memory.
       Refused: the teacher plays no better than chance.
       FileError: the disk is full, or the folder cannot be written to.
     """
     torch.set_num_threads(threads)
     keep_freed_memory()
-    with store.owning(job.folder), Interrupts() as interrupts:
+    with store.owning(job.folder), Interrupts() as interrupts, explained(ELSEWHERE):
         store.agree_on(job.folder, config(job))
         session = Session.open(job)
         try:

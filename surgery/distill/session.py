@@ -36,6 +36,7 @@ from surgery.interface import Environment
 from surgery.json_values import Fields, Json
 from surgery.policy.feeds import state_ports
 from surgery.replay import Replay, Segment, restore, write_segment
+from surgery.torch.failures import is_of_device
 
 REPLAYS = ("replay", "teacher_replay")
 
@@ -309,6 +310,8 @@ class Session:
                 torch.cuda.set_rng_state(saved.tensors["cuda"])
             self._restore_replays(listed, saved.tensors["priorities"])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            if is_of_device(error):
+                raise
             raise CorruptFile(f"{saved.path} does not fit this run: {error}") from error
 
     def _restore_replays(self, listed: Mapping[str, Json], priorities: torch.Tensor | None) -> None:
