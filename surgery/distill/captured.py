@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import fields
@@ -44,6 +45,7 @@ class CudaGraphs(Recorder):
     def __init__(self) -> None:
         # One for all, as each stream keeps the memory that was freed on it.
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._failed: list[torch.cuda.CUDAGraph] = []
 
     def warm_up(self, step: Callable[[], Tensor]) -> Tensor:
         stream = self._stream
@@ -54,19 +56,27 @@ class CudaGraphs(Recorder):
         return output
 
     def record(self, step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        graph = torch.cuda.CUDAGraph()
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         generator = torch.cuda.default_generators[torch.cuda.current_device()]
         untouched = generator.clone_state()
         # torch.cuda.graph goes back to this stream only where recording succeeds, and a generator that was left in the
         # midst of it refuses to draw.
         with torch.cuda.stream(torch.cuda.current_stream()):
             try:
-                with torch.cuda.graph(graph):
+                with torch.cuda.graph(graph, pool=pool):
                     output = step()
             except BaseException:
                 generator.graphsafe_set_state(untouched)
+                self._give_up(graph, pool)
                 raise
         return graph.replay, output
+
+    def _give_up(self, graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> None:
+        """Tell the allocator that a recording is over: before PyTorch 2.12 it is not told of one that fails, keeps on
+        asking the graph whose memory is whose, which therefore must stay, and gives none back to the device."""
+        self._failed.append(graph)
+        with contextlib.suppress(RuntimeError):  # it knows
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
 
 
 def recorder_of(device: str) -> Recorder | None:
@@ -118,7 +128,12 @@ class Captured:
         try:
             self._replay, self._output = self._recorder.record(lambda: self._step(inputs))
         except RuntimeError as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            first: BaseException = (
+                error  # ending a recording that something has broken fails, too, and says less
+            )
+            while first.__context__ is not None:
+                first = first.__context__
+            reason = str(first).splitlines()[0] if str(first) else type(first).__name__
             _LOG.warning("a gradient step cannot be captured: %s", reason, exc_info=True)
             self._failed(f"a gradient step cannot be one CUDA graph, and runs kernel by kernel: {reason}")
             return
