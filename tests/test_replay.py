@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from surgery.errors import ArgumentError, CorruptFile, FileError
 from surgery.replay import (
@@ -23,6 +24,7 @@ from surgery.replay import (
     restore,
     write_segment,
 )
+from surgery.replay.frames import make_frames
 from surgery.replay.recorded import Transitions
 
 
@@ -476,3 +478,20 @@ def test_an_empty_replay_and_one_too_small_are_errors(rng: np.random.Generator):
         Replay(Layout(1, (4,), "float32"), 100).sample(4, rng)
     with pytest.raises(ArgumentError, match="at least 14 are needed"):
         Replay(Layout(8, (84, 84), "uint8", 4), 100, n_step=3)
+
+
+@pytest.mark.parametrize(
+    ("frame", "kind"), [((84, 84), "uint8"), ((4,), "float32"), ((3, 3), "bool"), ((5,), "int16")]
+)
+def test_frames_on_a_device_are_gathered_as_they_were_written_whether_they_fill_whole_words_or_not(
+    frame, kind
+):
+    generator = np.random.default_rng(0)
+    given = generator.integers(0, 2 if kind == "bool" else 120, (6, *frame)).astype(kind)
+    frames = make_frames(9, frame, np.dtype(kind), "cpu:0")
+    rows = np.array([7, 1, 3, 0, 8, 4])
+    frames.write(rows, given)
+    found = frames.gather(rows[::-1].copy())
+    assert found.dtype == torch.from_numpy(given).dtype
+    np.testing.assert_array_equal(found.numpy(), given[::-1])
+    assert not frames.read(np.array([2, 5, 6])).any()

@@ -88,17 +88,20 @@ class DeviceFrames:
         from surgery.torch.travel import moved
 
         self.shape, self._moved = tuple(frame), moved
-        kind = torch.from_numpy(np.zeros(1, dtype)).dtype
+        self._kind = torch.from_numpy(np.zeros(1, dtype)).dtype
         self._device = torch.device(device)
-        self._frames = torch.zeros((rows, int(np.prod(frame, dtype=np.int64))), dtype=kind, device=device)
+        size = int(np.prod(frame, dtype=np.int64))
+        self._frames = torch.zeros((rows, size), dtype=self._kind, device=device)
+        # The same memory as whole words: a GPU gathers entry by entry.
+        self._words = self._frames if size * dtype.itemsize % 8 else self._frames.view(torch.int64)
 
     def write(self, rows: Array, frames: Array | torch.Tensor) -> None:
         given = self._moved(frames, self._device).reshape(len(rows), -1)
         self._frames.index_copy_(0, self._moved(rows, self._device), given)
 
     def gather(self, rows: Array) -> torch.Tensor:
-        found = self._frames.index_select(0, self._moved(rows, self._device))
-        return found.view(len(rows), *self.shape)
+        found = self._words.index_select(0, self._moved(rows, self._device))
+        return found.view(self._kind).view(len(rows), *self.shape)
 
     def read(self, rows: Array) -> Array:
         return self.gather(rows).cpu().numpy()
