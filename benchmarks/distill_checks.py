@@ -6,11 +6,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from distill_steps import Ours
+from torch.autograd import DeviceType
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -43,14 +45,20 @@ def seconds(work: Callable[[], object], count: int, device: str) -> float:
 
 
 def ceilings(device: str) -> dict[str, float]:
-    """Rates of a large copy (bytes read and written) and of large matrix products, on random numbers."""
+    """Rates of a large copy (bytes read and written) and of large matrix products, on random numbers; on a GPU also of
+    float32 rounded to TF32, which convolutions are by default."""
     size, count = (8192, 10) if device == "cuda" else (512, 3)
     numbers = torch.randn(size * size * (4 if device == "cuda" else 16), device=device)
     there, found = torch.empty_like(numbers), {}
     found["bytes/s"] = 2 * numbers.nbytes / seconds(lambda: there.copy_(numbers), count, device)
-    for name, kind in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+    kinds = [("float32", torch.float32, "highest"), ("bfloat16", torch.bfloat16, "highest")]
+    kinds += [("TF32", torch.float32, "high")] if device == "cuda" else []
+    before = torch.get_float32_matmul_precision()
+    for name, kind, how in kinds:
+        torch.set_float32_matmul_precision(how)
         left, right = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
         found[f"{name} FLOP/s"] = 2 * size**3 / seconds(lambda a=left, b=right: a @ b, count, device)
+    torch.set_float32_matmul_precision(before)
     return found
 
 
@@ -71,31 +79,38 @@ class Traffic(TorchDispatchMode):
         return out
 
 
-def bound(arch: str, batch: int, teacher: Path, half: bool, rates: dict[str, float]) -> dict[str, Any]:
-    """The least time of a step, and what bounds it; counted of the step that runs on the CPU kernel by kernel."""
-    precision = torch.bfloat16 if half else torch.float32
+@cache
+def work(arch: str, batch: int, teacher: Path, precision: torch.dtype) -> tuple[int, int]:
+    """Floating-point operations and bytes of a step, counted of the one that runs on the CPU kernel by kernel."""
     step = Ours(arch, surgery.load(teacher), batch, "cpu", precision, frozen=False)
     step()
-    with FlopCounterMode(display=False) as work, Traffic() as traffic:
+    with FlopCounterMode(display=False) as counted, Traffic() as traffic:
         step()
-    arithmetic = 1e3 * work.get_total_flops() / rates["bfloat16 FLOP/s" if half else "float32 FLOP/s"]
-    memory = 1e3 * traffic.bytes / rates["bytes/s"]
+    return counted.get_total_flops(), traffic.bytes
+
+
+def bound(arch: str, batch: int, teacher: Path, half: bool, rates: dict[str, float]) -> dict[str, Any]:
+    """The least time of a step, and what bounds it."""
+    flops, bytes_moved = work(arch, batch, teacher, torch.bfloat16 if half else torch.float32)
+    rate = rates["bfloat16 FLOP/s"] if half else rates.get("TF32 FLOP/s", rates["float32 FLOP/s"])
+    arithmetic, memory = 1e3 * flops / rate, 1e3 * bytes_moved / rates["bytes/s"]
     return {
         "milliseconds": round(max(arithmetic, memory), 4),
         "by": "arithmetic" if arithmetic > memory else "memory, unfused",
-        "gigaflop": round(work.get_total_flops() / 1e9, 2), "megabytes": round(traffic.bytes / 1e6, 1),
+        "gigaflop": round(flops / 1e9, 2), "megabytes": round(bytes_moved / 1e6, 1),
     }  # fmt: skip
 
 
 def agreement(device: str, teacher: Path) -> dict[str, object]:
     """Parameters after some steps: captured against eager on the device, and that against the CPU; float32."""
     made = surgery.load(teacher)
-    exact = (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic)
-    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
+    cudnn, exact = torch.backends.cudnn, ("ieee", "ieee", True)
+    before = (cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, cudnn.deterministic)
+    cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, cudnn.deterministic = exact
     try:
         return {f"{arch} {head}": _agree(arch, head, made, device) for arch, head in STUDENTS}
     finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = exact
+        cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, cudnn.deterministic = before
 
 
 def _agree(arch: str, head: str, teacher: surgery.Checkpoint, device: str) -> dict[str, object]:
@@ -146,8 +161,12 @@ def profile(step: Callable[[], None], device: str, *, count: int = 20) -> str:
     table = events.table(sort_by="self_device_time_total" if cuda else "self_cpu_time_total", row_limit=25)
     if not cuda:
         return str(table)
-    busy = sum(event.self_device_time_total for event in events) / 1e6
-    kernels = sum(event.count for event in events if event.self_device_time_total) / count
+    there = [
+        event for event in events  # else the time of a kernel counts once more for the operator that launched it
+        if event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False)
+    ]  # fmt: skip
+    busy = sum(event.self_device_time_total for event in there) / 1e6
+    kernels = sum(event.count for event in there) / count
     return f"{kernels:.0f} kernels a step, the device busy {busy / wall:.0%} of {1e3 * wall / count:.3f} ms\n{table}"
 
 

@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/distill_speed.py -o results.json
     python benchmarks/distill_speed.py --device cuda --profile -o results.json   # all there is to know of a GPU
+    python benchmarks/distill_speed.py --device cuda --autotune -o tuned.json     # times only, cuDNN's algorithms timed
 
 Plain: eager float32, NCHW, a replay of stacked observations and their successors on the host, one optimizer call per
 tensor list as PyTorch has it. Ours: what `surgery distill` runs. Same networks, batch, teacher and loss; what is timed
@@ -12,9 +13,9 @@ On the CPU the numbers are CPU milliseconds, so that other load on the machine c
 
 On a GPU also: whether captured steps compute what steps do that run kernel by kernel, and those what the CPU does; and
 a whole run, which the CPU then goes on with. The bound of a step is the larger of two times: its arithmetic at the rate
-of a large matrix product, and what its kernels read and write, none of them fused, at the rate of a large copy; both
-rates are measured first (of a CPU, whose caches hold a step, it is no bound). Every part is written as soon as it is
-there, and one that fails with its reason.
+of a large matrix product (of TF32 where it is in float32), and what its kernels read and write, none of them fused, at
+the rate of a large copy; the rates are measured first (of a CPU, whose caches hold a step, it is no bound). Every part
+is written as soon as it is there, and one that fails with its reason.
 """
 
 from __future__ import annotations
@@ -138,7 +139,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", help="32; on a GPU also 256")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, help="of a round: 6, on a GPU 100")
-    parser.add_argument("--all", action="store_true", help="check and bound steps, too; always on a GPU")
+    parser.add_argument("--all", action="store_true", help="check and bound steps, too; else on a GPU only")
+    parser.add_argument("--autotune", action="store_true", help="let cuDNN time its algorithms; only times")
     parser.add_argument("--profile", action="store_true", help="say which kernels take the time")
     parser.add_argument(
         "-o", "--out", type=Path, help="FILE.json; what is printed goes into FILE.txt beside it"
@@ -151,12 +153,14 @@ def main() -> None:
         words.batch or ([32, 256] if cuda else [32]),
         words.steps or (100 if cuda else 6),
     )
-    words.all, words.rates = words.all or cuda, {}
+    words.all, words.rates = words.all or (cuda and not words.autotune), {}
+    torch.backends.cudnn.benchmark = words.autotune
     torch.set_num_threads(1)
     found: dict[str, object] = {
         "unit": "ms per step" if cuda else "CPU ms per step",
         "hardware": torch.cuda.get_device_name() if cuda else torch.cpu.get_capabilities()["cpu_name"],
         "torch": torch.__version__, "cuda": torch.version.cuda, "python": platform.python_version(),
+        "autotuned": words.autotune,
     }  # fmt: skip
     text = [json.dumps(found)]
     for name, part in parts(words).items():
