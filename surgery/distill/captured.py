@@ -75,7 +75,7 @@ class CudaGraphs(Recorder):
         """Tell the allocator that a recording is over: before PyTorch 2.12 it is not told of one that fails, keeps on
         asking the graph whose memory is whose, which therefore must stay, and gives none back to the device."""
         self._failed.append(graph)
-        with contextlib.suppress(RuntimeError):  # it knows
+        with contextlib.suppress(AttributeError, RuntimeError):  # it knows
             torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
 
 
@@ -128,9 +128,8 @@ class Captured:
         try:
             self._replay, self._output = self._recorder.record(lambda: self._step(inputs))
         except RuntimeError as error:
-            first: BaseException = (
-                error  # ending a recording that something has broken fails, too, and says less
-            )
+            # ending a recording that something has broken fails, too, and says less
+            first: BaseException = error
             while first.__context__ is not None:
                 first = first.__context__
             reason = str(first).splitlines()[0] if str(first) else type(first).__name__

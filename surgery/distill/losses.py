@@ -15,10 +15,9 @@ from torch.nn import functional
 
 def pick(values: Tensor, action: Tensor) -> Tensor:
     """The entries of (B, A, …) at actions (B,): (B, …)."""
+    # not values[rows, action], whose derivative a GPU computes by sorting
     index = action.reshape(-1, 1, *(1,) * (values.dim() - 2)).expand(-1, 1, *values.shape[2:])
-    return values.gather(1, index).squeeze(
-        1
-    )  # a GPU would sort the entries that an index takes, for its derivative
+    return values.gather(1, index).squeeze(1)
 
 
 def cross_entropy(teacher: Tensor, student: Tensor) -> Tensor:
