@@ -63,6 +63,23 @@ def test_after_the_cut_off_the_teacher_is_silent():
     assert weaning.step(1.0, 600).score == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize(
+    ("score", "steps", "why"),
+    [
+        (10.5, 599, "teacher reached"),
+        (12.0, 599, "teacher beaten"),
+        (10.5, 600, "cut-off"),  # not beaten, though the student had more
+        (3.0, 600, "cut-off"),
+    ],
+)
+def test_why_the_teacher_is_silent_is_said_truly(score: float, steps: int, why: str):
+    weaning = Weaning(0.0, 10.0, 600).step(score, steps, error=1.0)
+    assert weaning.value == 0
+    assert weaning.silenced_by(steps) == why
+    between = Weaning(0.0, 10.0, 600).step(score, 599, error=1.0).past_cutoff(steps)
+    assert between.silenced_by(steps) == why
+
+
 def test_the_latch_survives_being_written_down():
     latched = Weaning(0.0, 10.0, 600).step(12.0, 10)
     assert Weaning.from_json(latched.to_json()) == latched

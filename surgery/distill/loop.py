@@ -303,8 +303,7 @@ class Loop:
         changed = (before.value > 0 and now.value == 0) or now.over != before.over
         if not (session.method.weaned and changed) or teacher is None or student is None:
             return
-        reached = student >= teacher[0]
-        name = "cut-off" if not reached else "teacher beaten" if now.over else "teacher reached"
+        name = now.silenced_by(self._progress.steps)
         until = "from here on, and learning goes on without it" if now.over else "until the next evaluation"
         self._event(name, score=now.score, student=student, teacher=teacher[0])
         self._note(

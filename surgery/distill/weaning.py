@@ -65,6 +65,12 @@ class Weaning:
         """The schedule at a time between evaluations: only the cut-off acts."""
         return replace(self, value=0.0, over=True) if self._cut_off(agent_steps) else self
 
+    def silenced_by(self, agent_steps: int) -> str:
+        """What has made λ 0: `cut-off`, `teacher beaten` (both for good), or `teacher reached`."""
+        if self._cut_off(agent_steps):
+            return "cut-off"
+        return "teacher beaten" if self.over else "teacher reached"
+
     def _cut_off(self, agent_steps: int) -> bool:
         return self.cutoff is not None and agent_steps >= self.cutoff
 
