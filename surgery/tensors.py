@@ -187,6 +187,13 @@ def masking(tensor: ir.TensorProtocol) -> bool:
     return all(bool((np.isinf(array) | (array == 0)).all()) for array in arrays)
 
 
+def held(attribute: ir.Attr) -> ir.TensorProtocol:
+    """The tensor of an attribute that holds one; `as_tensor` looks for every member of a protocol first, each time."""
+    if attribute.type != ir.AttributeType.TENSOR:
+        return attribute.as_tensor()  # its error
+    return attribute.value  # type: ignore[no-any-return]
+
+
 def shape_of(tensor: ir.TensorProtocol) -> tuple[int, ...]:
     """The tensor's shape as plain integers."""
     return tuple(tensor.shape.numpy())

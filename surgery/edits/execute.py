@@ -27,7 +27,7 @@ from surgery.graph.prepare import merge_again, prepared
 from surgery.graph.rewrite import set_operand
 from surgery.interface import Bound, Interface, Port
 from surgery.optimizer import OptimizerState, power
-from surgery.tensors import shape_of
+from surgery.tensors import held, shape_of
 
 KEEP_LIMIT = 1 << 28
 """Bytes up to which computed tensors are kept; above, each is computed again whenever it is read."""
@@ -114,7 +114,7 @@ def constants(model: ir.Model) -> dict[str, ir.TensorProtocol]:
     found = {name: v.const_value for name, v in model.graph.initializers.items() if v.const_value is not None}
     for node in model.graph:
         if node.op_type == "Constant" and "value" in node.attributes and node.outputs[0].name:
-            found[node.outputs[0].name] = node.attributes["value"].as_tensor()
+            found[node.outputs[0].name] = held(node.attributes["value"])
     return found
 
 
@@ -178,7 +178,7 @@ def replace_tensors(model: ir.Model, lookup: Mapping[str, _Edited]) -> None:
     for node in model.graph:
         name = node.outputs[0].name or ""
         if node.op_type == "Constant" and name in lookup:
-            tensor = lookup[name].weight(node.attributes["value"].as_tensor())
+            tensor = lookup[name].weight(held(node.attributes["value"]))
             node.attributes["value"] = ir.AttrTensor("value", ir.tensor(tensor.numpy(), name=tensor.name))
 
 

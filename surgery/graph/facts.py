@@ -18,7 +18,7 @@ from surgery.graph.control import captured
 from surgery.graph.shape_inference import infer_outputs
 from surgery.graph.symbols import symbol
 from surgery.numeric import compute
-from surgery.tensors import shape_of
+from surgery.tensors import held, shape_of
 
 PRIMES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063, 1069, 1087, 1091, 1093, 1097)
 """Stand-ins for symbolic dimensions."""
@@ -331,11 +331,11 @@ def constant_tensor(node: ir.Node) -> ir.TensorProtocol:
     """The value of a Constant node, whichever attribute holds it."""
     for name, attribute in node.attributes.items():
         if name == "value":
-            return attribute.as_tensor()
+            return held(attribute)
         if name in ("value_int", "value_ints"):
-            return ir.tensor(np.array(attribute.value, np.int64))
+            return ir.Tensor(np.array(attribute.value, np.int64))
         if name in ("value_float", "value_floats"):
-            return ir.tensor(np.array(attribute.value, np.float32))
+            return ir.Tensor(np.array(attribute.value, np.float32))
     raise GraphError(f"Constant node '{node.name}' holds no numbers")
 
 

@@ -139,7 +139,7 @@ def _initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
         del graph.initializers[unique]
     value = ir.Value(
         name=unique, shape=ir.Shape(array.shape), type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-        const_value=ir.tensor(array, name=unique),
+        const_value=ir.Tensor(array, name=unique),
     )  # fmt: skip
     graph.register_initializer(value)
     return value

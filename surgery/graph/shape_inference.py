@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import onnx
@@ -18,6 +19,7 @@ _AS_FIRST = frozenset(
      "HardSigmoid", "Shrink", "Clip", "Softmax", "LogSoftmax"]
 )  # fmt: skip
 _BROADCAST = frozenset(["GreaterOrEqual", "LessOrEqual"])
+_CONTROL = frozenset(["If", "Loop", "Scan"])
 
 
 class Known(Protocol):
@@ -37,18 +39,115 @@ class Known(Protocol):
         """The numbers of a value that a shape may depend on."""
 
 
-def infer_outputs(facts: Known, node: ir.Node) -> list[tuple[tuple[int, ...] | None, int | None]]:
+_Inferred = tuple[tuple[int, ...] | None, int | None]
+_Numbers = tuple[np.dtype[Any], tuple[int, ...], bytes]
+
+
+class _Operand(NamedTuple):
+    """What a shape may depend on. numbers: their type, shape and bytes, where they are few."""
+
+    dtype: int
+    shape: tuple[int, ...]
+    numbers: _Numbers | None
+
+
+def infer_outputs(facts: Known, node: ir.Node) -> list[_Inferred]:
     """The shape and the element type of each output; None for what cannot be inferred."""
     try:
-        inferred = _infer_types(facts, node)
+        inferred = _inferred(facts, node)
     except Exception:  # onnx raises its own C++ exception types; a declared shape is the second source
-        inferred = {}
-    protos = [inferred.get(value.name or "") for value in node.outputs]
-    shapes = [_concrete(proto) for proto in protos]
-    return [
-        (_like_operands(facts, node) if shape is None else shape, _element_type(proto))
-        for shape, proto in zip(shapes, protos, strict=True)
-    ]
+        inferred = _nothing(node)
+    return [(_like_operands(facts, node) if shape is None else shape, dtype) for shape, dtype in inferred]
+
+
+def _inferred(facts: Known, node: ir.Node) -> tuple[_Inferred, ...]:
+    outer = captured(node)
+    if any(value is not None and facts.shapes.get(value) is None for value in [*node.inputs, *outer]):
+        return _nothing(node)
+    if outer or node.op_type in _CONTROL:
+        return _of_branches(facts, node, outer)
+    return _of_operator(
+        node.op_type,
+        node.domain,
+        tuple(facts.versions.items()),
+        _serialised(node) if node.attributes else (),
+        tuple(None if value is None else _operand(facts, value) for value in node.inputs),
+        tuple(bool(value.name) for value in node.outputs),
+    )
+
+
+def _serialised(node: ir.Node) -> tuple[bytes, ...]:
+    return tuple(attribute.SerializeToString() for attribute in ir.serde.serialize_node(node).attribute)
+
+
+def _nothing(node: ir.Node) -> tuple[_Inferred, ...]:
+    return ((None, None),) * len(node.outputs)
+
+
+def _operand(facts: Known, value: ir.Value) -> _Operand:
+    array, shape = facts.small(value), facts.shapes[value]
+    assert shape is not None
+    if array is None or array.dtype.hasobject:  # no shape depends on strings
+        return _Operand(facts.dtype(value), shape, None)
+    return _Operand(facts.dtype(value), shape, (array.dtype, array.shape, array.tobytes()))
+
+
+@functools.lru_cache(maxsize=4096)
+def _of_operator(
+    op_type: str,
+    domain: str,
+    versions: tuple[tuple[str, int], ...],
+    attributes: tuple[bytes, ...],
+    operands: tuple[_Operand | None, ...],
+    named: tuple[bool, ...],
+) -> tuple[_Inferred, ...]:
+    """Of equal questions one answer: an edit asks of all nodes again, and layers are alike.
+
+    Args:
+      attributes: serialised. operands: None where one is left out. named: whether an output is asked for.
+    """
+    inputs = ["" if operand is None else f"in{k}" for k, operand in enumerate(operands)]
+    outputs = [f"out{k}" if asked else "" for k, asked in enumerate(named)]
+    proto = onnx.NodeProto(op_type=op_type, domain=domain, input=inputs, output=outputs)
+    proto.attribute.extend(map(onnx.AttributeProto.FromString, attributes))
+    given = {name: operand for name, operand in zip(inputs, operands, strict=True) if operand is not None}
+    types = {name: _type(operand) for name, operand in given.items()}
+    data = {name: _tensor(operand.numbers) for name, operand in given.items() if operand.numbers is not None}
+    schema = onnx.defs.get_schema(op_type, dict(versions).get(domain, 1), domain)
+    opsets = _opsets(dict(versions))
+    found = onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=opsets)
+    return tuple(_as_inferred(found.get(name)) for name in outputs)
+
+
+def _of_branches(facts: Known, node: ir.Node, outer: Sequence[ir.Value]) -> tuple[_Inferred, ...]:
+    """Of a node with graphs of its own, which read values from outside."""
+    values = [value for value in [*node.inputs, *outer] if value is not None]
+    types = {value.name or "": _type(_operand(facts, value)) for value in values}
+    opsets = _opsets(facts.versions)
+    if node.op_type in _CONTROL:
+        found = control_types(node, types, [value.name or "" for value in outer], opsets)
+    else:
+        schema = onnx.defs.get_schema(node.op_type, facts.versions.get(node.domain, 1), node.domain)
+        proto = ir.serde.serialize_node(node)
+        found = onnx.shape_inference.infer_node_outputs(schema, proto, types, opset_imports=opsets)
+    return tuple(_as_inferred(found.get(value.name or "")) for value in node.outputs)
+
+
+def _type(operand: _Operand) -> onnx.TypeProto:
+    return onnx.helper.make_tensor_type_proto(operand.dtype, operand.shape)
+
+
+def _tensor(numbers: _Numbers) -> onnx.TensorProto:
+    dtype, shape, data = numbers
+    return onnx.numpy_helper.from_array(np.frombuffer(data, dtype).reshape(shape))
+
+
+def _opsets(versions: Mapping[str, int]) -> list[onnx.OperatorSetIdProto]:
+    return [onnx.helper.make_opsetid(domain, version) for domain, version in versions.items()]
+
+
+def _as_inferred(proto: onnx.TypeProto | None) -> _Inferred:
+    return _concrete(proto), _element_type(proto)
 
 
 def _like_operands(facts: Known, node: ir.Node) -> tuple[int, ...] | None:
@@ -64,29 +163,6 @@ def _like_operands(facts: Known, node: ir.Node) -> tuple[int, ...] | None:
     if node.op_type == "Concat":
         return _joined([s for s in shapes if s is not None], node.attributes.get_int("axis", 0))
     return np.broadcast_shapes(*(s for s in shapes if s is not None)) if node.op_type in _BROADCAST else None
-
-
-def _infer_types(facts: Known, node: ir.Node) -> Mapping[str, onnx.TypeProto]:
-    version = facts.versions.get(node.domain, 1)
-    opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in facts.versions.items()]
-    schema = onnx.defs.get_schema(node.op_type, version, node.domain)
-    types, data = {}, {}
-    outer = captured(node)
-    for value in [*node.inputs, *outer]:
-        if value is None:
-            continue
-        shape = facts.shapes.get(value)
-        if shape is None:
-            return {}
-        dtype = facts.dtype(value)
-        types[value.name or ""] = onnx.helper.make_tensor_type_proto(dtype, shape)
-        array = facts.small(value)
-        if array is not None:
-            data[value.name or ""] = onnx.numpy_helper.from_array(array, value.name)
-    if node.op_type in ("If", "Loop", "Scan"):
-        return control_types(node, types, [value.name or "" for value in outer], opsets)
-    proto = ir.serde.serialize_node(node)
-    return onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=opsets)
 
 
 def _joined(shapes: Sequence[tuple[int, ...]], axis: int) -> tuple[int, ...] | None:
