@@ -1,28 +1,46 @@
-"""A run that is killed while it saves, evaluates or learns, at a chosen call of a chosen function, and goes on."""
+"""Runs that are killed while they save, evaluate, play or learn, wherever it may be, and go on."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 import surgery
+from tests.small_runs import lines
 
 SCRIPT = """
-import os, signal, sys
+import json, os, signal, sys, time
+from functools import partial
 from pathlib import Path
-import torch
+import numpy as np
+import torch, torch._dynamo, torch.utils.tensorboard  # what a run imports when it begins: once, not in every child
 torch.set_num_threads(1)
 import surgery
 from surgery.distill import Options, execute, learner, loop, plan_distill, session, store
+from surgery.distill.progress import PHASES
 
-def run():
-    teacher = surgery.load(sys.argv[1])
-    options = Options(frames=1000, device="cpu", envs=4, save_seconds=0.05, changes={
-        "evaluation_episodes": 2, "evaluation_steps": 60, "evaluate_every": 250, "offline_updates": 40,
-        "teacher_data": 200, "prioritised": True})
-    return execute(plan_distill(teacher, "mlp-16", Path(sys.argv[2]), environment=teacher.environment, options=options))
+teacher = surgery.load(sys.argv[1])
+
+def run(folder, to, frames, save_seconds, changes, **given):
+    options = Options(frames=frames, device="cpu", envs=4, save_seconds=save_seconds, changes=changes, **given)
+    return execute(plan_distill(teacher, to, folder, environment=teacher.environment, options=options))
+
+def begun(function):
+    child = os.fork()
+    if not child:
+        function()
+        os._exit(0)
+    return child
+
+def ended(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 def kill_at(owner, name, call, after):
     function, count = getattr(owner, name), 0
@@ -35,41 +53,87 @@ def kill_at(owner, name, call, after):
         return found
     setattr(owner, name, killed)
 
-# Each goes on from what the one before has left; none lives on.
-for owner, name, call, after in (
-    (learner.Learner, "update", 20, False),
-    (session, "write_segment", 2, True),
-    (os, "replace", 5, False),
-    (loop, "play_games", 2, False),
-    (session.Session, "export", 1, True),
-    (store, "save", 6, True),
-):
-    child = os.fork()
-    if not child:
-        kill_at(owner, name, call, after)
-        run()
-        os._exit(0)
-    print(name, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-print(run().updates)
+def killed_at_chosen_calls(run):
+    ends = {}
+    for owner, name, call, after in (
+        (learner.Learner, "update", 20, False),
+        (session, "write_segment", 2, True),
+        (os, "replace", 5, False),
+        (loop, "play_games", 2, False),
+        (session.Session, "export", 1, True),
+        (store, "save", 6, True),
+    ):
+        ends[name] = ended(begun(lambda: (kill_at(owner, name, call, after), run())))
+    return ends
+
+def killed_at_random_moments(run, folder, seed):
+    generator, ends, reached = np.random.default_rng(seed), [], []
+    for _ in range(3):
+        child = begun(run)
+        time.sleep(generator.uniform(0.1, 0.8))
+        os.kill(child, signal.SIGKILL)
+        ends.append(ended(child))
+        saved, problems = store.newest(folder)
+        assert not problems, problems
+        if saved:
+            progress = saved.record["progress"]
+            reached.append([PHASES.index(progress["phase"]), progress["updates"], progress["steps"]])
+    return ends, reached
+
+folder, seed = Path(sys.argv[2]), int(sys.argv[3])
+chosen = partial(run, folder / "chosen", "mlp-16", 1000, 0.05, {
+    "evaluation_episodes": 2, "evaluation_steps": 60, "evaluate_every": 250, "offline_updates": 40,
+    "teacher_data": 200, "prioritised": True})
+random = partial(run, folder / "random", "gru-8", 1200, 0.02, {
+    "evaluation_episodes": 2, "evaluate_every": 400, "offline_updates": 60, "teacher_data": 400,
+    "unroll": 6, "burn_in": 2}, noisy=True)
+ends, (more, reached) = killed_at_chosen_calls(chosen), killed_at_random_moments(random, folder / "random", seed)
+print(json.dumps({
+    "chosen": {"ends": ends, "updates": chosen().updates},
+    "random": {"ends": more, "reached": reached, "frames": random().frames},
+}))
 """
+"""In one process, whose children are killed: each goes on from what the one before has left."""
 
 
-def test_killed_wherever_it_writes_nothing_is_lost_and_nothing_told_twice(teachers: Path, tmp_path: Path):
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(teachers / "cartpole-dqn.onnx"), str(tmp_path / "run")],
-        capture_output=True, text=True,
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def told(teachers: Path, folder: Path) -> Mapping[str, Any]:
+    seed = os.environ.get("SURGERY_KILL_SEED", "0")
+    command = [sys.executable, "-c", SCRIPT, teachers / "cartpole-dqn.onnx", folder, seed]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    *killed, updates = done.stdout.splitlines()
-    assert len(killed) == 6
-    assert all(line.endswith(" -9") for line in killed), killed
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    counts = [line["updates"] for line in lines]
+    return json.loads(done.stdout)
+
+
+def test_killed_wherever_it_writes_nothing_is_lost_and_nothing_told_twice(
+    told: Mapping[str, Any], folder: Path
+):
+    ends = told["chosen"]["ends"]
+    assert list(ends.values()) == [-9] * 6, ends
+    found = lines(folder / "chosen")
+    counts = [line["updates"] for line in found]
     assert counts == sorted(counts)
-    assert counts[-1] == int(updates)
-    assert [line["frames"] for line in lines if line["kind"] == "evaluation"] == [0, 252, 500, 752, 1000]
-    assert [line["event"] for line in lines if line["kind"] == "event"].count("measured") == 1
-    trained = [(line["phase"], line["step"], line["updates"]) for line in lines if line["kind"] == "train"]
+    assert counts[-1] == told["chosen"]["updates"]
+    assert [line["frames"] for line in found if line["kind"] == "evaluation"] == [0, 252, 500, 752, 1000]
+    assert [line["event"] for line in found if line["kind"] == "event"].count("measured") == 1
+    trained = [(line["phase"], line["step"], line["updates"]) for line in found if line["kind"] == "train"]
     assert len(set(trained)) == len(trained)
-    assert surgery.load(tmp_path / "run" / "student.onnx").lineage
-    assert not list(tmp_path.rglob("*.part"))
+    assert surgery.load(folder / "chosen" / "student.onnx").lineage
+    assert not list((folder / "chosen").rglob("*.part"))
+
+
+def test_killed_at_random_moments_it_goes_on_from_the_last_checkpoint(told: Mapping[str, Any], folder: Path):
+    assert told["random"]["ends"].count(-9) >= 2
+    reached = told["random"]["reached"]
+    assert reached == sorted(reached)
+    assert told["random"]["frames"] == 1200
+    found = lines(folder / "random")
+    assert [line["updates"] for line in found] == sorted(line["updates"] for line in found)
+    assert [line["frames"] for line in lines(folder / "random", "evaluation")] == [0, 400, 800, 1200]
+    assert surgery.load(folder / "random" / "student.onnx").lineage
+    assert not list((folder / "random").rglob("*.part"))

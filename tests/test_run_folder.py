@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 
 import surgery
 from surgery.architectures import new
-from surgery.distill import execute, store
+from surgery.distill import Outcome, execute, store
 from surgery.distill.journal import Journal
 from surgery.distill.store import owning
 from surgery.errors import ArgumentError, CorruptFile, Refused
@@ -22,6 +24,19 @@ from tests.small_runs import job_of, lines, weights
 @pytest.fixture
 def teacher(teachers: Path) -> surgery.Checkpoint:
     return surgery.load(teachers / "cartpole-dqn.onnx")
+
+
+@pytest.fixture(scope="module")
+def first(teachers: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """Of a run that has ended."""
+    teacher = surgery.load(teachers / "cartpole-dqn.onnx")
+    return execute(job_of(teacher, tmp_path_factory.mktemp("run")))
+
+
+@pytest.fixture
+def finished(first: Outcome, tmp_path: Path) -> Path:
+    """Its folder, once more, to go on in."""
+    return Path(shutil.copytree(first.folder, tmp_path / "run"))
 
 
 def test_a_checkpoint_before_the_first_new_line_of_metrics_still_says_where_they_end(tmp_path: Path):
@@ -37,28 +52,28 @@ def test_a_checkpoint_before_the_first_new_line_of_metrics_still_says_where_they
     assert [(line["frames"], line["more"]) for line in lines(tmp_path)] == [(0, 0), (2, 0), (3, 0), (3, 1)]
 
 
-def test_a_finished_run_is_reported_and_not_repeated(teacher: surgery.Checkpoint, tmp_path: Path):
-    first = execute(job_of(teacher, tmp_path))
-    stamp = first.student.stat().st_mtime_ns
+def test_a_finished_run_is_reported_and_not_repeated(
+    teacher: surgery.Checkpoint, first: Outcome, finished: Path
+):
     notes: list[str] = []
-    second = execute(job_of(teacher, tmp_path), note=notes.append)
+    second = execute(job_of(teacher, finished), note=notes.append)
     assert (second.frames, second.updates, second.mean_return) == (
         first.frames,
         first.updates,
         first.mean_return,
     )
     assert "going on from 1,000 frames" in notes[0]
-    assert weights(first.student).keys()
-    assert stamp
+    assert lines(finished) == lines(first.folder)
+    had, kept = weights(first.student), weights(second.student)
+    assert all((kept[name] == had[name]).all() for name in had)
 
 
-def test_a_run_of_another_configuration_is_refused(teacher: surgery.Checkpoint, tmp_path: Path):
-    execute(job_of(teacher, tmp_path))
+def test_a_run_of_another_configuration_is_refused(teacher: surgery.Checkpoint, finished: Path):
     with pytest.raises(ArgumentError, match=r"another configuration: settings\.n_step was 3, now 5") as error:
-        execute(job_of(teacher, tmp_path, n_step=5))
+        execute(job_of(teacher, finished, n_step=5))
     assert "another folder" in str(error.value.hint)
     with pytest.raises(ArgumentError, match="student was"):
-        execute(job_of(teacher, tmp_path, to="mlp-16"))
+        execute(job_of(teacher, finished, to="mlp-16"))
 
 
 def test_a_run_that_has_saved_nothing_may_begin_otherwise(teacher: surgery.Checkpoint, tmp_path: Path):
@@ -79,15 +94,14 @@ def test_two_processes_cannot_share_a_run(teacher: surgery.Checkpoint, tmp_path:
 def test_every_kept_checkpoint_has_all_its_segments_at_any_time(teacher: surgery.Checkpoint, tmp_path: Path):
     missing: list[object] = []
 
+    @functools.cache
+    def listed(path: Path) -> list[Path]:
+        segments = json.loads(torch.load(path, weights_only=True)["record"])["segments"]
+        return [tmp_path / name / one["file"] for name, some in segments.items() for one in some]
+
     def check(_: object) -> None:
-        for path in (tmp_path / "checkpoints").glob("*.pt"):
-            listed = json.loads(torch.load(path, weights_only=True)["record"])["segments"]
-            missing.extend(
-                (path.name, name, one["file"])
-                for name, some in listed.items()
-                for one in some
-                if not (tmp_path / name / one["file"]).is_file()
-            )
+        for path in (tmp_path / "checkpoints").glob("*.pt"):  # none is ever written again
+            missing.extend((path.name, segment) for segment in listed(path) if not segment.is_file())
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("surgery.distill.loop.STATUS_SECONDS", 0.0)
@@ -100,22 +114,21 @@ def test_every_kept_checkpoint_has_all_its_segments_at_any_time(teacher: surgery
 
 
 @pytest.mark.parametrize("how", ["truncated", "garbage"])
-def test_a_damaged_checkpoint_is_passed_over(how: str, teacher: surgery.Checkpoint, tmp_path: Path):
-    execute(job_of(teacher, tmp_path))
-    older, newest = sorted((tmp_path / "checkpoints").glob("*.pt"))
+def test_a_damaged_checkpoint_is_passed_over(how: str, teacher: surgery.Checkpoint, finished: Path):
+    older, newest = sorted((finished / "checkpoints").glob("*.pt"))
     data = newest.read_bytes()
     newest.write_bytes(
         {"truncated": data[: len(data) // 2], "garbage": np.random.default_rng(0).bytes(1000)}[how]
     )
     notes: list[str] = []
-    outcome = execute(job_of(teacher, tmp_path), note=notes.append)
+    outcome = execute(job_of(teacher, finished), note=notes.append)
     assert outcome.frames == 1000
     assert notes[0].startswith(f"passed over: {newest} is damaged")
     older.write_bytes(b"")
-    for path in (tmp_path / "checkpoints").glob("*.pt"):
+    for path in (finished / "checkpoints").glob("*.pt"):
         path.write_bytes(b"PK")
     with pytest.raises(CorruptFile, match=r"no checkpoint in .* can be read"):
-        execute(job_of(teacher, tmp_path))
+        execute(job_of(teacher, finished))
 
 
 @pytest.mark.parametrize(
