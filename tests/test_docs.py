@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import shlex
 from collections.abc import Iterator
@@ -128,6 +129,7 @@ def test_every_test_that_is_named_exists(path: Path):
     assert not missing
 
 
+@functools.cache
 def _defined(file: Path) -> set[str]:
     return {node.name for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.FunctionDef)}
 

@@ -37,6 +37,18 @@ def written(tmp_path_factory) -> Mapping[str, Path]:
     return Written()
 
 
+@pytest.fixture(scope="module")
+def loaded(written) -> Mapping[str, surgery.Checkpoint]:
+    """What was read of it."""
+
+    class Loaded(dict):
+        def __missing__(self, name: str) -> surgery.Checkpoint:
+            self[name] = load(name, written[name])
+            return self[name]
+
+    return Loaded()
+
+
 def load(name: str, path: Path, graph: Path | None = None) -> surgery.Checkpoint:
     reading = SAMPLES[name].reading
     if reading.graph is not None and graph is not None:
@@ -78,9 +90,8 @@ def test_every_framework_of_the_page_has_a_sample_and_tests_of_its_own():
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_optimizers_and_copies_come_in_and_an_unchanged_copy_is_the_same(written, tmp_path, name):
-    row, path = FRAMEWORKS[name], written[name]
-    before = load(name, path)
+def test_optimizers_and_copies_come_in_and_an_unchanged_copy_is_the_same(written, loaded, tmp_path, name):
+    row, path, before = FRAMEWORKS[name], written[name], loaded[name]
     assert (before.optimizer is not None) == row["optimizer"]
     assert bool(before.copies) == row["targets"]
     copy = tmp_path / path.name
@@ -93,9 +104,8 @@ def test_optimizers_and_copies_come_in_and_an_unchanged_copy_is_the_same(written
 
 @pytest.mark.parametrize("verb", EDITS)
 @pytest.mark.parametrize("name", SAMPLES)
-def test_a_verb_writes_back_or_refuses(written, tmp_path, name, verb):
-    path = written[name]
-    before, target = load(name, path), tmp_path / path.name
+def test_a_verb_writes_back_or_refuses(written, loaded, tmp_path, name, verb):
+    before, target = loaded[name], tmp_path / written[name].name
     if verb not in FRAMEWORKS[name]["written"]:
         with pytest.raises(SurgeryError):
             surgery.save(EDITS[verb](before, SAMPLES[name]), target)
@@ -113,8 +123,8 @@ def test_a_verb_writes_back_or_refuses(written, tmp_path, name, verb):
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_what_does_not_go_in_is_refused_by_shapes_alone(written, tmp_path, name):
-    before = load(name, written[name])
+def test_what_does_not_go_in_is_refused_by_shapes_alone(written, loaded, tmp_path, name):
+    before = loaded[name]
     if before.origin is None:
         pytest.skip("a graph holds all")
     assert isinstance(find(before.origin)[1], Checking)

@@ -9,6 +9,7 @@ Files are made once and kept in the temporary folder, under a key of the sources
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import logging
@@ -123,11 +124,15 @@ def export(name: str, style: str, seed: int = 0, *, fresh: bool = False) -> Path
 
 
 def _path(net: Net, style: str, seed: int, fresh: bool) -> Path:
+    return _folder() / f"{net.name}-{seed}{'-fresh' if fresh else ''}.{style}.onnx"
+
+
+@functools.cache
+def _folder() -> Path:
     text = "".join(file.read_text() for file in sorted(Path(__file__).parent.glob("zoo*.py")))
     versions = f"{torch.__version__} {onnxscript.__version__}"
     key = hashlib.sha256(f"{text}{versions}".encode()).hexdigest()[:12]
-    folder = Path(tempfile.gettempdir()) / f"policy-surgery-zoo-{key}"
-    return folder / f"{net.name}-{seed}{'-fresh' if fresh else ''}.{style}.onnx"
+    return Path(tempfile.gettempdir()) / f"policy-surgery-zoo-{key}"
 
 
 def _export(net: Net, style: str, seed: int, fresh: bool) -> None:
