@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import random
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 TEACHERS = Path(__file__).parent.parent / "examples" / "teachers"
 FOREIGN = ("NO_COLOR", "FORCE_COLOR", "TERM", "COLUMNS", "LINES")
+EXPORTER = "torch.onnx._internal.exporter._registration"
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +45,30 @@ def _seeded() -> None:
     _seed()
 
 
+def pytest_collection_finish() -> None:
+    """Frameworks and thousands of tests are there to stay, and no rubbish; graphs are, but have no need of haste."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """PyTorch's exporter reads its table of operators anew for every export: half of the time of a small one."""
+    if exporter := sys.modules.get(EXPORTER):
+        registry = exporter.ONNXRegistry
+        if not isinstance(vars(registry)["from_torchlib"], staticmethod):
+            registry.from_torchlib = staticmethod(functools.cache(registry.from_torchlib))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _logs_of_sb3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Its loggers make a folder each time that an agent learns, in the system's temporary one unless told where."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SB3_LOGDIR", str(tmp_path_factory.mktemp("sb3-logs")))
+        yield
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
@@ -52,13 +78,3 @@ def rng() -> np.random.Generator:
 def teachers() -> Path:
     """The folder of the trained agents that ship with the project."""
     return TEACHERS
-
-
-@pytest.fixture(scope="module")
-def one_registry() -> Iterator[None]:
-    """PyTorch's exporter reads its table of operators anew for every export: half of the time of a small one."""
-    from torch.onnx._internal.exporter._registration import ONNXRegistry as registry
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "from_torchlib", staticmethod(functools.cache(registry.from_torchlib)))
-        yield

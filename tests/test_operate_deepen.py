@@ -20,8 +20,6 @@ from surgery.torch.live import layers as operate_layers
 from surgery.torch.live import outputs as operate_outputs
 from tests.live_models import Agent, everything, loss_of, same
 
-pytestmark = pytest.mark.usefixtures("one_registry")
-
 
 class Block(nn.Module):
     def __init__(self, units: int) -> None:

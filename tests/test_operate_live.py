@@ -19,8 +19,6 @@ from surgery.torch.live import outputs as operate_outputs
 from tests import zoo
 from tests.live_models import FRAMES, Agent, X, everything, loss_of, mlp, same, trained
 
-pytestmark = pytest.mark.usefixtures("one_registry")
-
 
 def agent(make=torch.optim.Adam, **settings) -> tuple[Agent, torch.optim.Optimizer]:
     torch.manual_seed(0)

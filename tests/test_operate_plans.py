@@ -18,9 +18,6 @@ from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.torch import from_module, operate
 from tests.live_models import everything, loss_of, same
 
-pytestmark = pytest.mark.usefixtures("one_registry")
-
-
 NAMED = {"input_names": ["observation"], "output_names": ["logits"]}
 
 

@@ -24,8 +24,6 @@ from surgery.torch import from_module, operate
 from surgery.torch.live import outputs as operate_outputs
 from tests.live_models import FRAMES, X, everything, loss_of, mlp, same, trained
 
-pytestmark = pytest.mark.usefixtures("one_registry")
-
 
 class Hard(nn.Module):
     """A size written into the code."""
