@@ -61,7 +61,7 @@ def variants(arch: str, batch: int, words: argparse.Namespace) -> Steps:
     if best != torch.float32:
         found["ours bfloat16"] = Ours(arch, teacher, batch, device, best)
     if device == "cuda":
-        found["ours bfloat16, not captured"] = Ours(arch, teacher, batch, device, best, captured=False)
+        found[f"{[*found][-1]}, not captured"] = Ours(arch, teacher, batch, device, best, captured=False)
     return found
 
 

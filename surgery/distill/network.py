@@ -45,7 +45,7 @@ def choose_device(name: str) -> str:
 
 
 def choose_precision(device: str, observation: Sequence[int]) -> torch.dtype:
-    """bfloat16 for images where the processor multiplies in it (AVX-512 BF16, AMX, any CUDA device); else float32.
+    """bfloat16 for images where the processor multiplies in it (AVX-512 BF16, AMX, GPUs from Ampere on); else float32.
 
     Weights, gradients and the optimizer's state are float32 either way: only activations and the operands of
     convolutions and matrix products are rounded.
@@ -53,7 +53,7 @@ def choose_precision(device: str, observation: Sequence[int]) -> torch.dtype:
     if not is_image(observation):
         return torch.float32
     if device == "cuda":
-        return torch.bfloat16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     able = torch.cpu.get_capabilities()
     return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
 
