@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import surgery
 from surgery import evaluate
@@ -31,6 +32,7 @@ from surgery.distill.tensors import Tensors
 from surgery.errors import ArgumentError, RunFailed
 from surgery.policy import backends, load
 from surgery.replay import Layout, Replay, Segment, Window, restore, write_segment
+from surgery.torch import operate
 from surgery.torch.failures import explained
 from surgery.torch.travel import moved
 from tests.small_runs import job_of, lines, weights
@@ -268,6 +270,30 @@ def test_a_phase_that_was_left_anywhere_ends_where_the_whole_one_does(
     one, other = (weights(tmp_path / name / "student.onnx") for name in ("whole", "parts"))
     for name, weight in one.items():
         np.testing.assert_allclose(other[name], weight, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("init", ["zero", "net2net"])
+def test_live_surgery_there_keeps_what_tf32_makes_of_a_network(init: str):
+    torch.backends.cudnn.conv.fp32_precision = torch.backends.cudnn.rnn.fp32_precision = "tf32"  # the default
+    model = nn.Sequential(
+        nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Conv2d(12, 20, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1280, 5)
+    ).cuda()
+    x = torch.randn(16, 3, 12, 12, device="cuda")
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    losses = [step() for _ in range(3)]
+    operate(model, optimizer, x, widths={"0": 17, "2": 31}, init=init, seed=0)
+    assert model[0].weight.shape[0] == 17
+    losses += [step() for _ in range(20)]
+    assert all(one.is_cuda for state in optimizer.state.values() for one in state.values())
+    assert losses[-1] < losses[0]
 
 
 def test_killed_wherever_it_writes_it_goes_on(teachers: Path, tmp_path: Path):
