@@ -402,6 +402,10 @@ def test_the_command_says_what_it_will_take_and_what_became_of_it(
     assert forecast["seconds"] > 0
     # 11 evaluations of 2 games in 4 environments, none longer than 500 steps
     assert forecast["evaluation_seconds"] == pytest.approx(11 * 500 * 4 * forecast["step_seconds"])
+    [caution] = forecast["cautions"]
+    assert caution.startswith("after 600 frames the teacher is gone, for 100 gradient steps")
+    assert main([*words, "--dry-run", "--set", "cutoff=null"]) == 0
+    assert not json.loads(capsys.readouterr().out)["forecast"]["cautions"]
     assert not (tmp_path / "run").exists()
     assert main(words) == 0
     done = json.loads(capsys.readouterr().out)

@@ -108,9 +108,11 @@ def carry_out(job: Job, run: Options, output: Output, *, dry_run: bool) -> None:
         if dry_run:
             record = job.settings.to_json()
             report = {"output": str(job.folder), "settings": record, "forecast": asdict(expected)}
-            output.show(report, lambda: f"{table(('setting', 'value'), _rows(record))}\n\n{line}")
+            rows = table(("setting", "value"), _rows(record))
+            output.show(report, lambda: "\n".join((rows, "", line, *expected.cautions)))
             return
-        output.note(line)
+        for text in (line, *expected.cautions):
+            output.note(text)
     with _live.live(output) as watch:
         outcome = execute(job, threads=run.threads, watch=watch, note=output.note)
     output.show(report_of(outcome), lambda: text_of(outcome))

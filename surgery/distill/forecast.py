@@ -18,6 +18,8 @@ from surgery.replay import Batch, Stretch, estimate
 from surgery.torch.failures import explained
 
 STEPS = 4
+ALONE = 25_000
+"""Gradient steps after the cut-off, a tenth of the paper's. Of 2,500 Atari students lost nearly all that they had."""
 COMPRESSED = 1 / 60
 """Size of frames on disk against memory, for Atari; flags and actions take a few bytes more. Of the weights there are
 three checkpoints with moments, target and the best while one is written, the student with its moments, and the best."""
@@ -34,6 +36,7 @@ class Forecast:
       evaluation_seconds: of all evaluations at most: how long games are depends on who plays.
       update_seconds: of one gradient step.
       step_seconds: of one agent step, acting included.
+      cautions: what should be thought of before it starts.
     """
 
     memory: int
@@ -42,6 +45,7 @@ class Forecast:
     evaluation_seconds: float
     update_seconds: float
     step_seconds: float
+    cautions: tuple[str, ...]
 
 
 def forecast(job: Job, *, threads: int = 1) -> Forecast:
@@ -81,6 +85,18 @@ def _measured(job: Job, session: Session) -> Forecast:
         evaluation_seconds=_evaluation_steps(session) * step,
         update_seconds=update,
         step_seconds=step,
+        cautions=_cautions(job),
+    )
+
+
+def _cautions(job: Job) -> tuple[str, ...]:
+    alone, cutoff = job.settings.alone, job.settings.cutoff
+    if not job.method.weaned or alone is None or cutoff is None or not 0 < alone < ALONE:
+        return ()
+    frames = cutoff * job.settings.skip
+    return (
+        f"after {frames:,} frames the teacher is gone, for {alone:,} gradient steps (the paper: 250,000): in so few a "
+        "student can lose what it had; --set cutoff=null keeps a teacher that is ahead",
     )
 
 

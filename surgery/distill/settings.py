@@ -187,6 +187,11 @@ class Settings:
         stretch = self.n_step + (self.burn_in + 2 * self.unroll if self.unroll else 0)
         return self.batch + self.envs * stretch
 
+    @property
+    def alone(self) -> int | None:
+        """Gradient steps that follow the cut-off of λ; None without one."""
+        return None if self.cutoff is None else max(0, self.budget - self.cutoff) // self.update_period
+
     def rate_at(self, weight: float) -> float:
         """The learning rate at a λ, as in QDagger's released code: λ·rate + (1 − λ)·final_rate."""
         return weight * self.rate + (1 - weight) * self.final_rate
