@@ -46,7 +46,7 @@ def _seeded() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Frameworks and thousands of tests are there to stay, and no rubbish; graphs are, but have no need of haste."""
+    """Rubbish is not looked for among frameworks and thousands of tests, which stay, nor after every few graphs."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)

@@ -7,7 +7,7 @@ import math
 from collections import defaultdict
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surgery.graph.atoms import (
@@ -24,6 +24,7 @@ from surgery.graph.atoms import (
     summands,
 )
 from surgery.graph.axes import cut, derive, take, unify
+from tests.steady import STEADY
 
 WHY = Freeze("input", "axis 1 of input 'x'")
 
@@ -127,7 +128,7 @@ def perform(program: Program, step: str, i: int, j: int) -> None:
             program.add((*tail, *head), la.reshape(outer, -1).T.ravel())
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(STEADY, max_examples=300)
 @given(STEPS)
 def test_what_the_algebra_calls_equal_carries_equal_labels(steps: list[tuple[str, int, int]]):
     program = Program()
@@ -142,7 +143,7 @@ def test_what_the_algebra_calls_equal_carries_equal_labels(steps: list[tuple[str
     program.check()
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(STEADY, max_examples=200)
 @given(STEPS)
 def test_nothing_is_equated_that_was_not_asked_for(steps: list[tuple[str, int, int]]):
     """Joining, cutting and deriving plain axes equates nothing."""
@@ -160,7 +161,7 @@ def test_nothing_is_equated_that_was_not_asked_for(steps: list[tuple[str, int, i
                 assert seen.setdefault(tuple(sorted(coordinate)), int(label)) == label
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(STEADY, max_examples=150)
 @given(STEPS)
 def test_occurrences_keep_their_identity(steps: list[tuple[str, int, int]]):
     """Asking again gives the same occurrences, and two axes that were made apart never share one."""
@@ -180,7 +181,7 @@ def test_occurrences_keep_their_identity(steps: list[tuple[str, int, int]]):
     assert len(owners) == len(set(owners))
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(STEADY, max_examples=150)
 @given(STEPS, st.integers(0, 10**6))
 def test_a_freeze_is_seen_by_every_occurrence_of_the_class(steps: list[tuple[str, int, int]], k: int):
     program, frozen = Program(), list[Axis]()

@@ -102,10 +102,8 @@ def test_done_is_0(model, tmp_path):
 
 def test_the_answer_no_is_1(model, tmp_path):
     noisy = tmp_path / "noisy.onnx"
-    assert (
-        run("widen", model, "--factor", "2", "--init", "net2net", "--noise", "0.5", "-o", noisy).returncode
-        == 0
-    )
+    words = ["--factor", "2", "--init", "net2net", "--noise", "0.5", "-o"]
+    assert main(["widen", str(model), *words, str(noisy)]) == 0
     done = run("verify", model, noisy)
     assert (done.returncode, done.stderr) == (1, "")
     assert "FAILED" in done.stdout

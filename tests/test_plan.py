@@ -26,6 +26,7 @@ from surgery.edits.plan import Plan
 from surgery.errors import PlanMismatch, Refused
 from surgery.optimizer import OptimizerState, ParamGroup
 from tests import zoo
+from tests.steady import STEADY
 
 NETS = (
     "nature_nhwc",
@@ -100,11 +101,13 @@ def space_edits(draw: st.DrawFn) -> SpaceEdit:
     return SpaceEdit(draw(st.text()), before, tuple(source), fresh, shares)
 
 
+@STEADY
 @given(space_edits())
 def test_every_space_edit_comes_back_from_json_equal(edit: SpaceEdit) -> None:
     assert SpaceEdit.from_json(json.loads(json.dumps(edit.to_json()))) == edit
 
 
+@STEADY
 @given(st.integers(1, 2000), st.integers(0, 300))
 def test_a_growth_is_written_in_a_few_runs(before: int, more: int) -> None:
     """Old units are one run, however many they are."""

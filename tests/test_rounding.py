@@ -18,6 +18,7 @@ from surgery.edits.arithmetic import SpaceEdit, axis_maps, edit_weight
 from surgery.edits.execute import execute
 from surgery.graph.layout import Sum, Units
 from tests import zoo
+from tests.steady import STEADY
 
 PRECISIONS = {
     "float64": np.float64,
@@ -97,6 +98,7 @@ def test_rounding_every_copy_by_itself_would_be_worse(name: str) -> None:
     assert ours.mean() < naive.mean() and (ours == 0).mean() > (naive == 0).mean()
 
 
+@STEADY
 @given(
     old=arrays(np.float32, UNITS, elements=st.floats(-(2.0**100), 2.0**100, width=32)),
     copies=st.integers(2, 9),

@@ -24,6 +24,7 @@ from surgery.interface import PortPatch
 from surgery.port_kinds import infer
 from surgery.route import migrate, survey
 from tests import zoo
+from tests.steady import STEADY
 from tests.test_docs import ROOT
 
 TEACHERS = ROOT / "examples" / "teachers"
@@ -346,7 +347,7 @@ def test_the_optimizers_slots_of_a_deeper_network_are_complete():
 _WIDTHS = st.lists(st.integers(2, 6), min_size=1, max_size=3)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(STEADY, max_examples=60)
 @given(_WIDTHS, st.lists(st.integers(2, 9), min_size=1, max_size=5))
 def test_of_mlps_exactly_those_are_reached_into_which_the_old_layers_fit_in_order(have, want):
     before = new("mlp-" + "-".join(map(str, have)), observation=(3,), actions=2)
