@@ -19,6 +19,7 @@ from torch import nn
 
 import surgery
 from surgery import evaluate
+from surgery.architectures import new
 from surgery.distill import execute
 from surgery.distill.actor import Actor
 from surgery.distill.captured import WARM_UP, Arriving, Captured, CudaGraphs, Staging
@@ -30,9 +31,9 @@ from surgery.distill.session import Session
 from surgery.distill.store import agree_on, owning
 from surgery.distill.tensors import Tensors
 from surgery.errors import ArgumentError, RunFailed
-from surgery.policy import backends, load
+from surgery.policy import load
 from surgery.replay import Layout, Replay, Segment, Window, restore, write_segment
-from surgery.torch import operate
+from surgery.torch import from_module, operate, to_module
 from surgery.torch.failures import explained
 from surgery.torch.travel import moved
 from tests.small_runs import job_of, lines, weights
@@ -195,15 +196,13 @@ def test_onnxruntime_takes_and_gives_tensors_where_they_lie(teachers: Path):
         pytest.skip("needs onnxruntime-gpu")
     made, said = surgery.load(teachers / "breakout-ppo.onnx"), []
     seen = np.random.default_rng(0).integers(0, 255, (8, 4, 84, 84), np.uint8)
-    run = backends.in_runtime(made, torch.device("cuda"), note=said.append)
+    policy = load(made, device="cuda", backend="onnxruntime", note=said.append)
     assert not said
-    policy = load(made, device="cuda", backend="onnxruntime")
     found = [
         policy.scores(moved(seen[k : k + 4], "cuda")) for k in (0, 4)
     ]  # the first outlives the second run
     assert all(one.device.type == "cuda" for one in found)
     torch.testing.assert_close(torch.cat(found).cpu(), load(made).scores(seen), rtol=1e-2, atol=1e-2)
-    assert callable(run)
 
 
 def test_a_device_that_is_not_there_is_refused(teachers: Path):
@@ -270,6 +269,13 @@ def test_a_phase_that_was_left_anywhere_ends_where_the_whole_one_does(
     one, other = (weights(tmp_path / name / "student.onnx") for name in ("whole", "parts"))
     for name, weight in one.items():
         np.testing.assert_allclose(other[name], weight, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_a_recurrent_module_there_is_exported_with_its_layer():
+    """Though it takes its steps by the cell."""
+    module = to_module(new("lstm-8", observation=(5,), actions=3, seed=0)).cuda()
+    given = tuple(torch.zeros(3, size, device="cuda") for size in (5, 8, 8))
+    assert "LSTM" in [node.op_type for node in from_module(module, example_inputs=given).model.graph]
 
 
 @pytest.mark.parametrize("init", ["zero", "net2net"])

@@ -96,7 +96,8 @@ def layer(
             state = state.transpose(0, 1).contiguous()
         start.append(state)
     time = 1 if batch_first else 0
-    if x.shape[time] == 1 and not both and x.device.type not in ("cpu", "meta"):
+    exported = torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
+    if x.shape[time] == 1 and not (both or exported or x.device.type in ("cpu", "meta")):
         last = single_step(x.select(time, 0), [state[0] for state in start], function, weights)
         y: Any = last[0].movedim(0, time)
     else:
