@@ -480,12 +480,15 @@ def test_an_empty_replay_and_one_too_small_are_errors(rng: np.random.Generator):
         Replay(Layout(8, (84, 84), "uint8", 4), 100, n_step=3)
 
 
+@pytest.mark.parametrize("at_once", [1, 30, 1 << 20])
 @pytest.mark.parametrize(
-    ("frame", "kind"), [((84, 84), "uint8"), ((4,), "float32"), ((3, 3), "bool"), ((5,), "int16")]
+    ("frame", "kind"),
+    [((84, 84), "uint8"), ((4,), "float32"), ((2, 4), "bool"), ((3, 3), "bool"), ((5,), "int16")],
 )
-def test_frames_on_a_device_are_gathered_as_they_were_written_whether_they_fill_whole_words_or_not(
-    frame, kind
+def test_frames_come_from_a_device_as_they_were_written_in_whole_words_or_not_in_pieces_or_not(
+    frame, kind, at_once, monkeypatch
 ):
+    monkeypatch.setattr("surgery.replay.frames.AT_ONCE", at_once)
     generator = np.random.default_rng(0)
     given = generator.integers(0, 2 if kind == "bool" else 120, (6, *frame)).astype(kind)
     frames = make_frames(9, frame, np.dtype(kind), "cpu:0")
@@ -494,4 +497,6 @@ def test_frames_on_a_device_are_gathered_as_they_were_written_whether_they_fill_
     found = frames.gather(rows[::-1].copy())
     assert found.dtype == torch.from_numpy(given).dtype
     np.testing.assert_array_equal(found.numpy(), given[::-1])
+    np.testing.assert_array_equal(frames.read(rows), given)
     assert not frames.read(np.array([2, 5, 6])).any()
+    assert frames.read(rows[:0]).shape == (0, *frame)

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import torch
 
 Array = np.ndarray[Any, np.dtype[Any]]
+AT_ONCE = 1 << 26
+"""Bytes of frames that travel to or from a device in one piece."""
 
 
 class Frames(Protocol):
@@ -87,7 +89,7 @@ class DeviceFrames:
 
         from surgery.torch.travel import moved
 
-        self.shape, self._moved = tuple(frame), moved
+        self.shape, self._dtype, self._moved = tuple(frame), dtype, moved
         self._kind = torch.from_numpy(np.zeros(1, dtype)).dtype
         self._device = torch.device(device)
         size = int(np.prod(frame, dtype=np.int64))
@@ -96,12 +98,21 @@ class DeviceFrames:
         self._words = self._frames if size * dtype.itemsize % 8 else self._frames.view(torch.int64)
 
     def write(self, rows: Array, frames: Array | torch.Tensor) -> None:
-        given = self._moved(frames, self._device).reshape(len(rows), -1)
-        self._frames.index_copy_(0, self._moved(rows, self._device), given)
+        for part in self._parts(len(rows)):
+            given = self._moved(frames[part], self._device).reshape(-1, self._frames.shape[1])
+            self._frames.index_copy_(0, self._moved(rows[part], self._device), given)
 
     def gather(self, rows: Array) -> torch.Tensor:
         found = self._words.index_select(0, self._moved(rows, self._device))
         return found.view(self._kind).view(len(rows), *self.shape)
 
     def read(self, rows: Array) -> Array:
-        return self.gather(rows).cpu().numpy()
+        found = np.empty((len(rows), *self.shape), self._dtype)
+        for part in self._parts(len(rows)):
+            found[part] = self.gather(rows[part]).cpu().numpy()
+        return found
+
+    def _parts(self, count: int) -> list[slice]:
+        """What travels at once: a whole segment would take as much again on the device, and twice that on the host."""
+        step = max(1, AT_ONCE // (self._frames.shape[1] * self._dtype.itemsize))
+        return [slice(first, first + step) for first in range(0, count, step)]
