@@ -47,7 +47,7 @@ def options(function: F) -> F:
             ),
             _options.seed,
             click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
-                         help="Where the networks run."),
+                         help="Where the networks run; auto: on a GPU if PyTorch sees one."),
             click.option("--envs", metavar="N", type=click.IntRange(min=1), default=8, show_default=True,
                          help="Environments played at once."),
             click.option("--set", "changes", metavar="NAME=VALUE", multiple=True, callback=settings,
