@@ -23,12 +23,7 @@ from surgery.architectures import new
 from surgery.distill import execute
 from surgery.distill.actor import Actor
 from surgery.distill.captured import WARM_UP, Arriving, Captured, CudaGraphs, Staging
-from surgery.distill.interrupt import Stopped
 from surgery.distill.learner import Learner, Objective
-from surgery.distill.loop import Loop
-from surgery.distill.run import config
-from surgery.distill.session import Session
-from surgery.distill.store import agree_on, owning
 from surgery.distill.tensors import Tensors
 from surgery.errors import ArgumentError, RunFailed
 from surgery.policy import load
@@ -38,7 +33,7 @@ from surgery.torch.failures import explained
 from surgery.torch.travel import moved
 from tests.small_runs import job_of, lines, weights
 from tests.test_captured import STEPS, STUDENTS, filled, learner_of, remembers, tensors
-from tests.test_distill import has_reached
+from tests.test_distill import leave_at
 from tests.test_killed import SCRIPT
 
 pytestmark = [
@@ -259,12 +254,7 @@ def test_a_phase_that_was_left_anywhere_ends_where_the_whole_one_does(
     )
     execute(whole)
     for reached in (2, 26, 59):
-        with owning(parts.folder):
-            agree_on(parts.folder, config(parts))
-        session = Session.open(parts)
-        with pytest.raises(Stopped):
-            Loop(session, stop=partial(has_reached, session.progress, reached)).run()
-        session.close()
+        leave_at(parts, reached)
     execute(parts)
     one, other = (weights(tmp_path / name / "student.onnx") for name in ("whole", "parts"))
     for name, weight in one.items():

@@ -22,7 +22,7 @@ import torch
 import surgery
 from surgery.architectures import new
 from surgery.cli import main
-from surgery.distill import METHODS, Options, Outcome, execute, plan_distill
+from surgery.distill import METHODS, Job, Options, Outcome, execute, plan_distill
 from surgery.distill.acting import play_games
 from surgery.distill.interrupt import Stopped
 from surgery.distill.learner import Learner
@@ -178,6 +178,16 @@ def has_reached(progress: Progress, updates: int) -> bool:
     return progress.offline >= updates
 
 
+def leave_at(job: Job, updates: int) -> None:
+    """Go on with a run, and stop it after some gradient steps of its offline phase."""
+    with owning(job.folder):
+        agree_on(job.folder, config(job))
+    session = Session.open(job)
+    with pytest.raises(Stopped):
+        Loop(session, stop=partial(has_reached, session.progress, updates)).run()
+    session.close()
+
+
 @pytest.mark.parametrize(
     "kind", [{"to": "mlp-32"}, {"to": "mlp-8", "noisy": True}, {"to": "gru-8", "unroll": 6, "burn_in": 2}]
 )
@@ -190,12 +200,7 @@ def test_an_offline_phase_that_was_left_anywhere_ends_in_the_same_bits(
     )
     execute(whole)
     for reached in (1, 26, 31, 59):
-        with owning(parts.folder):
-            agree_on(parts.folder, config(parts))
-        session = Session.open(parts)
-        with pytest.raises(Stopped):
-            Loop(session, stop=partial(has_reached, session.progress, reached)).run()
-        session.close()
+        leave_at(parts, reached)
     execute(parts)
     assert len({line["updates"] for line in lines(tmp_path / "parts", "train")}) == len(
         {line["updates"] for line in lines(tmp_path / "whole", "train")}
