@@ -363,6 +363,16 @@ def test_the_class_computes_the_same_and_its_state_dict_fits(name):
     assert {key for key, _ in net.named_parameters()} == {key for key, _ in module.named_parameters()}
 
 
+def test_constants_that_are_not_finite_are_written_out():
+    model = parsed(
+        HEADER
+        + "g (float[2] x) => (float[2] y) { m = Constant<value = float[2] {0.0, 0.0}>() z = Log(m) y = Max(x, z) }"
+    )
+    namespace: dict[str, type[nn.Module]] = {}
+    exec(code(model), namespace)
+    assert torch.equal(namespace["Network"]()(torch.ones(2)), torch.ones(2))
+
+
 def test_layers_of_the_source_are_layers_again():
     source = code(zoo.load("nature_dqn", "dynamo"))
     assert "self.conv1 = nn.Conv2d(4, 32, 8, stride=4)" in source

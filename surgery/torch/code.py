@@ -193,7 +193,8 @@ def _written(name: str, tensor: Tensor) -> str:
             where={"constant": f"{shape_text(tensor.shape)} {tensor.dtype}"},
             hint="use the module itself: surgery.torch.to_module",
         )
-    return f"torch.tensor({tensor.tolist()}, dtype={tensor.dtype})"
+    numbers = re.sub(r"\b(?:inf|nan)\b", r"math.\g<0>", str(tensor.tolist()))
+    return f"torch.tensor({numbers}, dtype={tensor.dtype})"
 
 
 def _joined(block: Block) -> Block:
