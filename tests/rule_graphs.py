@@ -321,12 +321,12 @@ def check_demands(
                 demand = travel({}, leaf, scaled)
                 claimed[name, k] = min(demand.level, claimed.get((name, k), 2))
                 # a tensor with several readers also changes what is not asked: that is for `assign` to see
-                tensors = [model.graph.initializers[str(leaf.tensor)] for leaf in demand.reached]
+                tensors = [model.graph.initializers[str(leaf.tensor)] for leaf in demand.parameters]
                 if demand.level == 0 or any(len(tensor.uses()) > 1 for tensor in tensors):
                     continue
                 factor = rng.uniform(0.5, 2.0, leaf.size) if demand.level == 2 else np.zeros(leaf.size)
                 after = run(
-                    model, given, outputs=[name], parameters=_scaled(analysis, demand.reached, factor)
+                    model, given, outputs=[name], parameters=_scaled(analysis, demand.parameters, factor)
                 )
                 along = [1] * before[name].ndim
                 along[k] = -1
@@ -378,13 +378,13 @@ def check_means(analysis: Analysis, results: Sequence[str], rng: np.random.Gener
 def _averaged(analysis: Analysis, demand: Demand) -> dict[str, np.ndarray] | None:
     """The parameters with their first units at the mean; None if units are a part of an axis or read several times."""
     out: dict[str, np.ndarray] = {}
-    for tensor in {str(leaf.tensor) for leaf in demand.reached}:
+    for tensor in {str(leaf.tensor) for leaf in demand.parameters}:
         value = analysis.model.graph.initializers[tensor]
         if value.const_value is None or len(value.uses()) > 1:
             return None
         array = value.const_value.numpy().astype(np.float64)
         for k, axis in enumerate(analysis.trace.tensors[tensor]):
-            parts = [leaf for leaf in leaves(axis) if leaf in demand.reached]
+            parts = [leaf for leaf in leaves(axis) if leaf in demand.parameters]
             if parts and (len(parts) > 1 or parts[0].size != array.shape[k]):
                 return None
             if parts:

@@ -9,9 +9,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 
 import surgery
 from surgery.builder import GraphBuilder
+from surgery.edits.axis_maps import axis_maps
 from surgery.edits.execute import execute
 from surgery.edits.plan import Plan
 from surgery.edits.ports import grow, shrink
@@ -19,6 +21,7 @@ from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.graph import layout
 from surgery.numeric import run
 from surgery.port_kinds import infer
+from surgery.torch import to_module
 from surgery.verify.outputs import runtime
 from surgery.verify.structure import check_structure
 from tests import zoo
@@ -87,6 +90,30 @@ def _interface(model: ir.Model, grown: set[str]) -> list[tuple[object, ...]]:
         (v.name, v.dtype, *("n" if v.name in grown and isinstance(d, int) else str(d) for d in v.shape or ()))
         for v in (*model.graph.inputs, *model.graph.outputs)
     ]
+
+
+@pytest.mark.parametrize("style", zoo.STYLES)
+@pytest.mark.parametrize("name", ["transformer", "spatial_attention", "multihead_pool"])
+def test_new_units_of_attention_learn(name: str, style: str) -> None:
+    """No new row of a weight is zero and stays so: not all of queries, keys and values in one tensor start at zero."""
+    before, tried = original(name, style).checkpoint, 0
+    given = zoo.sample(name, 4, np.random.default_rng(0))
+    for space in (s for s in surgery.analyse(before.model).spaces if "att" in s.name and s.widenable):
+        tried += 1
+        plan = surgery.widen(before, widths={space.name: space.size + 1}, init="zero")
+        after = execute(plan, before)
+        module = to_module(after, dtype=torch.float64)
+        module(
+            *(torch.from_numpy(given[port.name]).double() for port in after.interface.inputs)
+        ).sin().sum().backward()
+        for tensor in plan.tensors:
+            weight = module.get_parameter(tensor.name)
+            for k, axis in enumerate(axis_maps(tensor.axes, plan.edits)):
+                if axis is not None and weight.ndim > 1:
+                    fresh = np.flatnonzero(axis.fresh_in | axis.fresh_out)
+                    rows = torch.stack([weight.detach(), weight.grad]).movedim(k + 1, 0)[fresh]
+                    assert rows.flatten(1).any(1).all(), f"{space.name}: {tensor.name}"
+    assert tried > 1
 
 
 @pytest.mark.parametrize(("name", "style"), EXPORTS)

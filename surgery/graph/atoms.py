@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Axis = tuple["Atom", ...]
+Place = tuple["Atom", int]
 UNIT: Axis = ()
 
 
@@ -88,10 +89,12 @@ class Atom:
         functions), 1 only zero (f(0) = 0), 0 nothing.
       barrier: the node that stops it where `passes` < 2.
       linear: whether a unit at the mean of its origins' units is the mean of these units, too.
+      place: where on another axis of the operand these units were taken from, if one place of it was chosen: the
+        factor that this axis is, and the index. What is asked of them is asked of that place alone.
     """
 
     __slots__ = (
-        "barrier", "children", "linear", "mode", "origins", "parent", "passes", "reasons", "size", "tensor",
+        "barrier", "children", "linear", "mode", "origins", "parent", "passes", "place", "reasons", "size", "tensor",
     )  # fmt: skip
 
     def __init__(self, size: int, *, tensor: str | None = None) -> None:
@@ -102,6 +105,7 @@ class Atom:
         self.passes = 2
         self.barrier: str | None = None
         self.linear = True
+        self.place: Place | None = None
         self.parent: Atom | None = None
         self.children: Children | None = None
         self.reasons: list[Freeze] = []
@@ -150,6 +154,7 @@ def _inherit(child: Atom, parent: Atom, origins: Iterable[Atom]) -> Atom:
         parent.barrier,
         parent.linear,
     )
+    child.place = parent.place
     child.origins = tuple(origins)
     return child
 

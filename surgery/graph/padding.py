@@ -83,10 +83,10 @@ def _padding(trace: Trace, roles: Roles, root: Atom, own: list[Norm], zero: Ask,
     if not asked.level:
         return None
     start: Role = "mean" if kind == "layer" else "zero"
-    special: dict[Atom, Role] = dict.fromkeys(asked.reached, start)
+    special: dict[Atom, Role] = dict.fromkeys(asked.parameters, start)
     for norm in own:
         shifts = [] if norm.shift is None else list(leaves(trace.tensors[norm.shift.name or ""][-1]))
-        if asked.reached.intersection(shifts):  # it would have to start in two ways
+        if asked.parameters.intersection(shifts):  # it would have to start in two ways
             return None
         special.update(dict.fromkeys(shifts, "zero"))
     readers = _readers(trace, root, own)
@@ -138,14 +138,14 @@ def _sides(site: Site, root: Atom) -> tuple[frozenset[Atom], tuple[Atom, ...]]:
 
 def _vanishes(demand: Demand, special: Mapping[Atom, Role]) -> bool:
     """Whether new units are zero as things start."""
-    return demand.level > 0 and all(special.get(leaf) == "zero" for leaf in demand.reached)
+    return demand.level > 0 and all(special.get(leaf) == "zero" for leaf in demand.parameters)
 
 
 def _zero(atom: Atom, behind: list[Demand], outputs: frozenset[Atom]) -> Demand:
     if atom in outputs:
         return Demand(1)
     if not behind:
-        return Demand(1, frozenset([atom])) if atom.tensor is not None else Demand(0)
+        return Demand(1, frozenset([(atom, None)])) if atom.tensor is not None else Demand(0)
     if atom.passes < 1:
         return Demand(0)
     if atom.mode == "all":
@@ -156,5 +156,5 @@ def _zero(atom: Atom, behind: list[Demand], outputs: frozenset[Atom]) -> Demand:
 def averaged(atom: Atom, behind: list[Demand]) -> Demand:
     """What happens to units that shall be the mean of others."""
     if not behind:
-        return Demand(1, frozenset([atom])) if atom.tensor is not None else Demand(0)
+        return Demand(1, frozenset([(atom, None)])) if atom.tensor is not None else Demand(0)
     return together(behind) if atom.linear else Demand(0)

@@ -8,12 +8,14 @@ them. Where no operand can answer, the axis is frozen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from surgery.graph.atoms import Atom, Axis, Freeze, factors, find, freeze, leaves, size_of, summands
+from surgery.graph.atoms import Atom, Axis, Freeze, Place, factors, find, freeze, leaves, size_of, summands
 from surgery.graph.records import Site
 from surgery.graph.trace import Trace, label
+
+Places = tuple[Atom, frozenset[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +24,21 @@ class Demand:
 
     Attributes:
       level: 2 these units can be scaled, 1 they can only be made zero, 0 neither.
-      reached: the elements of parameters that would be zero or scaled.
+      reached: the elements of parameters that would be zero or scaled, and the one place beside them where they
+        would, if it is one.
       through: the occurrences on the way.
       barrier: what stopped it.
     """
 
     level: int
-    reached: frozenset[Atom] = frozenset()
+    reached: frozenset[tuple[Atom, Place | None]] = frozenset()
     through: frozenset[Atom] = frozenset()
     barrier: str | None = None
+
+    @property
+    def parameters(self) -> frozenset[Atom]:
+        """The occurrences in parameters that are reached, at whatever place."""
+        return frozenset(leaf for leaf, _ in self.reached)
 
 
 @dataclass
@@ -39,6 +47,8 @@ class Roles:
 
     Attributes:
       consumers: parameter occurrences whose new elements are zero, or shared out among replicas.
+      places: those of them of which only some places are (of queries, keys and values in one axis, say: 3 · heads · d):
+        the factor beside them that counts these places, and which ones.
       no_zero, no_net2net: class -> why it cannot take this initialisation.
       whole: class -> why copies of it come in whole multiples only.
       alike: classes that must grow by the same multiple.
@@ -47,6 +57,7 @@ class Roles:
     """
 
     consumers: set[Atom] = field(default_factory=set)
+    places: dict[Atom, Places] = field(default_factory=dict)
     no_zero: dict[Atom, str] = field(default_factory=dict)
     no_net2net: dict[Atom, str] = field(default_factory=dict)
     whole: dict[Atom, str] = field(default_factory=dict)
@@ -65,8 +76,10 @@ def assign(trace: Trace) -> Roles:
     consumed: set[Atom] = set()
     asked: set[Atom] = set()
     through: set[Atom] = set()
+    demanded: dict[Atom, set[Place | None]] = {}
     for site in trace.sites:
-        _settle(roles, site, consumed, asked, through)
+        _settle(roles, site, consumed, asked, through, demanded)
+    roles.places = _places(trace, demanded)
     produced = _produced(roles, trace, asked, through)
     for leaf in _in_order(consumed & produced):
         reason = f"'{leaf.tensor}' both makes and consumes these units (tied weights)"
@@ -83,6 +96,22 @@ def assign(trace: Trace) -> Roles:
     roles.linked = _linked(trace, roles)
     _freezetogether(trace, roles)
     return roles
+
+
+def _places(trace: Trace, demanded: Mapping[Atom, set[Place | None]]) -> dict[Atom, Places]:
+    """The occurrences that are asked at some places only of a factor which stands before them in their axis."""
+    found: dict[Atom, Places] = {}
+    pending = [factors(axis) for axes in trace.tensors.values() for axis in axes]
+    while pending:
+        parts = pending.pop()
+        for k, leaf in enumerate(parts):
+            pending.extend(summands(leaf))
+            asked = demanded.get(leaf, {None})
+            counted = {None if place is None else find(place[0]) for place in asked}
+            before = next((other for other in parts[:k] if counted == {find(other)}), None)
+            if before is not None:
+                found[leaf] = before, frozenset(place[1] for place in asked if place is not None)
+    return found
 
 
 def _linked(trace: Trace, roles: Roles) -> list[set[Atom]]:
@@ -158,7 +187,14 @@ def _why(fixed: Sequence[Atom]) -> str:
     return "" if reason is None else f" ({reason})"
 
 
-def _settle(roles: Roles, site: Site, consumed: set[Atom], asked: set[Atom], through: set[Atom]) -> None:
+def _settle(
+    roles: Roles,
+    site: Site,
+    consumed: set[Atom],
+    asked: set[Atom],
+    through: set[Atom],
+    demanded: dict[Atom, set[Place | None]],
+) -> None:
     """Find for every class that a site mixes the operand that answers for it."""
     where = f"node '{label(site.node)}' ({site.node.op_type})"
     if site.kind == "order":
@@ -186,8 +222,10 @@ def _settle(roles: Roles, site: Site, consumed: set[Atom], asked: set[Atom], thr
             roles.no_net2net.setdefault(
                 root, f"{where} sums over it and no operand can be scaled: {best.barrier}"
             )
-        (consumed if site.constant[k] else asked).update(best.reached)
+        (consumed if site.constant[k] else asked).update(best.parameters)
         through.update(best.through)
+        for leaf, place in best.reached:
+            demanded.setdefault(leaf, set()).add(place)
 
 
 def _average(roles: Roles, site: Site, reason: str) -> None:
@@ -260,12 +298,15 @@ def scaled(atom: Atom, behind: list[Demand]) -> Demand:
     if not behind:
         if atom.tensor is None:
             return Demand(0, barrier="they do not come from parameters")
-        return Demand(2, frozenset([atom]))
+        return Demand(2, frozenset([(atom, None)]))
     found = together(behind) if atom.mode == "all" else max(behind, key=lambda demand: demand.level)
     level, barrier = found.level, found.barrier
     if atom.passes < level:
         level, barrier = atom.passes, atom.barrier
-    return Demand(level, found.reached, found.through | {atom}, barrier)
+    reached = found.reached
+    if atom.place is not None:
+        reached = frozenset((leaf, inner or atom.place) for leaf, inner in reached)
+    return Demand(level, reached, found.through | {atom}, barrier)
 
 
 def _parameters(roles: Roles, axes: Iterable[Axis]) -> frozenset[Atom]:

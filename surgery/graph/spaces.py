@@ -167,7 +167,7 @@ class Analysis:
         if not special:
             return self.tensors
         return {
-            tensor: tuple(_layout(axis, self._names, self._roles.consumers, special) for axis in axes)
+            tensor: tuple(_layout(axis, self._names, self._roles, special) for axis in axes)
             for tensor, axes in self.trace.tensors.items()
         }
 
@@ -178,7 +178,7 @@ class Analysis:
 
     def layout(self, axis: Axis) -> Layout:
         """The layout of any axis of the trace; roles are meaningless on activations."""
-        return _layout(axis, self._names, frozenset())
+        return _layout(axis, self._names)
 
     def resize(self, sizes: Mapping[str, int]) -> Callable[[Axis], int]:
         """A function that gives the size of any axis once some spaces have new sizes."""
@@ -210,8 +210,7 @@ def analyse(model: ir.Model, interface: Interface | None = None, trained: Collec
                     members.setdefault(find(leaf), []).append((tensor, k, leaf))
     names = _names(members, roles, modules(model, trace))
     layouts = {
-        tensor: tuple(_layout(axis, names, roles.consumers) for axis in axes)
-        for tensor, axes in trace.tensors.items()
+        tensor: tuple(_layout(axis, names, roles) for axis in axes) for tensor, axes in trace.tensors.items()
     }
     padded = paddings(trace, roles)
     spaces = tuple(_space(root, names, members[root], roles, layouts, padded.get(root)) for root in members)
@@ -321,25 +320,41 @@ def module(tensor: str) -> str:
 def _layout(
     axis: Axis,
     names: Mapping[Atom, str],
-    consumers: frozenset[Atom] | set[Atom],
+    roles: Roles | None = None,
     special: Mapping[Atom, Role] | None = None,
 ) -> Layout:
-    out: list[Factor] = []
-    for atom in factors(axis):
+    out, each = list[Factor](), list[Layout]()
+    row = factors(axis)
+    for k, atom in enumerate(row):
+        if roles is not None and (asked := _asked_at_places(atom, row[k + 1 :], roles, special or {})):
+            for place in range(atom.size):
+                others: dict[Atom, Role] = {leaf: "out" for leaf in asked if place not in asked[leaf]}
+                each.append(_layout(tuple(row[k + 1 :]), names, roles, {**(special or {}), **others}))
+            return layout.simplified([*out, Sum(tuple(each))])
         if atom.segments is not None:
-            parts = tuple(_layout(tuple(part), names, consumers, special) for part in summands(atom))
+            parts = tuple(_layout(tuple(part), names, roles, special) for part in summands(atom))
             whole = all(len(part) == 0 or all(isinstance(f, int) for f in part) for part in parts)
             out.append(size_of((atom,)) if whole else Sum(parts))
             continue
         if atom.woven is not None:
-            inside = tuple(_layout(axis, names, consumers, special) for axis in atom.woven)
+            inside = tuple(_layout(axis, names, roles, special) for axis in atom.woven)
             fixed = not any(True for part in inside for _ in layout.units(part))
             out.append(atom.size if fixed else _woven(atom, inside))
             continue
         name = names.get(find(atom))
-        role: Role = (special or {}).get(atom, "in" if atom in consumers else "out")
+        role: Role = (special or {}).get(
+            atom, "in" if roles is not None and atom in roles.consumers else "out"
+        )
         out.append(atom.size if name is None else Units(name, atom.size, role))
     return layout.simplified(out)
+
+
+def _asked_at_places(
+    counter: Atom, behind: list[Atom], roles: Roles, special: Mapping[Atom, Role]
+) -> dict[Atom, frozenset[int]]:
+    """The factors that only some of the places which another one counts make zero, and at which of them."""
+    places = {leaf: roles.places[leaf] for leaf in behind if leaf in roles.places and leaf not in special}
+    return {leaf: at for leaf, (before, at) in places.items() if before is counter}
 
 
 def _woven(atom: Atom, inside: tuple[Layout, ...]) -> Factor:

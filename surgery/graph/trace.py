@@ -333,7 +333,9 @@ _PASSIVE = frozenset(
 
 
 def _readers(value: ir.Value) -> list[ir.Node]:
-    return [use.node for use in value.uses() if use.node.op_type not in ("Shape", "Size")]
+    """The nodes that read the numbers of a value, and not its shape or type alone."""
+    kept = [use for use in value.uses() if use.node.op_type not in ("Shape", "Size")]
+    return [use.node for use in kept if use.node.op_type != "CastLike" or use.idx == 0]
 
 
 def _guard(value: ir.Value, axes: Sequence[Axis]) -> list[Axis]:

@@ -8,7 +8,8 @@ from itertools import pairwise
 
 import onnx_ir as ir
 
-from surgery.graph.atoms import UNIT, Axis, concat
+from surgery.graph.atoms import UNIT, Axis, concat, factors
+from surgery.graph.axes import derive
 from surgery.graph.records import Number, Resize
 from surgery.graph.rules.table import Table
 from surgery.graph.trace import Opaque, Trace, data_of, is_symbolic, label
@@ -29,8 +30,9 @@ def split(t: Trace, node: ir.Node) -> None:
     pieces = _cut(t, node, x, at, sizes)
     used = [value for value in node.outputs if value.uses() or value.is_graph_output()]
     data = t.handed_on(x, data) if len(used) > 1 else data
-    for value, piece in zip(node.outputs, pieces, strict=True):
-        t.put(value, [*data[:at], piece, *data[at + 1 :]])
+    for k, (value, piece) in enumerate(zip(node.outputs, pieces, strict=True)):
+        row = [*data[:at], piece, *data[at + 1 :]]
+        t.put(value, chosen_place(row, data[at], sum(sizes[:k])) if sizes[k] == 1 else row)
     if not is_symbolic(data[at]):
         where: int | str = 1 if t.facts.versions.get("", 13) >= 13 else "split"
         t.literal(node, where, lambda size: [size(piece) for piece in pieces])
@@ -98,6 +100,7 @@ def slice_(t: Trace, node: ir.Node) -> None:
         if step == 1:
             before, data[k], _ = _cut(t, node, x, k, [begin, count, n - begin - count])
             bounds = _between(whole, before, data[k])
+            data = chosen_place(data, whole, begin) if count == 1 else data
         elif _strides(n, begin, step, count):
             data[k] = _every(t, node, whole, n // step)
             bounds = _throughout(whole, begin)
@@ -177,7 +180,20 @@ def gather(t: Trace, node: ir.Node) -> None:
         t.put(node.outputs[0], [*rows[:at], *places, *rows[at + 1 :]])
         return
     picked = _pick(t, node, x, at, chosen)
-    t.put(node.outputs[0], [*data[:at], *(UNIT if n == 1 else picked for n in shape), *data[at + 1 :]])
+    row = [*data[:at], *(UNIT if n == 1 else picked for n in shape), *data[at + 1 :]]
+    place = chosen[0] % t.shape(x)[at]
+    t.put(node.outputs[0], chosen_place(row, data[at], place) if len(chosen) == 1 else row)
+
+
+def chosen_place(row: Sequence[Axis], chosen: Axis, place: int) -> list[Axis]:
+    """The axes that are left where one place of another axis was chosen; they remember which one."""
+    counter = factors(chosen)
+    if len(counter) != 1:
+        return list(row)
+    made = [derive([axis], linear=True) if axis else axis for axis in row]
+    for atom in (atom for axis in made for atom in axis):
+        atom.place = counter[0], place
+    return made
 
 
 def _pick(t: Trace, node: ir.Node, x: ir.Value, at: int, written: list[int]) -> Axis:
