@@ -6,18 +6,24 @@ import dataclasses
 import json
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
+from onnx import numpy_helper
 
 import surgery
-from surgery import NewAction, NewObservation
+from surgery import NewAction, NewObservation, Retired
+from surgery.description import Observed, SpaceDescription
 from surgery.edits.execute import execute
 from surgery.edits.plan import Plan
 from surgery.edits.ports import grow, shrink
 from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.graph.layout import text
 from surgery.graph.spaces import analyse
+from surgery.interface import PortPatch
 from surgery.numeric import run
 from surgery.optimizer import OptimizerState, ParamGroup
+from surgery.port_kinds import infer
 from surgery.verify.outputs import difference
 from tests import zoo
 
@@ -38,8 +44,6 @@ def _axes(checkpoint: surgery.Checkpoint) -> list[str]:
 
 
 def _with_state(checkpoint: surgery.Checkpoint, rng: np.random.Generator) -> surgery.Checkpoint:
-    import onnx_ir as ir
-
     names = tuple(n for n, t in checkpoint.tensors.items() if t.dtype.is_floating_point() and len(t.shape))
     slots = {
         slot: {n: ir.tensor(rng.random(tuple(checkpoint.tensors[n].shape), np.float32)) for n in names}
@@ -111,6 +115,89 @@ def test_names_and_ranges_of_features_follow() -> None:
     assert after.labels == (*port.labels[:2], "wind", *port.labels[2:])
     assert after.low == (*low[:2], low[1], *low[2:])
     assert after.high == 1.0
+
+
+def _in_parts() -> surgery.Checkpoint:
+    """A network that reads a flat observation in parts, as of a dictionary: x[:, :4], x[:, 4:7]."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["": 20]>
+        g (float[batch, 7] x, float[5, 4] left_weight, float[5] left_bias, float[5, 3] right_weight,
+           float[5] right_bias, float[3, 10] head_weight, float[3] head_bias) => (float[batch, 3] q)
+        <int64[2] sizes = {4, 3}> {
+            a, b = Split<axis = 1>(x, sizes)
+            l = Gemm<transB = 1>(a, left_weight, left_bias)
+            r = Gemm<transB = 1>(b, right_weight, right_bias)
+            h = Concat<axis = 1>(l, r)
+            t = Tanh(h)
+            q = Gemm<transB = 1>(t, head_weight, head_bias)
+        }"""
+    )
+    rng = np.random.default_rng(0)
+    for info in [*model.graph.input][1:]:
+        shape = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
+        model.graph.initializer.append(
+            numpy_helper.from_array(rng.normal(size=shape).astype("f4"), info.name)
+        )
+    del model.graph.input[1:]
+    checkpoint = surgery.Checkpoint(ir.from_proto(model), infer(ir.from_proto(model)))
+    return surgery.annotate(checkpoint, inputs={"x": PortPatch(kind="observation", labels=list("abcdefg"))})
+
+
+@pytest.mark.parametrize(
+    ("asked", "labels"),
+    [
+        (NewObservation("x", 2), "abcdefgXY"),
+        (NewObservation("x", 2, 2), "abXYcdefg"),
+        (NewObservation("x", 2, 0), "XYabcdefg"),
+        (NewObservation("x[1][0]", 2), "abcdXYefg"),
+        (NewObservation("x[1][1]", 2, 0), "abcdXYefg"),
+        (NewObservation("x[1][1]", 2, 1), "abcdeXYfg"),
+        (["d", "c", "b", "a", "g", "e", "f"], "dcbagef"),
+        ([Retired("x", "b", 0.5), Retired("x", "g", -1.0)], "acdef"),
+        ([Retired("x[1][1]", "f", 0.5)], "abcdeg"),
+        ("aXcdgef", "aXcdgef"),
+    ],
+)
+def test_an_observation_that_is_read_in_parts_changes_within_them(asked, labels: str) -> None:
+    checkpoint, values = _in_parts(), np.random.default_rng(1).normal(size=(5, 9)).astype("f4")
+    if isinstance(asked, NewObservation):
+        plan = surgery.extend(checkpoint, [dataclasses.replace(asked, labels=("X", "Y"))])
+    elif isinstance(asked, str):
+        wanted = SpaceDescription((Observed("", (7,), tuple(asked)),), None)
+        plan = surgery.adapt(checkpoint, wanted, constants={"x.b": 0.5})
+        asked = [Retired("x", "b", 0.5)]
+    elif isinstance(asked[0], Retired):
+        plan = surgery.retire(checkpoint, asked)
+    else:
+        plan = surgery.reorder(checkpoint, {"x": asked})
+    result = surgery.apply(plan, checkpoint).checkpoint
+    assert "".join(result.interface.input("x").labels) == labels
+    column = dict(zip("abcdefgXY", values.T, strict=True))
+    if isinstance(asked, list):
+        column |= {
+            str(gone.feature): np.full(5, gone.value, "f4") for gone in asked if isinstance(gone, Retired)
+        }
+    before, after = (
+        run(model, {"x": np.stack([column[name] for name in names], 1)})["q"]
+        for model, names in ((checkpoint.model, "abcdefg"), (result.model, labels))
+    )
+    np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda c: surgery.extend(c, [NewObservation("x", 1, 4)]),
+            r"x\[1\]\[0\] \(0 to 3\), x\[1\]\[1\] \(4 to 6\)",
+        ),
+        (lambda c: surgery.reorder(c, {"x": list("eabcdfg")}), "would move between parts"),
+        (lambda c: surgery.retire(c, [Retired("x", name, 0.0) for name in "efg"]), "keeps features 4 to 6"),
+    ],
+)
+def test_what_would_cross_the_parts_of_an_observation_is_refused(change, words: str) -> None:
+    with pytest.raises(surgery.SurgeryError, match=words):
+        change(_in_parts())
 
 
 @pytest.mark.parametrize(

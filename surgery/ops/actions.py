@@ -13,7 +13,7 @@ from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.graph.layout import Units, units
 from surgery.graph.spaces import Analysis, Space
 from surgery.interface import CRITIC_ACTION
-from surgery.ops.features import feature_index, input_space
+from surgery.ops.features import feature_index, feature_names, input_space
 
 _CONTINUOUS = ("mean", "log_std", "action")
 """Kinds of outputs that have a number for every continuous action."""
@@ -160,7 +160,10 @@ def action_edit(checkpoint: Checkpoint, analysis: Analysis, space: Space, new: N
         return _split(checkpoint, analysis, space, new)
     makers = [ref.tensor for ref in space.axes if ref.role == "out"]
     if new.start == "logit" and not any(analysis.fills[tensor] == "zero" for tensor in makers):
-        raise Refused(f"the head of '{space.name}' has no bias that could be set to {new.bias}")
+        raise Refused(
+            f"the head of '{space.name}' has no bias that could be set to {new.bias}",
+            hint="start it at the mean, or at zero: --new-action mean, zero",
+        )
     start = Start(
         "mean" if new.start in ("never", "mean") else "zero", new.bias if new.start == "logit" else 0.0
     )
@@ -185,7 +188,7 @@ def _split(checkpoint: Checkpoint, analysis: Analysis, space: Space, new: NewAct
     makers = [ref.tensor for ref in space.axes if ref.role == "out"]
     if not any(analysis.fills[tensor] == "zero" for tensor in makers):
         raise Refused(f"the head of '{space.name}' has no bias by which a probability could be shared")
-    shared = feature_index(port, space.size, new.of)
+    shared = feature_index(feature_names(port, space.size), new.of)
     start = Start("split", -math.log(new.count + 1))
     return SpaceEdit(space.name, space.size, (*range(space.size), *[shared] * new.count), start=start)
 

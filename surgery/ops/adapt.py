@@ -19,7 +19,7 @@ from surgery.graph.spaces import Analysis, analyse
 from surgery.interface import CRITIC_ACTION, Port
 from surgery.ops.actions import action_space, alone, forbidden
 from surgery.ops.build import build
-from surgery.ops.features import arranged, input_space
+from surgery.ops.features import arranged, input_axis, input_space
 
 DISCRETE = ("q_values", "logits", "atom_logits", "quantiles")
 CONTINUOUS = ("mean", "log_std")
@@ -166,16 +166,17 @@ def _observations(
     axis = _feature_axis(name, shape, part, old_labels)
     if axis is None:
         return
-    _, space = input_space(analysis, f"{name}[{axis + 1}]")
-    old = old_labels if old_labels is not None and len(old_labels) == space.size else None
+    features, _ = input_axis(analysis, f"{name}[{axis + 1}]")
+    old = old_labels if old_labels is not None and len(old_labels) == features.size else None
     new = part.labels if part.labels is not None and len(part.labels) == part.shape[axis] else None
-    order, gone = _order(f"observation '{name}'", old, space.size, new, part.shape[axis], unnamed)
+    order, gone = _order(f"observation '{name}'", old, features.size, new, part.shape[axis], unnamed)
     values = {k: _constant(name, port, old, k, constants) for k in gone}
-    if order == list(range(space.size)):
+    for edit in features.edits(order, values):
+        if reason := mixed_parameters(analysis, edit.space) if gone else None:
+            raise Refused(f"'{edit.space}' cannot change exactly: {reason}")
+        draft.edits.append(edit)
+    if order == list(range(features.size)):
         return
-    if reason := mixed_parameters(analysis, space.name) if gone else None:
-        raise Refused(f"'{space.name}' cannot change exactly: {reason}")
-    draft.edits.append(arranged(space, order, values))
     if new is not None:
         draft.labels[name] = new
     if gone:

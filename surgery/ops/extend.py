@@ -10,8 +10,8 @@ from surgery.checkpoint import Checkpoint
 from surgery.edits.arithmetic import MOST_UNITS, SpaceEdit
 from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError
-from surgery.graph.spaces import Analysis, Space, analyse
-from surgery.interface import CRITIC_ACTION, Port
+from surgery.graph.spaces import Analysis, analyse
+from surgery.interface import Port
 from surgery.ops.actions import (
     NewAction,
     action_edit,
@@ -23,7 +23,7 @@ from surgery.ops.actions import (
     settled,
 )
 from surgery.ops.build import build
-from surgery.ops.features import input_space
+from surgery.ops.features import arranged, input_axis
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +78,24 @@ def extend(
     labels: dict[str, tuple[str, ...]] = {}
     averaged: list[str] = []
     for new in observations:
-        name, space = input_space(analysis, new.input)
-        _once(edits, space)
-        edits[space.name] = _edit(space, new)
-        at = space.size if new.at is None else new.at
-        labels[name] = _labels(checkpoint.interface.input(name), space.size, at, new.count, new.labels)
+        axis, own = input_axis(analysis, new.input)
+        order = _inserted(axis.size, own, new)
+        for edit in axis.edits(order, own=own):
+            _once(edits, edit.space)
+            edits[edit.space] = edit
+        port = checkpoint.interface.input(axis.input)
+        if labels.get(axis.input):
+            raise ArgumentError(
+                f"the names of '{axis.input}' cannot follow two insertions at once",
+                hint="make two plans of it",
+            )
+        labels[axis.input] = _labels(port, axis.size, order.index(None), new.count, new.labels)
     actions = [settled(checkpoint, analysis, action) for action in actions]
     taken = {*edits, *(action_space(analysis, action.output)[1].name for action in actions)}
     followers = [other for action in actions for other in following(checkpoint, analysis, action, taken)]
     for action in (*actions, *followers):
         name, space = action_space(analysis, action.output)
-        _once(edits, space)
+        _once(edits, space.name)
         edits[space.name] = action_edit(checkpoint, analysis, space, action)
         averaged += [space.name] if space.whole else []
         if alone(analysis, name, space):
@@ -96,7 +103,7 @@ def extend(
             labels[name] = _labels(port, space.size, space.size, action.count, action.labels)
     for action in actions:
         if (read := critics_action(checkpoint, analysis, action, taken)) is not None:
-            edits[read.name] = _edit(read, NewObservation(CRITIC_ACTION, action.count))
+            edits[read.name] = arranged(read, [*range(read.size), *[None] * action.count], {})
     arguments = {
         "observations": [asdict(new) | {"labels": list(new.labels)} for new in observations],
         "actions": [asdict(new) | {"labels": list(new.labels)} for new in actions],
@@ -119,9 +126,9 @@ def _notes(action: NewAction) -> list[str]:
     return []
 
 
-def _once(edits: dict[str, SpaceEdit], space: Space) -> None:
-    if space.name in edits:
-        raise ArgumentError(f"'{space.name}' is extended twice", hint="give one count for each axis")
+def _once(edits: dict[str, SpaceEdit], space: str) -> None:
+    if space in edits:
+        raise ArgumentError(f"'{space}' is extended twice", hint="give one count for each axis")
 
 
 def _contract(checkpoint: Checkpoint, analysis: Analysis, actions: Sequence[NewAction]) -> dict[str, Any]:
@@ -137,20 +144,19 @@ def _contract(checkpoint: Checkpoint, analysis: Analysis, actions: Sequence[NewA
     return {"action_mask": mask} if any(action.start == "never" for action in actions) else {}
 
 
-def _edit(space: Space, new: NewObservation) -> SpaceEdit:
+def _inserted(size: int, own: range, new: NewObservation) -> list[int | None]:
+    """The features of an axis in their new order, None for the new ones; `own` are those that the request names."""
     if not 0 < new.count <= MOST_UNITS:
         raise ArgumentError(
             f"'{new.input}' cannot be extended by {new.count}", hint="a whole number, 1 or more"
         )
-    at = space.size if new.at is None else new.at
-    if not 0 <= at <= space.size:
-        raise ArgumentError(f"'{space.name}' has {space.size} features: there is no place {at}",
-                            hint=f"places are 0 to {space.size}")  # fmt: skip
+    at = len(own) if new.at is None else new.at
+    if not 0 <= at <= len(own):
+        raise ArgumentError(f"'{new.input}' has {len(own)} features: there is no place {at}",
+                            hint=f"places are 0 to {len(own)}")  # fmt: skip
     if new.labels and len(new.labels) != new.count:
         raise ArgumentError(f"{new.count} new features of '{new.input}', but {len(new.labels)} names")
-    donor = max(at - 1, 0)
-    source = (*range(at), *[donor] * new.count, *range(at, space.size))
-    return SpaceEdit(space.name, space.size, source, frozenset(range(at, at + new.count)))
+    return [*range(own.start + at), *[None] * new.count, *range(own.start + at, size)]
 
 
 def _labels(port: Port, size: int, at: int, count: int, new: Sequence[str]) -> tuple[str, ...]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from surgery.checkpoint import Checkpoint
 from surgery.edits.plan import Plan
 from surgery.edits.removal import fold
 from surgery.edits.units import SpaceEdit
 from surgery.errors import ArgumentError, Refused, UnknownName
-from surgery.graph.layout import Layout, Units, text
+from surgery.graph.layout import Sum, Units
+from surgery.graph.layout import size as layout_size
 from surgery.graph.prepare import prepared
 from surgery.graph.readers import mixed_parameters
 from surgery.graph.spaces import Analysis, Space, analyse
-from surgery.interface import Port
+from surgery.interface import Interface, Port
 from surgery.ops.build import build
 
 
@@ -47,47 +49,44 @@ def retire(checkpoint: Checkpoint, observations: Sequence[Retired]) -> Plan:
     if not observations:
         raise ArgumentError("nothing to retire", hint="--observation INPUT.FEATURE=VALUE")
     analysis = analyse(checkpoint.model, checkpoint.interface, checkpoint.trained)
-    constants: dict[str, dict[int, float]] = {}
-    ports: dict[str, tuple[str, Space]] = {}
+    constants: dict[InputAxis, dict[int, float]] = {}
     for gone in observations:
-        name, space = input_space(analysis, gone.input)
-        port = checkpoint.interface.input(name)
-        index = feature_index(port, space.size, gone.feature)
-        known = constants.setdefault(space.name, {})
+        axis, own = input_axis(analysis, gone.input)
+        index = own[feature_index(axis.names(checkpoint.interface, own), gone.feature)]
+        known = constants.setdefault(axis, {})
         if index in known:
             raise ArgumentError(f"feature '{gone.feature}' of '{gone.input}' is retired twice")
         known[index] = float(gone.value)
-        ports[space.name] = name, space
-    edits, labels = [], {}
-    for key, (name, space) in ports.items():
-        if reason := mixed_parameters(analysis, space.name):
-            raise Refused(f"'{space.name}' cannot change exactly: {reason}")
-        rest = [k for k in range(space.size) if k not in constants[key]]
+    edits, labels = list[SpaceEdit](), {}
+    for axis, known in constants.items():
+        rest = [k for k in range(axis.size) if k not in known]
         if not rest:
-            raise ArgumentError(f"all features of '{name}' would be gone", hint="an input keeps at least one")
-        edits.append(arranged(space, rest, constants[key]))
-        labels[name] = arranged_labels(checkpoint.interface.input(name), space.size, rest)
+            raise ArgumentError(
+                f"all features of '{axis.input}' would be gone", hint="an input keeps at least one"
+            )
+        changed = axis.edits(rest, known)
+        for edit in changed:
+            if reason := mixed_parameters(analysis, edit.space):
+                raise Refused(f"'{edit.space}' cannot change exactly: {reason}")
+        edits += changed
+        labels[axis.input] = arranged_labels(checkpoint.interface.input(axis.input), axis.size, rest)
     arguments = {
         "observations": [{"input": o.input, "feature": o.feature, "value": o.value} for o in observations]
     }
     plan = build(
         checkpoint, analysis, "retire", edits, arguments=arguments, claim="equivalent", labels=labels,
-        notes=[f"equal wherever {constants_text(checkpoint, ports, constants)}"],
+        notes=[f"equal wherever {_constants_text(checkpoint.interface, constants)}"],
     )  # fmt: skip
     fold(plan, checkpoint, prepared(checkpoint.model, checkpoint.trained), double=False)
     return plan
 
 
-def constants_text(
-    checkpoint: Checkpoint,
-    ports: Mapping[str, tuple[str, Space]],
-    constants: Mapping[str, Mapping[int, float]],
-) -> str:
+def _constants_text(interface: Interface, constants: Mapping[InputAxis, Mapping[int, float]]) -> str:
     """`observation.wind = 0, …`"""
     parts = []
-    for key, (name, space) in ports.items():
-        known = feature_names(checkpoint.interface.input(name), space.size)
-        parts += [f"{name}.{known[k]} = {value:g}" for k, value in sorted(constants.get(key, {}).items())]
+    for axis, known in constants.items():
+        names = axis.names(interface, range(axis.size))
+        parts += [f"{axis.input}.{names[k]} = {value:g}" for k, value in sorted(known.items())]
     return ", ".join(parts)
 
 
@@ -104,19 +103,20 @@ def reorder(checkpoint: Checkpoint, orders: Mapping[str, Sequence[str | int]]) -
     if not orders:
         raise ArgumentError("nothing to reorder", hint="--observation INPUT=FEATURE,…")
     analysis = analyse(checkpoint.model, checkpoint.interface, checkpoint.trained)
-    edits, labels = [], {}
+    edits, labels = list[SpaceEdit](), {}
     for wanted, order in orders.items():
-        name, space = input_space(analysis, wanted)
-        port = checkpoint.interface.input(name)
-        indices = [feature_index(port, space.size, feature) for feature in order]
-        if sorted(indices) != list(range(space.size)):
-            missing = [n for k, n in enumerate(feature_names(port, space.size)) if k not in indices]
+        axis, own = input_axis(analysis, wanted)
+        names = axis.names(checkpoint.interface, own)
+        indices = [own[feature_index(names, feature)] for feature in order]
+        if sorted(indices) != list(own):
+            missing = [name for k, name in zip(own, names, strict=True) if k not in indices]
             raise ArgumentError(
-                f"an order of '{name}' names each of its {space.size} features once",
+                f"an order of '{wanted}' names each of its {len(own)} features once",
                 hint=f"missing: {', '.join(missing)}" if missing else "one is named twice",
             )
-        edits.append(arranged(space, indices, {}))
-        labels[name] = arranged_labels(port, space.size, indices)
+        whole = [*range(own.start), *indices, *range(own.stop, axis.size)]
+        edits += axis.edits(whole)
+        labels[axis.input] = arranged_labels(checkpoint.interface.input(axis.input), axis.size, whole)
     return build(
         checkpoint, analysis, "reorder", edits, arguments={"orders": {k: list(v) for k, v in orders.items()}},
         claim="equivalent", labels=labels,
@@ -145,18 +145,20 @@ def feature_names(port: Port, size: int) -> list[str]:
     return list(port.labels) if port.labels and len(port.labels) == size else [str(k) for k in range(size)]
 
 
-def feature_index(port: Port, size: int, feature: str | int) -> int:
+def feature_index(names: Sequence[str], feature: str | int) -> int:
     """The number of a feature that is named by its label or its number.
+
+    Args:
+      names: see `feature_names`.
 
     Raises:
       UnknownName: there is none.
     """
-    known = feature_names(port, size)
-    if isinstance(feature, str) and feature in known:
-        return known.index(feature)
-    if str(feature).isdecimal() and int(feature) < size:
+    if isinstance(feature, str) and feature in names:
+        return names.index(feature)
+    if str(feature).isdecimal() and int(feature) < len(names):
         return int(feature)
-    raise UnknownName("feature", str(feature), known)
+    raise UnknownName("feature", str(feature), names)
 
 
 def arranged_labels(port: Port, size: int, order: Sequence[int]) -> tuple[str, ...]:
@@ -164,35 +166,165 @@ def arranged_labels(port: Port, size: int, order: Sequence[int]) -> tuple[str, .
     return tuple(port.labels[k] for k in order) if port.labels and len(port.labels) == size else ()
 
 
-def input_space(analysis: Analysis, wanted: str) -> tuple[str, Space]:
-    """The input and the space that a request means.
+@dataclass(frozen=True)
+class InputAxis:
+    """The axis of an input that counts its features.
+
+    Attributes:
+      input: name of the graph's input.
+      parts: the parts that the network reads apart from one another (x[:, :4], x[:, 4:]), in order: the space of their
+        features, None where these cannot change, and how many they are. As a rule there is one.
+    """
+
+    input: str
+    parts: tuple[tuple[Space | None, int], ...]
+
+    @property
+    def size(self) -> int:
+        """Number of features."""
+        return sum(size for _, size in self.parts)
+
+    def names(self, interface: Interface, own: range) -> list[str]:
+        """The labels of some features, or their numbers among these."""
+        labels = interface.input(self.input).labels
+        if labels is not None and len(labels) == self.size:
+            return list(labels[own.start : own.stop])
+        return [str(k) for k in range(len(own))]
+
+    def edits(
+        self,
+        order: Sequence[int | None],
+        constants: Mapping[int, float] | None = None,
+        own: range | None = None,
+    ) -> list[SpaceEdit]:
+        """What gives the features another order; see `arranged`.
+
+        Args:
+          own: the part that new features go into, where they stand between two.
+
+        Raises:
+          ArgumentError: a new feature between two parts, or none that stays in a part.
+          Refused: a feature that would move from one part to another, or a part that cannot change.
+        """
+        starts = [0, *accumulate(size for _, size in self.parts)]
+        place_of = [k for k, (_, size) in enumerate(self.parts) for _ in range(size)]
+        rows: list[list[int | None]] = [[] for _ in self.parts]
+        at = 0
+        for place, unit in enumerate(order):
+            to = self._receiving(order, place, place_of, own) if unit is None else place_of[unit]
+            if to < at:
+                raise Refused(f"the features of '{self.input}' would move between {self._described()}")
+            at = to
+            rows[at].append(None if unit is None else unit - starts[at])
+        found = []
+        for (space, size), row, start in zip(self.parts, rows, starts, strict=False):
+            if row == list(range(size)):
+                continue
+            if space is None or all(unit is None for unit in row):
+                which = f"feature {start}" if size == 1 else f"features {start} to {start + size - 1}"
+                raise Refused(f"'{self.input}' keeps {which}: the network reads such a part by itself")
+            held = {k - start: value for k, value in (constants or {}).items() if 0 <= k - start < size}
+            found.append(arranged(_free(space), row, held))
+        return found
+
+    def _receiving(
+        self, order: Sequence[int | None], place: int, place_of: Sequence[int], own: range | None
+    ) -> int:
+        """The part that a new feature belongs to."""
+        before = [place_of[unit] for unit in order[:place] if unit is not None][-1:]
+        after = [place_of[unit] for unit in order[place:] if unit is not None][:1]
+        sides = sorted({*before, *after})
+        if len(sides) > 1 and own is not None and len(own) < self.size:
+            return place_of[own.start]
+        if len(sides) > 1:
+            raise ArgumentError(
+                f"a new feature at {place} of '{self.input}' stands between {self._described()}",
+                hint="name the part that it belongs to: --observation PART+K[@AT]",
+            )
+        return sides[0]
+
+    def _described(self) -> str:
+        """`parts that the network reads apart: x[1][0] (0 to 3), x[1][1] (4 to 6)`"""
+        starts = accumulate((size for _, size in self.parts), initial=0)
+        parts = [
+            f"{'a fixed one' if space is None else space.name} ({start} to {start + size - 1})"
+            for (space, size), start in zip(self.parts, starts, strict=False)
+        ]
+        return f"parts that the network reads apart: {', '.join(parts)}"
+
+
+def input_axis(analysis: Analysis, wanted: str) -> tuple[InputAxis, range]:
+    """The axis of an input that a request means, and which of its features: all, or those of one part.
 
     Raises:
-      UnknownName: no such input or axis. ArgumentError: an input with several axes of features.
+      UnknownName: no such input, axis or part. ArgumentError: an input with several axes of features.
       Refused: an axis that cannot be followed, or is mixed in a way that a change would show.
     """
-    ports = {name: axes for side, name, axes in analysis.ports if side == "input"}
     by_name = {space.name: space for space in analysis.spaces if "input" in space.kinds}
-    for name, axes in ports.items():
-        found = [part for axis in axes if (part := _alone(axis)) is not None and part.space in by_name]
-        if wanted in {part.space for part in found}:
-            return name, _free(by_name[wanted])
-        if wanted != name:
-            continue
-        if len(found) == 1:
-            return name, _free(by_name[found[0].space])
-        if not found:
-            shape = " × ".join(text(axis) for axis in axes)
-            raise Refused(f"no axis of input '{name}' ({shape}) can be followed through the network")
-        raise ArgumentError(
-            f"input '{name}' has several axes of features",
-            hint="name one of them: " + ", ".join(part.space for part in found),
-        )
+    ports = [name for side, name, _ in analysis.ports if side == "input"]
+    for name in ports:
+        found = _axes(analysis, name, by_name)
+        for k, axis in found.items():
+            start = 0
+            for space, size in axis.parts:
+                if space is not None and wanted == space.name:
+                    return _checked(axis, range(start, start + size))
+                start += size
+            if wanted == f"{name}[{k}]":
+                return _checked(axis, range(axis.size))
+        if wanted == name and len(found) == 1:
+            axis = next(iter(found.values()))
+            return _checked(axis, range(axis.size))
+        if wanted == name and not found:
+            raise Refused(
+                f"no axis of input '{name}' has features that could come, go or change places",
+                hint="surgery inspect shows what each of its axes is, and why it is fixed",
+            )
+        if wanted == name:
+            names = [
+                axis.parts[0][0].name if axis.parts[0][0] else f"{name}[{k}]" for k, axis in found.items()
+            ]
+            raise ArgumentError(
+                f"input '{name}' has several axes of features", hint="name one of them: " + ", ".join(names)
+            )
+    if wanted in by_name:
+        raise Refused(f"'{wanted}' cannot change by itself: its features stand several times in the input")
     raise UnknownName("input", wanted, [*ports, *by_name])
 
 
-def _alone(axis: Layout) -> Units | None:
-    return axis[0] if len(axis) == 1 and isinstance(axis[0], Units) else None
+def input_space(analysis: Analysis, wanted: str) -> tuple[str, Space]:
+    """The input and the one space of its features that a request means; errors are those of `input_axis`."""
+    axis, _ = input_axis(analysis, wanted)
+    space = axis.parts[0][0]
+    if space is None or len(axis.parts) > 1:
+        raise Refused(f"the features of '{axis.input}' stand in {axis._described()}")
+    return axis.input, space
+
+
+def _axes(analysis: Analysis, name: str, by_name: Mapping[str, Space]) -> dict[int, InputAxis]:
+    """The axes of an input that count features which can be followed, by number."""
+    found: dict[int, InputAxis] = {}
+    for k, layout in enumerate(
+        next(axes for side, port, axes in analysis.ports if (side, port) == ("input", name))
+    ):
+        whole = layout[0] if len(layout) == 1 else None
+        rows = whole.parts if isinstance(whole, Sum) else (layout,)
+        parts = [
+            (
+                by_name.get(row[0].space) if len(row) == 1 and isinstance(row[0], Units) else None,
+                layout_size(row),
+            )
+            for row in rows
+        ]
+        if any(space is not None for space, _ in parts):
+            found[k] = InputAxis(name, tuple(parts))
+    return found
+
+
+def _checked(axis: InputAxis, own: range) -> tuple[InputAxis, range]:
+    if len(axis.parts) == 1 and axis.parts[0][0] is not None:
+        _free(axis.parts[0][0])
+    return axis, own
 
 
 def _free(space: Space) -> Space:
