@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from functools import partial
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -21,6 +22,7 @@ from surgery.errors import Refused
 from surgery.graph.spaces import analyse
 from surgery.numeric import run
 from surgery.optimizer import OptimizerState, ParamGroup
+from surgery.port_kinds import infer
 from surgery.verify.outputs import difference
 from surgery.verify.slots import LIMIT, check_slots
 from tests import zoo
@@ -87,6 +89,32 @@ def test_observations_are_reordered_and_retired_exactly(name: str, style: str) -
             )
             continue
         assert exact(plan, checkpoint, inputs) <= FLOAT64, plan.describe()
+
+
+def test_a_constant_beside_an_embedding_goes_into_a_bias_that_is_cut_at_a_computed_size() -> None:
+    """A table bounds what is read from it; a bias cut out of a longer one, as exporters cut gates, is a bias."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["": 20]>
+        g (float[batch, 3] x, int64[batch] i, float[5, 2] table, float[5, 4] w, float[8] b) => (float[batch, 4] y)
+        <int64[1] zero = {0}> {
+            e = Gather(table, i)
+            c = Concat<axis = 1>(x, e)
+            a = MatMul(c, w)
+            n = Shape<start = 1, end = 2>(a)
+            h = Slice(b, zero, n, zero)
+            y = Add(a, h)
+        }"""
+    )
+    rng = np.random.default_rng(0)
+    for name, shape in {"table": (5, 2), "w": (5, 4), "b": (8,)}.items():
+        model.graph.initializer.append(
+            onnx.numpy_helper.from_array(rng.normal(size=shape).astype("f4"), name)
+        )
+    del model.graph.input[2:]
+    checkpoint = surgery.Checkpoint(ir.from_proto(model), infer(ir.from_proto(model)))
+    plan = surgery.retire(checkpoint, [Retired("x", 1, 0.5)])
+    inputs = {"x": rng.normal(size=(6, 3)).astype("f4"), "i": rng.integers(0, 5, 6)}
+    assert exact(plan, checkpoint, inputs) <= FLOAT64
 
 
 @pytest.mark.parametrize(("name", "style"), exports(1))

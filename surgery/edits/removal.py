@@ -229,15 +229,20 @@ def _fold(plan: Plan, checkpoint: Checkpoint, model: ir.Model, *, double: bool) 
                 raise PlanMismatch(f"the plan edits the node of '{name}', which is not here")
     read = [nodes[name] for place in plan.folds for name in (place.node, *(place.bias or ())[:1])]
     wanted = {str(v.name) for node in read for v in node.inputs if v is not None}
+    wanted |= {str(v.name) for v in model.graph.inputs}
     known = ranges(model, checkpoint.interface, sorted(wanted), pins(plan))
     held = [_constants(plan, place, nodes[place.node], known) for place in plan.folds]
     vanish = {place.node for place, constants in zip(plan.folds, held, strict=True) if not _moves(constants)}
+    # gates are cut out of their tensors at sizes that some exporters compute from the shapes of inputs
+    shapes = {
+        v: np.zeros_like(b.low) for v in model.graph.inputs if (b := known.get(str(v.name))) is not None
+    }
     targets: dict[ir.Value, list[tuple[Array, tuple[ir.Node, int]]]] = {}
     for place, constants in zip(plan.folds, held, strict=True):
         if place.node in vanish:  # a factor of zero
             continue
         at, change = _change(model, nodes, place, constants, known)
-        for value, delta in _delivered(model, at, change).items():
+        for value, delta in _delivered(model, at, change, shapes).items():
             targets.setdefault(value, []).append((place.sign * delta, at))
     for value, changes in targets.items():
         _add(value, changes, double)
@@ -335,15 +340,17 @@ def _bias_change(place: Fold, node: ir.Node, shape: tuple[int, ...], contributio
     return mean.reshape(shape)  # type: ignore[no-any-return]
 
 
-def _delivered(model: ir.Model, at: tuple[ir.Node, int], change: Array) -> dict[ir.Value, Array]:
-    """The change of an operand as changes of the parameters that it consists of."""
+def _delivered(
+    model: ir.Model, at: tuple[ir.Node, int], change: Array, shapes: Mapping[ir.Value, Array]
+) -> dict[ir.Value, Array]:
+    """The change of an operand as changes of the parameters that it consists of; `shapes` are inputs of any numbers."""
     node, operand = at
     value = node.inputs[operand]
     out: dict[ir.Value, Array] = {}
     covered = np.zeros(change.shape, bool)
     parameters = sources(value)
     for parameter in parameters:
-        labels = _labels(model, value, parameters, parameter)
+        labels = _labels(model, value, parameters, parameter, shapes)
         if labels.shape != change.shape:
             break
         there = labels > 0
@@ -358,13 +365,21 @@ def _delivered(model: ir.Model, at: tuple[ir.Node, int], change: Array) -> dict[
     return {parameter: delta for parameter, delta in out.items() if delta.any()}
 
 
-def _labels(model: ir.Model, value: ir.Value | None, parameters: list[ir.Value], one: ir.Value) -> Array:
+def _labels(
+    model: ir.Model,
+    value: ir.Value | None,
+    parameters: list[ir.Value],
+    one: ir.Value,
+    shapes: Mapping[ir.Value, Array],
+) -> Array:
     """Which element of a parameter stands where in an operand: its number from 1 on, 0 elsewhere."""
     given = {p: np.zeros(shape_of(p.const_value)) for p in parameters if p.const_value is not None}
     given[one] = np.arange(1.0, given[one].size + 1).reshape(given[one].shape)
     evaluation = Evaluation(model.functions, given, np.dtype(np.float64))
     assert value is not None
-    return np.asarray(evaluation.evaluate(Frame(model.graph, versions=model.graph.opset_imports), [value])[0])
+    frame = Frame(model.graph, versions=model.graph.opset_imports)
+    frame.values.update(shapes)
+    return np.asarray(evaluation.evaluate(frame, [value])[0])
 
 
 def _add(value: ir.Value, changes: list[tuple[Array, tuple[ir.Node, int]]], double: bool) -> None:

@@ -90,7 +90,7 @@ def _has(analysis: Analysis, axis: object, space: str) -> bool:
 def _operands(analysis: Analysis, site: Site, space: str) -> Iterator[tuple[int, int]]:
     """Operands that carry the units: (index of the input, axis)."""
     for k, value in enumerate(site.node.inputs):
-        if value is None or analysis.trace.constant(value):
+        if value is None or analysis.trace.constant(value) or _stored(analysis, value):
             continue
         for axis, described in enumerate(analysis.trace.described(value) or ()):
             if _has(analysis, described, space):
@@ -119,17 +119,36 @@ def _bias(analysis: Analysis, node: ir.Node) -> tuple[tuple[ir.Node, int] | None
     if own is not None and len(node.inputs) > own and node.inputs[own] is not None:
         scaled = node.op_type == "Gemm" and node.attributes.get_float("beta", 1.0) != 1.0
         return (None if scaled else (node, own)), 1
-    uses = list(node.outputs[0].uses())
+    uses = [use for use in node.outputs[0].uses() if use.node.op_type not in ("Shape", "Size")]
     if len(uses) != 1 or node.outputs[0].is_graph_output() or node.op_type in _RECURRENT:
         return None, 1
     use = uses[0]
     if use.node.op_type == "Add":
         other = use.node.inputs[1 - use.idx]
-        if other is not None and analysis.trace.constant(other):
+        if other is not None and (analysis.trace.constant(other) or _stored(analysis, other)):
             return (use.node, 1 - use.idx), 1
     if use.node.op_type == "BatchNormalization" and use.idx == 0:
         return (use.node, 3), -1
     return None, 1
+
+
+def _stored(analysis: Analysis, value: ir.Value) -> bool:
+    """Whether a value is made of parameters by moves alone, at whatever sizes: exporters compute some from inputs."""
+    stack = [value]
+    while stack:
+        value = stack.pop()
+        producer = value.producer()
+        if producer is None and value.const_value is None:
+            return False
+        if producer is not None and (
+            producer.op_type not in MOVES
+            or (producer.op_type == "Gather" and not analysis.trace.constant(producer.inputs[1]))
+        ):
+            return False
+        if producer is not None:
+            moved = producer.inputs if producer.op_type == "Concat" else producer.inputs[:1]
+            stack.extend(v for v in moved if v is not None)
+    return True
 
 
 def sources(value: ir.Value | None) -> list[ir.Value]:

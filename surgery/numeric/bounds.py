@@ -176,6 +176,8 @@ class _Step:
         if node.op_type in ("Shape", "Size") or all(b is None or b.fixed for b in operands):
             return [Bounds(x, x) for x in self.run(node, _lows(operands))]
         moving = [k for k, b in enumerate(operands) if b is not None and not b.fixed]
+        if node.op_type == "Gather" and moving == [1]:
+            return [self._chosen(node, operands)]
         if node.op_type in _JOINING or (node.op_type in _MOVING | _RISING and moving == [0]):
             return self._ends(node, operands)
         if node.op_type == "BatchNormalization" and moving == [0]:
@@ -192,6 +194,18 @@ class _Step:
         high = self.run(node, [None if b is None else b.high for b in operands])
         found = [_defined(a, b) for a, b in zip(low, high, strict=True)]
         return found if node.op_type in _EXACT else [_slack(b) for b in found]
+
+    def _chosen(self, node: ir.Node, operands: Sequence[Bounds | None]) -> Bounds:
+        """Of the rows of a table, whichever they are."""
+        table, indices = operands[0], operands[1]
+        assert table is not None and indices is not None
+        at = node.attributes.get_int("axis", 0) % table.low.ndim
+        first = np.zeros_like(indices.low)
+        ends = [
+            np.broadcast_to(end, table.low.shape)
+            for end in (table.low.min(at, keepdims=True), table.low.max(at, keepdims=True))
+        ]
+        return Bounds(*(self.run(node, [end, first])[0] for end in ends))
 
     def _corners(self, node: ir.Node, operands: Sequence[Bounds | None]) -> Bounds:
         """Of a function that is monotone in each operand: its extremes lie in the corners."""
