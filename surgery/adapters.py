@@ -5,8 +5,10 @@ An adapter is a module registered under the entry-point group `surgery.adapters`
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -66,6 +68,20 @@ class Reading:
     trust: bool = False
     graph: Path | None = None
     optimizer: bool = True
+
+
+@contextlib.contextmanager
+def code_from_here() -> Iterator[None]:
+    """Modules that a person names may stand in the folder in which they work, as for `python -m`."""
+    here = str(Path.cwd())
+    added = here not in sys.path
+    if added:
+        sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        if added:
+            sys.path.remove(here)
 
 
 class Adapter(Protocol):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -157,6 +159,23 @@ def test_the_code_is_run_only_where_a_person_says_so(tmp_path, capsys, words):
     assert (new.first.out_features, new.branch.in_features) == (16, 16)
     for ours, theirs in zip(new(x), net(x), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("words", [["--trust"], ["--module", "code_from_here:Own"]])
+def test_code_is_found_in_the_folder_in_which_one_works(tmp_path, monkeypatch, capsys, words):
+    (tmp_path / "code_from_here.py").write_text(
+        "from torch import nn\nclass Own(nn.Linear):\n    def __init__(self): super().__init__(5, 3)\n"
+    )
+    with monkeypatch.context() as there:
+        there.syspath_prepend(tmp_path)
+        own = importlib.import_module("code_from_here").Own()
+    torch.save({"model": own}, tmp_path / "x.pt")
+    del sys.modules["code_from_here"]
+    monkeypatch.chdir(tmp_path)
+    assert main(["convert", "x.pt", *words, "--observation", "5", "-o", "a.onnx"]) == 0, (
+        capsys.readouterr().err
+    )
+    assert sys.modules.pop("code_from_here") and str(tmp_path) not in sys.path
 
 
 class Trap:

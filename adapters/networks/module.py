@@ -6,7 +6,6 @@ This is the one place where code runs: the person's own, which they named; and, 
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from surgery.adapters import Reading
+from surgery.adapters import Reading, code_from_here
 from surgery.errors import ArgumentError, MissingDependency, Refused
 from surgery.interface import Port
 from surgery.optimizer_record import align
@@ -80,7 +79,8 @@ def _loaded(path: Path, label: str) -> nn.Module:
     from torch import nn
 
     try:
-        held = torch.load(path, map_location="cpu", weights_only=False)
+        with code_from_here():
+            held = torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # the code that the file names may fail in any way
         raise ArgumentError(
             f"PyTorch cannot load '{path}': {type(error).__name__}: {' '.join(str(error).split())}",
@@ -105,20 +105,14 @@ def _make(name: str) -> nn.Module:
     package, colon, attribute = name.partition(":")
     if not (package and colon and attribute):
         raise ArgumentError(f"'{name}' is not PACKAGE.MODULE:CALLABLE", hint="--module mygame.networks:Agent")
-    here = str(Path.cwd())
-    added = here not in sys.path
-    if added:
-        sys.path.insert(0, here)  # as `python -m` does: scripts stand in the folder that one works in
     try:
-        made = getattr(importlib.import_module(package), attribute)()
+        with code_from_here():
+            made = getattr(importlib.import_module(package), attribute)()
     except Exception as error:  # the person's own code may fail in any way
         raise ArgumentError(
             f"'{name}' makes no module: {type(error).__name__}: {' '.join(str(error).split())}",
             hint="name a class or function that can be called without arguments",
         ) from error
-    finally:
-        if added:
-            sys.path.remove(here)
     if not isinstance(made, nn.Module):
         raise ArgumentError(f"'{name}' makes a {type(made).__name__}, not a torch.nn.Module")
     return made.eval()

@@ -73,11 +73,14 @@ def settings(words: tuple[str, ...]) -> dict[str, Json]:
 
 def _imported(name: str) -> str:
     """The id of `MODULE:ID`, whose module registers it when imported. Only a person may ask for that, no file."""
+    from surgery.adapters import code_from_here
+
     module, colon, rest = name.rpartition(":")
     if not colon:
         return name
     try:
-        import_module(module)
+        with code_from_here():
+            import_module(module)
     except ImportError as error:
         raise MissingDependency(
             f"cannot import {module}, which is to register {rest}: {error}", hint=f"pip install {module}"
