@@ -49,6 +49,26 @@ def test_weights_rest_and_moments_do_not(ramp: bool) -> None:
     assert not optimizer._optimizer_step_pre_hooks
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_step_that_failed_keeps_no_rate_at_zero(stopped: bool) -> None:
+    net = small()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    handle = settle(optimizer, 2)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    failing = optimizer.register_step_pre_hook(fail)
+    with pytest.raises(RuntimeError):
+        optimizer.step()
+    failing.remove()
+    if stopped:
+        handle.stop()
+    else:
+        train(net, optimizer, 2, seed=0)
+    assert optimizer.param_groups[0]["lr"] == 0.01
+
+
 def test_settling_can_be_stopped() -> None:
     net = small()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)

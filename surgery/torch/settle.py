@@ -23,6 +23,7 @@ class Settling:
 
     def __init__(self, optimizer: torch.optim.Optimizer, steps: int, *, ramp: bool) -> None:
         self.left, self._steps, self._ramp = steps, steps, ramp
+        self._optimizer = optimizer
         self._rates: list[Any] = []
         self._handles = [
             optimizer.register_step_pre_hook(self._lower),
@@ -39,21 +40,27 @@ class Settling:
     def stop(self) -> None:
         """Full steps from now on."""
         self.left = 0
+        self._give_back()
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
     def _lower(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ANN401
+        self._give_back()  # where the step before this one failed half-way
         self._rates = [group["lr"] for group in optimizer.param_groups]
         for group in optimizer.param_groups:
             group["lr"] = group["lr"] * self.fraction
 
     def _raise(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ANN401
-        for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate
+        self._give_back()
         self.left -= 1
         if self.left <= 0:
             self.stop()
+
+    def _give_back(self) -> None:
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=False):
+            group["lr"] = rate
+        self._rates = []
 
 
 def settle(optimizer: torch.optim.Optimizer, steps: int, *, ramp: bool = False) -> Settling:
