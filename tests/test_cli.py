@@ -8,6 +8,7 @@ import os
 import pickle
 import pty
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -74,6 +75,16 @@ def test_verb_has_help_an_example_and_the_common_options(verb, capsys):
     assert first.split()[0][0].isupper()
     assert f"  surgery {verb} " in text.partition("Example:")[2]
     assert all(option in text for option in ("--json", "--quiet", "--verbose", "--debug"))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_examples_can_be_pasted(verb, capsys):
+    assert main([verb, "-h"]) == 0
+    examples = capsys.readouterr().out.partition("Example:\n")[2].partition("\n\n")[0]
+    for line in examples.replace("\\\n", " ").splitlines():
+        program, name, *words = shlex.split(line.partition(" > ")[0])
+        assert program == "surgery"
+        cli.get_command(click.Context(cli), name).make_context(name, words)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -149,6 +160,23 @@ def test_a_reader_that_goes_away_is_no_error(model):
 
 
 # --- how a failure looks ---
+
+
+@pytest.mark.parametrize(("words", "status"), [(["inspect", "{model}"], 0), (["inspect", "none.onnx"], 2)])
+def test_streams_may_be_closed(model, monkeypatch, words, status):
+    monkeypatch.setattr("sys.stdout", None)
+    monkeypatch.setattr("sys.stderr", None)
+    assert main([word.format(model=model) for word in words]) == status
+    sys.stdout.close()
+    sys.stderr.close()
+
+
+def test_a_full_disk_behind_stdout_is_an_error_on_stderr(model):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [PROGRAM, "inspect", model, "--json"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (2, "error: cannot use a file: No space left on device\n")
 
 
 def test_an_error_says_what_where_and_what_next(model, monkeypatch, capsys):
@@ -301,6 +329,9 @@ WRONG = [
     Wrong("no such setting", "annotate {model} --env-setting sticky=0.1 -o {out}", "sticky_actions"),
     Wrong("unknown list", "list teachers", "teachers"),
     Wrong("unknown option", "inspect {model} --frobnicate", "--frobnicate"),
+    Wrong("option before the verb", "--quiet inspect {model}", "surgery itself"),
+    Wrong("output to stdout", "widen {model} --factor 2 -o -", "./-"),
+    Wrong("a class without a name", "code {model} --name class", "name of a class"),
 ]  # fmt: skip
 
 

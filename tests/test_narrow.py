@@ -178,7 +178,8 @@ def test_other_units_go_by_importance_and_the_change_is_measured(by: str) -> Non
     before = dense("Tanh", **zeroed(2))
     with pytest.raises(Refused, match="1 are constant") as refusal:
         surgery.narrow(before, widths={"body": 4})
-    assert "5 is exact" in (refusal.value.hint or "")
+    assert "5 is exact; for fewer" in (refusal.value.hint or "")
+    assert "surgery narrow MODEL --width body=4 --by l2" in (refusal.value.hint or "")
     plan = surgery.narrow(before, widths={"body": 4}, by=by)
     assert plan.claim == "changed" and 2 not in plan.spaces[0].source
     report = surgery.apply(plan, before).report

@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
 import click
 
@@ -92,6 +93,7 @@ def cli(ctx: click.Context) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status; what goes wrong is reported here and nowhere else."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _open_streams()
     if "_SURGERY_COMPLETE" in os.environ:
         cli.main(words, prog_name="surgery")
     try:
@@ -116,11 +118,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     """The exit status of a command: what its function returns, 0 for None."""
     try:
-        with cli.make_context("surgery", words) as context:
+        with cli.make_context("surgery", list(words)) as context:
             status = cli.invoke(context)
     except click.exceptions.Exit as stop:
         return stop.exit_code
     return int(status or 0)
+
+
+def _open_streams() -> None:
+    """What is written to a stream that the caller has closed goes nowhere; Python has None in its place."""
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
 
 
 def _discard_stdout() -> None:

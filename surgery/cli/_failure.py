@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -25,7 +26,13 @@ def usage(error: click.ClickException, words: Sequence[str]) -> int:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "surgery"
     message = " ".join(error.format_message().split())
-    _report(words, "UsageError", message[:1].lower() + message[1:].rstrip("."), hint=f"{command} --help")
+    hint = f"{command} --help"
+    if isinstance(error, click.NoSuchOption) and command == "surgery":
+        message, hint = (
+            f"no such option '{error.option_name}' of surgery itself",
+            f"surgery COMMAND … {error.option_name}",
+        )
+    _report(words, "UsageError", message[:1].lower() + message[1:].rstrip("."), hint=hint)
     return 2
 
 
@@ -66,8 +73,9 @@ def _report(
     where = dict(where or {})
     if "--json" in words:
         failure = {"kind": kind, "message": message, "hint": hint, "where": where}
-        click.echo(json.dumps({"schema": 1, "error": failure}, indent=2, ensure_ascii=False))
-        return
+        with contextlib.suppress(OSError):  # it may be stdout that cannot be written
+            click.echo(json.dumps({"schema": 1, "error": failure}, indent=2, ensure_ascii=False))
+            return
     width = max(map(len, where), default=0)
     click.echo(f"{_styled('error:', 'red')} {message}", err=True)
     for label, text in where.items():

@@ -31,6 +31,10 @@ def check_target(target: Path | None, sources: Iterable[Path], *, force: bool) -
     """
     if target is None:
         raise ArgumentError("nothing to write to", hint="name a file with -o OUT, or use --dry-run")
+    if str(target) == "-":
+        raise ArgumentError(
+            "nothing is written to stdout", hint="name a file with -o OUT; one called -: -o ./-"
+        )
     files.check_target(target, force, sources, owned=native_folder)
     if not os.access(target.parent, os.W_OK):
         raise FileError(f"cannot write '{target}': the folder is read-only")

@@ -43,7 +43,7 @@ def fallback(function: Callable[..., int | None]) -> Callable[..., int | None]:
         metavar="N",
         type=click.IntRange(min=1),
         default=10_000_000,
-        show_default="10,000,000",
+        show_default=True,
         help="How much it plays then.",
     )
     @functools.wraps(function)

@@ -65,9 +65,9 @@ def command(
 
     \b
     Example:
-      surgery annotate agent.onnx -o annotated.onnx
-          --input observation:observation,low=0,high=255
-          --output logits:logits,labels=[noop,fire,right,left]
+      surgery annotate agent.onnx -o annotated.onnx \\
+          --input observation:observation,low=0,high=255 \\
+          --output 'logits:logits,labels=[noop,fire,right,left]' \\
           --env ALE/Breakout-v5 --env-setting sticky_actions=0.25
     """
     if not (inputs or outputs or environment or settings):

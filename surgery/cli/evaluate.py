@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 )
 @click.option("--mode", metavar="MODE", help="greedy, sample or epsilon:0.05; else as it was recorded.")
 @_options.seed
-@click.option("--device", metavar="DEVICE", default="cpu", help="cpu, cuda, cuda:N or auto.")
+@click.option(
+    "--device", metavar="DEVICE", default="cpu", show_default=True, help="cpu, cuda, cuda:N or auto."
+)
 @click.option(
     "--teacher", metavar="FILE|RETURN", help="Normalise by a teacher too: its recorded score, or a number."
 )

@@ -171,7 +171,8 @@ def _too_few(space: Space, goal: int, own: Spare, least: int) -> Refused:
     return Refused(
         f"space '{space.name}' cannot go to {goal} exactly: of its {space.size} units {len(own.constant)} are constant"
         f" and {len(own.merged)} duplicates",
-        hint=f"{least} is exact; for fewer, choose by a score: --by l2" if least < space.size else "--by l2",
+        hint=(f"{least} is exact; for fewer, " if least < space.size else "")
+        + f"remove units by importance: surgery narrow MODEL --width {space.name}={goal} --by l2",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import keyword
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -40,8 +41,8 @@ def code(checkpoint: Checkpoint | ir.Model, *, name: str = "Network") -> str:
       Refused: a constant of the graph is too large to be written out.
       Unsupported: see `to_module`.
     """
-    if not name.isidentifier() or not name.isascii():
-        raise ArgumentError(f"'{name}' is no name of a class")
+    if not name.isidentifier() or not name.isascii() or keyword.iskeyword(name):
+        raise ArgumentError(f"'{name}' is no name of a class", hint="letters, digits and _, as in Agent")
     made = translated(checkpoint)
     writer = _Writer(made, recognised(made))
     body = [*writer.constructor(), "", *writer.forward()]
