@@ -15,14 +15,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 
 import surgery
 from surgery.architectures import new
+from surgery.distill import session
 from surgery.distill.actor import Actor
-from surgery.distill.captured import Arriving
+from surgery.distill.captured import WARM_UP, Arriving
 from surgery.distill.learner import Learner, Objective, make_optimizer
 from surgery.distill.methods import AUXILIARIES, METHODS
 from surgery.distill.mixing import mixed
@@ -55,6 +57,9 @@ RUNS: dict[str, dict[str, object]] = {
 SHORT = {"update_period": 64, "offline_updates": 8, "evaluation_steps": 60, "evaluate_every": 600}
 
 
+TURNS = 5
+
+
 class Watched:
     """A `Recorder` that runs every step as it is, after those of the warm-up as if it were captured."""
 
@@ -70,9 +75,13 @@ class Watched:
         def replay() -> None:
             with self._device.captured():
                 found = step()
-            output.set_(found.held) if isinstance(found, elsewhere.There) else output.set_(found)
+            output.data = found.held if isinstance(found, elsewhere.There) else found
 
         return replay, output
+
+
+def recorder_of(device: elsewhere.Elsewhere, _: str) -> Watched:
+    return Watched(device)
 
 
 def learned(
@@ -115,8 +124,11 @@ def learned(
             learner.sync_target()
     if device is not None and device.waits:
         raise AssertionError(f"waited for the device: {dict(device.waits)}")
-    Actor(student, noisy=True).greedy(np.zeros((2, *shape), np.float32))
-    if device is not None and sum(device.waits.values()) != 1:
+    actor = Actor(student, noisy=True, recorder=None if device is None else Watched(device))
+    for _ in range(TURNS):
+        actor.greedy(np.zeros((2, *shape), np.float32))
+    wanted = TURNS if recurrent else WARM_UP  # what `Watched` replays gives tensors of the host
+    if device is not None and sum(device.waits.values()) != wanted:
         raise AssertionError(f"waited for more than the actions: {dict(device.waits)}")
     parameters = [one.detach().cpu().numpy() for one in student.module.parameters()]
     return [*parameters, *(Arriving(one).read() for one in told), np.array(list(learner.read().values()))]
@@ -139,7 +151,10 @@ def whole_run(given: dict[str, object]) -> None:
             if place == "cpu":
                 execute(job)
             else:
-                with elsewhere.Elsewhere():
+                with (
+                    elsewhere.Elsewhere() as device,
+                    mock.patch.object(session, "recorder_of", lambda _: Watched(device)),
+                ):
                     execute(job)
                 assert execute(replace(job, device="cpu")).resumed
             students.append(weights(job.folder / "student.onnx"))

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from surgery.architectures import new
+from surgery.distill.actor import Actor
 from surgery.distill.captured import WARM_UP, Captured, Staging
 from surgery.distill.learner import Learner, Objective, make_optimizer
 from surgery.distill.methods import METHODS
 from surgery.distill.network import Network
 from surgery.distill.settings import Settings
-from surgery.distill.tensors import Tensors
 from surgery.distill.values import values_of
 from surgery.interface import Environment
 from surgery.policy.feeds import state_ports
@@ -147,30 +147,43 @@ def test_noise_is_drawn_once_whichever_of_two_objectives_can_be_recorded(failing
     torch.testing.assert_close(*drawn, rtol=0, atol=0)
 
 
-def tensors(x: float) -> Tensors:
-    none = torch.zeros(0)
-    return Tensors(torch.full((2,), x), none, none, none, none, none, none, none, none, none)
-
-
 def test_a_number_of_python_would_be_frozen_and_is_seen_to_be():
     """What the test above would show if λ were no tensor."""
     weight = [1.0]
-    captured = Captured(lambda given: given.observation * weight[0], Recording(list))
+    captured = Captured(lambda given: given * weight[0], Recording(list))
     given = []
     for number in range(6):
         weight[0] = float(number)
-        given.append(float(captured(tensors(1.0))[0]))
+        given.append(float(captured(torch.ones(2))[0]))
     assert given == [0.0, 1.0, 2.0, 3.0, 3.0, 3.0]
 
 
 def test_a_step_that_cannot_be_recorded_runs_as_it_is_and_says_so():
     said: list[str] = []
-    captured = Captured(
-        lambda given: given.observation * given.observation.sum().item(), Recording(list), failed=said.append
-    )
-    assert [float(captured(tensors(float(n)))[0]) for n in range(6)] == [2.0 * n * n for n in range(6)]
+    captured = Captured(lambda given: given * given.sum().item(), Recording(list), failed=said.append)
+    assert [float(captured(torch.full((2,), float(n)))[0]) for n in range(6)] == [
+        2.0 * n * n for n in range(6)
+    ]
     [text] = said
     assert "kernel by kernel: operation not permitted" in text
+
+
+@pytest.mark.parametrize(("to", "head", "noisy"), STUDENTS)
+def test_a_student_at_play_takes_the_actions_that_it_would_while_its_weights_change(
+    to: str, head: str, noisy: bool
+):
+    shape = (2, 36, 36) if to.startswith(("nature", "impala")) else (5,)
+    learner, _ = learner_of(to, head, noisy, shape, recorded=False)
+    recording, generator = Recording(list), np.random.default_rng(0)
+    pair = [Actor(learner.student, recorder=recorder) for recorder in (None, recording)]
+    for number in range(6):
+        seen = (200 * generator.random((3, *shape))).astype(np.float32)
+        one, other = (actor.greedy(seen) for actor in pair)
+        assert one.tolist() == other.tolist(), number
+        with torch.no_grad():
+            for weight in learner.student.module.parameters():
+                weight.mul_(-1.1)
+    assert recording.replays == (0 if remembers(to) else 6 - WARM_UP)
 
 
 def test_columns_travel_in_one_piece_and_arrive_as_they_were():

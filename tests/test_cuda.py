@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +24,6 @@ from surgery.distill import execute
 from surgery.distill.actor import Actor
 from surgery.distill.captured import WARM_UP, Arriving, Captured, CudaGraphs, Staging
 from surgery.distill.learner import Learner, Objective
-from surgery.distill.tensors import Tensors
 from surgery.errors import ArgumentError, RunFailed
 from surgery.policy import load
 from surgery.replay import Layout, Replay, Segment, Window, restore, write_segment
@@ -32,7 +31,7 @@ from surgery.torch import from_module, operate, to_module
 from surgery.torch.failures import explained
 from surgery.torch.travel import moved
 from tests.small_runs import job_of, lines, weights
-from tests.test_captured import STEPS, STUDENTS, filled, learner_of, remembers, tensors
+from tests.test_captured import STEPS, STUDENTS, filled, learner_of, remembers
 from tests.test_distill import leave_at
 from tests.test_killed import SCRIPT
 
@@ -211,14 +210,16 @@ def test_games_there_are_the_games_on_the_cpu(teacher: surgery.Checkpoint):
 
 
 @pytest.mark.parametrize("to", ["mlp-16", "lstm-8", "nature-fc16"])
-def test_a_student_at_play_acts_as_on_the_cpu(to: str):
-    actions = []
-    for device in ("cpu", "cuda"):
+def test_a_student_at_play_acts_as_on_the_cpu_captured_or_not(to: str):
+    actions, said = [], []
+    for device, recorder in (("cpu", None), ("cuda", None), ("cuda", CudaGraphs())):
         learner, _ = learner_of(to, "q", False, shape_of(to), recorded=False, device=device)
-        actor, generator = Actor(learner.student), np.random.default_rng(0)
-        seen = [(255 * generator.random((6, *shape_of(to)))).astype(np.float32) for _ in range(5)]
+        actor = Actor(learner.student, recorder=recorder, failed=said.append)
+        generator = np.random.default_rng(0)
+        seen = [(255 * generator.random((6, *shape_of(to)))).astype(np.float32) for _ in range(8)]
         actions.append([actor.greedy(one).tolist() for one in seen])
-    assert actions[0] == actions[1]
+    assert actions[0] == actions[1] == actions[2]
+    assert not said
 
 
 RUNS: dict[str, dict[str, object]] = {
@@ -330,16 +331,13 @@ def fail() -> None:
     noise, stream = torch.zeros(2, device="cuda"), torch.cuda.current_stream()
     said: list[str] = []
 
-    def step(given: Tensors) -> torch.Tensor:
+    def step(given: torch.Tensor) -> torch.Tensor:
         noise.normal_()
-        return given.observation * given.observation.sum().item() + 0 * noise
+        return given * given.sum().item() + 0 * noise
 
     recorder = CudaGraphs()
     captured = Captured(step, recorder, failed=said.append)
-    on_device = [
-        Tensors(**{field.name: getattr(tensors(float(x)), field.name).cuda() for field in fields(Tensors)})
-        for x in range(6)
-    ]
+    on_device = [torch.full((2,), float(x), device="cuda") for x in range(6)]
     torch.cuda.manual_seed(3)
     found = [float(captured(one)[0]) for one in on_device]
     drawn = noise.clone()
@@ -352,7 +350,7 @@ def fail() -> None:
     assert torch.equal(noise, drawn)
     assert torch.cuda.current_stream() == stream
     torch.cuda.empty_cache()
-    able = Captured(lambda given: given.observation + noise.normal_(), recorder, failed=said.append)
+    able = Captured(lambda given: given + noise.normal_(), recorder, failed=said.append)
     for one in on_device:
         able(one)
     assert len(said) == 1, said

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 
 from surgery.distill.acting import Array
+from surgery.distill.captured import Captured, Recorder
 
 if TYPE_CHECKING:
     from surgery.distill.network import Network
@@ -18,11 +20,24 @@ class Actor:
     Args:
       network: with a memory or without; its weights may change meanwhile.
       noisy: whether noisy layers draw new noise at every step (exploration), or are without.
+      recorder: records a step, to be replayed from then on, of networks without a memory; None: every step runs as it
+        is.
+      failed: told why, if that fails.
     """
 
-    def __init__(self, network: Network, *, noisy: bool = False) -> None:
+    def __init__(
+        self,
+        network: Network,
+        *,
+        noisy: bool = False,
+        recorder: Recorder | None = None,
+        failed: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._network, self._noisy = network, noisy
         self._state: tuple[torch.Tensor, ...] = ()
+        self._best: Callable[[torch.Tensor], torch.Tensor] = lambda seen: network.best(network(seen))
+        if recorder is not None:
+            self._best = Captured(self._best, recorder, what="a step of play", failed=failed)
 
     def greedy(self, observation: Array) -> Array:
         """The best action (n,) for each of the next observations."""
@@ -31,9 +46,9 @@ class Actor:
             network.draw_noise() if self._noisy else network.silence()
             if network.states:
                 output, self._state = network.step(network.there(observation), self.state(len(observation)))
+                best = network.best(output)
             else:
-                output = network(network.there(observation))
-            best = network.best(output)
+                best = self._best(network.there(observation))
         return best.cpu().numpy()
 
     def state(self, count: int) -> tuple[torch.Tensor, ...]:

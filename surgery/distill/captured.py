@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-
-from surgery.distill.tensors import Tensors
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
@@ -91,52 +88,52 @@ class Captured:
     state and choose algorithms. Should recording fail, every step runs as it is.
 
     Args:
-      step: what is recorded; whatever it reads must be in its argument or lie at fixed places.
+      step: what is recorded; whatever it reads must be in its arguments, whose shapes stay, or lie at fixed places.
       recorder: how.
+      what: the step, in a message.
       failed: told why, if recording fails.
     """
 
     def __init__(
         self,
-        step: Callable[[Tensors], Tensor],
+        step: Callable[..., Tensor],
         recorder: Recorder,
         *,
+        what: str = "a gradient step",
         failed: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._step, self._recorder, self._failed = step, recorder, failed
+        self._step, self._recorder, self._what, self._failed = step, recorder, what, failed
         self._calls = 0
-        self._inputs: Tensors | None = None
+        self._inputs: list[Tensor] = []
         self._replay: Callable[[], None] | None = None
         self._output: Tensor | None = None
 
-    def __call__(self, tensors: Tensors) -> Tensor:
+    def __call__(self, *tensors: Tensor) -> Tensor:
         """Take one step; what it gives is overwritten by the next one."""
         self._calls += 1
         if self._calls <= WARM_UP:
-            return self._recorder.warm_up(lambda: self._step(tensors))
+            return self._recorder.warm_up(lambda: self._step(*tensors))
         if self._calls == WARM_UP + 1:
             self._capture(tensors)
-        if self._replay is None or self._inputs is None or self._output is None:
-            return self._step(tensors)
-        for field in fields(Tensors):
-            getattr(self._inputs, field.name).copy_(getattr(tensors, field.name), non_blocking=True)
+        if self._replay is None or self._output is None:
+            return self._step(*tensors)
+        for mine, given in zip(self._inputs, tensors, strict=True):
+            mine.copy_(given, non_blocking=True)
         self._replay()
         return self._output
 
-    def _capture(self, tensors: Tensors) -> None:
-        inputs = Tensors(**{field.name: getattr(tensors, field.name).clone() for field in fields(Tensors)})
+    def _capture(self, tensors: Sequence[Tensor]) -> None:
+        self._inputs = [tensor.clone() for tensor in tensors]
         try:
-            self._replay, self._output = self._recorder.record(lambda: self._step(inputs))
+            self._replay, self._output = self._recorder.record(lambda: self._step(*self._inputs))
         except RuntimeError as error:
             # ending a recording that something has broken fails, too, and says less
             first: BaseException = error
             while first.__context__ is not None:
                 first = first.__context__
             reason = str(first).splitlines()[0] if str(first) else type(first).__name__
-            _LOG.warning("a gradient step cannot be captured: %s", reason, exc_info=True)
-            self._failed(f"a gradient step cannot be one CUDA graph, and runs kernel by kernel: {reason}")
-            return
-        self._inputs = inputs
+            _LOG.warning("%s cannot be captured: %s", self._what, reason, exc_info=True)
+            self._failed(f"{self._what} cannot be one CUDA graph, and runs kernel by kernel: {reason}")
 
 
 class Staging:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -36,6 +37,10 @@ class Objective:
 
     temporal: bool
     auxiliary: str
+
+
+Kind: TypeAlias = tuple[Objective, tuple[torch.Size, ...]]
+"""Of steps that one graph can be captured for: what is minimised, and the shapes of the batch."""
 
 
 class Learner:
@@ -79,7 +84,7 @@ class Learner:
         self._staging = Staging(device)
         self._recorder = recorder
         self._note = note
-        self._captured: dict[Objective, Captured] = {}
+        self._captured: dict[Kind, Captured] = {}
 
     def update(self, batch: Batch, objective: Objective, *, weight: float, rate: float) -> Tensor:
         """One gradient step.
@@ -104,18 +109,20 @@ class Learner:
         self._count += 1
         if self._recorder is None:
             return self._step(tensors, objective)
-        if objective not in self._captured:
-            self._captured[objective] = Captured(
-                lambda given: self._step(given, objective),
+        given = tuple(vars(tensors).values())
+        kind = (objective, tuple(tensor.shape for tensor in given))
+        if kind not in self._captured:
+            self._captured[kind] = Captured(
+                lambda *given: self._step(Tensors(*given), objective),
                 self._recorder,
-                failed=lambda text: self._alone(objective, text),
+                failed=lambda text: self._alone(kind, text),
             )
-        return self._captured[objective](tensors)
+        return self._captured[kind](*given)
 
-    def _alone(self, objective: Objective, text: str) -> None:
+    def _alone(self, kind: Kind, text: str) -> None:
         """A step that could not be captured has left those before it with random numbers of their own, which the steps
         that run as they are would draw once more: capture them anew."""
-        self._captured = {objective: self._captured[objective]}
+        self._captured = {kind: self._captured[kind]}
         self._note(text)
 
     def forget_graphs(self) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from surgery.distill.acting import Array, Games, Turns, epsilon, explore, play_games
-from surgery.distill.actor import Actor
 from surgery.distill.captured import Arriving
 from surgery.distill.guarded import alive
 from surgery.distill.interrupt import Stopped
@@ -265,7 +264,7 @@ class Loop:
         session.check_finite()
         generator = np.random.default_rng([settings.seed, 2, due])
         chance = settings.evaluation_epsilon
-        actor = Actor(session.student)
+        actor = session.player(noisy=False)
         score = self._play(
             lambda x: explore(actor.greedy(x), chance, session.allowed, generator),
             3 + due, settings.evaluation_episodes, f"epsilon:{chance:g}", ended=actor.forget,

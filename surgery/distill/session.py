@@ -64,8 +64,9 @@ class Session:
         if job.teacher is not None:
             self.teacher = Teacher(job.teacher, job.environment, device=job.device, note=self.notes.append)
             self.teacher.check(self.envs)
+        self._recorder = self._at_play = recorder_of(job.device)
         self.learner = self._make_learner()
-        self.actor = Actor(self.student, noisy=True)
+        self.actor = self.player(noisy=True)
         self.weaning = Weaning(0.0, 1.0, self.settings.cutoff)
         self.draws, self.actions = (
             np.random.default_rng(sequence)
@@ -111,6 +112,17 @@ class Session:
     def frames(self) -> int:
         """Emulator frames taken online."""
         return self.progress.steps * self.settings.skip
+
+    def player(self, *, noisy: bool) -> Actor:
+        """The student at play, with the noise of noisy layers or without."""
+        return Actor(self.student, noisy=noisy, recorder=self._at_play, failed=self._play_as_it_is)
+
+    def _play_as_it_is(self, text: str) -> None:
+        """A step of play cannot be captured: nobody tries again, and gradient steps are captured anew, as `CudaGraphs`
+        says."""
+        self._at_play = None
+        self.learner.forget_graphs()
+        self.note(text)
 
     def asks_teacher(self, phase: str) -> bool:
         """Whether gradient steps of a phase ask the teacher, now or later: what is played meanwhile is labelled."""
@@ -193,7 +205,7 @@ class Session:
             actions=self.envs.actions,
             teacher_temperature=temperature,
             teacher_acts=teacher is not None and teacher.only_acts,
-            recorder=recorder_of(job.device),
+            recorder=self._recorder,
             note=lambda text: self.note(text),
         )
 

@@ -12,7 +12,8 @@ from surgery.distill.network import Network
 
 @dataclass(frozen=True)
 class Tensors:
-    """A batch on the device; B examples. Its shapes never change within a run, so that a graph can be captured on it.
+    """A batch on the device; B examples. Its shapes change between phases at most (a teacher's stretches come without a
+    state of the student), so that graphs can be captured on it.
 
     Attributes:
       observation: (B, *observation) as the network takes it; of stretches (T, C, *observation).
