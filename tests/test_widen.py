@@ -199,6 +199,22 @@ def test_the_layout_of_every_axis_agrees_with_its_tensor(name: str) -> None:
             assert tuple(layout.size(axis) for axis in axes) == shape
 
 
+def test_a_recurrent_state_that_nobody_declared_is_asked_for() -> None:
+    rng, graph = np.random.default_rng(0), GraphBuilder("net")
+    seen = graph.linear(graph.input("observation", (4,)), "cell", *_random(rng, 5, 4))
+    new = graph.op("Tanh", graph.op("Add", seen, graph.input("before", (5,))))
+    graph.output(graph.linear(new, "head", *_random(rng, 3, 5)), "q", (3,))
+    graph.output(new, "after", (5,))
+    checkpoint = surgery.Checkpoint(graph.model(), infer(graph.model()))
+    for how in ({"factor": 2}, {"widths": {"before[1]": 7}}):
+        with pytest.raises(Refused) as caught:
+            surgery.widen(checkpoint, **how)
+        assert "--input before:state --output after:state" in str(caught.value.hint)
+    state = surgery.interface.PortPatch(kind="state")
+    declared = surgery.annotate(checkpoint, inputs={"before": state}, outputs={"after": state})
+    assert surgery.widen(declared, factor=2).sizes == {"cell": 10}
+
+
 def test_an_output_whose_shape_depends_on_values_keeps_what_was_declared() -> None:
     rng, graph = np.random.default_rng(0), GraphBuilder("net")
     x = graph.linear(graph.input("observation", (4,)), "0", *_random(rng, 5, 4))

@@ -12,6 +12,7 @@ from surgery.checkpoint import Checkpoint
 from surgery.edits.arithmetic import SpaceEdit, tensor_rng
 from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError, Refused
+from surgery.graph.layout import units
 from surgery.graph.spaces import Analysis, Space, analyse
 from surgery.ops.build import build
 from surgery.ops.seats import Seats, seats, width_that_fits, with_linked
@@ -67,7 +68,7 @@ def widen(
         asked = {analysis.space(name): int(width) for name, width in widths.items()}
         wanted = with_linked(analysis, asked)
         for space, width in wanted.items():
-            _check_width(space, width, init)
+            _check_width(analysis, space, width, init)
             _check_multiple(space, width, wanted, init, shares)
             _check_seats(analysis, space, width)
     else:
@@ -106,7 +107,7 @@ def _check(
         raise ArgumentError("noise and unequal shares are for copies", hint="add --init net2net")
 
 
-def _check_width(space: Space, width: int, init: Init) -> None:
+def _check_width(analysis: Analysis, space: Space, width: int, init: Init) -> None:
     where = {"space": f"{space.name} = {', '.join(f'{a.tensor}[{a.axis}]' for a in space.axes)}"}
     if width == space.size:
         raise ArgumentError(f"space '{space.name}' is {width} wide already", where=where)
@@ -121,7 +122,8 @@ def _check_width(space: Space, width: int, init: Init) -> None:
         )  # fmt: skip
     reason = _refusal(space, init)
     if reason:
-        raise Refused(f"space '{space.name}' cannot grow exactly: {reason}", where=where)
+        hint = _undeclared_state(analysis, space)
+        raise Refused(f"space '{space.name}' cannot grow exactly: {reason}", where=where, hint=hint)
 
 
 def _check_multiple(space: Space, width: int, wanted: Mapping[Space, int], init: Init, shares: str) -> None:
@@ -190,13 +192,27 @@ def _by_factor(
                 frozen.append((space.name, reason))
         else:
             wanted[space] = math.ceil(factor * space.size - 1e-9)
-            _check_width(space, wanted[space], init)
+            _check_width(analysis, space, wanted[space], init)
     _seat(analysis, wanted, frozen)
     if not wanted:
+        hints = [hint for space in analysis.spaces if (hint := _undeclared_state(analysis, space))]
         raise Refused(
-            "no space of this model can grow", where=dict(frozen[:6]), hint="surgery inspect shows every axis"
-        )
+            "no space of this model can grow", where=dict(frozen[:6]),
+            hint=hints[0] if hints else "surgery inspect shows every axis",
+        )  # fmt: skip
     return wanted, frozen
+
+
+def _undeclared_state(analysis: Analysis, space: Space) -> str | None:
+    """What to declare where units that go in and come out again are recurrent state; None for other spaces."""
+    if set(space.kinds) != {"input", "output"}:
+        return None
+    ends = [
+        f"--{side} {name}:state"
+        for side, name, axes in analysis.ports
+        if any(part.space == space.name for axis in axes for part in units(axis))
+    ]
+    return f"if '{space.name}' is recurrent state, say so: surgery annotate MODEL {' '.join(ends)} -o OUT"
 
 
 def _seat(analysis: Analysis, wanted: dict[Space, int], frozen: list[tuple[str, str]]) -> None:
