@@ -9,10 +9,11 @@ import pytest
 import torch
 import torch.nn.utils.prune
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 import surgery
 from surgery.errors import ArgumentError, Refused
-from surgery.torch import from_module, grow_states, operate
+from surgery.torch import follow, from_module, grow_states, operate
 from surgery.torch.live import groups as operate_groups
 from surgery.torch.live import journal as operate_journal
 from surgery.torch.live import outputs as operate_outputs
@@ -286,7 +287,7 @@ def test_a_compiled_module_is_compiled_once_more():
     torch._dynamo.reset()
     net = mlp()
     optimizer = torch.optim.Adam(net.parameters())
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = CompileCounter()
     compiled = torch.compile(net, backend=counter, fullgraph=True)
     before = compiled(X)
     compiled(X)
@@ -294,6 +295,88 @@ def test_a_compiled_module_is_compiled_once_more():
     for _ in range(3):
         torch.testing.assert_close(compiled(X), before)
     assert counter.frame_count == 2
+
+
+class Behind(nn.Module):
+    """A module that calls what it holds `module`, as wrappers do, and is none."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.module = net
+
+    def forward(self, x):
+        return self.module(x)
+
+
+class ByName(Behind):
+    """Observations in a dictionary."""
+
+    def forward(self, observation):
+        return self.module(torch.cat([observation["image"].flatten(1), observation["vector"]], 1))
+
+
+class Unrolled(nn.Module):
+    """A cell over steps and processes that come as one axis, with a state per process, as in CleanRL."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.cell, self.actor = nn.Linear(5, 7), nn.RNNCell(7, 6), nn.Linear(6, 3)
+
+    def forward(self, x, h):
+        made = []
+        for step in torch.relu(self.fc(x)).reshape((-1, h.shape[0], self.fc.out_features)):
+            h = self.cell(step, h)
+            made.append(h)
+        return self.actor(torch.cat(made)), h
+
+
+STATE = torch.zeros(4, 6)
+DICTIONARY = ({"image": X[:, :4].reshape(8, 2, 2), "vector": X[:, 4:]},)
+FIXED = {"dynamic_shapes": ({"image": None, "vector": None},)}
+UNUSUAL = {
+    "a part called module": (lambda: Behind(mlp()), X, {"module.0": 9}, {}),
+    "views in a dictionary": (lambda: ByName(mlp()), DICTIONARY, {"module.0": 9}, {}),
+    "a batch that is fixed": (lambda: ByName(mlp()), DICTIONARY, {"module.0": 9}, FIXED),
+    "steps and processes on one axis": (Unrolled, (X, STATE), {"fc": 9}, {}),
+}
+
+
+@pytest.mark.parametrize("case", UNUSUAL)
+def test_unusual_modules_grow_with_their_optimizer(case):
+    make, inputs, widths, options = UNUSUAL[case]
+    torch.manual_seed(0)
+    net = make()
+    optimizer = torch.optim.Adam(net.parameters())
+    trained(net, optimizer, inputs, steps=1)
+    operation = operate(net, optimizer, inputs, widths=widths, export_options=options)
+    assert len(operation.tensors[0]) == 3 and operation.slots == 6 and operation.difference < 1e-6
+    trained(net, optimizer, inputs, steps=1)
+    for parameter in net.parameters():
+        assert optimizer.state[parameter]["exp_avg"].shape == parameter.shape
+
+
+def test_inputs_whose_batches_differ_by_an_unknown_factor_share_one():
+    made = from_module(Unrolled(), example_inputs=(X[:4], STATE))
+    frames, state = (value.shape for value in made.model.graph.inputs)
+    assert str(frames[0]) == str(state[0]) == "batch"
+
+
+def test_what_was_operated_on_in_inference_mode_trains_on():
+    net = mlp()
+    optimizer = torch.optim.Adam(net.parameters())
+    with torch.inference_mode():
+        operation = operate(net, optimizer, X, widths={"0": 9})
+        follow(optimizer, net, operation.plan)
+    trained(net, optimizer, X)
+
+
+@pytest.mark.parametrize("wrap", [lambda net: torch.compile(net, backend="eager"), nn.DataParallel])
+def test_a_wrapped_module_is_exported_under_its_own_names(wrap):
+    net = mlp()
+    optimizer = torch.optim.Adam(net.parameters())
+    trained(net, optimizer, X)
+    made = from_module(wrap(net), example_inputs=X, optimizer=optimizer)
+    assert set(made.optimizer.parameters) == set(dict(net.named_parameters()))
 
 
 RATES = torch.optim.lr_scheduler
@@ -334,6 +417,17 @@ def test_schedules_go_on_when_groups_are_split(kind):
             each.step(*([1.0 + at] if kind == "plateau" else []))
         now = [group["lr"] for group in optimizer.param_groups]
         np.testing.assert_allclose(now, np.array(ratios) * plain.param_groups[0]["lr"])
+
+
+def test_phases_of_a_schedule_are_none_of_its_groups():
+    net = mlp()
+    groups = [{"params": net[:2].parameters()}, {"params": net[2:].parameters()}]
+    optimizer = torch.optim.Adam(groups, lr=0.1)
+    schedule = RATES.OneCycleLR(optimizer, 0.1, 20)  # two phases, two groups
+    operate(
+        net, optimizer, X, factor=2, init="net2net", follow_recipe=True, schedulers=[schedule], prove=False
+    )
+    assert len(schedule._schedule_phases) == 2 < len(schedule.base_lrs) == len(optimizer.param_groups)
 
 
 @pytest.mark.parametrize("make", [RATES.CosineAnnealingLR, RATES.CosineAnnealingWarmRestarts])

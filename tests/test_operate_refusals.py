@@ -25,6 +25,17 @@ from surgery.torch.live import outputs as operate_outputs
 from tests.live_models import FRAMES, X, everything, loss_of, mlp, same, trained
 
 
+class Heads(nn.Module):
+    """What only other methods compute, as in CleanRL."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.actor = nn.Linear(5, 3)
+
+    def act(self, x):
+        return self.actor(x)
+
+
 class Hard(nn.Module):
     """A size written into the code."""
 
@@ -148,7 +159,8 @@ REFUSALS = {
     "quantised": (quantised, lambda net: None, X, {"widths": {"0": 9}}, Refused, "before the model is quantised"),
     "several devices": (on_two_devices, adam, X, {"widths": {"0": 9}}, Refused, "one device"),
     "a size in the code": (Hard, adam, FRAMES, {"widths": {"inner.conv": 9}}, Refused, "attributes="),
-    "a module that branches": (Branching, adam, X, {"widths": {"fc": 9}}, GraphError, "torch.export"),
+    "a module that branches": (Branching, adam, X, {"widths": {"fc": 9}}, GraphError, "torch.where"),
+    "no forward": (Heads, adam, X, {"factor": 2}, GraphError, "def forward(self, x)"),
     "noise unseen": (Unseen, adam, X, {"widths": {"fc": 9}}, Refused, "training=True"),
     "no such space": (mlp, adam, X, {"widths": {"9": 9}}, UnknownName, "0"),
     "too narrow": (mlp, adam, X, {"widths": {"0": 3}}, ArgumentError, "narrower"),
@@ -174,7 +186,7 @@ REFUSALS = {
         {"widths": {"self_attn[1]": 8}}, Refused, "heads × their size",
     ),
     "data parallel": (lambda: nn.DataParallel(mlp()), adam, X, {"widths": {"0": 9}}, Refused, ".module"),
-    "another companion": (mlp, adam, X, {"widths": {"0": 9}, "also": [nn.Linear(5, 3)]}, Refused, ""),
+    "another companion": (mlp, adam, X, {"widths": {"0": 9}, "also": [nn.Linear(5, 3)]}, Refused, "same architecture"),
     "no numbers": (lambda: mlp().to("meta"), adam, X, {"widths": {"0": 9}}, Refused, ""),
     "wrong attribute": (mlp, adam, X, {"widths": {"0": 9}, "attributes": {"0.size": 1}}, UnknownName, ""),
     "no module": (lambda: len, lambda net: None, X, {"widths": {"0": 9}}, ArgumentError, "no torch.nn.Module"),
@@ -208,6 +220,12 @@ def test_what_cannot_follow_is_refused_in_words_and_nothing_changes(case):
     assert hint in (caught.value.hint or "") + caught.value.message
     assert torch.equal(torch.get_rng_state(), generator)
     assert before is None or same(everything(*owners), before)
+
+
+def test_an_export_that_fails_writes_nothing(capfd):
+    with pytest.raises(GraphError):
+        from_module(Branching(), example_inputs=X)
+    assert capfd.readouterr() == ("", "")
 
 
 class Mixed(nn.Module):

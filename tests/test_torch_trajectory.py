@@ -352,10 +352,17 @@ def test_young_entries_step_as_in_a_fresh_adam_and_old_ones_as_before() -> None:
         assert torch.isinf(tracked.counts[~mask]).all()
 
 
-def test_entries_grow_up() -> None:
-    both = grow("mlp", lambda p: torch.optim.Adam(p, lr=1e-3, betas=(0.5, 0.6)), widths={"0": 9}, init="zero")
+@pytest.mark.parametrize(
+    ("decay", "steps", "dtype"), [(0.6, 40, torch.float64), (0.95, 330, torch.bfloat16)], ids=str
+)
+def test_entries_grow_up(decay: float, steps: int, dtype: torch.dtype) -> None:
+    both = grow(
+        "mlp", lambda p: torch.optim.Adam(p, lr=1e-3, betas=(0.5, decay)), widths={"0": 9}, init="zero"
+    )
+    both.twin.to(dtype)
+    both.new.load_state_dict(both.new.state_dict())
     trajectory = follow(both.new, both.twin, both.plan)
-    train(both.twin, both.new, 40, seed=2)
+    train(both.twin, both.new, steps, seed=2)
     assert all(tracked.counts is None for tracked in trajectory.tracked.values())
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import onnx_ir as ir
@@ -14,15 +15,26 @@ from torch import Tensor, nn
 
 from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, GraphError
+from surgery.graph.prepare import prepared
+from surgery.graph.walk import walk
 from surgery.port_kinds import infer
 from surgery.tensors import shape_of
-from surgery.torch.optimizer_state import named, plain_name, read_optimizer
+from surgery.torch.optimizer_state import bare, named, plain_name, read_optimizer
 from surgery.torch.stored import initializers, to_numpy
 
 Inputs: TypeAlias = "Tensor | Sequence[Any] | Mapping[str, Any]"
 OPSET = 20
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Metadata of a node: the paths of the modules in whose `forward` it came about, and its own name, as a literal."""
+_HINTS = (
+    (
+        "DataDependent",
+        "it branches on the values of tensors: torch.where instead; where it makes a distribution, which "
+        "checks its numbers, a forward() that returns the logits",
+    ),
+    ("", "try torch.export.export on it; shapes that vary can be given with dynamic_shapes=…"),
+)
+"""What to do about a reason of the exporter's."""
 _NOTES = ("stack_trace", "name_scopes", "class_hierarchy", "fx_node", "scope")
 
 
@@ -42,7 +54,7 @@ def from_module(
     that the checkpoint knows besides. With `example_inputs`, any module is exported.
 
     Args:
-      module: left as it is; its tensors are copied.
+      module: left as it is; its tensors are copied. Behind `torch.compile` and other wrappers of PyTorch's it is found.
       checkpoint: whose graph it computes; tensors are found by name, and cast to the graph's types.
       optimizer: that trains it; None leaves the state out.
       example_inputs: a tensor, a tuple of arguments, or a mapping of keyword arguments.
@@ -61,7 +73,7 @@ def from_module(
         )
     if checkpoint is None:
         model = export(
-            module,
+            bare(module),
             example_inputs,
             dynamic_shapes=dynamic_shapes,
             input_names=input_names,
@@ -120,7 +132,7 @@ def _copied(model: ir.Model) -> ir.Model:
 
 def _filled(module: nn.Module, model: ir.Model) -> ir.Model:
     """A clone of the graph with the module's tensors."""
-    held = {plain_name(name): tensor for name, tensor in module.state_dict(keep_vars=True).items()}
+    held = {plain_name(name): tensor for name, tensor in bare(module).state_dict(keep_vars=True).items()}
     clone, parameters = model.clone(), set(named(module))
     missing = []
     for value in initializers(clone):
@@ -170,22 +182,58 @@ def export(
     Raises:
       GraphError: it cannot be exported; the exporter's own words are in the message.
     """
+    _check_forward(module)
     _check_projections(module)
     arguments, keywords = arguments_of(example_inputs)
-    tries = [_batched(arguments, keywords), None] if dynamic_shapes is None else [dynamic_shapes]
     names = {"input_names": input_names, "output_names": output_names}
     kept = (SCOPES,) if scopes else ()
+
+    def exported(shapes: Any) -> ir.Model:  # noqa: ANN401
+        return _bare(_exported(module, arguments, keywords, shapes, names), kept)
+
     with quiet(), mode(module, training), torch.random.fork_rng(devices=[]):
-        for shapes in tries[:-1] if tries[0] is not None else ():
-            with contextlib.suppress(Exception):  # what cannot vary is tried as it is
-                return _bare(_exported(module, arguments, keywords, shapes, names), kept)
+        if dynamic_shapes is None and (found := _with_free_batch(exported, arguments, keywords)) is not None:
+            return found
         try:
-            return _bare(_exported(module, arguments, keywords, tries[-1], names), kept)
+            return exported(dynamic_shapes)
         except Exception as error:  # the exporter's errors have no common base but Exception
+            reason = _reason(error)
             raise GraphError(
-                f"the module {type(module).__name__} cannot be exported: {_reason(error)}",
-                hint="try torch.export.export on it; shapes that vary can be given with dynamic_shapes=…",
+                f"the module {type(module).__name__} cannot be exported: {reason}",
+                hint=next(hint for cause, hint in _HINTS if cause in reason),
             ) from error
+
+
+def _with_free_batch(
+    exported: Callable[[Any], ir.Model], arguments: tuple[Any, ...], keywords: dict[str, Any]
+) -> ir.Model | None:
+    """A graph whose batch varies, each input's by itself or all alike; None where it cannot vary.
+
+    Where other axes are mixed with it in shapes that stay open, it is fixed, if that settles them.
+    """
+    found: list[ir.Model] = []
+    for size in (torch.export.Dim.DYNAMIC, torch.export.Dim("batch"), None):
+        shapes = _batched(arguments, keywords, size)
+        if shapes is None:
+            break
+        with contextlib.suppress(Exception):  # the exporter's errors have no common base but Exception
+            made = exported(shapes)
+            if not walk(prepared(made), infer(made)).facts.unknown:
+                return made
+            found.append(made)
+        if not found:
+            break
+    return found[0] if found else None
+
+
+def _check_forward(module: nn.Module) -> None:
+    """What is called by other methods only has nothing to export."""
+    if type(module).forward is nn.Module.forward and "forward" not in vars(module):
+        raise GraphError(
+            f"{type(module).__name__} has no forward(), so nothing says what it computes",
+            hint="give it one that returns what is to stay the same: def forward(self, x): "
+            "return self.actor(x), self.critic(x)",
+        )
 
 
 def _check_projections(module: nn.Module) -> None:
@@ -209,6 +257,9 @@ def _exported(
     for recurrent in (torch.ops.aten.lstm.input, torch.ops.aten.gru.input):
         # The exporter swaps their decompositions but not this: a second export would fix the sequence length.
         recurrent._dispatch_cache.clear()
+    if arguments and isinstance(arguments[-1], dict) and not keywords:
+        arguments = (*arguments, {})  # it takes a last dictionary for keyword arguments
+    arguments, keywords = torch.utils._pytree.tree_map(_whole, (arguments, keywords))
     program = torch.onnx.export(
         module, arguments, kwargs=keywords or None, dynamic_shapes=shapes, dynamo=True, optimize=False,
         opset_version=OPSET, verbose=False, **names,
@@ -216,6 +267,11 @@ def _exported(
     if program is None:
         raise GraphError(f"the exporter returned nothing for {type(module).__name__}")
     return program.model
+
+
+def _whole(x: Any) -> Any:  # noqa: ANN401
+    """A tensor with memory of its own: strides of a view would become numbers of the graph."""
+    return x.contiguous() if isinstance(x, Tensor) else x
 
 
 def arguments_of(example_inputs: Inputs | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -227,8 +283,8 @@ def arguments_of(example_inputs: Inputs | None) -> tuple[tuple[Any, ...], dict[s
     return tuple(example_inputs or ()), {}
 
 
-def _batched(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:  # noqa: ANN401
-    """The batch of every input, if there is one of at least two: an axis that may vary."""
+def _batched(arguments: tuple[Any, ...], keywords: dict[str, Any], size: Any) -> Any:  # noqa: ANN401
+    """The batch of every input, if there is one of at least two: an axis of this size."""
     leaves = torch.utils._pytree.tree_leaves((arguments, keywords))
     first = next((x for x in leaves if isinstance(x, Tensor) and x.dim()), None)
     if first is None or first.shape[0] < 2:
@@ -237,7 +293,7 @@ def _batched(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:  # no
     def batch(x: Any) -> Any:  # noqa: ANN401
         sizes = x.shape[:2] if isinstance(x, Tensor) else ()
         axis = next((axis for axis, size in enumerate(sizes) if size == first.shape[0]), None)
-        return None if axis is None else {axis: torch.export.Dim.DYNAMIC}
+        return None if axis is None else {axis: size}
 
     shapes = torch.utils._pytree.tree_map(batch, (arguments, keywords))
     return shapes[1] if keywords else shapes[0]
@@ -274,13 +330,15 @@ def mode(module: nn.Module, training: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The exporter prints, warns and logs on success."""
-    import io
-
+    """The exporter prints, warns and logs on success, and writes whole graphs to stderr when it fails."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

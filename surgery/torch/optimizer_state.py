@@ -28,6 +28,7 @@ KINDS: Mapping[str, str] = {
 }
 """Classes whose state has rules, by name, the most special first."""
 _INSIDE_ROOT = {"RMSpropTFLike"}
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)
 
 
 def kind_of(optimizer: torch.optim.Optimizer) -> str:
@@ -38,9 +39,21 @@ def kind_of(optimizer: torch.optim.Optimizer) -> str:
     return type(optimizer).__name__
 
 
+def inside(model: nn.Module) -> nn.Module | None:
+    """What a wrapper holds: of `torch.compile`, averages of weights, data parallelism; None of other modules."""
+    inner = model.module if isinstance(model, _WRAPPERS) else getattr(model, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else None
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The module behind all wrappers."""
+    inner = inside(model)
+    return model if inner is None else bare(inner)
+
+
 def plain_name(name: str) -> str:
-    """A parameter's name without what `torch.compile` and data parallelism put into it."""
-    return name.replace("_orig_mod.", "").removeprefix("module.")
+    """A parameter's name without what `torch.compile` puts into it."""
+    return name.replace("_orig_mod.", "")
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -50,7 +63,7 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def named(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter under every name that the module has for it."""
-    return {plain_name(name): p for name, p in model.named_parameters(remove_duplicate=False)}
+    return {plain_name(name): p for name, p in bare(model).named_parameters(remove_duplicate=False)}
 
 
 def read_optimizer(

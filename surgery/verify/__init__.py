@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from surgery.checkpoint import Checkpoint
 from surgery.edits.plan import Claim, Plan
@@ -113,7 +114,7 @@ def _judge(
     checks += policy_checks(before, old, new, KL_LIMIT if strict else None)
     checks += new_actions(plan, after, found) if plan else []
     if plan is not None and strict and before.optimizer is not None:
-        checks += check_slots(plan, before, exact, _rows(inputs, ROWS["slots"]), seed)
+        checks += check_slots(plan, before, exact, _rows(before.model, inputs, ROWS["slots"]), seed)
     return Report(claim, tuple(checks), absolute, relative, _context(seed, observations))
 
 
@@ -165,10 +166,13 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("policy-surgery", "numpy", "onnx", "onnx-ir", "onnxruntime")}
 
 
-def _rows(arrays: Arrays, count: int) -> Arrays:
-    """The first rows of arrays that all have the same number of them; anything else is left whole."""
+def _rows(model: ir.Model, arrays: Arrays, count: int) -> Arrays:
+    """The first rows of arrays that all have the same number of them, and may have any; others are left whole."""
     lengths = {len(array) if array.ndim else 0 for array in arrays.values()}
-    return {name: array[:count] for name, array in arrays.items()} if len(lengths) == 1 else dict(arrays)
+    inputs = [value for value in model.graph.inputs if not value.is_initializer()]
+    if len(lengths) != 1 or any(value.shape and isinstance(value.shape[0], int) for value in inputs):
+        return dict(arrays)
+    return {name: array[:count] for name, array in arrays.items()}
 
 
 def _worst(name: str) -> str:

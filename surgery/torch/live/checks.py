@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError, Refused
 from surgery.optimizer import POWERS
-from surgery.torch.optimizer_state import is_sharded, kind_of, plain_name
+from surgery.torch.optimizer_state import inside, is_sharded, kind_of, plain_name
 from surgery.torch.trajectory.follow import DETACH, trajectory_of
 
 _WRAPPED = {
@@ -55,10 +55,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
     hint = _WRAPPED.get(type(model).__name__)
     if hint:
         raise Refused(f"the model is wrapped in {type(model).__name__}", hint=hint)
-    if isinstance(model, torch.optim.swa_utils.AveragedModel):
-        return unwrapped(model.module)
-    inner = getattr(model, "_orig_mod", None)
-    return unwrapped(inner) if isinstance(inner, nn.Module) else model
+    inner = inside(model)
+    return model if inner is None else unwrapped(inner)
 
 
 def check_module(model: nn.Module, what: str) -> None:

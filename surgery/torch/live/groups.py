@@ -14,6 +14,8 @@ Factors = tuple[float, float, float]
 """Of the learning rate, of ε, of the weight decay."""
 _RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
 _SCALED_LISTS = ("base_lrs", "_last_lr", "min_lrs", "max_lrs")
+_OTHER_LISTS = ("_schedulers", "_milestones", "_schedule_phases")
+"""Lists of PyTorch's schedules that have no entry per group, however many they have."""
 _FLOOR = "eta_min"
 """A learning rate of cosine schedules that is one number for all groups."""
 
@@ -98,7 +100,7 @@ def _check_floor(scheduler: Any, order: Sequence[tuple[int, Factors]]) -> None: 
 def _extend(journal: Journal, scheduler: Any, before: int, order: Sequence[tuple[int, Factors]]) -> None:  # noqa: ANN401
     """Lists with an entry per group get an entry for every new one."""
     for name, value in list(vars(scheduler).items()):
-        if type(value) is list and len(value) == before and name not in ("_schedulers", "_milestones"):
+        if type(value) is list and len(value) == before and name not in _OTHER_LISTS:
             scaled = name in _SCALED_LISTS
             new = [value[at] * factors[0] if scaled else value[at] for at, factors in order]
             journal.attribute(scheduler, name, new)

@@ -33,6 +33,7 @@ from surgery.torch.stored import initializers, to_numpy
 Optimizers: TypeAlias = "torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None"
 
 
+@torch.inference_mode(False)
 def operate(
     model: nn.Module,
     optimizer: Optimizers,

@@ -23,6 +23,8 @@ from surgery.torch.live.modules import attributes, owners
 from surgery.torch.optimizer_state import read_optimizer
 from surgery.torch.stored import initializers, laid_out, to_numpy, to_torch
 
+COMPANIONS = "companions have the same architecture as the model"
+
 
 class Prepared:
     """Everything that will change, computed before anything is touched."""
@@ -55,7 +57,9 @@ class Prepared:
             raise Refused(
                 f"{', '.join(missing[:3])} would have to follow, and is no tensor of {type(network).__name__}",
                 where={"module": type(network).__name__},
-                hint="a number written into forward(): make it a buffer, or derive it from a shape",
+                hint=COMPANIONS
+                if self.names
+                else "a number written into forward(): make it a buffer, or derive it from a shape",
             )
         own = self._own(held)
         edited = {tensor.name for tensor in self.plan.tensors if id(held[tensor.name]) not in self.data}
@@ -86,7 +90,7 @@ class Prepared:
                     raise ArgumentError(
                         f"'{name}' is {shape_text(held[name].shape)} in one network, and in the model "
                         f"{shape_text(value.const_value.shape)}",
-                        hint="companions have the same architecture as the model",
+                        hint=COMPANIONS,
                     )
                 value.const_value = ir.tensor(to_numpy(held[name]), name=name)
         return self.checkpoint.replace(model=model)

@@ -30,7 +30,7 @@ from surgery.edits.parts import TensorEdit
 from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError, PlanMismatch, Refused, shape_text
 from surgery.optimizer import POWERS, power
-from surgery.torch.optimizer_state import is_sharded, kind_of, plain_name
+from surgery.torch.optimizer_state import is_sharded, kind_of, named, plain_name
 from surgery.torch.trajectory.factors import Factors, factors
 from surgery.torch.trajectory.steps import CORRECTED, correct, grown_up
 
@@ -39,6 +39,7 @@ DETACH = (
 )
 
 
+@torch.inference_mode(False)
 def follow(
     optimizer: torch.optim.Optimizer,
     model: nn.Module | Iterable[tuple[str, Tensor]],
@@ -99,14 +100,17 @@ class Trajectory:
         own_steps: bool,
     ) -> None:
         if trajectory_of(optimizer) is not None:
-            raise ArgumentError("the optimizer follows a trajectory already", hint=DETACH)
+            raise ArgumentError(
+                "the optimizer follows a trajectory already",
+                hint=f"{DETACH}; networks that share an optimizer are operated on and followed as one module",
+            )
         self.optimizer, self.plan, self.own_steps = optimizer, plan, own_steps
         self.kind = ruled_kind(optimizer)
         self.edits: dict[str, SpaceEdit] = dict(plan.edits)
         if merging := [name for name, edit in self.edits.items() if edit.merged]:
             raise Refused(f"'{merging[0]}' merges units: there is no one trajectory to follow")
-        named = model.named_parameters() if isinstance(model, nn.Module) else model
-        self.tracked = dict(_track(optimizer, dict(named), plan, self.edits))
+        names = named(model) if isinstance(model, nn.Module) else _plain(model)
+        self.tracked = dict(_track(optimizer, names, plan, self.edits))
         if not self.tracked:
             raise PlanMismatch("the optimizer trains no parameter that the plan edits",
                                hint="give the module that the plan was applied to")  # fmt: skip
@@ -187,7 +191,9 @@ class Trajectory:
         for _, value in self.slots(tracked.weight):
             value.masked_fill_(mask, 0)
         if self.own_steps and self.kind in CORRECTED:
-            old = torch.full_like(tracked.weight, torch.inf) if tracked.counts is None else tracked.counts
+            old = tracked.counts
+            if old is None:
+                old = torch.full_like(tracked.weight, torch.inf, dtype=_counting(tracked.weight))
             tracked.counts = old.masked_fill(mask, 0)
 
     def fade(self, tracked: Tracked, entries: Tensor, kept: float) -> None:
@@ -208,7 +214,9 @@ class Trajectory:
         for name, tracked in self.tracked.items():
             tracked.factors = factors(tracked.edit, self.edits, tracked.weight)
             found = state["counts"].get(name)
-            tracked.counts = None if found is None else found.to(tracked.weight)
+            tracked.counts = (
+                None if found is None else found.to(tracked.weight.device, _counting(tracked.weight))
+            )
         self._scale_state(-1)
 
     def adopt(self, edit: SpaceEdit) -> None:
@@ -346,13 +354,23 @@ def trajectory_of(optimizer: torch.optim.Optimizer) -> Trajectory | None:
     return next((owner for owner in found if isinstance(owner, Trajectory)), None)
 
 
+def _counting(weight: Tensor) -> torch.dtype:
+    """The type of the counts of a parameter's entries: bfloat16 counts to 256."""
+    return torch.promote_types(weight.dtype, torch.float32)
+
+
+def _plain(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Parameters by the names that they have in the module, and by those behind a wrapper."""
+    given = {plain_name(name): weight for name, weight in named}
+    return {name.removeprefix("module."): weight for name, weight in given.items()} | given
+
+
 def _track(
-    optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor], plan: Plan, edits: Mapping[str, SpaceEdit]
+    optimizer: torch.optim.Optimizer, names: Mapping[str, Tensor], plan: Plan, edits: Mapping[str, SpaceEdit]
 ) -> Iterator[tuple[str, Tracked]]:
     trained = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
-    plain = {plain_name(name): weight for name, weight in named.items()}
     for edit in plan.tensors:
-        weight = plain.get(edit.name)
+        weight = names.get(edit.name)
         if weight is None or id(weight) not in trained:
             continue
         if is_sharded(weight):
