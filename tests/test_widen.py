@@ -230,6 +230,18 @@ def test_an_output_whose_shape_depends_on_values_keeps_what_was_declared() -> No
     assert (runtime(after)(x)["places"] == runtime(model)(x)["places"]).all()
 
 
+def test_states_whose_shape_is_declared_wrongly_grow() -> None:
+    """PyTorch up to 2.11 declares the last states of a recurrent layer with one axis too many."""
+    model = original("lstm_policy", "dynamo").checkpoint.model.clone()
+    for value in model.graph.outputs[2:]:
+        assert value.shape is not None
+        value.shape = ir.Shape([1, *value.shape])
+    before = surgery.Checkpoint(model, infer(model))
+    after = surgery.apply(surgery.widen(before, widths={"lstm": 17}), before).checkpoint
+    batch = model.graph.inputs[0].shape[0]
+    assert [list(value.shape) for value in after.model.graph.outputs[2:]] == [[1, batch, 17]] * 2
+
+
 def _random(rng: np.random.Generator, out: int, inputs: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.standard_normal((out, inputs)).astype(np.float32), rng.standard_normal(out).astype(np.float32)
 

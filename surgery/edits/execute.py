@@ -235,9 +235,13 @@ def refresh_shapes(model: ir.Model) -> None:
             found = facts.shapes.get(value)
             if value.shape is None or (found is None and value.is_graph_output()):
                 continue  # what cannot be followed was not edited, and ONNX wants outputs to have a shape
-            if found is None or len(found) != len(value.shape):
+            if found is None:
                 # an old shape that nothing confirms would be believed by whoever runs the model
                 value.shape = None
+                continue
+            if len(found) != len(value.shape):
+                # declared wrongly, as PyTorch's exporter did with the states of recurrent layers up to 2.11
+                value.shape = facts.named(found)
                 continue
             inner = not value.is_graph_output()
             value.shape = ir.Shape(

@@ -90,6 +90,11 @@ class Facts:
         """Whether a size comes from the stand-in of a symbolic dimension."""
         return any(size % prime == 0 for name, prime in self.symbols.items() if name not in self.sizes)
 
+    def named(self, shape: Sequence[int]) -> ir.Shape:
+        """A shape with its symbols in place of their stand-ins; what is computed from these is left open."""
+        names = {prime: name for name, prime in self.symbols.items() if name not in self.sizes}
+        return ir.Shape([names.get(size) if self.stands_in(size) else size for size in shape])
+
     def tensor(self, value: ir.Value, tensor: ir.TensorProtocol | None) -> None:
         """Take in a constant; only small ones are read."""
         if tensor is None:
