@@ -37,7 +37,10 @@ class Sum:
     parts: tuple[Layout, ...]
 
     def __str__(self) -> str:
-        return f"({' + '.join(text(part) for part in self.parts)})"
+        parts = [text(part) for part in self.parts]
+        if len(set(parts)) == 1 and not parts[0].isdecimal():  # the same units, with other roles
+            return f"{len(parts)} · {parts[0]}"
+        return f"({' + '.join(parts)})"
 
 
 @dataclass(frozen=True, slots=True)
