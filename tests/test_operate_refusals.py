@@ -197,6 +197,7 @@ REFUSALS = {
     "a schedule of nothing": (mlp, adam, X, {"factor": 2, "schedulers": ["step"]}, ArgumentError, "no schedule"),
     "a class of optimizers": (mlp, lambda net: torch.optim.Adam, X, {"factor": 2}, ArgumentError, "in use"),
     "other inputs": (mlp, adam, torch.zeros(4, 9), {"widths": {"0": 9}}, GraphError, "cannot be exported"),
+    "other types": (mlp, adam, X.double(), {"widths": {"0": 9}}, ArgumentError, "does not run on the example"),
     "two orders": (mlp, adam, X, {"widths": {"0": 9}, "plan": lambda c: None}, ArgumentError, ""),
 }  # fmt: skip
 

@@ -107,6 +107,8 @@ def operate(
     checkpoint = _described(networks[0], example_inputs, options, training).replace(copies=copies or {})
     planned = _planned(checkpoint, networks[0], widths, plan, how)
     check_stateless(planned)
+    runner = Runner(networks[0], example_inputs, planned, checkpoint.model, training)
+    before = runner.before()
     after = apply(planned, checkpoint, verify=prove)
     _check_same_tensors(planned, checkpoint, after.checkpoint)
     prepared = Prepared(planned, checkpoint, optimizers, reset_unknown)
@@ -114,8 +116,6 @@ def operate(
     for network in networks:
         prepared.add(network, asked)
     prepared.attributes.update(asked)
-    runner = Runner(networks[0], example_inputs, planned, checkpoint.model, training)
-    before = runner.outputs()
     layers = NewLayers(planned, checkpoint, runner) if planned.insertions else None
     with all_or_nothing() as journal:
         prepared.carry_out(journal)

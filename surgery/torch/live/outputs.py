@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery.edits.plan import Plan
-from surgery.errors import ClaimFailed, Refused, SurgeryError, shape_text
+from surgery.errors import ArgumentError, ClaimFailed, Refused, SurgeryError, shape_text
 from surgery.torch.export import Inputs, arguments_of, mode
 from surgery.torch.live.states import grow_inputs, kept_outputs, settled_inputs, shrink_outputs
 
@@ -29,6 +29,22 @@ class Runner:
     plan: Plan
     model: ir.Model
     training: bool
+
+    def before(self) -> dict[str, Tensor]:
+        """See `outputs`.
+
+        Raises:
+          ArgumentError: the module does not run on the example inputs.
+        """
+        try:
+            return self.outputs()
+        except SurgeryError:
+            raise
+        except Exception as error:  # whatever the module's own code raises
+            raise ArgumentError(
+                f"{type(self.network).__name__} does not run on the example inputs: {_first_line(error)}",
+                hint="give what it is given in training, of the same types and on the same device",
+            ) from error
 
     def outputs(self, grown: bool = False) -> dict[str, Tensor]:
         """The tensors that it gives, by the names of the graph's outputs."""
