@@ -85,7 +85,8 @@ def write_segment(replay: Replay, folder: Path, known: Sequence[Segment]) -> tup
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     columns = replay.export(streams, np.repeat(begin, counts) + within)
     with replacing([folder / segment.file], force=True) as [temporary], temporary.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **_packed(columns), **replay.pending())
+        # NumPy before 2.2 would keep an `allow_pickle` as one more array
+        np.savez_compressed(file, **_packed(columns), **replay.pending())  # type: ignore[arg-type]
     alive = [old for old in known if (np.array(old.end) > replay.written - replay.length).any()]
     return (*alive, segment)
 
