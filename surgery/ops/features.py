@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from surgery.checkpoint import Checkpoint
 from surgery.edits.plan import Plan
@@ -184,6 +184,12 @@ class InputAxis:
         """Number of features."""
         return sum(size for _, size in self.parts)
 
+    @property
+    def ranges(self) -> list[range]:
+        """Which features each part has."""
+        ends = [*accumulate((size for _, size in self.parts), initial=0)]
+        return [range(*pair) for pair in pairwise(ends)]
+
     def names(self, interface: Interface, own: range) -> list[str]:
         """The labels of some features, or their numbers among these."""
         labels = interface.input(self.input).labels
@@ -206,8 +212,7 @@ class InputAxis:
           ArgumentError: a new feature between two parts, or none that stays in a part.
           Refused: a feature that would move from one part to another, or a part that cannot change.
         """
-        starts = [0, *accumulate(size for _, size in self.parts)]
-        place_of = [k for k, (_, size) in enumerate(self.parts) for _ in range(size)]
+        place_of = [k for k, mine in enumerate(self.ranges) for _ in mine]
         rows: list[list[int | None]] = [[] for _ in self.parts]
         at = 0
         for place, unit in enumerate(order):
@@ -215,16 +220,17 @@ class InputAxis:
             if to < at:
                 raise Refused(f"the features of '{self.input}' would move between {self._described()}")
             at = to
-            rows[at].append(None if unit is None else unit - starts[at])
+            rows[at].append(unit)
         found = []
-        for (space, size), row, start in zip(self.parts, rows, starts, strict=False):
-            if row == list(range(size)):
+        for (space, size), row, mine in zip(self.parts, rows, self.ranges, strict=True):
+            if row == list(mine):
                 continue
             if space is None or all(unit is None for unit in row):
-                which = f"feature {start}" if size == 1 else f"features {start} to {start + size - 1}"
+                which = f"feature {mine.start}" if size == 1 else f"features {mine.start} to {mine.stop - 1}"
                 raise Refused(f"'{self.input}' keeps {which}: the network reads such a part by itself")
-            held = {k - start: value for k, value in (constants or {}).items() if 0 <= k - start < size}
-            found.append(arranged(_free(space), row, held))
+            inner = [None if unit is None else mine.index(unit) for unit in row]
+            held = {mine.index(k): value for k, value in (constants or {}).items() if k in mine}
+            found.append(arranged(_free(space), inner, held))
         return found
 
     def _receiving(
@@ -245,10 +251,9 @@ class InputAxis:
 
     def _described(self) -> str:
         """`parts that the network reads apart: x[1][0] (0 to 3), x[1][1] (4 to 6)`"""
-        starts = accumulate((size for _, size in self.parts), initial=0)
         parts = [
-            f"{'a fixed one' if space is None else space.name} ({start} to {start + size - 1})"
-            for (space, size), start in zip(self.parts, starts, strict=False)
+            f"{'a fixed one' if space is None else space.name} ({mine.start} to {mine.stop - 1})"
+            for (space, _), mine in zip(self.parts, self.ranges, strict=True)
         ]
         return f"parts that the network reads apart: {', '.join(parts)}"
 
@@ -265,11 +270,9 @@ def input_axis(analysis: Analysis, wanted: str) -> tuple[InputAxis, range]:
     for name in ports:
         found = _axes(analysis, name, by_name)
         for k, axis in found.items():
-            start = 0
-            for space, size in axis.parts:
+            for (space, _), mine in zip(axis.parts, axis.ranges, strict=True):
                 if space is not None and wanted == space.name:
-                    return _checked(axis, range(start, start + size))
-                start += size
+                    return _checked(axis, mine)
             if wanted == f"{name}[{k}]":
                 return _checked(axis, range(axis.size))
         if wanted == name and len(found) == 1:
