@@ -15,7 +15,7 @@ from surgery.distill.job import Job
 from surgery.distill.learner import Objective
 from surgery.distill.session import Session
 from surgery.replay import Batch, Stretch, estimate
-from surgery.torch.failures import explained
+from surgery.torch.failures import ELSEWHERE, explained
 
 STEPS = 4
 ALONE = 25_000
@@ -55,7 +55,7 @@ def forecast(job: Job, *, threads: int = 1) -> Forecast:
       As `execute`, for what can be known beforehand: teacher, student and environment do not fit, too little memory.
     """
     torch.set_num_threads(threads)
-    with explained("CUDA_VISIBLE_DEVICES=N chooses another GPU, --device cpu does without"):
+    with explained(ELSEWHERE):
         session = Session(job)
         try:
             return _measured(job, session)

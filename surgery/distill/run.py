@@ -34,13 +34,9 @@ from surgery.interface import Environment, Interface, LineageStep, PortPatch
 from surgery.json_values import Json
 from surgery.ops.swap_optimizer import swap_optimizer
 from surgery.replay import Transitions, read_transitions
-from surgery.torch.failures import explained
+from surgery.torch.failures import ELSEWHERE, explained
 
-ELSEWHERE = (
-    "repeat the command to go on from the last checkpoint; CUDA_VISIBLE_DEVICES=N chooses another GPU, "
-    "--device cpu does without"
-)
-"""What to do about a GPU that failed."""
+AGAIN = f"repeat the command to go on from the last checkpoint; {ELSEWHERE}"
 
 
 @dataclass(frozen=True)
@@ -218,7 +214,7 @@ def execute(
     """
     torch.set_num_threads(threads)
     keep_freed_memory()
-    with store.owning(job.folder), Interrupts() as interrupts, explained(ELSEWHERE):
+    with store.owning(job.folder), Interrupts() as interrupts, explained(AGAIN):
         store.agree_on(job.folder, config(job))
         session = Session.open(job)
         try:

@@ -10,6 +10,8 @@ import torch
 
 from surgery.errors import RunFailed, SurgeryError
 
+ELSEWHERE = "CUDA_VISIBLE_DEVICES=N chooses another GPU, --device cpu does without"
+"""What to do about a GPU that fails."""
 _SAID = re.compile(r"Tried to allocate [\d.]+ \w+|[\d.]+ \w+ is free")
 
 
