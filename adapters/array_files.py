@@ -10,11 +10,11 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from surgery.adapters import Reading
 from surgery.checkpoint import Checkpoint
-from surgery.checkpoint import load as load_graph
 from surgery.errors import ArgumentError, Refused
 from surgery.interface import Interface, Port
 from surgery.json_values import Json
 from surgery.optimizer_record import slots_of
+from surgery.storage import load as load_graph
 from surgery.tensors import equal, shape_of
 from surgery_adapters.binding.bind import Norm, group_of, native
 from surgery_adapters.containers.optax_state import Bound

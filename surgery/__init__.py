@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from surgery.annotate import annotate as annotate
     from surgery.attach import attach as attach
     from surgery.checkpoint import Checkpoint as Checkpoint
-    from surgery.checkpoint import load as load
-    from surgery.checkpoint import save as save
     from surgery.difference import diff as diff
     from surgery.edits.plan import Plan as Plan
     from surgery.errors import SurgeryError as SurgeryError
@@ -50,6 +48,8 @@ if TYPE_CHECKING:
     from surgery.route import migrate as migrate
     from surgery.sidecar import finish as finish
     from surgery.sidecar import sidecar as sidecar
+    from surgery.storage import load as load
+    from surgery.storage import save as save
     from surgery.verify import Report as Report
     from surgery.verify import verify as verify
 
@@ -75,13 +75,13 @@ _HOMES = {
     "finish": "surgery.sidecar",
     "grow_kernel": "surgery.ops.kernel",
     "invert": "surgery.ops.invert",
-    "load": "surgery.checkpoint",
+    "load": "surgery.storage",
     "narrow": "surgery.ops.narrow",
     "migrate": "surgery.route",
     "recipe": "surgery.recipe",
     "reorder": "surgery.ops.features",
     "retire": "surgery.ops.features",
-    "save": "surgery.checkpoint",
+    "save": "surgery.storage",
     "sidecar": "surgery.sidecar",
     "split_fused": "surgery.ops.split_fused",
     "swap_optimizer": "surgery.ops.swap_optimizer",

@@ -12,16 +12,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import onnx_ir as ir
 
+from surgery.checkpoint import Checkpoint
 from surgery.errors import Refused, UnknownFormat
 from surgery.files import check_readable
 from surgery.formats import sniff
-
-if TYPE_CHECKING:
-    from surgery.checkpoint import Checkpoint
 
 GROUP = "surgery.adapters"
 SHARED = "surgery.shared"

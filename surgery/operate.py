@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from surgery.checkpoint import Checkpoint, check_finite, save
+from surgery.checkpoint import Checkpoint, check_finite
 from surgery.edits.execute import execute
 from surgery.edits.plan import Plan
 from surgery.edits.ports import record_ports
 from surgery.errors import ClaimFailed, ProofFailed
 from surgery.interface import LineageStep
+from surgery.storage import save
 from surgery.verify import Report, prove, versions
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from surgery.checkpoint import Checkpoint, check_finite, save
+from surgery.checkpoint import Checkpoint, check_finite
 from surgery.edits.insert import joined
 from surgery.edits.insertion import Insertion, NewPort
 from surgery.edits.plan import Plan
@@ -26,6 +26,7 @@ from surgery.graph.beside import PREFIX, absorb, blend, drop_old, plain_names
 from surgery.graph.zeroed import zeroed_for
 from surgery.interface import Interface, LineageStep, Port
 from surgery.optimizer import OptimizerState
+from surgery.storage import save
 from surgery.tensors import shape_of
 from surgery.verify import Report, prove, versions
 from surgery.verify.structure import check_structure

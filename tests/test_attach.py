@@ -13,9 +13,10 @@ from torch import nn
 
 from surgery.adapters import find, installed
 from surgery.attach import align, attach, bind
-from surgery.checkpoint import Checkpoint, load, save
+from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.parameter_order import unique_order
+from surgery.storage import load, save
 from surgery.tensors import equal
 from tests.small_models import mlp, write
 from tests.test_pytorch_files import same

@@ -17,9 +17,10 @@ import pytest
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from surgery.checkpoint import METADATA_KEY, load, save
 from surgery.errors import CorruptFile, FileError, GraphError, SurgeryError, UnknownFormat
+from surgery.metadata import METADATA_KEY
 from surgery.optimizer import OptimizerState, ParamGroup
+from surgery.storage import load, save
 from surgery.tensors import write_safetensors
 from tests.small_models import branching, mlp, wrap, write
 

@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from surgery.checkpoint import load
 from surgery.errors import CorruptFile, FileError
 from surgery.optimizer import OptimizerState, ParamGroup, load_optimizer, save_optimizer
+from surgery.storage import load
 from surgery.tensors import read_safetensors, write_safetensors
 from tests.small_models import mlp, write
 

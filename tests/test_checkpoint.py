@@ -16,12 +16,13 @@ import safetensors.numpy
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from surgery.annotate import annotate
-from surgery.checkpoint import Checkpoint, check_finite, load, save
+from surgery.checkpoint import Checkpoint, check_finite
 from surgery.errors import FileError, GraphError
 from surgery.interface import LineageStep, PortPatch
 from surgery.metadata import METADATA_KEY
 from surgery.model_file import all_tensors
 from surgery.optimizer import OptimizerState, ParamGroup
+from surgery.storage import load, save
 from surgery.tensors import digest, equal
 from tests.small_models import MODELS, array, mlp, write
 
@@ -265,7 +266,8 @@ def test_a_state_that_was_left_beside_a_model_without_one_is_ignored(tmp_path):
 
 MEMORY = """
     import resource, sys
-    from surgery.checkpoint import check_finite, load, save
+    from surgery.checkpoint import check_finite
+    from surgery.storage import load, save
     load(sys.argv[1])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     checkpoint = load(sys.argv[1])

@@ -24,9 +24,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from surgery.checkpoint import load
 from surgery.cli import VERBS, cli, main
 from surgery.errors import ArgumentError
+from surgery.storage import load
 
 PROGRAM = Path(sysconfig.get_path("scripts")) / "surgery"
 

@@ -9,10 +9,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from surgery.annotate import annotate
-from surgery.checkpoint import load
 from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.interface import Environment, Interface, Port, PortPatch
 from surgery.port_kinds import infer
+from surgery.storage import load
 from tests.small_models import mlp, write
 
 NAMES = {

@@ -13,10 +13,10 @@ from torch import nn
 
 import surgery
 from surgery.adapters import Reading
-from surgery.checkpoint import check_savable
 from surgery.cli import main
 from surgery.errors import ArgumentError, Refused
 from surgery.operate import preview
+from surgery.storage import check_savable
 from surgery.verify.outputs import runtime
 from tests.test_pytorch_files import same
 from tests.torch_models import ROWS, Residual, Row

@@ -13,10 +13,10 @@ import pytest
 import surgery
 from docs.generate import ADAPTERS, FRAMEWORKS, adapter_page
 from surgery.adapters import Checking, Reading, find
-from surgery.checkpoint import check_savable
 from surgery.cli import main
 from surgery.errors import Refused, SurgeryError
 from surgery.operate import preview
+from surgery.storage import check_savable
 from surgery.tensors import equal
 from surgery.verify.outputs import runtime
 from tests.round_trips import EDITS, SAMPLES

@@ -77,10 +77,10 @@ def check_holds(plan: surgery.Plan, checkpoint: surgery.Checkpoint, target: Path
     """Refuse a target that cannot hold the result of a plan.
 
     Raises:
-      ArgumentError, Refused: see `surgery.checkpoint.check_savable`.
+      ArgumentError, Refused: see `surgery.storage.check_savable`.
     """
-    from surgery.checkpoint import check_savable
     from surgery.operate import preview
+    from surgery.storage import check_savable
 
     check_savable(lambda: preview(plan, checkpoint), checkpoint, target)
 
@@ -110,7 +110,7 @@ def unheld(
     Raises:
       ArgumentError, Refused: the target that is named cannot.
     """
-    from surgery.checkpoint import check_savable
+    from surgery.storage import check_savable
 
     try:
         check_savable(make, checkpoint, target or model)

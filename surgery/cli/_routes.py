@@ -71,7 +71,7 @@ def travel(
 
 def _travel(model: Path, to: str, editing: _edits.Editing, init: Init) -> None:
     from surgery import route
-    from surgery.checkpoint import check_savable
+    from surgery.storage import check_savable
 
     proof, output, force = editing.proof, editing.output, editing.force
     path = None if editing.dry_run else _files.check_target(editing.target, [model], force=force)

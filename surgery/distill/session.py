@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from surgery import torch as modules
-from surgery.checkpoint import Checkpoint, save
+from surgery.checkpoint import Checkpoint
 from surgery.distill import store
 from surgery.distill.acting import Array
 from surgery.distill.actor import Actor
@@ -36,6 +36,7 @@ from surgery.interface import Environment
 from surgery.json_values import Fields, Json
 from surgery.policy.feeds import state_ports
 from surgery.replay import Replay, Segment, restore, write_segment
+from surgery.storage import save
 from surgery.torch.failures import is_of_device
 
 REPLAYS = ("replay", "teacher_replay")

@@ -14,12 +14,13 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor, nn
 
 from surgery import torch as modules
-from surgery.checkpoint import Checkpoint, save
+from surgery.checkpoint import Checkpoint
 from surgery.distill.values import KINDS
 from surgery.edits.copies import original_name
 from surgery.errors import ArgumentError, SurgeryError
 from surgery.interface import Interface, Port
 from surgery.optimizer import OptimizerState
+from surgery.storage import save
 
 LEARNED = tuple(reversed(KINDS))
 """A distribution is learned where there is one, not the values that are computed from it."""

@@ -13,7 +13,7 @@ import numpy as np
 from surgery.architectures.layers import Convolution, Dense, Recurrent, Residual
 from surgery.architectures.library import numbered
 from surgery.architectures.recognise import recognise
-from surgery.checkpoint import Checkpoint, save
+from surgery.checkpoint import Checkpoint
 from surgery.edits.plan import Plan
 from surgery.errors import Refused
 from surgery.operate import Result, apply
@@ -24,6 +24,7 @@ from surgery.route.align import align
 from surgery.route.edits import Alignment, Insert, Kernel, Row, Widen
 from surgery.route.proof import end_to_end
 from surgery.route.target import Target, target_of
+from surgery.storage import save
 from surgery.verify import Report
 
 Array = np.ndarray[Any, np.dtype[Any]]

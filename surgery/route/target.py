@@ -13,8 +13,9 @@ from surgery.architectures.like import Setting, observed, setting
 from surgery.architectures.names import parse
 from surgery.architectures.recognise import Found, Network, Tree, recognise, weighted
 from surgery.architectures.untrained import channels_first
-from surgery.checkpoint import Checkpoint, load
+from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, FileError, Refused, shape_text
+from surgery.storage import load
 
 
 @dataclass(frozen=True)
