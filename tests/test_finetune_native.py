@@ -94,6 +94,11 @@ def test_what_it_has_become_goes_back_into_the_frameworks_own_file(
         for one in (agent, again)
     ]
     assert counts[1] == {count + outcome.updates for count in counts[0]}
+    [was], [group] = (one.policy.optimizer.state_dict()["param_groups"] for one in (agent, again))
+    assert {name for name, value in group.items() if value != was[name]} == {
+        "lr",
+        "eps",
+    }  # not how it ran here
     x = probes(whole, 8, seed=0)["observation"]
     policy, _ = again.predict(x, deterministic=True)
     assert (policy == surgery.policy.load(whole).act(x, generator=np.random.default_rng(0))).all()

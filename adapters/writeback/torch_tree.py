@@ -295,7 +295,8 @@ def _settings(
     odd = [name for name in CONVENTIONS if found and found[0].get(name) and name not in conventions]
     if odd:
         raise Refused(f"no optimizer of PyTorch has the setting {odd[0]}", hint=HINT)
-    if not found or (not swapped and found[0] == ParamGroup((), hyper(old)).hyper):
+    before = ParamGroup((), hyper(old)).hyper
+    if not found or (not swapped and all(before.get(name) == value for name, value in found[0].items())):
         return None
     return {name: value for name, value in found[0].items() if name not in CONVENTIONS}
 

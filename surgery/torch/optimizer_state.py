@@ -28,6 +28,8 @@ KINDS: Mapping[str, str] = {
 }
 """Classes whose state has rules, by name, the most special first."""
 _INSIDE_ROOT = {"RMSpropTFLike"}
+_OF_THE_MACHINE = {"capturable", "differentiable", "foreach", "fused"}
+"""How an optimizer computes where it runs, and not what: it may go on elsewhere, where it cannot compute so."""
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)
 
 
@@ -126,9 +128,8 @@ def _single(value: object) -> bool:
 
 
 def _hyper(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> dict[str, Json]:
-    settings = {
-        str(key): plain(value) for key, value in group.items() if key not in ("params", "param_names")
-    }
+    left_out = {"params", "param_names"} | _OF_THE_MACHINE
+    settings = {str(key): plain(value) for key, value in group.items() if key not in left_out}
     settings = {key: value for key, value in settings.items() if value is not NotImplemented}
     if type(optimizer).__name__ in _INSIDE_ROOT:
         settings["eps_inside_root"] = True
