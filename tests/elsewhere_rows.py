@@ -64,7 +64,7 @@ class Watched:
     """A `Recorder` that runs every step as it is, after those of the warm-up as if it were captured."""
 
     def __init__(self, device: elsewhere.Elsewhere) -> None:
-        self._device = device
+        self._device, self.failures = device, 0
 
     def warm_up(self, step: Callable[[], torch.Tensor]) -> torch.Tensor:
         return step()

@@ -41,7 +41,7 @@ class Tape(TorchDispatchMode):
 class Recording:
     """A `Recorder` on the CPU.
 
-    As with CUDA graphs, what was recorded before a recording that fails goes on with random numbers of its own.
+    As with CUDA graphs before PyTorch 2.13, what was recorded before a recording that fails cannot be replayed.
 
     Args:
       state: gives the tensors that a step changes; recording leaves them as they were, as capturing does.
@@ -50,22 +50,20 @@ class Recording:
 
     def __init__(self, state: Callable[[], Sequence[Tensor]], *, failing: Sequence[int] = ()) -> None:
         self._state, self._failing, self._recordings, self.replays = state, failing, 0, 0
-        self._random: list[Tensor] = []  # whose numbers are drawn: torch's own while it is empty
+        self.failures = 0
 
     def warm_up(self, step: Callable[[], Tensor]) -> Tensor:
         return step()
 
     def record(self, step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         before, random, tape = [one.clone() for one in self._state()], torch.get_rng_state(), Tape()
-        own = self._random
         try:
             with tape:
                 output = step()
                 if self._recordings in self._failing:
                     output.sum().item()
         except RuntimeError:
-            self._random = []
-            own.append(random)
+            self.failures += 1
             raise
         finally:
             self._recordings += 1
@@ -73,15 +71,12 @@ class Recording:
                 for one, was in zip(self._state(), before, strict=True):
                     one.copy_(was)
             torch.set_rng_state(random)
+        failures = self.failures
 
         def replay() -> None:
+            if failures != self.failures:
+                raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
             self.replays += 1
-            now = torch.get_rng_state()
-            if own:
-                torch.set_rng_state(own.pop())
             tape.replay()
-            if own is not self._random:
-                own.append(torch.get_rng_state())
-                torch.set_rng_state(now)
 
         return replay, output

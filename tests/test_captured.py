@@ -142,7 +142,7 @@ def test_noise_is_drawn_once_whichever_of_two_objectives_can_be_recorded(failing
             learner.update(replay.sample(8, generator), Objective(True, kind), weight=1.0, rate=1e-2)
             seen.append(learner.student.module.get_parameter("q.noise_in").clone())
         assert len({tuple(one.tolist()) for one in seen}) == len(seen)
-        assert recording is None or recording.replays > 4
+        assert recording is None or recording.replays > (0 if len(failing) == 2 else 4)
         drawn.append(torch.stack(seen))
     torch.testing.assert_close(*drawn, rtol=0, atol=0)
 
@@ -184,6 +184,43 @@ def test_a_student_at_play_takes_the_actions_that_it_would_while_its_weights_cha
             for weight in learner.student.module.parameters():
                 weight.mul_(-1.1)
     assert recording.replays == (0 if remembers(to) else 6 - WARM_UP)
+
+
+def test_a_student_at_play_is_recorded_anew_after_a_gradient_step_that_cannot_be():
+    learner, recording = learner_of("mlp-16", "q", False, (5,), recorded=True, failing=(1,))
+    actors = [Actor(learner.student, recorder=recorder) for recorder in (None, recording)]
+    replay, generator = filled(False, (5,)), np.random.default_rng(1)
+    for _ in range(STEPS):
+        seen = (200 * generator.random((3, 5))).astype(np.float32)
+        one, other, silent = (actor.greedy(seen).tolist() for actor in (*actors, actors[1].silent()))
+        assert one == other == silent
+        learner.update(replay.sample(8, generator), Objective(True, "imitate"), weight=1.0, rate=1e-2)
+    assert recording.failures == 1
+    assert recording.replays > STEPS
+
+
+def test_a_wish_to_stop_while_a_step_is_recorded_is_no_failure_of_the_step():
+    """Which ending the recording hides behind an error of its own."""
+
+    class Ended(Recording):
+        def record(self, step):
+            try:
+                return super().record(step)
+            finally:
+                raise RuntimeError("operation failed due to a previous error during capture")
+
+    wishes = iter([0, 0, 0, KeyboardInterrupt])
+
+    def step(given: torch.Tensor) -> torch.Tensor:
+        if wish := next(wishes):
+            raise wish
+        return given
+
+    captured = Captured(step, Ended(list))
+    for _ in range(WARM_UP):
+        captured(torch.ones(2))
+    with pytest.raises(KeyboardInterrupt):
+        captured(torch.ones(2))
 
 
 def test_columns_travel_in_one_piece_and_arrive_as_they_were():

@@ -338,6 +338,9 @@ def fail() -> None:
     recorder = CudaGraphs()
     captured = Captured(step, recorder, failed=said.append)
     on_device = [torch.full((2,), float(x), device="cuda") for x in range(6)]
+    early = Captured(lambda given: given + 1, recorder, failed=said.append)
+    for one in on_device:
+        early(one)
     torch.cuda.manual_seed(3)
     found = [float(captured(one)[0]) for one in on_device]
     drawn = noise.clone()
@@ -350,6 +353,7 @@ def fail() -> None:
     assert torch.equal(noise, drawn)
     assert torch.cuda.current_stream() == stream
     torch.cuda.empty_cache()
+    assert [float(early(one)[0]) for one in on_device] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]  # recorded anew
     able = Captured(lambda given: given + noise.normal_(), recorder, failed=said.append)
     for one in on_device:
         able(one)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,13 @@ class Actor:
         self._best: Callable[[torch.Tensor], torch.Tensor] = lambda seen: network.best(network(seen))
         if recorder is not None:
             self._best = Captured(self._best, recorder, what="a step of play", failed=failed)
+
+    def silent(self) -> Actor:
+        """The same student without the noise of noisy layers, and with a memory of its own; for as many environments,
+        since what is recorded is recorded once."""
+        other = copy.copy(self)
+        other._noisy, other._state = False, ()
+        return other
 
     def greedy(self, observation: Array) -> Array:
         """The best action (n,) for each of the next observations."""

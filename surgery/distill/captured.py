@@ -19,7 +19,13 @@ _LOG = logging.getLogger(__name__)
 
 
 class Recorder(Protocol):
-    """Records a step that reads and writes tensors that stay where they are."""
+    """Records a step that reads and writes tensors that stay where they are.
+
+    Attributes:
+      failures: recordings that failed. What was recorded before one of them must be recorded anew.
+    """
+
+    failures: int
 
     def warm_up(self, step: Callable[[], Tensor]) -> Tensor:
         """Run a step as it is."""
@@ -35,14 +41,15 @@ class Recorder(Protocol):
 class CudaGraphs(Recorder):
     """CUDA graphs, warmed up on a stream of their own as PyTorch asks for: launched as a whole.
 
-    A recording that fails leaves stream and random numbers as they were, so that the step can still run by itself. What
-    was recorded before goes on with random numbers of its own, which are then drawn twice: it must be recorded anew.
+    A recording that fails leaves stream and random numbers as they were, so that the step can still run by itself. But
+    what was recorded before belongs to a generator that nobody draws from any more: its random numbers would be drawn
+    twice, and before PyTorch 2.13 it cannot be replayed at all.
     """
 
     def __init__(self) -> None:
         # One for all, as each stream keeps the memory that was freed on it.
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self._failed: list[torch.cuda.CUDAGraph] = []
+        self.failures = 0
 
     def warm_up(self, step: Callable[[], Tensor]) -> Tensor:
         stream = self._stream
@@ -63,17 +70,26 @@ class CudaGraphs(Recorder):
                 with torch.cuda.graph(graph, pool=pool):
                     output = step()
             except BaseException:
+                self.failures += 1
                 generator.graphsafe_set_state(untouched)
-                self._give_up(graph, pool)
+                _give_up(graph, pool)
                 raise
         return graph.replay, output
 
-    def _give_up(self, graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> None:
-        """Tell the allocator that a recording is over: before PyTorch 2.12 it is not told of one that fails, keeps on
-        asking the graph whose memory is whose, which therefore must stay, and gives none back to the device."""
-        self._failed.append(graph)
-        with contextlib.suppress(AttributeError, RuntimeError):  # it knows
-            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+
+_FAILED: list[torch.cuda.CUDAGraph] = []
+"""For as long as the process lives: allocators outlive whoever records."""
+
+
+def _give_up(graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> None:
+    """Tell the allocator of the device that a recording is over.
+
+    Before PyTorch 2.12 neither that one nor the one of pinned memory is told of a recording that fails. They keep on
+    asking the graph whose memory is whose, which therefore must stay, and the device's gives nothing back to it.
+    """
+    _FAILED.append(graph)
+    with contextlib.suppress(AttributeError, RuntimeError):  # it knows
+        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
 
 
 def recorder_of(device: str) -> Recorder | None:
@@ -85,7 +101,8 @@ class Captured:
     """A step that is recorded once and replayed from then on, on buffers that stay where they are.
 
     The first calls run as they are (they are real steps, not copies), as capturing demands: they make the optimizer's
-    state and choose algorithms. Should recording fail, every step runs as it is.
+    state and choose algorithms. Should recording fail, every step runs as it is; should another one of the same
+    recorder fail, this one is recorded anew.
 
     Args:
       step: what is recorded; whatever it reads must be in its arguments, whose shapes stay, or lie at fixed places.
@@ -103,7 +120,8 @@ class Captured:
         failed: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._step, self._recorder, self._what, self._failed = step, recorder, what, failed
-        self._calls = 0
+        self._calls = self._failures = 0
+        self._able = True
         self._inputs: list[Tensor] = []
         self._replay: Callable[[], None] | None = None
         self._output: Tensor | None = None
@@ -113,7 +131,7 @@ class Captured:
         self._calls += 1
         if self._calls <= WARM_UP:
             return self._recorder.warm_up(lambda: self._step(*tensors))
-        if self._calls == WARM_UP + 1:
+        if self._able and (self._replay is None or self._failures != self._recorder.failures):
             self._capture(tensors)
         if self._replay is None or self._output is None:
             return self._step(*tensors)
@@ -124,16 +142,21 @@ class Captured:
 
     def _capture(self, tensors: Sequence[Tensor]) -> None:
         self._inputs = [tensor.clone() for tensor in tensors]
+        self._replay = self._output = None
         try:
             self._replay, self._output = self._recorder.record(lambda: self._step(*self._inputs))
         except RuntimeError as error:
+            self._able = False
             # ending a recording that something has broken fails, too, and says less
             first: BaseException = error
             while first.__context__ is not None:
                 first = first.__context__
+            if not isinstance(first, Exception):  # somebody's wish to stop
+                raise first from None
             reason = str(first).splitlines()[0] if str(first) else type(first).__name__
             _LOG.warning("%s cannot be captured: %s", self._what, reason, exc_info=True)
             self._failed(f"{self._what} cannot be one CUDA graph, and runs kernel by kernel: {reason}")
+        self._failures = self._recorder.failures
 
 
 class Staging:

@@ -115,15 +115,9 @@ class Learner:
             self._captured[kind] = Captured(
                 lambda *given: self._step(Tensors(*given), objective),
                 self._recorder,
-                failed=lambda text: self._alone(kind, text),
+                failed=self._note,
             )
         return self._captured[kind](*given)
-
-    def _alone(self, kind: Kind, text: str) -> None:
-        """A step that could not be captured has left those before it with random numbers of their own, which the steps
-        that run as they are would draw once more: capture them anew."""
-        self._captured = {kind: self._captured[kind]}
-        self._note(text)
 
     def forget_graphs(self) -> None:
         """Capture anew: needed whenever a parameter or an optimizer's state has become another tensor."""

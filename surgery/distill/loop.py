@@ -264,7 +264,7 @@ class Loop:
         session.check_finite()
         generator = np.random.default_rng([settings.seed, 2, due])
         chance = settings.evaluation_epsilon
-        actor = session.player(noisy=False)
+        actor = session.actor.silent()
         score = self._play(
             lambda x: explore(actor.greedy(x), chance, session.allowed, generator),
             3 + due, settings.evaluation_episodes, f"epsilon:{chance:g}", ended=actor.forget,

@@ -65,9 +65,11 @@ class Session:
         if job.teacher is not None:
             self.teacher = Teacher(job.teacher, job.environment, device=job.device, note=self.notes.append)
             self.teacher.check(self.envs)
-        self._recorder = self._at_play = recorder_of(job.device)
+        self._recorder = recorder_of(job.device)
         self.learner = self._make_learner()
-        self.actor = self.player(noisy=True)
+        self.actor = Actor(
+            self.student, noisy=True, recorder=self._recorder, failed=lambda text: self.note(text)
+        )
         self.weaning = Weaning(0.0, 1.0, self.settings.cutoff)
         self.draws, self.actions = (
             np.random.default_rng(sequence)
@@ -113,17 +115,6 @@ class Session:
     def frames(self) -> int:
         """Emulator frames taken online."""
         return self.progress.steps * self.settings.skip
-
-    def player(self, *, noisy: bool) -> Actor:
-        """The student at play, with the noise of noisy layers or without."""
-        return Actor(self.student, noisy=noisy, recorder=self._at_play, failed=self._play_as_it_is)
-
-    def _play_as_it_is(self, text: str) -> None:
-        """A step of play cannot be captured: nobody tries again, and gradient steps are captured anew, as `CudaGraphs`
-        says."""
-        self._at_play = None
-        self.learner.forget_graphs()
-        self.note(text)
 
     def asks_teacher(self, phase: str) -> bool:
         """Whether gradient steps of a phase ask the teacher, now or later: what is played meanwhile is labelled."""
