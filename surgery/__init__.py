@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -158,6 +158,8 @@ def __getattr__(name: str) -> object:
         value = getattr(import_module(_HOMES[name]), name)
         if name in _NAMING:
             value = import_module("surgery.aliases").aliased(value, _NAMING[name])
+        if isinstance(value, FunctionType):
+            value = import_module("surgery.arguments").checked(value)
     elif name in _PARTS:
         return import_module(f"surgery.{name}")
     else:

@@ -44,6 +44,8 @@ def probes(
     graph = checkpoint.model.graph
     inputs = [value for value in graph.inputs if value.name not in graph.initializers]
     found = _match(inputs, recorded or {})
+    for name, array in found.items():
+        _refuse_vacuous(name, array, checkpoint.interface.input(name))
     rows = min([count, *(len(array) for array in found.values())])
     sizes = lengths(checkpoint.model, checkpoint.interface, _wanted(inputs, found, rows))
     out: Arrays = {}
@@ -67,6 +69,21 @@ def _match(inputs: list[ir.Value], recorded: Mapping[str, np.ndarray[Any, np.dty
         if name not in names:
             raise UnknownName("input", name, names)
     return dict(recorded)
+
+
+def _refuse_vacuous(name: str, array: np.ndarray[Any, np.dtype[Any]], port: Port) -> None:
+    """What would prove nothing: no rows, or NaN and infinity, of which every network makes NaN."""
+    if array.dtype.kind not in "biuf":
+        raise ArgumentError(f"recorded observations are real numbers; '{name}' is of type {array.dtype}")
+    if not array.size:
+        raise ArgumentError(f"recorded observations '{name}' of shape {shape_text(array.shape)} are empty")
+    if array.ndim and array.dtype.kind == "f" and port.kind != "mask" and not np.isfinite(array).all():
+        rows = int((~np.isfinite(array)).reshape(len(array), -1).any(-1).sum())
+        raise ArgumentError(
+            f"recorded observations '{name}' hold NaN or infinity in {rows:,} of {len(array):,} rows, which proves "
+            "nothing",
+            hint="leave these rows out",
+        )
 
 
 def _wanted(inputs: list[ir.Value], found: Arrays, rows: int) -> dict[str, int]:

@@ -7,6 +7,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+
 from surgery.checkpoint import Checkpoint
 from surgery.edits.arithmetic import MOST_UNITS, SpaceEdit, Start
 from surgery.errors import ArgumentError, Refused, UnknownName
@@ -17,6 +19,7 @@ from surgery.ops.features import feature_index, feature_names, input_space
 
 _CONTINUOUS = ("mean", "log_std", "action")
 """Kinds of outputs that have a number for every continuous action."""
+_LARGEST = float(np.finfo(np.float32).max)
 Kind = Literal["never", "mean", "zero", "logit", "split"]
 KINDS: tuple[Kind, ...] = ("never", "mean", "zero", "logit", "split")
 
@@ -158,6 +161,8 @@ def action_edit(checkpoint: Checkpoint, analysis: Analysis, space: Space, new: N
         )
     if new.start == "split":
         return _split(checkpoint, analysis, space, new)
+    if new.start == "logit" and not abs(new.bias) <= _LARGEST:
+        raise ArgumentError(f"a new action cannot start at the logit {new.bias}: float32 does not hold it")
     makers = [ref.tensor for ref in space.axes if ref.role == "out"]
     if new.start == "logit" and not any(analysis.fills[tensor] == "zero" for tensor in makers):
         raise Refused(
