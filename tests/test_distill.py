@@ -23,7 +23,9 @@ import surgery
 from surgery.architectures import new
 from surgery.cli import main
 from surgery.distill import METHODS, Job, Options, Outcome, execute, plan_distill
+from surgery.distill import session as sessions
 from surgery.distill.acting import play_games
+from surgery.distill.forecast import forecast
 from surgery.distill.interrupt import Stopped
 from surgery.distill.learner import Learner
 from surgery.distill.loop import Loop
@@ -35,6 +37,7 @@ from surgery.errors import ArgumentError, FileError, Refused, RunFailed, Unknown
 from surgery.evaluate import recorded_scores
 from surgery.interface import Environment
 from surgery.policy import load as load_policy
+from tests.recording import Recording
 from tests.small_runs import QUICK, job_of, lines, weights
 
 
@@ -290,6 +293,30 @@ def test_a_dead_environment_or_gpu_stops_the_run_and_leaves_the_last_checkpoint(
     assert "last checkpoint" in str(error.value.hint)
     Explosive.steps = -10_000
     assert execute(job).frames == 1000
+
+
+def test_a_gpu_that_fails_while_a_model_is_measured_is_said_in_one_line(
+    teachers: Path, explosive: Environment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setattr(Explosive, "reason", torch.OutOfMemoryError(FULL_GPU))
+    Explosive.steps = 900
+    model = str(teachers / "cartpole-dqn.onnx")
+    assert main(["evaluate", model, "--env", str(explosive.id), "--episodes", "1"]) == 1
+    said = capsys.readouterr().err
+    assert "error: the GPU is out of memory: Tried to allocate 2.00 GiB, 1.10 GiB is free" in said
+    assert "--device cpu does without" in said
+
+
+def test_a_forecast_leaves_out_what_is_recorded_once(
+    teacher: surgery.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Slow(Recording):
+        def record(self, step):
+            time.sleep(1)
+            return super().record(step)
+
+    monkeypatch.setattr(sessions, "recorder_of", lambda _: Slow(list))
+    assert forecast(job_of(teacher, tmp_path)).step_seconds < 0.01
 
 
 class Endless:

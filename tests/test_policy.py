@@ -344,10 +344,8 @@ def test_tensors_bound_where_they_lie_give_what_copied_ones_give():
             assert torch.equal(found[name], wanted[name])
 
 
-def test_an_onnxruntime_without_cuda_says_that_it_plays_on_the_cpu_and_what_to_install():
+def test_an_onnxruntime_without_cuda_says_that_it_plays_on_the_cpu_and_what_to_install(monkeypatch):
     """And asks for no provider that is not there, of which onnxruntime would warn on every start."""
-    import onnxruntime
-
     from surgery.policy import backends
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
@@ -357,6 +355,24 @@ def test_an_onnxruntime_without_cuda_says_that_it_plays_on_the_cpu_and_what_to_i
     [text] = said
     assert "on the CPU" in text
     assert "pip install onnxruntime-gpu" in text
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    assert "another CUDA" in backends._advice()  # which is then the reason, and not that it has none
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnxruntime"])
+def test_a_graph_that_cannot_be_run_as_it_is_played_is_an_error_of_one_line(backend: str):
+    """Its batch is free at its door, and fixed inside."""
+    graph = GraphBuilder("fixed")
+    x = graph.op("Reshape", graph.input("observation", (4,), "float32"), graph.constant([1, 4]))
+    graph.output(graph.linear(x, "head", weights(2, 4), weights(2)), "q", (2,))
+    made = checkpoint(graph.model(), q=PortPatch("q_values"))
+    with pytest.raises(GraphError, match="cannot run this model"):
+        load(made, backend=backend).scores(np.zeros((3, 4), np.float32))
+
+
+def test_a_device_that_pytorch_was_not_built_for_is_refused():
+    with pytest.raises(ArgumentError, match="there is no device 'xpu'"):
+        load(linear("q", (3,), "q_values"), device="xpu")
 
 
 def test_a_module_that_computes_something_else_is_refused(monkeypatch):

@@ -93,13 +93,6 @@ def command(
             )
     except SurgeryError as error:
         raise error.within(model=model) from None
-    except RuntimeError as error:
-        from surgery.torch.failures import explanation
-
-        failed = explanation(error, "--device cpu does without", kind=ArgumentError)
-        if failed is None:
-            raise
-        raise failed from error
     written = None
     if path is not None and done.confirmed is not False:
         surgery.save(evaluate.record(checkpoint, done), path, force=force or target is None)

@@ -150,9 +150,15 @@ def _stretches(session: Session) -> Batch:
 def _step_seconds(session: Session) -> float:
     observation: Array = session.envs.reset()
     teacher = session.teacher if session.asks_teacher("online") else None
+
+    def play(steps: int) -> None:
+        nonlocal observation
+        for _ in range(steps):
+            if teacher is not None:
+                teacher.scores(observation)
+            observation = session.envs.step(session.actor.greedy(observation)).observation
+
+    play(WARM_UP + 1)  # on a GPU a step is captured, too
     begun = time.perf_counter()
-    for _ in range(STEPS * 4):
-        if teacher is not None:
-            teacher.scores(observation)
-        observation = session.envs.step(session.actor.greedy(observation)).observation
+    play(STEPS * 4)
     return (time.perf_counter() - begun) / (STEPS * 4 * session.settings.envs)

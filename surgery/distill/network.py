@@ -16,6 +16,7 @@ from surgery.distill.frozen import Frozen
 from surgery.distill.values import Values
 from surgery.errors import ArgumentError
 from surgery.policy.feeds import StatePort
+from surgery.torch.failures import no_gpu
 from surgery.torch.travel import moved
 
 if TYPE_CHECKING:
@@ -29,14 +30,12 @@ def choose_device(name: str) -> str:
     """`auto`, `cpu` or `cuda` as a device of torch.
 
     Raises:
-      ArgumentError: no such device here.
+      ArgumentError: no such device. MissingDependency: PyTorch sees no GPU.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise ArgumentError(
-            "torch sees no GPU", hint="--device cpu, or a torch with CUDA: https://pytorch.org"
-        )
+        raise no_gpu()
     if name not in ("cpu", "cuda"):
         raise ArgumentError(
             f"unknown device '{name}'", hint="auto, cpu or cuda; CUDA_VISIBLE_DEVICES says which of several"

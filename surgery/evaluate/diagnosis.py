@@ -13,7 +13,7 @@ from surgery.checkpoint import Checkpoint
 from surgery.envs.contract import preprocessing
 from surgery.errors import SurgeryError
 from surgery.evaluate.evaluation import Evaluation
-from surgery.evaluate.measure import measure
+from surgery.evaluate.measure import measure, on_device
 from surgery.evaluate.scores import Score, below
 from surgery.interface import Environment
 from surgery.json_values import Json
@@ -49,6 +49,7 @@ class _Trial:
     seen: Callable[[Array], Array] = lambda observation: observation
 
 
+@on_device()
 def diagnose(
     checkpoint: Checkpoint,
     evaluation: Evaluation,
@@ -73,6 +74,9 @@ def diagnose(
 
     Returns:
       the best first; empty if there is nothing recorded to reach.
+
+    Raises:
+      RunFailed: the GPU failed.
     """
     known = evaluation.known
     if known is None:

@@ -14,7 +14,7 @@ from surgery.envs.contract import OF_THE_MODEL, game
 from surgery.evaluate.baselines import SOURCE, normalised, random_and_human
 from surgery.evaluate.causes import changed, likely_causes
 from surgery.evaluate.episodes import Episodes, play
-from surgery.evaluate.measure import MOST_AT_ONCE, measure
+from surgery.evaluate.measure import MOST_AT_ONCE, measure, on_device
 from surgery.evaluate.scores import Score, below, interval, recorded, recorded_scores
 from surgery.interface import Environment
 from surgery.json_values import Json
@@ -123,6 +123,7 @@ class Evaluation:
         }
 
 
+@on_device()
 def evaluate(
     checkpoint: Checkpoint,
     *,
@@ -153,7 +154,7 @@ def evaluate(
 
     Raises:
       ArgumentError, UnknownName, Refused, MissingDependency: as `surgery.policy.load` and `surgery.envs.make`; an
-        environment that the network does not fit, with the command that makes it fit.
+        environment that the network does not fit, with the command that makes it fit. RunFailed: the GPU failed.
     """
     own = checkpoint.environment
     measured = measure(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,22 @@ if TYPE_CHECKING:
 
 MOST_AT_ONCE = 16
 Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@contextlib.contextmanager
+def on_device() -> Iterator[None]:
+    """In this context a GPU that fails stops the measurement with the reason.
+
+    Raises:
+      RunFailed: it failed.
+    """
+    try:
+        yield
+    except RuntimeError:  # PyTorch is there by then
+        from surgery.torch.failures import ELSEWHERE, explained
+
+        with explained(ELSEWHERE):
+            raise
 
 
 @dataclass(frozen=True)

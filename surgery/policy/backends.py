@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,10 +13,11 @@ import torch
 from torch import nn
 
 from surgery.checkpoint import Checkpoint
-from surgery.errors import GraphError, SurgeryError
+from surgery.errors import GraphError, RunFailed, SurgeryError
 from surgery.policy.feeds import ONNX_TYPES
 from surgery.probes import probes
 from surgery.torch import to_module
+from surgery.torch.failures import ELSEWHERE, is_of_device
 from surgery.verify.outputs import session
 
 Tensors = dict[str, torch.Tensor]
@@ -23,6 +25,8 @@ Run = Callable[[Mapping[str, torch.Tensor]], Tensors]
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 _LOG = logging.getLogger(__name__)
+_OF_THE_DEVICE = ("CUDA", "CUBLAS", "CUDNN", "Failed to allocate memory")
+_BATCH = "export it with a free batch, if it insists on one"
 _AGREE = 1e-3
 """Relative; a module further than this from onnxruntime is not the same network: rounding is less."""
 
@@ -34,9 +38,14 @@ def as_module(module: nn.Module, checkpoint: Checkpoint) -> Run:
     outputs = [port.name for port in checkpoint.interface.outputs]
 
     def run(feeds: Mapping[str, torch.Tensor]) -> Tensors:
-        # Not inference_mode: targets of a loss are saved for its backward pass.
-        with torch.no_grad():
-            found = module(*(feeds[name] for name in inputs))
+        try:
+            # Not inference_mode: targets of a loss are saved for its backward pass.
+            with torch.no_grad():
+                found = module(*(feeds[name] for name in inputs))
+        except RuntimeError as error:
+            if is_of_device(error):
+                raise
+            raise GraphError(f"PyTorch cannot run this model: {_first_line(error)}", hint=_BATCH) from error
         return dict(zip(outputs, found if isinstance(found, tuple) else (found,), strict=True))
 
     return run
@@ -53,36 +62,67 @@ def in_runtime(
       note: told if it runs on the CPU although they lie on a GPU.
 
     Raises:
-      GraphError: onnxruntime cannot run it.
+      GraphError: onnxruntime cannot run it. RunFailed: the GPU failed.
     """
-    try:
+    with _explained(device):
         opened, alive = session(
             checkpoint.model, providers=_providers(device), optimise=True, threads=torch.get_num_threads()
         )
-    except Exception as error:
-        # onnxruntime's exceptions have no common base but Exception
-        if type(error).__module__.startswith("onnxruntime"):
-            raise GraphError(f"onnxruntime cannot run this model: {str(error).splitlines()[0]}") from error
-        raise
     names = [port.name for port in checkpoint.interface.outputs]
     bound = _CUDA in opened.get_providers()
     if device.type == "cuda" and not bound:
-        note(
-            "this onnxruntime cannot use the GPU, and runs the model on the CPU: "
-            "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
-        )
+        note(f"this onnxruntime cannot use the GPU, and runs the model on the CPU: {_advice()}")
 
     def run(feeds: Mapping[str, torch.Tensor], alive: object = alive) -> Tensors:
         if bound:
-            return _bound(opened, feeds, names, device)
+            with _explained(device):
+                return _bound(opened, feeds, names, device)
         arrays = {name: tensor.cpu().numpy() for name, tensor in feeds.items()}
-        found = opened.run(names, arrays)
+        with _explained(torch.device("cpu")):
+            found = opened.run(names, arrays)
         return {
             name: torch.from_numpy(np.asarray(array)).to(device)
             for name, array in zip(names, found, strict=True)
         }
 
     return run
+
+
+@contextlib.contextmanager
+def _explained(device: torch.device) -> Iterator[None]:
+    """What onnxruntime throws in this context as an error of ours; its own have no common base but Exception.
+
+    Args:
+      device: where it runs.
+
+    Raises:
+      GraphError: it cannot run the model. RunFailed: the GPU failed.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith("onnxruntime"):
+            raise
+        line = _first_line(error)
+        if device.type == "cuda" and any(name in line for name in _OF_THE_DEVICE):
+            raise RunFailed(f"the GPU failed: {line}", hint=ELSEWHERE) from error
+        raise GraphError(f"onnxruntime cannot run this model: {line}", hint=_BATCH) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _advice() -> str:
+    """How onnxruntime gets to the GPU."""
+    import onnxruntime
+
+    if _CUDA in onnxruntime.get_available_providers():
+        return (
+            f"version {onnxruntime.__version__} is made for another CUDA or cuDNN than PyTorch's "
+            f"({torch.version.cuda}), or they are not found"
+        )
+    return "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
 
 
 def _providers(device: torch.device) -> list[Any]:

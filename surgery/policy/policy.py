@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from surgery.checkpoint import Checkpoint
-from surgery.errors import ArgumentError, GraphError, MissingDependency, shape_text
+from surgery.errors import ArgumentError, GraphError, shape_text
 from surgery.interface import Environment
 from surgery.policy import backends
 from surgery.policy.feeds import (
@@ -22,6 +22,7 @@ from surgery.policy.feeds import (
     state_ports,
 )
 from surgery.policy.heads import TEMPERATURE, Head, Kind, find
+from surgery.torch.failures import no_gpu
 from surgery.torch.travel import moved
 
 Mode = Literal["greedy", "sample", "epsilon"]
@@ -288,9 +289,12 @@ def _device(name: str) -> torch.device:
     except RuntimeError as error:
         raise ArgumentError(f"there is no device '{name}'", hint="cpu, cuda, cuda:N or auto") from error
     if place.type == "cuda" and not torch.cuda.is_available():
-        raise MissingDependency(
-            "torch sees no GPU", hint="--device cpu, or a torch with CUDA: https://pytorch.org"
-        )
+        raise no_gpu()
+    if place.type not in ("cpu", "cuda"):
+        try:
+            torch.empty(0, device=place)
+        except (RuntimeError, NotImplementedError, AssertionError) as error:
+            raise ArgumentError(f"there is no device '{name}'", hint="cpu, cuda, cuda:N or auto") from error
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise ArgumentError(
             f"there is no device '{name}', only {torch.cuda.device_count()} of them",

@@ -8,36 +8,22 @@ from collections.abc import Iterator
 
 import torch
 
-from surgery.errors import RunFailed, SurgeryError
+from surgery.errors import MissingDependency, RunFailed
 
 ELSEWHERE = "CUDA_VISIBLE_DEVICES=N chooses another GPU, --device cpu does without"
 """What to do about a GPU that fails."""
 _SAID = re.compile(r"Tried to allocate [\d.]+ \w+|[\d.]+ \w+ is free")
+_OF_THE_DEVICE = re.compile(
+    r"(CUDA( driver)?|cuDNN( Frontend)?) error|\w+ was unable to find an engine to execute"
+)
+"""How messages of a device begin; of an engine cuDNN finds none where it lacks memory to work in."""
 
 
 def is_of_device(error: BaseException) -> bool:
     """Whether it is the device that failed, for lack of memory or otherwise, and not what was asked of it."""
     if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
         return True
-    return isinstance(error, RuntimeError) and str(error).startswith(("CUDA error", "cuDNN error"))
-
-
-def explanation(
-    error: RuntimeError, hint: str, *, kind: type[SurgeryError] = RunFailed
-) -> SurgeryError | None:
-    """A device that failed, in one line; None if it is not the device that did.
-
-    Args:
-      error: as PyTorch raised it.
-      hint: what to do next.
-      kind: of the result.
-    """
-    if not is_of_device(error):
-        return None
-    line = (str(error).splitlines() or [""])[0]
-    if isinstance(error, torch.OutOfMemoryError):
-        return kind(_sentence("the GPU is out of memory", ", ".join(_SAID.findall(line))), hint=hint)
-    return kind(_sentence("the GPU failed", line), hint=hint)
+    return isinstance(error, RuntimeError) and _OF_THE_DEVICE.match(str(error)) is not None
 
 
 @contextlib.contextmanager
@@ -50,11 +36,16 @@ def explained(hint: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        found = explanation(error, hint)
-        if found is None:
+        if not is_of_device(error):
             raise
-        raise found from error
+        what, why = "the GPU failed", (str(error).splitlines() or [""])[0]
+        if isinstance(error, torch.OutOfMemoryError):
+            what, why = "the GPU is out of memory", ", ".join(_SAID.findall(why))
+        raise RunFailed(f"{what}: {why}" if why else what, hint=hint) from error
 
 
-def _sentence(what: str, why: str) -> str:
-    return f"{what}: {why}" if why else what
+def no_gpu() -> MissingDependency:
+    """A GPU was asked for, and PyTorch sees none."""
+    return MissingDependency(
+        "torch sees no GPU", hint="--device cpu, or a torch with CUDA: https://pytorch.org"
+    )
