@@ -40,6 +40,7 @@ def learner_of(
     device: str = "cpu",
     kind: str = "adam",
     precision: torch.dtype = torch.float32,
+    at_once: bool | None = None,
 ) -> tuple[Learner, Recording | None]:
     scale, recurrent = 1 / 255 if len(shape) == 3 else None, remembers(to)
     checkpoint = new(to, observation=shape, actions=3, head=head, noisy=noisy, scale=scale, seed=2)
@@ -57,6 +58,7 @@ def learner_of(
             states=state_ports(checkpoint),
             device=device,
             precision=precision,
+            at_once=at_once,
         )
         for _ in range(2)
     )

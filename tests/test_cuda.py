@@ -73,12 +73,14 @@ def learned(
     kind: str = "adam",
     precision: torch.dtype = torch.float32,
     host: bool = False,
+    at_once: bool | None = None,
 ) -> Numbers:
     """Parameters, losses per example and means after some steps; the last of them must not wait for the device."""
     said: list[str] = []
     learner, _ = learner_of(
-        to, head, noisy, shape_of(to), recorded=False, device=device, kind=kind, precision=precision
-    )
+        to, head, noisy, shape_of(to), recorded=False, device=device, kind=kind, precision=precision,
+        at_once=at_once,
+    )  # fmt: skip
     learner._recorder, learner._note = CudaGraphs() if captured else None, said.append
     replay = filled(remembers(to), shape_of(to), device="cpu" if host else device)
     generator = np.random.default_rng(1)
@@ -109,6 +111,7 @@ def test_a_graph_is_the_step_that_runs_and_waits_for_nothing(to: str, head: str,
 def test_in_bfloat16_too(to: str, head: str, noisy: bool):
     run = partial(learned, to, head, noisy, precision=torch.bfloat16)
     assert_close(run(captured=True), run(), rtol=1e-2, atol=2e-3)
+    assert_close(run(), run(at_once=False), rtol=1e-2, atol=2e-3)  # weights cast one by one
 
 
 @pytest.mark.parametrize(("to", "head"), [(to, head) for to, head, noisy in STUDENTS if not noisy])

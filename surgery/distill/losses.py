@@ -63,8 +63,7 @@ def large_margin(values: Tensor, expert: Tensor, margin: float) -> Tensor:
 
 def huber(error: Tensor, threshold: float = 1.0) -> Tensor:
     """½e² up to the threshold κ, κ(|e| − ½κ) beyond it."""
-    size = error.abs()
-    return torch.where(size <= threshold, 0.5 * error**2, threshold * (size - 0.5 * threshold))
+    return functional.huber_loss(error, torch.zeros_like(error), reduction="none", delta=threshold)
 
 
 def temporal_difference(value: Tensor, next_value: Tensor, returns: Tensor, discount: Tensor) -> Tensor:

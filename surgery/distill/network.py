@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from surgery.architectures.writer import NOISE
 from surgery.checkpoint import Checkpoint
 from surgery.distill.frozen import Frozen
+from surgery.distill.halves import Halves
 from surgery.distill.values import Values
 from surgery.errors import ArgumentError
 from surgery.policy.feeds import StatePort
@@ -81,6 +82,7 @@ class Network:
       precision: float32, or bfloat16 by autocast.
       states: what it carries from step to step; empty: it has no memory.
       allowed: which actions may be taken; None: all.
+      at_once: whether weights are cast to bfloat16 at once; None: on a GPU.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Network:
         precision: torch.dtype = torch.float32,
         states: Sequence[StatePort] = (),
         allowed: Sequence[bool] | None = None,
+        at_once: bool | None = None,
     ) -> None:
         self._image = is_image(observation)
         layout = torch.channels_last if self._image else torch.preserve_format
@@ -103,6 +106,9 @@ class Network:
         self.states = tuple(states)
         self._forbidden = None if allowed is None else ~torch.tensor(allowed, device=device)
         self._frozen: Frozen | None = None
+        self._half: Callable[..., Any] = self.module
+        if precision != torch.float32 and (device != "cpu" if at_once is None else at_once):
+            self._half = Halves(self.module, precision)
         self._noise = noise_of(self.module)
         for noise in self._noise:
             noise.requires_grad_(False)
@@ -147,7 +153,7 @@ class Network:
             found = self.module(x, *state)
         else:
             with torch.autocast(torch.device(self.device).type, dtype=self._precision):
-                found = self.module(x, *state)
+                found = self._half(x, *state)
         return found if isinstance(found, tuple) else (found,)
 
     @property
