@@ -19,8 +19,8 @@ from surgery.checkpoint import Checkpoint
 from surgery.edits.arithmetic import SpaceEdit
 from surgery.edits.execute import execute
 from surgery.graph.atoms import Atom, Axis, factors, find, leaves, summands
+from surgery.graph.demands import Asking, Demand, travel
 from surgery.graph.padding import averaged
-from surgery.graph.roles import Demand, scaled, travel
 from surgery.graph.spaces import Analysis, Space, analyse
 from surgery.numeric import run
 from surgery.ops.build import build
@@ -318,7 +318,9 @@ def check_demands(
     for name in results:
         for k, axis in enumerate(analysis.trace.axes(values[name])):
             for leaf in dict.fromkeys(leaf for leaf in leaves(axis) if not leaf.frozen):
-                demand = travel({}, leaf, scaled)
+                asking = Asking()
+                asking.stop([atom for atom in asking.demand([leaf]).through if atom.shared])
+                demand = asking.demand([leaf])
                 claimed[name, k] = min(demand.level, claimed.get((name, k), 2))
                 # a tensor with several readers also changes what is not asked: that is for `assign` to see
                 tensors = [model.graph.initializers[str(leaf.tensor)] for leaf in demand.parameters]

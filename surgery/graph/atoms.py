@@ -91,10 +91,12 @@ class Atom:
       linear: whether a unit at the mean of its origins' units is the mean of these units, too.
       place: where on another axis of the operand these units were taken from, if one place of it was chosen: the
         factor that this axis is, and the index. What is asked of them is asked of that place alone.
+      shared: that others read these units, too, in words; a scale passes if all of them expect it. None if they do not.
     """
 
     __slots__ = (
-        "barrier", "children", "linear", "mode", "origins", "parent", "passes", "place", "reasons", "size", "tensor",
+        "barrier", "children", "linear", "mode", "origins", "parent", "passes", "place", "reasons", "shared", "size",
+        "tensor",
     )  # fmt: skip
 
     def __init__(self, size: int, *, tensor: str | None = None) -> None:
@@ -106,6 +108,7 @@ class Atom:
         self.barrier: str | None = None
         self.linear = True
         self.place: Place | None = None
+        self.shared: str | None = None
         self.parent: Atom | None = None
         self.children: Children | None = None
         self.reasons: list[Freeze] = []
@@ -154,7 +157,7 @@ def _inherit(child: Atom, parent: Atom, origins: Iterable[Atom]) -> Atom:
         parent.barrier,
         parent.linear,
     )
-    child.place = parent.place
+    child.place, child.shared = parent.place, parent.shared
     child.origins = tuple(origins)
     return child
 

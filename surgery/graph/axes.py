@@ -262,6 +262,7 @@ def derive(
     passes: int = 2,
     barrier: str | None = None,
     linear: bool | None = None,
+    shared: str | None = None,
 ) -> Axis:
     """A new axis in the class of the given ones (which are already unified), computed from all of them.
 
@@ -273,13 +274,12 @@ def derive(
     made = []
     for group in zip(*lists, strict=True):
         atom = Atom(group[0].size)
-        atom.origins, atom.mode, atom.passes, atom.barrier = (
-            tuple(dict.fromkeys(group)),
-            mode,
-            passes,
-            barrier,
-        )
+        atom.origins, atom.mode = tuple(dict.fromkeys(group)), mode
+        atom.passes, atom.barrier = passes, barrier
+        if mode == "any" and len(atom.origins) < len(group) and passes > 1:
+            atom.passes, atom.barrier = 1, "units multiplied by themselves"
         atom.linear = (passes == 2 if linear is None else linear) and (mode == "all" or len(group) == 1)
+        atom.shared = shared
         if group[0].segments is not None:
             _derive_sum(atom, group)
         _join(group[0], atom, new=True)
@@ -314,7 +314,14 @@ def _derive_sum(atom: Atom, group: Sequence[Atom]) -> None:
         aligned.append(row if same and row is not None else _cut_factor(other, sizes))
     atom.children = Concatenation(
         [
-            derive(part, mode=atom.mode, passes=atom.passes, barrier=atom.barrier, linear=atom.linear)
+            derive(
+                part,
+                mode=atom.mode,
+                passes=atom.passes,
+                barrier=atom.barrier,
+                linear=atom.linear,
+                shared=atom.shared,
+            )
             for part in zip(*aligned, strict=True)
         ]
     )

@@ -5,7 +5,7 @@ over zeros has D/D' times the mean square. With η = √(D/D'), γ' = η·γ and
 were and the new ones as zero (β' = 0 there), so that whatever reads them can start anywhere.
 
 The new units are at the mean, or at zero, if everything that makes them starts so and only linear functions (for a
-mean) or functions with f(0) = 0 (for a zero) lie between. As in `roles`, both demands travel back over the origins.
+mean) or functions with f(0) = 0 (for a zero) lie between. As in `demands`, both demands travel back over the origins.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import Literal
 import onnx_ir as ir
 
 from surgery.graph.atoms import Atom, factors, find, leaves
+from surgery.graph.demands import Demand, together, travel
 from surgery.graph.layout import Role
 from surgery.graph.norms import Norm, norms
 from surgery.graph.records import Site
-from surgery.graph.roles import Demand, Roles, together, travel
+from surgery.graph.roles import Roles
 from surgery.graph.trace import Trace
 
 

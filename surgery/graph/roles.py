@@ -8,37 +8,13 @@ them. Where no operand can answer, the axis is frozen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from surgery.graph.atoms import Atom, Axis, Freeze, Place, factors, find, freeze, leaves, size_of, summands
+from surgery.graph.atoms import Atom, Freeze, factors, find, freeze, leaves, size_of, summands
+from surgery.graph.demands import Answer, Places, answers, parameters, places
 from surgery.graph.records import Site
 from surgery.graph.trace import Trace, label
-
-Places = tuple[Atom, frozenset[int]]
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """How far a demand on some units travels back.
-
-    Attributes:
-      level: 2 these units can be scaled, 1 they can only be made zero, 0 neither.
-      reached: the elements of parameters that would be zero or scaled, and the one place beside them where they
-        would, if it is one.
-      through: the occurrences on the way.
-      barrier: what stopped it.
-    """
-
-    level: int
-    reached: frozenset[tuple[Atom, Place | None]] = frozenset()
-    through: frozenset[Atom] = frozenset()
-    barrier: str | None = None
-
-    @property
-    def parameters(self) -> frozenset[Atom]:
-        """The occurrences in parameters that are reached, at whatever place."""
-        return frozenset(leaf for leaf, _ in self.reached)
 
 
 @dataclass
@@ -64,22 +40,27 @@ class Roles:
     alike: list[set[Atom]] = field(default_factory=list)
     linked: list[set[Atom]] = field(default_factory=list)
     purpose: dict[str, set[str]] = field(default_factory=dict)
-    _memo: dict[Atom, Demand] = field(default_factory=dict)
 
 
 def assign(trace: Trace) -> Roles:
     """Decide all roles of a walked graph; freezes (in the trace) what has no consistent role."""
     roles = Roles()
     for kind, axes in trace.uses:
-        for leaf in _parameters(roles, axes):
+        for leaf in parameters(axes):
             roles.purpose.setdefault(leaf.tensor or "", set()).add(kind)
+    for site in trace.sites:
+        _compared(roles, site)
+    found = []
+    for answer in answers(trace):
+        _settle(roles, answer)
+        if answer.demand.level:
+            found.append(answer)
     consumed: set[Atom] = set()
     asked: set[Atom] = set()
-    through: set[Atom] = set()
-    demanded: dict[Atom, set[Place | None]] = {}
-    for site in trace.sites:
-        _settle(roles, site, consumed, asked, through, demanded)
-    roles.places = _places(trace, demanded)
+    for answer in found:
+        (consumed if answer.site.constant[answer.side] else asked).update(answer.demand.parameters)
+    roles.places = places(trace, found)
+    through = {atom for answer in found for atom in answer.demand.through}
     produced = _produced(roles, trace, asked, through)
     for leaf in _in_order(consumed & produced):
         reason = f"'{leaf.tensor}' both makes and consumes these units (tied weights)"
@@ -90,28 +71,12 @@ def assign(trace: Trace) -> Roles:
     roles.consumers = consumed | asked
     for axis, reason in trace.domains:
         for leaf in leaves(axis):
-            if _parameters(roles, [(leaf,)]) & roles.consumers:
+            if parameters([(leaf,)]) & roles.consumers:
                 roles.no_zero.setdefault(find(leaf), reason)
     _common_blocks(trace, roles)
     roles.linked = _linked(trace, roles)
     _freezetogether(trace, roles)
     return roles
-
-
-def _places(trace: Trace, demanded: Mapping[Atom, set[Place | None]]) -> dict[Atom, Places]:
-    """The occurrences that are asked at some places only of a factor which stands before them in their axis."""
-    found: dict[Atom, Places] = {}
-    pending = [factors(axis) for axes in trace.tensors.values() for axis in axes]
-    while pending:
-        parts = pending.pop()
-        for k, leaf in enumerate(parts):
-            pending.extend(summands(leaf))
-            asked = demanded.get(leaf, {None})
-            counted = {None if place is None else find(place[0]) for place in asked}
-            before = next((other for other in parts[:k] if counted == {find(other)}), None)
-            if before is not None:
-                found[leaf] = before, frozenset(place[1] for place in asked if place is not None)
-    return found
 
 
 def _linked(trace: Trace, roles: Roles) -> list[set[Atom]]:
@@ -141,7 +106,7 @@ def _common_blocks(trace: Trace, roles: Roles) -> None:
     """The block that all segments of a parameter axis (a·r + b·r) have in common does what it does in each of them."""
     for tensor, axes in trace.tensors.items():
         for leaf in (leaf for axis in axes for leaf in leaves(axis) if leaf.tensor is None):
-            sources = {atom for atom in _parameters(roles, [(leaf,)]) if not atom.origins}
+            sources = {atom for atom in parameters([(leaf,)]) if not atom.origins}
             if sources and sources <= roles.consumers:
                 roles.consumers.add(leaf)
             elif sources & roles.consumers:
@@ -187,45 +152,31 @@ def _why(fixed: Sequence[Atom]) -> str:
     return "" if reason is None else f" ({reason})"
 
 
-def _settle(
-    roles: Roles,
-    site: Site,
-    consumed: set[Atom],
-    asked: set[Atom],
-    through: set[Atom],
-    demanded: dict[Atom, set[Place | None]],
-) -> None:
-    """Find for every class that a site mixes the operand that answers for it."""
+def _compared(roles: Roles, site: Site) -> None:
+    """What is compared keeps its size; what is averaged is copied."""
     where = f"node '{label(site.node)}' ({site.node.op_type})"
     if site.kind == "order":
         for leaf in leaves(site.axes[0]):
             freeze(
                 (leaf,), Freeze("mixer", f"its units are compared or normalised with each other by {where}")
             )
-        return
-    if site.kind == "mean":
+    elif site.kind == "mean":
         _average(roles, site, f"its units are averaged by {where}")
-        return
-    # the second operand is the weight by convention; parameters answer before activations
-    order = sorted(range(len(site.axes)), key=lambda k: (not site.constant[k], -k))
-    sides = [_by_class(site.axes[k]) for k in order]
-    for root in dict.fromkeys(root for side in sides for root in side):
-        answers = [(k, _ask(roles, side[root])) for k, side in zip(order, sides, strict=True) if root in side]
-        k, best = max(answers, key=lambda answer: answer[1].level)
-        if best.level == 0:
-            reason = f"{where} sums over it and neither operand can be made zero: {best.barrier}"
-            freeze((root,), Freeze("mixer", reason))
-            continue
-        if site.kind == "norm":
-            roles.no_net2net.setdefault(root, f"{where} takes a norm over it, which copies change")
-        elif best.level == 1:
-            roles.no_net2net.setdefault(
-                root, f"{where} sums over it and no operand can be scaled: {best.barrier}"
-            )
-        (consumed if site.constant[k] else asked).update(best.parameters)
-        through.update(best.through)
-        for leaf, place in best.reached:
-            demanded.setdefault(leaf, set()).add(place)
+
+
+def _settle(roles: Roles, answer: Answer) -> None:
+    """What a class can start with after the answer to a demand on it."""
+    site, root, best = answer.site, answer.root, answer.demand
+    where = f"node '{label(site.node)}' ({site.node.op_type})"
+    if best.level == 0:
+        reason = f"{where} sums over it and neither operand can be made zero: {best.barrier}"
+        freeze((root,), Freeze("mixer", reason))
+    elif site.kind == "norm":
+        roles.no_net2net.setdefault(root, f"{where} takes a norm over it, which copies change")
+    elif best.level == 1:
+        roles.no_net2net.setdefault(
+            root, f"{where} sums over it and no operand can be scaled: {best.barrier}"
+        )
 
 
 def _average(roles: Roles, site: Site, reason: str) -> None:
@@ -250,81 +201,6 @@ def _average(roles: Roles, site: Site, reason: str) -> None:
             roles.alike.append(together)
 
 
-def _by_class(axis: Axis) -> dict[Atom, list[Atom]]:
-    sides: dict[Atom, list[Atom]] = {}
-    for leaf in leaves(axis):
-        sides.setdefault(find(leaf), []).append(leaf)
-    return sides
-
-
-def _ask(roles: Roles, atoms: Iterable[Atom]) -> Demand:
-    return together([travel(roles._memo, atom, scaled) for atom in atoms])
-
-
-def together(demands: list[Demand]) -> Demand:
-    """The answer to all of these demands at once."""
-    weakest = min(demands, key=lambda demand: demand.level)
-    return Demand(
-        weakest.level,
-        frozenset().union(*(demand.reached for demand in demands)),
-        frozenset().union(*(demand.through for demand in demands)),
-        weakest.barrier,
-    )
-
-
-def travel(memo: dict[Atom, Demand], atom: Atom, answer: Callable[[Atom, list[Demand]], Demand]) -> Demand:
-    """The answer to a demand on an occurrence, from the answers of its origins.
-
-    In post-order, without recursion: residual streams are long.
-    """
-    stack = [atom]
-    while stack:
-        top = stack[-1]
-        if top in memo:
-            stack.pop()
-            continue
-        origins = [leaf for origin in top.origins for leaf in leaves((origin,))]
-        waiting = [origin for origin in origins if origin not in memo]
-        if waiting:
-            stack.extend(waiting)
-            continue
-        stack.pop()
-        memo[top] = answer(top, [memo[origin] for origin in origins])
-    return memo[atom]
-
-
-def scaled(atom: Atom, behind: list[Demand]) -> Demand:
-    """What happens to units that shall be scaled or made zero."""
-    if not behind:
-        if atom.tensor is None:
-            return Demand(0, barrier="they do not come from parameters")
-        return Demand(2, frozenset([(atom, None)]))
-    found = together(behind) if atom.mode == "all" else max(behind, key=lambda demand: demand.level)
-    level, barrier = found.level, found.barrier
-    if atom.passes < level:
-        level, barrier = atom.passes, atom.barrier
-    reached = found.reached
-    if atom.place is not None:
-        reached = frozenset((leaf, inner or atom.place) for leaf, inner in reached)
-    return Demand(level, reached, found.through | {atom}, barrier)
-
-
-def _parameters(roles: Roles, axes: Iterable[Axis]) -> frozenset[Atom]:
-    """Every parameter occurrence that some axes were computed from, whatever stands in between."""
-    found: set[Atom] = set()
-    seen: set[Atom] = set()
-    stack = [leaf for axis in axes for leaf in leaves(axis)]
-    while stack:
-        atom = stack.pop()
-        if atom in seen:
-            continue
-        seen.add(atom)
-        if atom.tensor is not None:
-            found.add(atom)
-        stack.extend(leaf for origin in atom.origins for leaf in leaves((origin,)))
-    return frozenset(found)
-
-
 def _in_order(atoms: Iterable[Atom]) -> list[Atom]:
     """By tensor, so that the first reason is the same in every run."""
     return sorted(atoms, key=lambda atom: atom.tensor or "")
@@ -337,7 +213,7 @@ def _produced(roles: Roles, trace: Trace, asked: set[Atom], through: set[Atom]) 
     """
     produced: set[Atom] = set()
     for source, result in trace.productions:
-        made = _parameters(roles, [source])
+        made = parameters([source])
         produced |= made
         clash = made & asked
         if clash and not any(leaf in through for leaf in leaves(result)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
@@ -179,13 +179,13 @@ class Trace:
     # ---- making axes ----------------------------------------------------------------------------------------
 
     def put(self, value: ir.Value, axes: Sequence[Axis]) -> None:
-        """Set the axes of a result; several readers of a value stop scales from travelling back through it."""
+        """Set the axes of a result; scales travel back through it only if all its readers expect them."""
         axes = [() if size_of(axis) == 1 else axis for axis in axes]
         several = len(_readers(value)) + value.is_graph_output() > 1
         self._of[value] = _guard(value, axes) if several and not self.constant(value) else list(axes)
 
     def handed_on(self, value: ir.Value, axes: Sequence[Axis]) -> list[Axis]:
-        """Axes of an operand that several results have in common: no scale travels back through one of them."""
+        """Axes of an operand that several results have in common: no scale travels back through one of them alone."""
         return list(axes) if self.constant(value) else _guard(value, axes)
 
     def put_sequence(self, value: ir.Value, members: Sequence[Sequence[Axis]]) -> None:
@@ -196,6 +196,13 @@ class Trace:
         """The axes of every member of a sequence, or None."""
         return self._sequences.get(value)
 
+    def known(self, value: ir.Value) -> list[Axis]:
+        """The axes of a value that a rule has described or read, or of every member of a sequence; else none."""
+        return [
+            *(self._of.get(value) or []),
+            *(axis for row in self._sequences.get(value, []) for axis in row),
+        ]
+
     def touched(self, value: ir.Value) -> list[Axis]:
         """All axes of a value, or of every member of a sequence; none where they are not known."""
         if value in self._sequences:
@@ -204,6 +211,10 @@ class Trace:
             return list(self.axes(value))
         except Opaque:
             return []
+
+    def every(self) -> Iterator[list[Axis]]:
+        """The axes of every value that a rule has described or read; see `known`."""
+        yield from (self.known(value) for value in (*self._of, *self._sequences))
 
     def new(self, size: int) -> Axis:
         """A free axis."""
@@ -339,9 +350,9 @@ def _readers(value: ir.Value) -> list[ir.Node]:
 
 
 def _guard(value: ir.Value, axes: Sequence[Axis]) -> list[Axis]:
-    """Occurrences through which no scale travels back, because others read the value too."""
-    barrier = f"'{value.name}' is read by several nodes"
-    return [derive([axis], passes=1, barrier=barrier, linear=True) if axis else () for axis in axes]
+    """Occurrences through which a scale travels back only if all that read the value expect it."""
+    shared = f"'{value.name}' is read by several nodes"
+    return [derive([axis], linear=True, shared=shared) if axis else () for axis in axes]
 
 
 def is_symbolic(axis: Axis) -> bool:

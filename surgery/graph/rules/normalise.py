@@ -48,12 +48,16 @@ def _channels(t: Trace, node: ir.Node, x: ir.Value, axis: Axis, parameters: Sequ
     if not wide:
         return UNIT
     channels = t.merge(node, wide, passes=0)
-    # γ·x̂ + β is zero, or scaled, where γ and β are, whatever x̂ is
-    scale, shift = (t.axes(value)[0] for value in parameters[:2])
-    for atom, *origins in zip(channels, scale, shift, strict=False):
-        if all(origin.size == atom.size for origin in origins):
-            atom.origins, atom.passes, atom.linear, atom.barrier = tuple(origins), 2, False, None
+    _answering(t, channels, parameters[:2])
     return channels
+
+
+def _answering(t: Trace, units: Axis, parameters: Sequence[ir.Value]) -> None:
+    """γ·x̂ + β is zero, or scaled, where γ and β are, whatever x̂ is."""
+    rows = [t.axes(value)[-1] for value in parameters]
+    for atom, *origins in zip(units, *rows, strict=False):
+        if origins and all(origin.size == atom.size for origin in origins):
+            atom.origins, atom.passes, atom.linear, atom.barrier = tuple(origins), 2, False, None
 
 
 @RULES(
@@ -109,6 +113,7 @@ def layer_normalization(t: Trace, node: ir.Node) -> None:
             own = axes[k - len(data)] if len(axes) >= len(data) - k else UNIT
             column += [(value, own)] if own else []
         out.append(t.merge(node, column, passes=0) if axis else UNIT)
+    _answering(t, out[-1], parameters[:2])
     t.put(node.outputs[0], out)
     for value in node.outputs[1:]:
         if value.uses():

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import onnx_ir as ir
 
-from surgery.graph.atoms import UNIT, Axis, concat, factors
+from surgery.graph.atoms import UNIT, Axis, concat, factors, size_of
 from surgery.graph.axes import derive
 from surgery.graph.records import Number, Resize
 from surgery.graph.rules.table import Table
@@ -32,7 +32,7 @@ def split(t: Trace, node: ir.Node) -> None:
     data = t.handed_on(x, data) if len(used) > 1 else data
     for k, (value, piece) in enumerate(zip(node.outputs, pieces, strict=True)):
         row = [*data[:at], piece, *data[at + 1 :]]
-        t.put(value, chosen_place(row, data[at], sum(sizes[:k])) if sizes[k] == 1 else row)
+        t.put(value, chosen_place(row, data[at], sum(sizes[:k]), sizes[k]))
     if not is_symbolic(data[at]):
         where: int | str = 1 if t.facts.versions.get("", 13) >= 13 else "split"
         t.literal(node, where, lambda size: [size(piece) for piece in pieces])
@@ -47,7 +47,12 @@ def split_to_sequence(t: Trace, node: ir.Node) -> None:
     data = t.axes(x)
     at = node.attributes.get_int("axis", 0) % len(data)
     pieces = _cut(t, node, x, at, [shape[at] for shape in members])
-    t.put_sequence(node.outputs[0], [[*data[:at], piece, *data[at + 1 :]] for piece in pieces])
+    starts = accumulate((shape[at] for shape in members), initial=0)
+    rows = [
+        chosen_place([*data[:at], piece, *data[at + 1 :]], data[at], start, shape[at])
+        for piece, start, shape in zip(pieces, starts, members, strict=False)
+    ]
+    t.put_sequence(node.outputs[0], rows)
     split = node.inputs[1] if len(node.inputs) > 1 else None
     if split is None or is_symbolic(data[at]):
         return
@@ -100,7 +105,7 @@ def slice_(t: Trace, node: ir.Node) -> None:
         if step == 1:
             before, data[k], _ = _cut(t, node, x, k, [begin, count, n - begin - count])
             bounds = _between(whole, before, data[k])
-            data = chosen_place(data, whole, begin) if count == 1 else data
+            data = chosen_place(data, whole, begin, count)
         elif _strides(n, begin, step, count):
             data[k] = _every(t, node, whole, n // step)
             bounds = _throughout(whole, begin)
@@ -182,17 +187,21 @@ def gather(t: Trace, node: ir.Node) -> None:
     picked = _pick(t, node, x, at, chosen)
     row = [*data[:at], *(UNIT if n == 1 else picked for n in shape), *data[at + 1 :]]
     place = chosen[0] % t.shape(x)[at]
-    t.put(node.outputs[0], chosen_place(row, data[at], place) if len(chosen) == 1 else row)
+    t.put(node.outputs[0], chosen_place(row, data[at], place, 1) if len(chosen) == 1 else row)
 
 
-def chosen_place(row: Sequence[Axis], chosen: Axis, place: int) -> list[Axis]:
-    """The axes that are left where one place of another axis was chosen; they remember which one."""
+def chosen_place(row: Sequence[Axis], chosen: Axis, start: int, count: int) -> list[Axis]:
+    """The axes that are left where one place of a factor of another axis was chosen; they remember which one.
+
+    Args:
+      row: the axes. chosen: the axis of which `count` units from `start` on were taken.
+    """
     counter = factors(chosen)
-    if len(counter) != 1:
+    if not counter or counter[0].woven is not None or count != size_of(tuple(counter[1:])):
         return list(row)
     made = [derive([axis], linear=True) if axis else axis for axis in row]
     for atom in (atom for axis in made for atom in axis):
-        atom.place = counter[0], place
+        atom.place = counter[0], start // count
     return made
 
 

@@ -1,0 +1,332 @@
+"""Demands on units: that they be zero, or shared out; who can answer them, and how far they travel back.
+
+A demand starts where units are mixed, and travels from a result to the operands that it was computed from until it
+meets the parameters that make the units. Where one of several operands is enough, one that is trained is asked before
+a table: what is multiplied by zeros that nobody trains learns nothing. Where several nodes read a value, a scale passes
+if all of them expect it: the rotations of an embedding by position, say, which read queries four times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from surgery.graph.atoms import Atom, Axis, Place, factors, find, leaves, summands
+from surgery.graph.beside import KIND
+from surgery.graph.records import Site
+from surgery.graph.trace import Trace
+
+Places = tuple[Atom, frozenset[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """How far a demand on some units travels back.
+
+    Attributes:
+      level: 2 these units can be scaled, 1 they can only be made zero, 0 neither.
+      reached: the elements of parameters that would be zero or scaled, and the one place beside them where they
+        would, if it is one.
+      through: the occurrences on the way.
+      barrier: what stopped it.
+    """
+
+    level: int
+    reached: frozenset[tuple[Atom, Place | None]] = frozenset()
+    through: frozenset[Atom] = frozenset()
+    barrier: str | None = None
+
+    @property
+    def parameters(self) -> frozenset[Atom]:
+        """The occurrences in parameters that are reached, at whatever place."""
+        return frozenset(leaf for leaf, _ in self.reached)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Who answers for the units of a class where they are mixed.
+
+    Attributes:
+      site: where that is. root: the class.
+      side: which operand answers.
+      demand: what is asked of it; of level 0 if no operand can answer.
+    """
+
+    site: Site
+    root: Atom
+    side: int
+    demand: Demand
+
+    @property
+    def scales(self) -> bool:
+        """Whether the operand can be scaled, and would be."""
+        return self.demand.level == 2 and self.site.kind != "norm"
+
+
+def together(demands: list[Demand]) -> Demand:
+    """The answer to all of these demands at once."""
+    weakest = min(demands, key=lambda demand: demand.level)
+    return Demand(
+        weakest.level,
+        frozenset().union(*(demand.reached for demand in demands)),
+        frozenset().union(*(demand.through for demand in demands)),
+        weakest.barrier,
+    )
+
+
+def travel(memo: dict[Atom, Demand], atom: Atom, answer: Callable[[Atom, list[Demand]], Demand]) -> Demand:
+    """The answer to a demand on an occurrence, from the answers of its origins.
+
+    In post-order, without recursion: residual streams are long.
+    """
+    stack = [atom]
+    while stack:
+        top = stack[-1]
+        if top in memo:
+            stack.pop()
+            continue
+        origins = [leaf for origin in top.origins for leaf in leaves((origin,))]
+        waiting = [origin for origin in origins if origin not in memo]
+        if waiting:
+            stack.extend(waiting)
+            continue
+        stack.pop()
+        memo[top] = answer(top, [memo[origin] for origin in origins])
+    return memo[atom]
+
+
+def answers(trace: Trace) -> list[Answer]:
+    """Who answers at every site for every class that is summed over there, in the order of the sites."""
+    sites = [site for site in trace.sites if site.kind not in ("order", "mean")]
+    asking, uses = Asking(_tables(trace), _several(trace)), _Uses(trace)
+    while True:
+        found = [answer for site in sites for answer in asking.answers(site)]
+        stopped = uses.half_scaled(found) - asking.stopped
+        if not stopped:
+            return found
+        asking.stop(stopped)
+
+
+def places(trace: Trace, found: Iterable[Answer]) -> dict[Atom, Places]:
+    """The occurrences that are asked at some places only of a factor which stands before them in their axis."""
+    demanded: dict[Atom, set[Place | None]] = {}
+    for leaf, place in (reached for answer in found for reached in answer.demand.reached):
+        demanded.setdefault(leaf, set()).add(place)
+    result: dict[Atom, Places] = {}
+    pending = [factors(axis) for axes in trace.tensors.values() for axis in axes]
+    while pending:
+        parts = pending.pop()
+        for k, leaf in enumerate(parts):
+            pending.extend(summands(leaf))
+            asked = demanded.get(leaf, {None})
+            counted = {None if place is None else find(place[0]) for place in asked}
+            before = next((other for other in parts[:k] if counted == {find(other)}), None)
+            if before is not None:
+                result[leaf] = before, frozenset(place[1] for place in asked if place is not None)
+    return result
+
+
+class Asking:
+    """Demands that units be zero or scaled.
+
+    Args:
+      tables: constants that nobody trains.
+      several: occurrences in parameters that become units in several places.
+    """
+
+    def __init__(self, tables: Collection[str] = (), several: Collection[Atom] = ()) -> None:
+        self.stopped: frozenset[Atom] = frozenset()
+        self._tables, self._several = tables, several
+        self._memo: dict[Atom, Demand] = {}
+
+    def stop(self, shared: Collection[Atom]) -> None:
+        """Let no scale pass through these occurrences."""
+        self.stopped |= frozenset(shared)
+        self._memo.clear()
+
+    def answers(self, site: Site) -> list[Answer]:
+        """The operand that answers for each class."""
+        # the second operand is the weight by convention; parameters answer before activations
+        order = sorted(range(len(site.axes)), key=lambda k: (not site.constant[k], -k))
+        sides = [_by_class(site.axes[k]) for k in order]
+        found = []
+        for root in dict.fromkeys(root for side in sides for root in side):
+            asked = [
+                (k, self.demand(side[root])) for k, side in zip(order, sides, strict=True) if root in side
+            ]
+            # nobody trains, say, the vectors beside a weight whose spectral norm they give
+            rank = _level if all(site.constant) else self._rank
+            side, best = max(asked, key=lambda answer: rank(answer[1]))
+            found.append(Answer(site, root, side, best))
+        return found
+
+    def demand(self, atoms: Iterable[Atom]) -> Demand:
+        """What happens to units that shall be scaled or made zero."""
+        return together([travel(self._memo, atom, self._scaled) for atom in atoms])
+
+    def _rank(self, demand: Demand) -> tuple[bool, bool, int, bool]:
+        trained = all(leaf.tensor not in self._tables for leaf in demand.parameters)
+        return demand.level > 0, trained, demand.level, demand.parameters.isdisjoint(self._several)
+
+    def _scaled(self, atom: Atom, behind: list[Demand]) -> Demand:
+        if not behind:
+            if atom.tensor is None:
+                return Demand(0, barrier="they do not come from parameters")
+            return Demand(2, frozenset([(atom, None)]))
+        found = together(behind) if atom.mode == "all" else max(behind, key=self._rank)
+        level, barrier = found.level, found.barrier
+        if atom.passes < level:
+            level, barrier = atom.passes, atom.barrier
+        if atom in self.stopped and level > 1:
+            level, barrier = 1, atom.shared
+        reached = found.reached
+        if atom.place is not None:
+            reached = frozenset((leaf, inner or atom.place) for leaf, inner in reached)
+        return Demand(level, reached, found.through | {atom}, barrier)
+
+
+def _level(demand: Demand) -> int:
+    return demand.level
+
+
+def _by_class(axis: Axis) -> dict[Atom, list[Atom]]:
+    sides: dict[Atom, list[Atom]] = {}
+    for leaf in leaves(axis):
+        sides.setdefault(find(leaf), []).append(leaf)
+    return sides
+
+
+def _tables(trace: Trace) -> frozenset[str]:
+    """Constants that are no parameters, as far as the file says."""
+    values = trace.facts.model.graph.initializers
+    named = {name: value.metadata_props.get(KIND, "PARAMETER") for name, value in values.items()}
+    return frozenset(name for name in trace.tensors if named.get(name) != "PARAMETER")
+
+
+def _several(trace: Trace) -> frozenset[Atom]:
+    seen, again = set[Atom](), set[Atom]()
+    for source, _ in trace.productions:
+        made = parameters([source])
+        again |= seen & made
+        seen |= made
+    return frozenset(again)
+
+
+def parameters(axes: Iterable[Axis]) -> frozenset[Atom]:
+    """Every parameter occurrence that some axes were computed from, whatever stands in between."""
+    found: set[Atom] = set()
+    seen: set[Atom] = set()
+    stack = [leaf for axis in axes for leaf in leaves(axis)]
+    while stack:
+        atom = stack.pop()
+        if atom in seen:
+            continue
+        seen.add(atom)
+        if atom.tensor is not None:
+            found.add(atom)
+        stack.extend(leaf for origin in atom.origins for leaf in leaves((origin,)))
+    return frozenset(found)
+
+
+_CHOOSING = frozenset(["Shape", "Size", "Slice", "Split", "SplitToSequence", "SequenceAt", "Gather"])
+"""Operators that leave units out, or read none of them."""
+
+
+class _Uses:
+    """What becomes of every occurrence: the results that are computed from it, and where it is mixed or leaves."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        self._results: dict[Atom, list[Atom]] = {}
+        self._sites: dict[Atom, list[tuple[Site, int]]] = {}
+        for site in trace.sites:
+            for side, axis in enumerate(site.axes):
+                for leaf in leaves(axis):
+                    self._sites.setdefault(leaf, []).append((site, side))
+        self._leaving = {leaf for side, _, axes in trace.ports if side == "output" for leaf in _in(axes)}
+        self._leaving |= {leaf for node in trace.facts.model.graph for leaf in self._unaccounted(node)}
+        pending = [leaf for axes in trace.every() for leaf in _in(axes)]
+        pending += [*self._sites]
+        seen = set(pending)
+        while pending:
+            atom = pending.pop()
+            for origin in dict.fromkeys(_in([atom.origins])):
+                self._results.setdefault(origin, []).append(atom)
+                if origin not in seen:
+                    seen.add(origin)
+                    pending.append(origin)
+
+    def _unaccounted(self, node: ir.Node) -> set[Atom]:
+        """What a node reads and neither hands on, nor mixes, nor has in the origins of its results."""
+        if node.op_type in _CHOOSING:
+            return set()
+        operands = [
+            value for value in node.inputs[: 1 if node.op_type == "CastLike" else None] if value is not None
+        ]
+        read = {leaf for value in operands for leaf in _in(self._trace.known(value))}
+        read -= {leaf for leaf in read if any(site.node is node for site, _ in self._sites.get(leaf, []))}
+        pending = [leaf for value in node.outputs for leaf in _in(self._trace.known(value))]
+        seen = set[Atom]()
+        while pending and not read <= seen:
+            atom = pending.pop()
+            if atom not in seen:
+                seen.add(atom)
+                if atom not in read:
+                    pending.extend(_in([atom.origins]))
+        return read - seen
+
+    def half_scaled(self, found: Iterable[Answer]) -> frozenset[Atom]:
+        """The occurrences through which a scale must not pass, as it would reach others who do not expect it."""
+        scaling = [answer for answer in found if answer.scales]
+        through = frozenset[Atom]().union(
+            *(answer.demand.through | answer.demand.parameters for answer in scaling)
+        )
+        chosen = {
+            (answer.site.node, answer.side, leaf)
+            for answer in scaling
+            for leaf in leaves(answer.site.axes[answer.side])
+            if find(leaf) is answer.root
+        }
+        honoured = places(self._trace, scaling)
+        stopped = set[Atom]()
+        for atom in through:
+            results = self._results.get(atom, [])
+            own = [result for result in results if result in through]
+            others = [result for result in results if result not in through]
+            if (
+                atom in self._leaving
+                or any((site.node, side, atom) not in chosen for site, side in self._sites.get(atom, []))
+                or (others and not _elsewhere(atom, own, others, scaling, honoured))
+            ):
+                stopped |= {atom} if atom.shared else {result for result in own if result.shared}
+            if atom.mode == "any" and len(through.intersection(_in([atom.origins]))) > 1:
+                before = (answer.demand.through for answer in scaling if atom in answer.demand.through)
+                stopped |= {other for each in before for other in each if other.shared}
+        return frozenset(stopped)
+
+
+def _elsewhere(
+    atom: Atom,
+    own: list[Atom],
+    others: list[Atom],
+    scaling: Iterable[Answer],
+    honoured: Mapping[Atom, Places],
+) -> bool:
+    """Whether the scaled results are taken from other places of a factor than the others, and only these are asked."""
+    mine = {result.place and (find(result.place[0]), result.place[1]) for result in own}
+    rest = {result.place and (find(result.place[0]), result.place[1]) for result in others}
+    if None in mine or None in rest or len({place[0] for place in mine | rest if place}) > 1 or mine & rest:
+        return False
+    wanted = {place for place in mine if place}
+    return all(
+        leaf in honoured and {(find(honoured[leaf][0]), index) for index in honoured[leaf][1]} <= wanted
+        for answer in scaling
+        if atom in answer.demand.through
+        for leaf in answer.demand.parameters
+    )
+
+
+def _in(axes: Iterable[Axis]) -> list[Atom]:
+    return [leaf for axis in axes for leaf in leaves(axis)]

@@ -1,0 +1,96 @@
+"""Attention of today: rotations by position, norms of queries and keys, all three in one weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import surgery
+from surgery.edits.arithmetic import axis_maps
+from surgery.edits.execute import execute
+from surgery.torch import from_module, to_module
+
+HEADS, SIZE, WIDTH = 2, 4, 8
+
+
+class Attention(nn.Module):
+    """Queries, keys and values in one weight, cut out of it in a way that a library of transformers has."""
+
+    def __init__(self, cut: str, norm: Callable[[], nn.Module], rotated: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.cut, self.rotated = cut, rotated
+        self.qkv, self.out, self.head = nn.Linear(5, 3 * WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+        self.norm_q, self.norm_k = norm(), norm()
+        angle = torch.arange(6.0)[:, None] * torch.tensor([1.0, 0.1])
+        self.register_buffer("cos", angle.cos())
+        self.register_buffer("sin", angle.sin())
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        qkv = self.qkv(x)
+        if self.cut == "unbind":
+            q, k, v = qkv.reshape(batch, length, 3, HEADS, SIZE).permute(2, 0, 3, 1, 4).unbind(0)
+        elif self.cut == "heads":
+            q, k, v = qkv.view(batch, length, HEADS, 3 * SIZE).transpose(1, 2).chunk(3, -1)
+        else:
+            q, k, v = (part.view(batch, length, HEADS, SIZE).transpose(1, 2) for part in qkv.split(WIDTH, -1))
+        q, k = self.norm_q(q), self.norm_k(k)
+        if self.rotated:
+            q, k = self._rotate(q), self._rotate(k)
+        weights = (q @ k.transpose(-1, -2) / math.sqrt(SIZE)).softmax(-1)
+        mixed = self.out((weights @ v).transpose(1, 2).reshape(batch, length, WIDTH))
+        return self.head(mixed.relu()[:, -1])
+
+    def _rotate(self, x: Tensor) -> Tensor:
+        cos, sin = self.cos[: x.shape[2]], self.sin[: x.shape[2]]
+        a, b = x.chunk(2, -1)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+BOTH = ("zero", "net2net")
+CASES = {
+    "rotated": (Attention("split", nn.Identity, True), BOTH),
+    "in one": (Attention("unbind", nn.Identity, False), BOTH),
+    "normalised": (Attention("heads", lambda: nn.LayerNorm(SIZE), True), ("net2net",)),
+}
+"""The initialisations with which the head size can grow."""
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_size_of_heads_grows_exactly_and_what_is_new_learns(name: str) -> None:
+    module, inits = CASES[name]
+    optimizer = torch.optim.Adam(module.parameters())
+    x = torch.randn(4, 6, 5, generator=torch.Generator().manual_seed(0))
+    module(x).square().sum().backward()
+    optimizer.step()
+    before = from_module(module, optimizer=optimizer, example_inputs=x)
+    size = {SIZE, SIZE // 2}
+    spaces = [space for space in surgery.analyse(before.model).spaces if space.hidden and space.size in size]
+    grown = [space for space in spaces if any(axis.tensor == "qkv.weight" for axis in space.axes)]
+    assert any(space.inits == inits for space in grown), [(s.name, s.inits, s.reason) for s in grown]
+    for space in grown:
+        for init in space.inits:
+            plan = surgery.widen(before, widths={space.name: 2 * space.size}, init=init)
+            assert surgery.apply(plan, before).report.ok  # outputs and slots
+            if init == "zero":
+                _check_learning(plan, before, x)
+
+
+def _check_learning(plan: surgery.Plan, before: surgery.Checkpoint, x: Tensor) -> None:
+    after = to_module(execute(plan, before), dtype=torch.float64)
+    after(x.double()).square().sum().backward()
+    for tensor in plan.tensors:
+        if tensor.name not in dict(after.named_parameters()):
+            continue
+        weight = after.get_parameter(tensor.name)
+        for k, axis in enumerate(axis_maps(tensor.axes, plan.edits)):
+            if axis is not None and weight.ndim > 1:
+                fresh = np.flatnonzero(axis.fresh_in | axis.fresh_out)
+                rows = torch.stack([weight.detach(), weight.grad]).movedim(k + 1, 0)[fresh]
+                assert rows.flatten(1).any(1).all(), tensor.name
