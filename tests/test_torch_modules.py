@@ -421,3 +421,17 @@ def test_the_document_runs(monkeypatch):
     assert len(programs) == 2
     for block in programs:
         exec(compile(block, "torch.md", "exec"), {})
+
+
+def test_a_module_is_exported_whatever_cudnn_was_told_about_rounding():
+    cudnn = torch.backends.cudnn
+    before = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
+    cudnn.conv.fp32_precision = "ieee"
+    try:
+        made = from_module(nn.Linear(2, 3), example_inputs=torch.zeros(4, 2))
+        assert (cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision) == ("ieee", before[1])
+    finally:
+        cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = before
+    assert [node.op_type for node in made.model.graph][-1] == "Gemm"
+    assert cudnn.allow_tf32
+    assert torch._C._get_mkldnn_enabled()

@@ -340,6 +340,25 @@ def quiet() -> Iterator[None]:
             contextlib.redirect_stderr(io.StringIO()),
         ):
             warnings.simplefilter("ignore")
-            yield
+            with _readable_precision():
+                yield
     finally:
         logging.disable(disabled)
+
+
+@contextlib.contextmanager
+def _readable_precision() -> Iterator[None]:
+    """The exporter asks by PyTorch's old name how cuDNN rounds, and where that was set by the new one
+    (`torch.backends.cudnn.conv.fp32_precision`) the answer is an error, on a CPU, too (2.13)."""
+    cudnn: Any = torch.backends.cudnn  # made at run time
+    before = [(part, part.fp32_precision) for part in (cudnn.conv, cudnn.rnn)]
+    try:
+        _ = cudnn.allow_tf32
+        before = []
+    except RuntimeError:
+        cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        for part, was in before:
+            part.fp32_precision = was
