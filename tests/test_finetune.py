@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 import surgery
+from surgery import policy as policies
 from surgery.architectures import new
+from surgery.builder import GraphBuilder
 from surgery.distill import Options, execute, plan_finetune
 from surgery.distill.session import Session
 from surgery.errors import ArgumentError
-from surgery.interface import Environment
+from surgery.interface import Environment, Interface, Port, PortPatch
 
 
 @pytest.fixture
@@ -105,3 +107,45 @@ def test_what_cannot_go_on_is_refused_before_anything_is_written(
         plan_finetune(model, tmp_path / "run", environment=Environment(environment, mask))
     assert hint in str(error.value.hint)
     assert not (tmp_path / "run").exists()
+
+
+def one_of(values: int, actions: int) -> surgery.Checkpoint:
+    """Reads one whole number of several, as Stable-Baselines3's models of discrete observations do."""
+    graph = GraphBuilder("choice")
+    table = np.random.default_rng(0).standard_normal((values, actions)).astype(np.float32)
+    x = graph.input("observation", (), "int64")
+    graph.output(graph.op("Gather", graph.parameter("table", table), x), "q_values", (actions,))
+    ports = (Port("observation", "observation", low=0.0, high=values - 1.0, declared=True),)
+    return surgery.Checkpoint(graph.model(), Interface(ports, (Port("q_values", "q_values"),)))
+
+
+def bytes_for_one() -> surgery.Checkpoint:
+    made = new("minatar", observation=(4, 84, 84), actions=4)
+    return surgery.annotate(made, inputs={"observation": PortPatch(low=0, high=1)})
+
+
+@pytest.mark.parametrize(
+    ("model", "environment", "settings"),
+    [
+        (
+            lambda: new("mlp-8", observation=(4,), actions=2),
+            "CartPole-v1",
+            {"preprocessing": {"scale": 10.0}},
+        ),
+        (lambda: one_of(16, 4), "FrozenLake-v1", {}),
+        (bytes_for_one, "ALE/Breakout-v5", {}),
+    ],
+    ids=["scaled by the contract", "one of several", "bytes for 0 to 1"],
+)
+def test_a_model_learns_from_what_it_is_shown_in_play(model, environment, settings, tmp_path: Path):
+    contract = Environment(environment, settings)
+    session = Session(
+        plan_finetune(model(), tmp_path / "run", environment=contract, options=Options(frames=8000, envs=2))
+    )
+    observation = session.begin()
+    wanted = policies.load(model(), environment=contract).scores(observation).numpy()
+    assert wanted.std() > 0
+    for network in (session.student, session.learner.target):
+        had = network(network.there(observation)).detach().numpy()
+        np.testing.assert_allclose(had, wanted, rtol=0.02, atol=0.005)  # images in bfloat16
+    session.close()

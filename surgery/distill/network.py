@@ -16,7 +16,7 @@ from surgery.distill.frozen import Frozen
 from surgery.distill.halves import Halves
 from surgery.distill.values import Values
 from surgery.errors import ArgumentError
-from surgery.policy.feeds import StatePort
+from surgery.policy.feeds import ObservationPort, StatePort
 from surgery.torch.failures import no_gpu
 from surgery.torch.travel import moved
 
@@ -83,6 +83,7 @@ class Network:
       states: what it carries from step to step; empty: it has no memory.
       allowed: which actions may be taken; None: all.
       at_once: whether weights are cast to bfloat16 at once; None: on a GPU.
+      feed: how observations go into a module that does not take them as they are; None: it does.
     """
 
     def __init__(
@@ -97,8 +98,9 @@ class Network:
         states: Sequence[StatePort] = (),
         allowed: Sequence[bool] | None = None,
         at_once: bool | None = None,
+        feed: ObservationPort | None = None,
     ) -> None:
-        self._image = is_image(observation)
+        self._image, self._feed = is_image(observation), feed
         layout = torch.channels_last if self._image else torch.preserve_format
         self.module = module.to(device=device, memory_format=layout)  # type: ignore[call-overload]
         self.values, self.device = values, device
@@ -119,7 +121,7 @@ class Network:
 
     def __call__(self, observation: Tensor) -> Tensor:
         """The output in float32 for observations (B, *observation) of any element type."""
-        found = None if self._frozen is None else self._frozen(observation.to(self._dtype))
+        found = None if self._frozen is None else self._frozen(self._fed(observation))
         return self._run(observation)[0].float() if found is None else found
 
     def best(self, output: Tensor) -> Tensor:
@@ -148,13 +150,18 @@ class Network:
 
     def _run(self, observation: Tensor, *state: Tensor) -> Sequence[Tensor]:
         layout = torch.channels_last if self._image else torch.preserve_format
-        x = observation.to(self._dtype, memory_format=layout)
+        x = self._fed(observation, layout)
         if self._precision == torch.float32:
             found = self.module(x, *state)
         else:
             with torch.autocast(torch.device(self.device).type, dtype=self._precision):
                 found = self._half(x, *state)
         return found if isinstance(found, tuple) else (found,)
+
+    def _fed(self, observation: Tensor, layout: torch.memory_format = torch.preserve_format) -> Tensor:
+        if self._feed is not None:
+            return self._feed.feed(observation, torch.device(self.device))
+        return observation.to(self._dtype, memory_format=layout)
 
     @property
     def state_size(self) -> int:

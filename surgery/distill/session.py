@@ -34,7 +34,7 @@ from surgery.errors import CorruptFile, RunFailed
 from surgery.evaluate import Score
 from surgery.interface import Environment
 from surgery.json_values import Fields, Json
-from surgery.policy.feeds import state_ports
+from surgery.policy.feeds import observation_port, state_ports
 from surgery.replay import Replay, Segment, restore, write_segment
 from surgery.storage import save
 from surgery.torch.failures import is_of_device
@@ -162,17 +162,19 @@ class Session:
         shape = self.envs.observation_shape
         values, states = values_of(job.student), state_ports(job.student)
         precision = job.precision or choose_precision(job.device, shape)
-        dtype = torch.uint8 if _takes_bytes(job.student) else torch.float32
+        port = observation_port(job.student.replace(environment=job.environment))
+        port = port.settled(self.envs.observation_dtype)
         student, target = (
             Network(
                 modules.to_module(job.student),
                 values,
                 shape,
-                dtype=dtype,
+                dtype=port.dtype,
                 device=job.device,
                 precision=precision,
                 states=states,
                 allowed=job.allowed,
+                feed=None if port.plain(shape) else port,
             )
             for _ in range(2)
         )
@@ -391,9 +393,3 @@ class Session:
 
 def _state(generator: np.random.Generator) -> Json:
     return cast(Json, generator.bit_generator.state)
-
-
-def _takes_bytes(student: Checkpoint) -> bool:
-    port = next(port for port in student.interface.inputs if port.kind == "observation")
-    value = next(value for value in student.model.graph.inputs if value.name == port.name)
-    return value.dtype is not None and value.dtype.name == "UINT8"

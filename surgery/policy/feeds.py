@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -88,12 +88,14 @@ class ObservationPort:
           ArgumentError: observations of another shape.
         """
         x = moved(observation, device)
+        if self._one_of(tuple(x.shape[1:])):
+            x = x.argmax(-1)
         scale = self.scale
         if scale is None and x.dtype == torch.uint8 and self.high == 1:
             scale = 1 / 255
         if self.last and x.ndim > 2:
             x = x.movedim(1, -1)
-        if scale is not None:
+        if scale is not None and scale != 1:
             x = x.to(torch.float32) * scale
         self.check(tuple(x.shape[1:]))
         if len(self.shape) == x.ndim + 1:
@@ -102,11 +104,27 @@ class ObservationPort:
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Refuse an observation (without batch) that the input does not take."""
+        if self._one_of(shape):
+            return
         wanted = self.shape[2:] if len(self.shape) == len(shape) + 2 else self.shape[1:]
         if len(wanted) != len(shape) or any(w not in (None, s) for w, s in zip(wanted, shape, strict=True)):
             raise ArgumentError(
                 f"input '{self.name}' takes observations of shape {shape_text(wanted)}, got {shape_text(shape)}"
             )
+
+    def settled(self, dtype: np.dtype[Any]) -> ObservationPort:
+        """With its scale stated, for observations of an element type, whatever they are kept as."""
+        bytes_of_one = dtype == np.uint8 and self.high == 1
+        scale = self.scale if self.scale is not None else 1 / 255 if bytes_of_one else 1.0
+        return replace(self, scale=scale)
+
+    def plain(self, shape: tuple[int, ...]) -> bool:
+        """Whether observations of a shape go in as they are, but for their element type; of a settled one."""
+        return self.scale == 1 and not self.last and len(self.shape) == len(shape) + 1
+
+    def _one_of(self, shape: tuple[int, ...]) -> bool:
+        """Whether the network takes one whole number where the environment shows it as a one-hot vector."""
+        return len(self.shape) == 1 == len(shape) and self.high is not None and shape[0] == self.high + 1
 
     def batch(self, ndim: int) -> int | None:
         """The batch that the graph insists on; ndim: of an observation, without batch."""
@@ -118,6 +136,12 @@ def observation_port(checkpoint: Checkpoint) -> ObservationPort:
     ports = checkpoint.interface.inputs
     found = [port for port in ports if port.kind == "observation"]
     others = [port.name for port in ports if port.kind == "other"]
+    if len(found) > 1 and not others:
+        raise ArgumentError(
+            f"{len(found)} inputs are observations ({', '.join(port.name for port in found)}); this version plays with "
+            "one",
+            hint="its own framework plays a file of it: surgery convert FILE --check ENV --trust -o OUT",
+        )
     if len(found) != 1 or others:
         listed = ", ".join(f"{port.name} ({port.kind})" for port in ports)
         raise ArgumentError(
