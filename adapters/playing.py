@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from surgery.adapters import Parity
+from surgery.adapters import Parity, code_from_here
 from surgery.checkpoint import Checkpoint
 from surgery.envs.normaliser import Normaliser
+from surgery.envs.step import alive
 from surgery.errors import ArgumentError, Refused, SurgeryError
 from surgery.verify.outputs import runtime
 
@@ -162,11 +163,12 @@ def make(environment: str, shape: tuple[int, ...], actions: int) -> Env:
 
 @contextmanager
 def found(environment: str) -> Iterator[None]:
-    """Raises: ArgumentError: there is no such environment."""
+    """Where an environment is made, of `MODULE:ID` too. Raises: ArgumentError: there is no such environment."""
     import gymnasium
 
     try:
-        yield
+        with code_from_here():
+            yield
     except (gymnasium.error.Error, ImportError) as error:
         raise ArgumentError(f"there is no environment '{environment}' here: {error}") from error
 
@@ -206,12 +208,14 @@ def play(
     """
     with closing(env):
         for number in range(episodes):
-            observation, _ = env.reset(seed=seed if number == 0 else None)
+            with alive(tally.environment):
+                observation, _ = env.reset(seed=seed if number == 0 else None)
             total = 0.0
             for _ in range(MOST_STEPS):
                 action = wanted(np.asarray(observation))
                 tally.add(ours(np.asarray(observation)), action)
-                observation, reward, terminated, truncated, _ = env.step(action)
+                with alive(tally.environment):
+                    observation, reward, terminated, truncated, _ = env.step(action)
                 total += float(reward)
                 if terminated or truncated:
                     break

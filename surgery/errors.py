@@ -83,16 +83,27 @@ class ArgumentError(SurgeryError):
 
 
 class UnknownName(ArgumentError):
-    """A name that does not exist here; the hint lists the nearest names, or all when there are few."""
+    """A name that does not exist here; the hint lists the nearest names, or all when there are few.
+
+    Args:
+      otherwise: what else the hint should say.
+    """
 
     def __init__(
-        self, what: str, name: str, known: Iterable[str], *, where: Mapping[str, object] | None = None
+        self,
+        what: str,
+        name: str,
+        known: Iterable[str],
+        *,
+        where: Mapping[str, object] | None = None,
+        otherwise: str | None = None,
     ) -> None:
         names = sorted(known)
         near = _nearest(name, names)
         shown = near or names[:12]
         label = "did you mean" if near else "there are" if len(names) <= 12 else f"some of the {len(names)}"
         hint = f"{label}: {', '.join(shown)}" if shown else f"this model has no {what}"
+        hint = f"{hint}; {otherwise}" if otherwise else hint
         super().__init__(f"unknown {what} '{name}'", where=where, hint=hint)
 
 

@@ -469,10 +469,27 @@ def test_scores_that_are_none_are_refused_where_they_are_declared(scores):
         Environment("CartPole-v1", {"scores": scores})
 
 
-def test_the_python_of_the_document_runs(monkeypatch):
-    import re
+class Broken(Coin):
+    """Shows channels last, and fails in its first step."""
 
-    root = TEACHERS.parent.parent
-    monkeypatch.chdir(root)
-    for block in re.findall(r"^```python\n(.*?)^```$", (root / "docs/evaluate.md").read_text(), re.M | re.S):
-        exec(compile(block, "docs/evaluate.md", "exec"), {})
+    observation_space = gymnasium.spaces.Box(0, 255, (12, 12, 3), np.uint8)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros((12, 12, 3), np.uint8), {}
+
+    def step(self, action):
+        raise KeyError("of the environment")
+
+
+gymnasium.register("Broken-v0", Broken)
+
+
+def test_channels_that_stand_elsewhere_and_a_dead_environment_are_told(tmp_path, capsys):
+    path, channels = str(tmp_path / "image.onnx"), 'preprocessing={"layout":"CHW"}'
+    surgery.save(new("minatar", observation=(3, 12, 12), actions=2), path)
+    assert main(["evaluate", path, "--env", "Broken-v0"]) == 2
+    said = capsys.readouterr().err
+    assert "takes observations of shape 3×12×12, got 12×12×3" in said
+    assert f"--env-setting '{channels}'" in said
+    assert main(["evaluate", path, "--env", "Broken-v0", "--env-setting", channels]) == 1
+    assert "the environment Broken-v0 failed: KeyError: 'of the environment'" in capsys.readouterr().err

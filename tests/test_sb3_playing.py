@@ -104,3 +104,55 @@ def test_convert_plays_only_what_is_trusted_and_says_what_came_of_it(tmp_path, c
     assert surgery.load(graph).environment.id == "CartPole-v1"
     assert main(["convert", str(path), "--check", "Pendulum-v1", "--trust", "-o", graph, "--force"]) == 2
     assert "does not fit" in capsys.readouterr().err
+
+
+GAMES = """
+import gymnasium
+
+
+class Counting(gymnasium.Env):
+    observation_space, action_space = gymnasium.spaces.Discrete(5), gymnasium.spaces.Discrete(3)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place = int(self.np_random.integers(5))
+        return self.place, {}
+
+    def step(self, action):
+        self.place = (self.place + int(action)) % 5
+        return self.place, float(self.place == 4), bool(self.np_random.random() < 0.1), False, {}
+
+
+class More(Counting):
+    observation_space = gymnasium.spaces.Discrete(6)
+
+
+gymnasium.register("Counting-v0", Counting)
+gymnasium.register("More-v0", More)
+"""
+
+
+def test_a_game_of_ones_own_that_shows_one_of_several_is_played_by_its_module(tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_games.py").write_text(GAMES)
+    monkeypatch.chdir(tmp_path)
+    words = ["convert", "run.zip", "--check", "my_games:Counting-v0", "--trust", "-o", "agent.onnx"]
+    spaces = gymnasium.spaces
+    model = sb3.DQN("MlpPolicy", _Shown(spaces.Discrete(5), spaces.Discrete(3)), **_settings())
+    model.save("run.zip")
+    assert main(words) == 0
+    assert surgery.load("agent.onnx").environment.id == "Counting-v0"  # a file names no module to import
+    assert main(["evaluate", "run.zip", "--env", "my_games:Counting-v0", "--episodes", "2"]) == 0
+    capsys.readouterr()
+    assert main(["adapt", "run.zip", "--env", "my_games:Counting-v0", "-o", "same.zip"]) == 2
+    assert "the model fits Counting-v0 as it is" in capsys.readouterr().err
+    assert main(["adapt", "run.zip", "--env", "my_games:More-v0", "-o", "more.zip"]) == 1
+    assert "is one of 5 values and the environment shows one of 6" in capsys.readouterr().err
+    assert main(["adapt", "run.zip", "--env", "Unheard-v0", "-o", "more.zip"]) == 2
+    assert "--env MODULE:Unheard-v0" in capsys.readouterr().err
+
+
+class _Shown(gymnasium.Env):
+    """Spaces for a model that is never trained."""
+
+    def __init__(self, observation: gymnasium.Space, action: gymnasium.Space) -> None:
+        self.observation_space, self.action_space = observation, action

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import re
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -409,18 +407,6 @@ def test_the_verb_writes_a_file_that_runs(tmp_path, teachers, capsys):
     capsys.readouterr()
     assert main(["code", str(teachers / "breakout-ppo.onnx")]) == 0
     assert capsys.readouterr().out.startswith('"""A network')
-
-
-def test_the_document_runs(monkeypatch):
-    root = Path(__file__).parent.parent
-    monkeypatch.chdir(root)
-    blocks = re.findall(r"```python\n(.*?)```", (root / "docs" / "torch.md").read_text(), re.DOTALL)
-    programs = [
-        block for block in blocks if "distribute" not in block.lower()
-    ]  # the others: a group of processes
-    assert len(programs) == 2
-    for block in programs:
-        exec(compile(block, "torch.md", "exec"), {})
 
 
 def test_a_module_is_exported_whatever_cudnn_was_told_about_rounding():

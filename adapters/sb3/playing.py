@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from surgery.adapters import Parity
 from surgery.checkpoint import Checkpoint
+from surgery.envs.step import alive
 from surgery.errors import ArgumentError, Refused
 from surgery_adapters.playing import MOST_STEPS, Array, Graph, Tally, found, is_game, loading, scale
 from surgery_adapters.sb3 import normaliser
@@ -109,13 +110,15 @@ def _settled(value: Array, kind: str, space: gymnasium.Space[Any]) -> Array:
 def _compare(model: BaseAlgorithm, venv: VecEnv, graph: Graph, environment: str, episodes: int) -> Parity:
     tally = Tally(environment, scale(model.action_space))
     for _ in range(episodes):
-        observation, state, start, total = venv.reset(), None, np.ones(1, bool), 0.0
+        with alive(environment):
+            observation, state, start, total = venv.reset(), None, np.ones(1, bool), 0.0
         graph.reset()
         for _ in range(MOST_STEPS):
             wanted, state = model.predict(observation, state, start, deterministic=True)  # type: ignore[arg-type]
             ours = _settled(graph.ask(observation), graph.kind, model.action_space)  # type: ignore[arg-type]
             tally.add(ours, wanted)
-            observation, reward, done, _ = venv.step(wanted)
+            with alive(environment):
+                observation, reward, done, _ = venv.step(wanted)
             total, start = total + float(reward[0]), done
             if done[0]:
                 break

@@ -44,7 +44,7 @@ def contract(own: Environment, environment: str | None, words: tuple[str, ...]) 
     """
     from surgery.envs import adjusted
 
-    return adjusted(own, None if environment is None else _imported(environment), settings(words))
+    return adjusted(own, None if environment is None else imported(environment), settings(words))
 
 
 def settings(words: tuple[str, ...]) -> dict[str, Json]:
@@ -71,7 +71,7 @@ def settings(words: tuple[str, ...]) -> dict[str, Json]:
     return found
 
 
-def _imported(name: str) -> str:
+def imported(name: str) -> str:
     """The id of `MODULE:ID`, whose module registers it when imported. Only a person may ask for that, no file."""
     from surgery.adapters import code_from_here
 

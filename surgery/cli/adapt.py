@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 import surgery
-from surgery.cli import _edits, _options
+from surgery.cli import _edits, _environment, _options
 from surgery.errors import ArgumentError, SurgeryError, UnknownFormat
 from surgery.files import check_readable
 from surgery.json_values import loads
@@ -33,7 +33,7 @@ def _constants(ctx: click.Context, parameter: click.Parameter, words: tuple[str,
 
 @click.command("adapt", short_help="Fit a model to an environment whose spaces have changed.")
 @_options.file_argument("model")
-@click.option("--env", "environment", metavar="ID", help="The environment to fit.")
+@click.option("--env", "environment", metavar="ID", help="The environment to fit; MODULE:ID imports MODULE.")
 @click.option(
     "--after", metavar="NEW.json", type=_options.FILE, help="Its spaces as a file, instead of --env."
 )
@@ -103,7 +103,7 @@ def command(
 def _from_environment(name: str) -> SpaceDescription:
     from surgery.envs.description import describe
 
-    return describe(name)
+    return describe(_environment.imported(name))
 
 
 def _read(path: Path | None) -> SpaceDescription:

@@ -114,7 +114,8 @@ def command(
         checkpoint = surgery.load(source, optimizer=not no_optimizer, reading=reading)
     parity = None if environment is None else _played(source, checkpoint, environment, output, trust=trust)
     if checkpoint.environment.id is None and environment is not None:
-        checkpoint = checkpoint.replace(environment=replace(checkpoint.environment, id=environment))
+        plain = environment.rpartition(":")[2]  # a file may not name a module to import
+        checkpoint = checkpoint.replace(environment=replace(checkpoint.environment, id=plain))
     with output.step(f"writing {path}"):
         surgery.save(checkpoint, path, force=force, like=like)
     report = {**_report(checkpoint, path), "parity": None if parity is None else asdict(parity)}

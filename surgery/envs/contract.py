@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
@@ -163,6 +164,34 @@ def stated(environment: Environment, actions: tuple[int, ...]) -> Environment:
 
 def missing(package: str, extra: str) -> MissingDependency:
     return MissingDependency(f"{package} is not installed", hint=f"pip install 'policy-surgery[{extra}]'")
+
+
+@contextmanager
+def made_by_gymnasium(contract: Environment) -> Iterator[None]:
+    """What gymnasium says against making an environment, in our words.
+
+    Raises:
+      UnknownName, ArgumentError, MissingDependency.
+    """
+    from gymnasium import error as refusals
+    from gymnasium import registry
+
+    own = f"one of your own: --env MODULE:{contract.id}, where MODULE registers it"
+    try:
+        yield
+    except refusals.DependencyNotInstalled as error:
+        raise MissingDependency(
+            f"{contract.id} needs a package that is not installed", hint=str(error)
+        ) from error
+    except refusals.NamespaceNotFound as error:
+        raise ArgumentError(
+            f"unknown environment '{contract.id}': nothing that is imported registers any of that kind",
+            hint=own,
+        ) from error
+    except refusals.UnregisteredEnv as error:
+        raise UnknownName("environment", str(contract.id), registry, otherwise=own) from error
+    except refusals.Error as error:
+        raise ArgumentError(f"gymnasium cannot make {contract.id}: {error}") from error
 
 
 def _minatar(name: str, match: re.Match[str]) -> Game:

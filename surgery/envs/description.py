@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from surgery.description import Actions, Observed, SpaceDescription
-from surgery.envs.contract import game
-from surgery.errors import ArgumentError, MissingDependency, Refused, SurgeryError, UnknownName
+from surgery.envs.contract import game, made_by_gymnasium, missing
+from surgery.errors import Refused, SurgeryError
 from surgery.interface import Environment
 
 if TYPE_CHECKING:
@@ -56,17 +56,9 @@ def _by_contract(contract: Environment) -> SpaceDescription:
     try:
         import gymnasium
     except ImportError as error:
-        raise MissingDependency(
-            "gymnasium is not installed", hint="pip install 'policy-surgery[rl]'"
-        ) from error
-    try:
+        raise missing("gymnasium", "rl") from error
+    with made_by_gymnasium(contract):
         env = gymnasium.make(str(contract.id))
-    except gymnasium.error.UnregisteredEnv as error:
-        raise UnknownName("environment", str(contract.id), gymnasium.registry) from error
-    except gymnasium.error.DependencyNotInstalled as error:
-        raise MissingDependency(f"'{contract.id}' needs a package that is not installed: {error}") from error
-    except gymnasium.error.Error as error:
-        raise ArgumentError(f"'{contract.id}' cannot be made: {error}") from error
     try:
         found = describe(env)
     except SurgeryError as error:

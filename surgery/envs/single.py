@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from surgery.envs.contract import MAX_STEPS, chosen, missing, number, preprocessing, stated
+from surgery.envs.contract import MAX_STEPS, chosen, made_by_gymnasium, missing, number, preprocessing, stated
 from surgery.envs.normaliser import Normaliser
 from surgery.envs.step import Array, Ledger, Step, seeds
-from surgery.errors import ArgumentError, MissingDependency, UnknownName, shape_text
+from surgery.errors import ArgumentError, shape_text
 from surgery.interface import Environment
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _registered(contract: Environment) -> gymnasium.Env[Any, Any]:
     import gymnasium
 
     given = contract.settings.get("max_episode_steps")
-    try:
+    with made_by_gymnasium(contract):
         spec = gymnasium.spec(str(contract.id))
         limit = (
             spec.max_episode_steps or MAX_STEPS
@@ -126,19 +126,6 @@ def _registered(contract: Environment) -> gymnasium.Env[Any, Any]:
             else int(number(contract, "max_episode_steps"))
         )
         return gymnasium.make(str(contract.id), max_episode_steps=limit, disable_env_checker=True)
-    except gymnasium.error.DependencyNotInstalled as error:
-        raise MissingDependency(
-            f"{contract.id} needs a package that is not installed", hint=str(error)
-        ) from error
-    except gymnasium.error.NamespaceNotFound as error:
-        raise ArgumentError(
-            f"unknown environment '{contract.id}': nothing that is imported registers any of that kind",
-            hint=f"name the module that does: --env MODULE:{contract.id}",
-        ) from error
-    except gymnasium.error.UnregisteredEnv as error:
-        raise UnknownName("environment", str(contract.id), gymnasium.registry) from error
-    except gymnasium.error.Error as error:
-        raise ArgumentError(f"gymnasium cannot make {contract.id}: {error}") from error
 
 
 def _limited(contract: Environment, env: gymnasium.Env[Any, Any]) -> Environment:

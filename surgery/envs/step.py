@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
+from surgery.errors import RunFailed, SurgeryError
 from surgery.interface import Environment
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -78,6 +81,23 @@ class Envs(Protocol):
         """Act in every environment; actions (n,), integers."""
 
     def close(self) -> None: ...
+
+
+@contextmanager
+def alive(name: str | None) -> Iterator[None]:
+    """What an environment, which is anyone's code, throws in this context is no bug of ours.
+
+    Raises:
+      RunFailed: it threw something.
+    """
+    try:
+        yield
+    except SurgeryError:
+        raise
+    except Exception as error:
+        raise RunFailed(
+            f"the environment {name} failed: {type(error).__name__}: {error}", hint="--debug shows where"
+        ) from error
 
 
 class Ledger:

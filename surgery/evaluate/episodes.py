@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from surgery.envs.step import Envs
+from surgery.envs.step import Envs, alive
 from surgery.errors import RunFailed
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -58,17 +58,20 @@ def play(
       progress: told how many episodes are done.
 
     Raises:
-      RunFailed: an environment goes on beyond the limit of its contract.
+      RunFailed: an environment fails, or goes on beyond the limit of its contract.
     """
     limit, ages = envs.contract.settings.get("max_episode_steps"), np.zeros(envs.num_envs, np.int64)
     share = np.full(envs.num_envs, episodes // envs.num_envs)
     share[: episodes % envs.num_envs] += 1
     found: list[list[tuple[float, int]]] = [[] for _ in range(envs.num_envs)]
     done = truncated = steps = 0
-    observation = envs.reset()
+    with alive(envs.contract.id):
+        observation = envs.reset()
     low, high = _range(observation)
     while done < episodes:
-        step = envs.step(act(observation))
+        actions = act(observation)
+        with alive(envs.contract.id):
+            step = envs.step(actions)
         steps += envs.num_envs
         observation = step.observation
         if steps % (16 * envs.num_envs) == 0:

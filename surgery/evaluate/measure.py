@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from surgery.policy import Mode, Policy
 
 MOST_AT_ONCE = 16
+LAYOUT = """the network has channels first: --env-setting 'preprocessing={"layout":"CHW"}'"""
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -125,7 +126,8 @@ def fits(checkpoint: Checkpoint, policy: Policy, envs: Envs) -> None:
     try:
         policy.check(envs.observation_shape)
     except ArgumentError as error:
-        raise ArgumentError(f"{envs.contract.id}: {error.message}", where=where, hint=adapt) from error
+        hint = LAYOUT if _channels_elsewhere(policy, envs) else adapt
+        raise ArgumentError(f"{envs.contract.id}: {error.message}", where=where, hint=hint) from error
     surplus = policy.actions - envs.actions
     names = "" if envs.action_meanings is None else f" ({', '.join(envs.action_meanings)})"
     if surplus < 0:
@@ -141,6 +143,16 @@ def fits(checkpoint: Checkpoint, policy: Policy, envs: Envs) -> None:
             where=where,
             hint=f"say which they are: surgery annotate {model} --env-setting 'action_set=[…]' -o OUT, or {adapt}",
         )
+
+
+def _channels_elsewhere(policy: Policy, envs: Envs) -> bool:
+    """Whether the network would take what the environment shows, were its last axis the first one."""
+    shape = envs.observation_shape
+    try:
+        policy.check((*shape[-1:], *shape[:-1]))
+    except ArgumentError:
+        return False
+    return len(shape) == 3
 
 
 def _mode(checkpoint: Checkpoint, policy: Policy) -> str:

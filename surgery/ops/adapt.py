@@ -162,6 +162,9 @@ def _observations(
     unnamed: Unnamed | None,
 ) -> None:
     shape, port = _shape(checkpoint, name), checkpoint.interface.input(name)
+    if shape == () and len(part.shape) == 1 and isinstance(port.high, float):
+        _same_choice(name, int(port.high) + 1, part.shape[0])
+        return
     old_labels = port.labels or (known.labels if known is not None else None)
     axis = _feature_axis(name, shape, part, old_labels)
     if axis is None:
@@ -182,6 +185,16 @@ def _observations(
     if gone:
         held = ", ".join(f"{name}.{old[k] if old else k} = {value:g}" for k, value in values.items())
         draft.notes.append(f"equal wherever {held}")
+
+
+def _same_choice(name: str, values: int, wanted: int) -> None:
+    """Refuse another number of values where an input is one of several, which its graph makes one-hot."""
+    if values != wanted:
+        raise Refused(
+            f"input '{name}' is one of {values} values and the environment shows one of {wanted}: no plan adds or "
+            "removes one",
+            hint="distil: surgery distill",
+        )
 
 
 def _shape(checkpoint: Checkpoint, name: str) -> tuple[int | None, ...]:

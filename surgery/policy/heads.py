@@ -88,7 +88,10 @@ def _choose(ports: Sequence[Port]) -> Port:
         if port.kind in ("mean", "log_std"):
             raise _continuous(port)
     names = ", ".join(f"{port.name} ({port.kind})" for port in ports)
-    raise ArgumentError(f"no output can be a policy: {names}", hint=_declare(ports[0].name))
+    raise ArgumentError(
+        f"no output can be a policy: {names}",
+        hint=f"{_declare(ports[0].name)}; several choices at once (MultiDiscrete) are not played",
+    )
 
 
 def _declare(name: str) -> str:
