@@ -22,7 +22,7 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-def recognised(checkpoint: Checkpoint, analysis: Analysis) -> tuple[Family | None, Analysis]:
+def recognised(checkpoint: Checkpoint) -> tuple[Family | None, Analysis]:
     """The family of a network, and the analysis with its names for spaces; None for what is no policy."""
     from surgery.architectures.family import identify, with_aliases
     from surgery.architectures.like import observed
@@ -31,9 +31,9 @@ def recognised(checkpoint: Checkpoint, analysis: Analysis) -> tuple[Family | Non
     try:
         _, shape = observed(checkpoint)
     except SurgeryError:
-        return None, analysis
-    found = identify(recognise(checkpoint, analysis), shape)
-    return found, with_aliases(analysis, found.aliases)
+        return None, checkpoint.analysis
+    found = identify(recognise(checkpoint), shape)
+    return found, with_aliases(checkpoint.analysis, found.aliases)
 
 
 def aliased(function: Callable[_P, _R], argument: str) -> Callable[_P, _R]:
@@ -62,9 +62,7 @@ def aliased(function: Callable[_P, _R], argument: str) -> Callable[_P, _R]:
 
 def _by_graph(checkpoint: Checkpoint, given: object) -> object:
     """What was given with the graph's own names; None if the architecture does not know the names either."""
-    from surgery.graph.spaces import analyse
-
-    family, _ = recognised(checkpoint, analyse(checkpoint.model, checkpoint.interface, checkpoint.trained))
+    family, _ = recognised(checkpoint)
     aliases: Mapping[str, str] = family.aliases if family else {}
     if isinstance(given, str):
         return aliases.get(given)

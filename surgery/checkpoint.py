@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,6 +14,7 @@ import onnx_ir as ir
 
 from surgery.digests import model_digest
 from surgery.errors import GraphError
+from surgery.graph.spaces import Analysis, analyse
 from surgery.interface import Environment, Interface, LineageStep
 from surgery.json_values import Json, freeze_mapping
 from surgery.model_file import all_tensors
@@ -71,6 +73,15 @@ class Checkpoint:
     def trained(self) -> frozenset[str]:
         """The names of the parameters that the optimizer holds."""
         return frozenset(self.optimizer.parameters if self.optimizer else ())
+
+    @cached_property
+    def analysis(self) -> Analysis:
+        """The spaces of the graph, found when they are first asked for.
+
+        Raises:
+          GraphError: an input has no shape, or an axis of size 0.
+        """
+        return analyse(self.model, self.interface, self.trained)
 
     def digest(self) -> str:
         """SHA-256 of the graph and its tensors; see `surgery.digests.model_digest`."""

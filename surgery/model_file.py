@@ -108,6 +108,28 @@ def replace_tensors(model: ir.Model, change: Callable[[ir.TensorProtocol], ir.Te
                 )
 
 
+def with_initializers(model: ir.Model, tensors: Mapping[str, ir.TensorProtocol | None]) -> ir.Model:
+    """A view of a model in which the main graph's initializers hold other tensors: to be serialised, not changed.
+
+    Args:
+      tensors: by name; None makes an input of the same shape and type of an initializer.
+    """
+    graph, initializers = model.graph, list[ir.Value]()
+    inputs = {str(value.name): value for value in graph.inputs}
+    for name, tensor in tensors.items():
+        old = graph.initializers[name]
+        if tensor is not None:
+            initializers.append(ir.Value(name=name, shape=old.shape, type=old.type, const_value=tensor))
+        elif old.const_value is not None:
+            shape, kind = ir.Shape(shape_of(old.const_value)), ir.TensorType(old.const_value.dtype)
+            inputs[name] = ir.Value(name=name, shape=shape, type=kind)
+    view = ir.GraphView(
+        tuple(inputs.values()), graph.outputs, nodes=graph, initializers=initializers,
+        opset_imports=graph.opset_imports, name=graph.name,
+    )  # fmt: skip
+    return ir.Model(view, ir_version=model.ir_version, functions=tuple(model.functions.values()))  # type: ignore[arg-type]
+
+
 def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
     """Every node of a model, subgraphs and functions included."""
     yield from model.graph.all_nodes()

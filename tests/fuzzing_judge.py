@@ -87,11 +87,6 @@ def checkpoint_of(case: Case, rng: np.random.Generator) -> surgery.Checkpoint:
     return surgery.Checkpoint(model, Interface(inputs, outputs), optimizer=optimizer)
 
 
-def analysis_of(checkpoint: surgery.Checkpoint) -> Analysis:
-    """Its spaces, as the operations see them."""
-    return surgery.analyse(checkpoint.model, checkpoint.interface, checkpoint.trained)
-
-
 def optimizer_of(model: ir.Model, rng: np.random.Generator) -> OptimizerState:
     """State as if every slot of power p held g**p, for one random g; slots of power 0 hold ones."""
     kind = str(rng.choice([*POWERS]))
@@ -177,7 +172,7 @@ def judge(case: Case, tally: Tally, *, edits: int = 5, single: bool = False) -> 
     tally.operators.update(case.operators)
     checkpoint = checkpoint_of(case, rng)
     try:
-        analysis = analysis_of(checkpoint)
+        analysis = checkpoint.analysis
     except Exception as error:  # whatever it is, it is a failure
         return _note(case, tally, Wrong(f"analyse: {type(error).__name__}", str(error), {}))
     for space in analysis.spaces:
@@ -342,14 +337,14 @@ def wobble(checkpoint: surgery.Checkpoint, case: Case) -> float:
 def _slopes(checkpoint: surgery.Checkpoint, case: Case, size: float) -> list[Array]:
     """Derivatives of the outputs along one direction, at parameters that are moved a little."""
     assert checkpoint.optimizer is not None
-    model, rng = checkpoint.model.clone(), np.random.default_rng(0)
-    for value in model.graph.initializers.values():
-        if value.const_value is not None and value.const_value.dtype.is_floating_point():
-            array = value.const_value.numpy().astype(np.float64)
-            moved = array * (1 + size * rng.standard_normal(array.shape))
-            value.const_value = ir.Tensor(np.asarray(moved), name=value.name)
-    moved_model = _moved(model, set(checkpoint.optimizer.parameters), {}, 0, {}, back=False)
-    return [np.imag(x) / STEP for x in run(moved_model, case.feeds, dtype=np.complex128).values()]
+    tensors, rng = dict[str, ir.TensorProtocol](), np.random.default_rng(0)
+    for name, tensor in checkpoint.tensors.items():
+        if tensor.dtype.is_floating_point():
+            array = tensor.numpy().astype(np.float64)
+            tensors[name] = ir.Tensor(np.asarray(array * (1 + size * rng.standard_normal(array.shape))))
+    tensors |= _moved(tensors, set(checkpoint.optimizer.parameters), {}, 0, {}, back=False)
+    outputs = run(checkpoint.model, case.feeds, dtype=np.complex128, parameters=tensors)
+    return [np.imag(x) / STEP for x in outputs.values()]
 
 
 def _state(before: surgery.Checkpoint, exact: surgery.Checkpoint, plan: Plan) -> tuple[str, str] | None:

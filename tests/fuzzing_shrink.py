@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 
 from surgery.numeric import run
 from tests.fuzzing import FAILURES, Array, Case, reads
-from tests.fuzzing_judge import Tally, Wrong, analysis_of, attempt, checkpoint_of, every_request
+from tests.fuzzing_judge import Tally, Wrong, attempt, checkpoint_of, every_request
 
 Model = onnx.ModelProto
 
@@ -24,7 +24,7 @@ def fails(case: Case, like: Wrong) -> Wrong | None:
     kind = like.kind
     checkpoint, tally = checkpoint_of(case, np.random.default_rng(0)), Tally()
     try:
-        analysis = analysis_of(checkpoint)
+        analysis = checkpoint.analysis
     except Exception as error:
         found = f"analyse: {type(error).__name__}"
         return Wrong(found, str(error), {}) if found == kind else None

@@ -53,7 +53,7 @@ def original(name: str, style: str) -> Original:
     exact, session = run(checkpoint.model, batches[0]), runtime(checkpoint.model)
     stored = session(dict(batches[0])), session(dict(batches[1]))
     limit = max(FLOAT32, 4 * relative(exact, stored[0]))
-    return Original(checkpoint, surgery.analyse(checkpoint.model), batches, exact, stored, limit)
+    return Original(checkpoint, checkpoint.analysis, batches, exact, stored, limit)
 
 
 def relative(old: Arrays, new: Arrays) -> float:

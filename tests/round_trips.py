@@ -142,7 +142,7 @@ SAMPLES: Mapping[str, Sample] = {
 
 def _hidden(checkpoint: surgery.Checkpoint) -> tuple[str, int]:
     """The first hidden space: neither observations nor actions."""
-    found = next(s for s in surgery.analyse(checkpoint.model, checkpoint.interface).spaces if s.widenable)
+    found = next(s for s in checkpoint.analysis.spaces if s.widenable)
     return found.name, found.size
 
 

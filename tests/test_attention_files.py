@@ -146,7 +146,7 @@ def trained(net: nn.Module, x: torch.Tensor) -> torch.optim.Optimizer:
 
 def widths(checkpoint: surgery.Checkpoint) -> dict[str, int]:
     """Heads of 7 instead of 4 numbers; of PyTorch's layer everything twice as wide."""
-    spaces = surgery.analyse(checkpoint.model, checkpoint.interface).spaces
+    spaces = checkpoint.analysis.spaces
     if "attention.in_proj_weight" in checkpoint.tensors:
         return {s.name: 2 * s.size for s in spaces if s.widenable and s.size != HEADS}
     return {s.name: 7 for s in spaces if s.widenable and s.size == 4}
@@ -196,7 +196,7 @@ def test_more_heads_need_no_other_queries(tmp_path):
     torch.save(net.state_dict(), tmp_path / "x.pt")
     module = "tests.test_attention_files:Attending"
     before = surgery.load(tmp_path / "x.pt", reading=Reading(module=module, observation=(ENTITIES, FEATURES)))
-    spaces = surgery.analyse(before.model, before.interface).spaces
+    spaces = before.analysis.spaces
     heads = {s.name: 3 for s in spaces if s.widenable and s.size == HEADS}
     surgery.apply(surgery.widen(before, widths=heads), before).save(tmp_path / "wide.pt")
     wide = torch.load(tmp_path / "wide.pt", weights_only=True)

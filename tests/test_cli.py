@@ -22,11 +22,12 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, parser
 
 from surgery.cli import VERBS, cli, main
 from surgery.errors import ArgumentError
-from surgery.storage import load
+from surgery.optimizer import OptimizerState, ParamGroup
+from surgery.storage import load, save
 
 PROGRAM = Path(sysconfig.get_path("scripts")) / "surgery"
 
@@ -482,6 +483,34 @@ def test_inspect_shows_a_person_everything(model, capsys):
     text = capsys.readouterr().out
     words = ("observation", "q_values", "network.0.weight", "Gemm", "120", "frozen")
     assert all(word in text for word in words)
+
+
+SHARED = """<ir_version: 10, opset_import: ["" : 20]>
+g (float[n, 4] x) => (float[n, 2] q)
+<float[3, 4] a, float[3, 3] b, float[2, 3] c, float[3] zero = {0, 0, 0}> {
+  first = Gemm<transB = 1>(x, a, zero)
+  second = Gemm<transB = 1>(first, b, zero)
+  q = Gemm<transB = 1>(second, c)
+}"""
+
+
+def test_inspect_names_the_spaces_that_widen_takes(tmp_path, capsys):
+    """Two layers that share a bias of zeros are apart, except where an optimizer holds it: then it has one history."""
+    proto, path = parser.parse_model(SHARED), tmp_path / "agent.onnx"
+    weights = {"a": (3, 4), "b": (3, 3), "c": (2, 3)}
+    proto.graph.initializer.extend(numpy_helper.from_array(np.ones(s, "f4"), n) for n, s in weights.items())
+    path.write_bytes(proto.SerializeToString())
+    for state, spaces in (
+        (None, {"a", "b"}),
+        (OptimizerState("sgd", {}, {}, (ParamGroup(("a", "b", "zero", "c")),)), {"a"}),
+    ):
+        save(load(path).replace(optimizer=state), path, force=True)
+        assert main(["inspect", str(path), "--json"]) == 0
+        found = {s["name"] for s in json.loads(capsys.readouterr().out)["spaces"] if s["widenable"]}
+        assert found == spaces
+        for name in found:
+            assert main(["widen", str(path), "--width", f"{name}=5", "--dry-run"]) == 0
+        capsys.readouterr()
 
 
 def test_attached_optimizer_state_follows_through_widen(model, teachers, tmp_path, capsys):

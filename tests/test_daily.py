@@ -19,7 +19,6 @@ from surgery.edits.execute import execute
 from surgery.edits.plan import Plan
 from surgery.edits.ports import grow, kept, settled, shrink
 from surgery.errors import Refused
-from surgery.graph.spaces import analyse
 from surgery.numeric import run
 from surgery.optimizer import OptimizerState, ParamGroup
 from surgery.port_kinds import infer
@@ -55,7 +54,7 @@ def with_state(checkpoint: surgery.Checkpoint, seed: int = 0) -> surgery.Checkpo
 
 def axes(checkpoint: surgery.Checkpoint, side: str) -> list[tuple[str, int]]:
     """Spaces that only being an input (or an output) keeps from growing, with their sizes."""
-    analysis = analyse(checkpoint.model, checkpoint.interface, checkpoint.trained)
+    analysis = checkpoint.analysis
     return [(s.name, s.size) for s in analysis.spaces if set(s.kinds) == {side} and s.size > 1]
 
 

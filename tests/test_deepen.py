@@ -88,7 +88,7 @@ def test_models_of_other_frameworks_take_new_layers(path: Path) -> None:
     inputs = probes(checkpoint, 3, 0)
     stored = runtime(checkpoint.model)(inputs)
     inserted = 0
-    for module in dict.fromkeys(layer.module for layer in layers(surgery.analyse(checkpoint.model))):
+    for module in dict.fromkeys(layer.module for layer in layers(checkpoint.analysis)):
         try:
             plan = surgery.deepen(checkpoint, module)
         except Refused as refusal:
@@ -116,7 +116,7 @@ def test_a_new_layer_can_be_widened(name: str, after: str, kind: str) -> None:
     before = original(name, "dynamo")
     plan = surgery.deepen(before.checkpoint, after, kind=kind)  # type: ignore[arg-type]
     deeper = execute(plan, before.checkpoint)
-    analysis = surgery.analyse(deeper.model, deeper.interface)
+    analysis = deeper.analysis
     own = [s for s in analysis.spaces if s.name.startswith(plan.insertions[0].name) and s.widenable]
     assert own
     wide = surgery.apply(surgery.widen(deeper, widths={own[0].name: own[0].size + 3}), deeper)
@@ -150,7 +150,7 @@ def test_recurrent_and_attention_layers_change_no_bit_whatever_their_state(
     for inputs, outputs in zip(before.batches, before.stored, strict=True):
         for state in (None, rng):
             assert difference(outputs, shrink(plan, session(grow(plan, inputs, state))))[0] == 0
-    analysis = surgery.analyse(deeper.model, deeper.interface)
+    analysis = deeper.analysis
     own = [s.name for s in analysis.spaces if s.name.startswith(plan.insertions[0].name)]
     assert own and all(analysis.space(name).widenable for name in own)
     wide = surgery.widen(deeper, widths={own[0]: analysis.space(own[0]).size + 3})
@@ -508,9 +508,7 @@ def test_what_is_not_exact_is_refused_by_name(name: str, after: str, kind: str, 
 def test_a_layer_within_a_loop_is_refused_by_name() -> None:
     path = next(path for path in FIXTURES if path.stem == "scan")
     checkpoint = surgery.load(path)
-    inside = [
-        layer.module for layer in layers(surgery.analyse(checkpoint.model)) if layer.node.op_type == "Loop"
-    ]
+    inside = [layer.module for layer in layers(checkpoint.analysis) if layer.node.op_type == "Loop"]
     with pytest.raises(Refused, match="Loop"):
         surgery.deepen(checkpoint, inside[0])
 

@@ -203,7 +203,7 @@ def test_inspect_writes_the_page_and_says_so(model, tmp_path, capsys):
     assert "network.0" in said.out
     assert said.err == f"wrote {target}\n"
     checkpoint = surgery.load(model)
-    _, analysis = recognised(checkpoint, surgery.analyse(checkpoint.model, checkpoint.interface))
+    _, analysis = recognised(checkpoint)
     page = target.read_text(encoding="utf-8")
     assert page == draw(analysis, title="agent.onnx") and "network.0 = conv1" in page
     assert {path.name for path in tmp_path.iterdir()} == {"agent.onnx", "out.html"}

@@ -19,7 +19,6 @@ from surgery.edits.plan import Plan
 from surgery.edits.ports import grow, shrink
 from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.graph.layout import text
-from surgery.graph.spaces import analyse
 from surgery.interface import PortPatch
 from surgery.numeric import run
 from surgery.optimizer import OptimizerState, ParamGroup
@@ -37,7 +36,7 @@ EXPORTS = [
 
 def _axes(checkpoint: surgery.Checkpoint) -> list[str]:
     """Every axis of an input that the analysis could follow into a parameter."""
-    analysis = analyse(checkpoint.model, checkpoint.interface)
+    analysis = checkpoint.analysis
     known = {space.name for space in analysis.spaces if "input" in space.kinds}
     ports = [axes for side, _, axes in analysis.ports if side == "input"]
     return [text(axis) for axes in ports for axis in axes if text(axis) in known]
@@ -216,7 +215,7 @@ def test_a_request_that_does_not_fit_is_refused(request_: NewObservation, error:
 
 
 def _action_spaces(checkpoint: surgery.Checkpoint) -> list[str]:
-    analysis = analyse(checkpoint.model, checkpoint.interface)
+    analysis = checkpoint.analysis
     return [space.name for space in analysis.spaces if set(space.kinds) == {"output"}]
 
 

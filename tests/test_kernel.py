@@ -64,7 +64,7 @@ def test_kernels_of_other_frameworks_grow(path: Path) -> None:
     """With their automatic padding, too."""
     checkpoint = surgery.load(path)
     inputs = probes(checkpoint, 2, 0)
-    sizes = dict(kernels(surgery.analyse(checkpoint.model)))
+    sizes = dict(kernels(checkpoint.analysis))
     assert sizes
     old = run(checkpoint.model, inputs)
     for more in (1, 2, 3):

@@ -192,14 +192,14 @@ def test_the_least_important_unit_is_the_one_that_hardly_matters(by: str) -> Non
     weight = before.tensors["head.weight"].numpy().copy()
     weight[:, 3] *= 1e-4
     before.model.graph.initializers["head.weight"].const_value = ir.tensor(weight, name="head.weight")
-    analysis = analyse(before.model, before.interface, before.trained)
+    analysis = before.analysis
     scores = importance(before, analysis, analysis.space("body"), by)
     assert scores.shape == (6,) and (scores >= 0).all() and scores.argmin() == 3
 
 
 def test_a_taylor_score_is_the_change_that_a_linear_readout_sees() -> None:
     before = dense("Tanh")
-    analysis = analyse(before.model, before.interface, before.trained)
+    analysis = before.analysis
     x = normal(32, 4)
     scores = importance(before, analysis, analysis.space("body"), "taylor", observations={"observation": x})
     head, h = before.tensors["head.weight"].numpy(), np.tanh(

@@ -212,7 +212,7 @@ def error(
 
 def plans(origin: Source, *, single: bool = True) -> Iterator[Plan]:
     """All spaces at once and (if `single`) each alone, in each initialisation; 1.4 is no integer for any width."""
-    spaces = [space for space in surgery.analyse(origin.checkpoint.model).spaces if space.widenable]
+    spaces = [space for space in origin.checkpoint.analysis.spaces if space.widenable]
     free = [space for space in spaces if space.whole is None]
     for init, shares in (("zero", "equal"), ("net2net", "equal"), ("net2net", "unequal")):
         able = [s for s in free if (s.no_zero if init == "zero" else s.no_net2net) is None]

@@ -98,7 +98,7 @@ def test_new_units_of_attention_learn(name: str, style: str) -> None:
     """No new row of a weight is zero and stays so: not all of queries, keys and values in one tensor start at zero."""
     before, tried = original(name, style).checkpoint, 0
     given = zoo.sample(name, 4, np.random.default_rng(0))
-    for space in (s for s in surgery.analyse(before.model).spaces if "att" in s.name and s.widenable):
+    for space in (s for s in before.analysis.spaces if "att" in s.name and s.widenable):
         tried += 1
         plan = surgery.widen(before, widths={space.name: space.size + 1}, init="zero")
         after = execute(plan, before)

@@ -25,7 +25,7 @@ from surgery.architectures.layers import (
 from surgery.architectures.steps import CENTRED, Step, Steps
 from surgery.checkpoint import Checkpoint
 from surgery.graph.layout import Layout, size
-from surgery.graph.spaces import Analysis, analyse
+from surgery.graph.spaces import Analysis
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,13 @@ class Network:
         return tuple(found.layer for found in self.tree)
 
 
-def recognise(checkpoint: Checkpoint, analysis: Analysis | None = None) -> Network:
+def recognise(checkpoint: Checkpoint) -> Network:
     """The layers of a checkpoint's network.
 
     Args:
       checkpoint: any; only shapes and small constants are read.
-      analysis: of its graph, if there is one already.
     """
-    interface = checkpoint.interface
-    analysis = analysis or analyse(checkpoint.model, interface, checkpoint.trained)
+    interface, analysis = checkpoint.interface, checkpoint.analysis
     states = frozenset(port.name for port in (*interface.inputs, *interface.outputs) if port.kind == "state")
     steps = Steps(analysis, states)
     tree = _Reader(steps, analysis).read()

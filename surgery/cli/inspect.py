@@ -49,8 +49,7 @@ def command(*, model: Path, target: Path | None, force: bool, no_optimizer: bool
         _files.check_target(target, [model], force=force)
     with output.step(f"analysing {model}"):
         checkpoint = surgery.load(model, optimizer=not no_optimizer)
-        analysis = surgery.analyse(checkpoint.model, checkpoint.interface)
-        found, analysis = recognised(checkpoint, analysis)
+        found, analysis = recognised(checkpoint)
         report = inspection(checkpoint, analysis, model, found)
     if target is not None:
         with output.step(f"drawing {target}"):

@@ -20,6 +20,7 @@ _AS_FIRST = frozenset(
 )  # fmt: skip
 _BROADCAST = frozenset(["GreaterOrEqual", "LessOrEqual"])
 _CONTROL = frozenset(["If", "Loop", "Scan"])
+_PLAIN = frozenset([ir.AttributeType.INT, ir.AttributeType.INTS, ir.AttributeType.STRING])
 
 
 class Known(Protocol):
@@ -40,6 +41,7 @@ class Known(Protocol):
 
 
 _Inferred = tuple[tuple[int, ...] | None, int | None]
+_Attribute = bytes | tuple[str, ir.AttributeType, int | str | tuple[int, ...]]
 _Numbers = tuple[np.dtype[Any], tuple[int, ...], bytes]
 
 
@@ -70,14 +72,30 @@ def _inferred(facts: Known, node: ir.Node) -> tuple[_Inferred, ...]:
         node.op_type,
         node.domain,
         tuple(facts.versions.items()),
-        _serialised(node) if node.attributes else (),
+        tuple(map(_attribute, node.attributes.values())),
         tuple(None if value is None else _operand(facts, value) for value in node.inputs),
         tuple(bool(value.name) for value in node.outputs),
     )
 
 
-def _serialised(node: ir.Node) -> tuple[bytes, ...]:
-    return tuple(attribute.SerializeToString() for attribute in ir.serde.serialize_node(node).attribute)
+def _attribute(attribute: ir.Attr) -> _Attribute:
+    """Whole numbers and words, which most are, as they are; others serialised."""
+    value, serde = attribute.value, ir.serde
+    if attribute.is_ref() or attribute.type not in _PLAIN:
+        serialise = serde.serialize_reference_attribute if attribute.is_ref() else serde.serialize_attribute
+        serialised: bytes = serialise(attribute).SerializeToString()
+        return serialised
+    return attribute.name, attribute.type, tuple(value) if attribute.type == ir.AttributeType.INTS else value
+
+
+def _proto(attribute: _Attribute) -> onnx.AttributeProto:
+    plain = not isinstance(attribute, bytes)
+    proto: onnx.AttributeProto = (
+        ir.serde.serialize_attribute(ir.Attr(*attribute))
+        if plain
+        else onnx.AttributeProto.FromString(attribute)
+    )
+    return proto
 
 
 def _nothing(node: ir.Node) -> tuple[_Inferred, ...]:
@@ -97,19 +115,19 @@ def _of_operator(
     op_type: str,
     domain: str,
     versions: tuple[tuple[str, int], ...],
-    attributes: tuple[bytes, ...],
+    attributes: tuple[_Attribute, ...],
     operands: tuple[_Operand | None, ...],
     named: tuple[bool, ...],
 ) -> tuple[_Inferred, ...]:
     """Of equal questions one answer: an edit asks of all nodes again, and layers are alike.
 
     Args:
-      attributes: serialised. operands: None where one is left out. named: whether an output is asked for.
+      operands: None where one is left out. named: whether an output is asked for.
     """
     inputs = ["" if operand is None else f"in{k}" for k, operand in enumerate(operands)]
     outputs = [f"out{k}" if asked else "" for k, asked in enumerate(named)]
     proto = onnx.NodeProto(op_type=op_type, domain=domain, input=inputs, output=outputs)
-    proto.attribute.extend(map(onnx.AttributeProto.FromString, attributes))
+    proto.attribute.extend(map(_proto, attributes))
     given = {name: operand for name, operand in zip(inputs, operands, strict=True) if operand is not None}
     types = {name: _type(operand) for name, operand in given.items()}
     data = {name: _tensor(operand.numbers) for name, operand in given.items() if operand.numbers is not None}

@@ -130,6 +130,7 @@ class Analysis:
     _names: Mapping[Atom, str] = field(repr=False)
     _roles: Roles = field(repr=False)
     _paddings: Mapping[str, Padding] = field(repr=False)
+    _layouts: dict[Axis, Layout] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def by_name(self) -> dict[str, Space]:
@@ -178,7 +179,9 @@ class Analysis:
 
     def layout(self, axis: Axis) -> Layout:
         """The layout of any axis of the trace; roles are meaningless on activations."""
-        return _layout(axis, self._names)
+        if axis not in self._layouts:
+            self._layouts[axis] = _layout(axis, self._names)
+        return self._layouts[axis]
 
     def resize(self, sizes: Mapping[str, int]) -> Callable[[Axis], int]:
         """A function that gives the size of any axis once some spaces have new sizes."""

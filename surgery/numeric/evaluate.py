@@ -24,7 +24,7 @@ def run(
     inputs: Mapping[str, Array],
     *,
     dtype: npt.DTypeLike = np.float64,
-    parameters: Mapping[str, Array] | None = None,
+    parameters: Mapping[str, Array | ir.TensorProtocol] | None = None,
     outputs: Sequence[str] | None = None,
 ) -> dict[str, Array]:
     """Evaluate a model in one precision.
@@ -36,7 +36,7 @@ def run(
       model: any model of the default ONNX domain, with model-local functions.
       inputs: graph input name -> array; floats are cast to `dtype`, complex arrays are not.
       dtype: float32, float64, or complex128, whose imaginary parts are infinitesimal tangents (step 1e-30).
-      parameters: initializer name -> array that replaces the stored one, used in the precision it has.
+      parameters: initializer name -> what replaces the stored one, read as late, used in the precision it has.
       outputs: names of values to return, anywhere in the main graph; None for the graph's outputs.
 
     Returns:
@@ -118,7 +118,7 @@ class Evaluation:
     """
 
     functions: Mapping[ir.OperatorIdentifier, ir.Function]
-    parameters: Mapping[ir.Value, Array]
+    parameters: Mapping[ir.Value, Array | ir.TensorProtocol]
     dtype: np.dtype[Any] | None
     _steps: dict[tuple[int, ...], Steps] = field(default_factory=dict)
 
@@ -198,7 +198,8 @@ class Evaluation:
 
     def _initializer(self, v: ir.Value) -> Array:
         if v in self.parameters:
-            return np.asarray(self.parameters[v])
+            given = self.parameters[v]
+            return given if isinstance(given, np.ndarray) else np.asarray(given.numpy())
         if v.const_value is None:
             raise GraphError(f"the initializer '{v.name}' has no data")
         stored = v.const_value.numpy()

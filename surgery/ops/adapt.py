@@ -15,7 +15,7 @@ from surgery.errors import ArgumentError, Refused, shape_text
 from surgery.graph.layout import units
 from surgery.graph.prepare import prepared
 from surgery.graph.readers import mixed_parameters
-from surgery.graph.spaces import Analysis, analyse
+from surgery.graph.spaces import Analysis
 from surgery.interface import CRITIC_ACTION, Port
 from surgery.ops.actions import action_space, alone, forbidden
 from surgery.ops.build import build
@@ -66,7 +66,7 @@ def adapt(
       ArgumentError: names or constants are missing; nothing is to be done.
       Refused: a change that no plan can express, with the part of the spaces that asks for it.
     """
-    analysis = analyse(checkpoint.model, checkpoint.interface, checkpoint.trained)
+    analysis = checkpoint.analysis
     draft, given = _Draft(), dict(constants or {})
     for name, part in _pairs(checkpoint, wanted).items():
         _observations(checkpoint, analysis, draft, name, part, _known(current, name, part), given, unnamed)

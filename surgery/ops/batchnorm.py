@@ -15,7 +15,7 @@ from surgery.edits.rewiring import Rewiring
 from surgery.errors import Refused
 from surgery.graph.layers import Spot, behind, find
 from surgery.graph.ranges import bounds
-from surgery.graph.spaces import Analysis, analyse
+from surgery.graph.spaces import Analysis
 from surgery.graph.trace import label
 from surgery.ops import blocks, naming
 
@@ -39,7 +39,7 @@ def unfold_batchnorm(checkpoint: Checkpoint, layer: str, *, name: str | None = N
     Raises:
       UnknownName: no such layer. Refused: one that has a normalisation, or units elsewhere than on axis 1.
     """
-    analysis = analyse(checkpoint.model, checkpoint.interface, checkpoint.trained)
+    analysis = checkpoint.analysis
     module, uses = find(analysis, layer)
     places = [behind(analysis, use) for use in uses]
     for spot in places:
@@ -76,7 +76,7 @@ def fold_batchnorm(checkpoint: Checkpoint, layer: str) -> Plan:
     Raises:
       UnknownName: no such layer. Refused: one without a batch normalisation, or one whose weight has other uses.
     """
-    analysis = analyse(checkpoint.model, checkpoint.interface, checkpoint.trained)
+    analysis = checkpoint.analysis
     module, uses = find(analysis, layer)
     if len(uses) > 1:
         raise Refused(f"layer '{module}' is used {len(uses)} times: its normalisations differ")

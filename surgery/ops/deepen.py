@@ -16,7 +16,7 @@ from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError, Refused
 from surgery.graph.layers import Spot, is_activation, layers, spots
 from surgery.graph.ranges import bounds, keeps
-from surgery.graph.spaces import Analysis, analyse
+from surgery.graph.spaces import Analysis
 from surgery.ops import blocks, naming, sequences
 
 Kind = Literal["auto", "identity", "residual", "rezero", "batchnorm", "recurrent", "attention"]
@@ -98,7 +98,7 @@ def deepen(
       al. IMPALA. ICML 2018 (arXiv:1802.01561).
     """
     _check(count, kind, width, kernel, name)
-    analysis = analyse(checkpoint.model, checkpoint.interface, checkpoint.trained)
+    analysis = checkpoint.analysis
     places = [after] if isinstance(after, str) else list(dict.fromkeys(after))
     given = (name,) if isinstance(name, str) else tuple(name or ())
     if not places or (given and len(places) > 1):

@@ -10,7 +10,7 @@ from surgery.checkpoint import Checkpoint
 from surgery.edits.arithmetic import MOST_UNITS, SpaceEdit
 from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError
-from surgery.graph.spaces import Analysis, analyse
+from surgery.graph.spaces import Analysis
 from surgery.interface import Port
 from surgery.ops.actions import (
     NewAction,
@@ -73,7 +73,7 @@ def extend(
         raise ArgumentError(
             "nothing to extend", hint="give at least one --observation INPUT+K or --action OUTPUT+K"
         )
-    analysis = analyse(checkpoint.model, checkpoint.interface, checkpoint.trained)
+    analysis = checkpoint.analysis
     edits: dict[str, SpaceEdit] = {}
     labels: dict[str, tuple[str, ...]] = {}
     averaged: list[str] = []

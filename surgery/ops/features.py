@@ -15,7 +15,7 @@ from surgery.graph.layout import Sum, Units
 from surgery.graph.layout import size as layout_size
 from surgery.graph.prepare import prepared
 from surgery.graph.readers import mixed_parameters
-from surgery.graph.spaces import Analysis, Space, analyse
+from surgery.graph.spaces import Analysis, Space
 from surgery.interface import Interface, Port
 from surgery.ops.build import build
 
@@ -48,7 +48,7 @@ def retire(checkpoint: Checkpoint, observations: Sequence[Retired]) -> Plan:
     """
     if not observations:
         raise ArgumentError("nothing to retire", hint="--observation INPUT.FEATURE=VALUE")
-    analysis = analyse(checkpoint.model, checkpoint.interface, checkpoint.trained)
+    analysis = checkpoint.analysis
     constants: dict[InputAxis, dict[int, float]] = {}
     for gone in observations:
         axis, own = input_axis(analysis, gone.input)
@@ -102,7 +102,7 @@ def reorder(checkpoint: Checkpoint, orders: Mapping[str, Sequence[str | int]]) -
     """
     if not orders:
         raise ArgumentError("nothing to reorder", hint="--observation INPUT=FEATURE,…")
-    analysis = analyse(checkpoint.model, checkpoint.interface, checkpoint.trained)
+    analysis = checkpoint.analysis
     edits, labels = list[SpaceEdit](), {}
     for wanted, order in orders.items():
         axis, own = input_axis(analysis, wanted)

@@ -17,7 +17,7 @@ from surgery.edits.removal import check_duplicates, check_unread, unit_rows
 from surgery.edits.units import SpaceEdit
 from surgery.errors import PlanMismatch, Refused
 from surgery.graph.layout import units
-from surgery.graph.spaces import Analysis, analyse
+from surgery.graph.spaces import Analysis
 from surgery.interface import Interface
 from surgery.ops.build import build
 
@@ -50,7 +50,7 @@ def invert(plan: Plan, checkpoint: Checkpoint) -> Plan:
             else "a plan that changed the outputs"
         )
         raise Refused(f"{what} cannot be inverted", hint="go back to the checkpoint from before it")
-    analysis = analyse(checkpoint.model, checkpoint.interface, checkpoint.trained)
+    analysis = checkpoint.analysis
     edits = [_backwards(analysis, edit) for edit in plan.spaces]
     tensors = constants(analysis.model)
     averaged = _averaged(plan, analysis)

@@ -16,7 +16,7 @@ from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError, Refused, shape_text
 from surgery.graph.layers import CONVOLUTIONS, Layer, find, layers
 from surgery.graph.layout import Layout, Units
-from surgery.graph.spaces import Analysis, analyse
+from surgery.graph.spaces import Analysis
 from surgery.graph.trace import label
 
 MOST_TAPS = 1 << 12
@@ -58,7 +58,7 @@ def grow_kernel(checkpoint: Checkpoint, sizes: Mapping[str, int | Sequence[int]]
     """
     if not sizes:
         raise ArgumentError("no kernel to grow", hint="give at least one layer and its new size: LAYER=N")
-    analysis = analyse(checkpoint.model, checkpoint.interface, checkpoint.trained)
+    analysis = checkpoint.analysis
     edits: list[SpaceEdit] = []
     tensors: list[TensorEdit] = []
     operands: list[OperandEdit] = []

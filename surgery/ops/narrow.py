@@ -19,7 +19,7 @@ from surgery.edits.units import SpaceEdit
 from surgery.errors import ArgumentError, Refused
 from surgery.graph.layout import units
 from surgery.graph.readers import Reader, mixed_parameters, readers
-from surgery.graph.spaces import Analysis, Space, analyse
+from surgery.graph.spaces import Analysis, Space
 from surgery.numeric.bounds import Bounds
 from surgery.ops.build import build
 from surgery.ops.importance import Score, classes, importance
@@ -57,7 +57,7 @@ def narrow(
       UnknownName: a space that is not there. ArgumentError: a width that is not a shrinkage.
       Refused: a space that cannot change, or that has too few units to spare.
     """
-    analysis = analyse(checkpoint.model, checkpoint.interface, checkpoint.trained)
+    analysis = checkpoint.analysis
     if widths is not None and not widths:
         raise ArgumentError(
             "nothing to narrow to", hint="give widths (SPACE=N), or none at all for all that is exact"

@@ -8,7 +8,6 @@ from surgery.checkpoint import Checkpoint
 from surgery.edits.plan import Plan
 from surgery.edits.units import SpaceEdit
 from surgery.errors import ArgumentError, Refused
-from surgery.graph.spaces import analyse
 from surgery.ops.build import build
 
 
@@ -31,7 +30,7 @@ def permute(checkpoint: Checkpoint, orders: Mapping[str, Sequence[int]]) -> Plan
     """
     if not orders:
         raise ArgumentError("nothing to permute", hint="give at least one space and its order")
-    analysis = analyse(checkpoint.model, checkpoint.interface, checkpoint.trained)
+    analysis = checkpoint.analysis
     edits = []
     for name, order in orders.items():
         space = analysis.space(name)

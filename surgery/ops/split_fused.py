@@ -12,7 +12,7 @@ from surgery.edits.rewiring import Rewiring
 from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.graph import layout
 from surgery.graph.atoms import factors, size_of, summands
-from surgery.graph.spaces import Analysis, analyse, modules
+from surgery.graph.spaces import Analysis, modules
 
 
 def split_fused(checkpoint: Checkpoint, layer: str, *, parts: Sequence[str] | None = None) -> Plan:
@@ -35,7 +35,7 @@ def split_fused(checkpoint: Checkpoint, layer: str, *, parts: Sequence[str] | No
     Raises:
       UnknownName: no such layer. ArgumentError: names that do not fit. Refused: a layer that the graph does not cut.
     """
-    analysis = analyse(checkpoint.model, checkpoint.interface, checkpoint.trained)
+    analysis = checkpoint.analysis
     paths = modules(analysis.model, analysis.trace)
     held = [name for name in paths if name in checkpoint.tensors]
     chosen = [name for name in held if layer in (name, paths[name])]

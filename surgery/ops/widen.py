@@ -13,7 +13,7 @@ from surgery.edits.arithmetic import SpaceEdit, tensor_rng
 from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError, Refused
 from surgery.graph.layout import units
-from surgery.graph.spaces import Analysis, Space, analyse
+from surgery.graph.spaces import Analysis, Space
 from surgery.ops.build import build
 from surgery.ops.seats import Seats, seats, width_that_fits, with_linked
 
@@ -62,7 +62,7 @@ def widen(
       OpenAI. Dota 2 with Large Scale Deep Reinforcement Learning. 2019 (arXiv:1912.06680), appendix B.
     """
     _check(widths, factor, init, shares, noise)
-    analysis = analyse(checkpoint.model, checkpoint.interface, checkpoint.trained)
+    analysis = checkpoint.analysis
     frozen: list[tuple[str, str]] = []
     if widths is not None:
         asked = {analysis.space(name): int(width) for name, width in widths.items()}

@@ -14,6 +14,7 @@ from surgery.edits.plan import Plan
 from surgery.errors import SurgeryError
 from surgery.graph.layers import RECURRENT
 from surgery.graph.layout import units
+from surgery.model_file import with_initializers
 from surgery.numeric import Unsupported, run
 from surgery.probes import Arrays
 from surgery.tensors import shape_of
@@ -143,26 +144,29 @@ def session(
 def _apart(model: ir.Model) -> tuple[bytes, Arrays]:
     """The serialised graph, and its large float32 weights by name, to which it only refers."""
     large: Arrays = {}
-    bare = model.clone()
-    for name, value in bare.graph.initializers.items():
+    stored: dict[str, ir.TensorProtocol] = {}
+    for name, value in model.graph.initializers.items():
         tensor = value.const_value
         if tensor is None:
             continue
         array, shape = tensor.numpy(), ir.Shape(shape_of(tensor))
-        value.const_value = ir.Tensor(array, dtype=tensor.dtype, name=name)
+        stored[name] = ir.Tensor(array, dtype=tensor.dtype, name=name)
         if tensor.dtype == ir.DataType.FLOAT and tensor.nbytes > _INSIDE:
             large[name] = np.ascontiguousarray(array)
-            value.const_value = ir.ExternalTensor(
+            stored[name] = ir.ExternalTensor(
                 "weights", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name
             )
-    serialised: bytes = ir.serde.serialize_model(bare).SerializeToString()
+    proto = ir.serde.serialize_model(with_initializers(model, stored))
+    serialised: bytes = proto.SerializeToString()
     return serialised, large
 
 
-def float64_outputs(model: ir.Model, inputs: Arrays) -> Arrays | Unsupported:
-    """Outputs in float64, or the reason why there are none."""
+def float64_outputs(
+    model: ir.Model, inputs: Arrays, parameters: Mapping[str, ir.TensorProtocol] | None = None
+) -> Arrays | Unsupported:
+    """Outputs in float64, with some parameters replaced, or the reason why there are none."""
     try:
-        return run(model, inputs, dtype=np.float64)
+        return run(model, inputs, dtype=np.float64, parameters=parameters)
     except Unsupported as reason:
         return reason
 
@@ -198,12 +202,12 @@ def float64_rounding(model: ir.Model, inputs: Arrays, outputs: Arrays) -> float:
     What a model itself cannot hold still (a division by a difference that nearly cancels) no edit can be blamed for.
     Whole numbers are literals, which have no last bit to be wrong in: the scale 2 of a Resize, say.
     """
-    moved = model.clone()
-    for name, value in moved.graph.initializers.items():
-        tensor = value.const_value
-        if tensor is not None and tensor.dtype.is_floating_point():
-            value.const_value = _last_bit(tensor, name)
-    found = float64_outputs(moved, inputs)
+    moved = {
+        name: _last_bit(tensor, name)
+        for name, value in model.graph.initializers.items()
+        if (tensor := value.const_value) is not None and tensor.dtype.is_floating_point()
+    }
+    found = float64_outputs(model, inputs, moved)
     return 0.0 if isinstance(found, Unsupported) else difference(outputs, found)[1]
 
 

@@ -54,12 +54,11 @@ def check_slots(plan: Plan, before: Checkpoint, exact: Checkpoint, inputs: Array
     trained.difference_update(shared, plan.rewiring.apart)
     names = {new: old for old, new in plan.rewiring.renames.items()}
     try:
-        moved = _moved(exact.model, trained, edited, seed, names, back=False)
+        moved = _moved(exact.tensors, trained, edited, seed, names, back=False)
         grown = grow(plan, inputs, np.random.default_rng(seed))
-        new = shrink(plan, run(moved, grown, dtype=np.complex128), weighted=True)
-        old = kept(
-            plan, run(_moved(before.model, trained, edited, seed, {}, back=True), inputs, dtype=np.complex128)
-        )
+        new = shrink(plan, run(exact.model, grown, dtype=np.complex128, parameters=moved), weighted=True)
+        moved = _moved(before.tensors, trained, edited, seed, {}, back=True)
+        old = kept(plan, run(before.model, inputs, dtype=np.complex128, parameters=moved))
     except Unsupported as reason:
         return [Check("optimizer slots", True, 0.0, None, f"not evaluated: {reason}")]
     gap = scale = 0.0
@@ -86,21 +85,20 @@ def check_slots(plan: Plan, before: Checkpoint, exact: Checkpoint, inputs: Array
 
 
 def _moved(
-    model: ir.Model,
+    tensors: Mapping[str, ir.TensorProtocol],
     trained: set[str],
     edited: Mapping[str, tuple[Sequence[AxisMap | None], float]],
     seed: int,
     names: Mapping[str, str],
     *,
     back: bool,
-) -> ir.Model:
-    """The model with i·h·direction added to its trained parameters (by their old names), computed as they are read."""
-    moved = model.clone()
-    for found, value in moved.graph.initializers.items():
-        name, tensor = names.get(found, found), value.const_value
-        if tensor is None or name not in trained or not tensor.dtype.is_floating_point():
-            continue
-        value.const_value = _lazy(tensor, name, edited.get(name), seed, back)
+) -> dict[str, ir.LazyTensor]:
+    """The trained parameters (by their old names) with i·h·direction added, computed as they are read."""
+    moved = {}
+    for found, tensor in tensors.items():
+        name = names.get(found, found)
+        if name in trained and tensor.dtype.is_floating_point():
+            moved[found] = _lazy(tensor, name, edited.get(name), seed, back)
     return moved
 
 

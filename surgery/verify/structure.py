@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
-from surgery.tensors import shape_of
+from surgery.model_file import with_initializers
 from surgery.verify.report import Check
 
 _SMALL = 4096
@@ -38,18 +38,9 @@ def _wrong(model: ir.Model, *, follow: bool) -> str | None:
 
 
 def _without_weights(model: ir.Model) -> onnx.ModelProto:
-    bare = model.clone()
-    graph = bare.graph
-    for name, value in list(graph.initializers.items()):
-        tensor = value.const_value
-        if tensor is None:
-            continue
-        if tensor.nbytes <= _SMALL:
-            value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
-            continue
-        del graph.initializers[name]
-        value.const_value = None
-        value.shape, value.type = ir.Shape(shape_of(tensor)), ir.TensorType(tensor.dtype)
-        if value not in graph.inputs:
-            graph.inputs.append(value)
-    return ir.serde.serialize_model(bare)
+    small = {
+        name: ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name) if tensor.nbytes <= _SMALL else None
+        for name, value in model.graph.initializers.items()
+        if (tensor := value.const_value) is not None
+    }
+    return ir.serde.serialize_model(with_initializers(model, small))

@@ -14,7 +14,6 @@ from surgery.aliases import aliased
 from surgery.checkpoint import Checkpoint
 from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError, Refused, UnknownName
-from surgery.graph.spaces import analyse
 from surgery.operate import apply
 from surgery.ops.widen import widen
 from surgery.optimizer import OptimizerState, ParamGroup
@@ -212,9 +211,7 @@ def _parametrised(checkpoint: Checkpoint, network: nn.Module, name: str) -> str:
     lists = getattr(dict(network.named_modules()).get(name), "parametrizations", {})
     if not lists:
         return name
-    known = {
-        space.name for space in analyse(checkpoint.model, checkpoint.interface, checkpoint.trained).spaces
-    }
+    known = {space.name for space in checkpoint.analysis.spaces}
     tries = [name, *(f"{name}.parametrizations.{tensor}" for tensor in lists)]
     return next((each for each in tries if each in known), name)
 
