@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # read when numpy is imported
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # the commands that tests start would compile everything anew
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ import pytest
 TEACHERS = Path(__file__).parent.parent / "examples" / "teachers"
 FOREIGN = ("NO_COLOR", "FORCE_COLOR", "TERM", "COLUMNS", "LINES")
 EXPORTER = "torch.onnx._internal.exporter._registration"
+COMPOSITES = "torch._export.utils"
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +32,9 @@ def _seed() -> None:
     random.seed(0)
     np.random.seed(0)
     if torch := sys.modules.get("torch"):  # never imported for a test that does not need it
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
+        if torch.cuda.is_available():
+            torch.cuda.manual_seed_all(0)  # torch.manual_seed formats the whole stack where there is no GPU
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -54,11 +58,14 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """PyTorch's exporter reads its table of operators anew for every export: half of the time of a small one."""
+    """PyTorch's exporter makes its tables of operators anew for every export: two thirds of the time of a small one."""
     if exporter := sys.modules.get(EXPORTER):
         registry = exporter.ONNXRegistry
         if not isinstance(vars(registry)["from_torchlib"], staticmethod):
             registry.from_torchlib = staticmethod(functools.cache(registry.from_torchlib))
+    composites = sys.modules.get(COMPOSITES)
+    if composites and not hasattr(composites._materialize_cpp_cia_ops, "cache_info"):
+        composites._materialize_cpp_cia_ops = functools.cache(composites._materialize_cpp_cia_ops)
 
 
 @pytest.fixture(scope="session", autouse=True)
