@@ -155,15 +155,16 @@ def check(replay: Replay, listed: Listed, *, draws: int = 20, size: int = 128, a
     generator = np.random.default_rng(5)
     for _ in range(draws):
         batch = replay.sample(size, generator)
-        for b in range(size):
-            key = np.asarray(batch.observation[b]).tobytes()
-            action, returns, discount, after = known[key]
-            assert batch.action[b] == action
-            np.testing.assert_allclose(batch.returns[b], returns, rtol=1e-5, atol=1e-5)
-            np.testing.assert_allclose(batch.discount[b], discount, rtol=1e-6)
-            if discount:
-                np.testing.assert_array_equal(batch.next_observation[b], after)
-            seen.add(key)
+        keys = [row.tobytes() for row in np.asarray(batch.observation)]
+        action, returns, discount, after = zip(*(known[key] for key in keys), strict=True)
+        np.testing.assert_array_equal(batch.action, action)
+        np.testing.assert_allclose(batch.returns, returns, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(batch.discount, discount, rtol=1e-6)
+        alive = np.flatnonzero(discount)
+        np.testing.assert_array_equal(
+            np.asarray(batch.next_observation)[alive], np.array([after[b] for b in alive])
+        )
+        seen.update(keys)
     if all_seen:
         assert len(seen) > 0.9 * len(known), (len(seen), len(known))
 

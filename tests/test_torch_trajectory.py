@@ -18,7 +18,7 @@ from surgery.errors import ArgumentError, PlanMismatch, Refused, SurgeryError, U
 from surgery.torch import break_symmetry, follow, operate
 from tests.growing import Pair, grow, train
 
-STEPS, LIMIT = 200, 1e-12
+STEPS, LIMIT = 80, 1e-12
 Make = Callable[[Any], torch.optim.Optimizer]
 
 OPTIMIZERS: Mapping[str, Make] = {
