@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -154,7 +155,7 @@ class Captured:
             if not isinstance(first, Exception):  # somebody's wish to stop
                 raise first from None
             reason = str(first).splitlines()[0] if str(first) else type(first).__name__
-            _LOG.warning("%s cannot be captured: %s", self._what, reason, exc_info=True)
+            _LOG.info("%s cannot be captured: %s", self._what, reason, exc_info=True)
             self._failed(f"{self._what} cannot be one CUDA graph, and runs kernel by kernel: {reason}")
         self._failures = self._recorder.failures
 
@@ -171,7 +172,7 @@ class Staging:
     def __init__(self, device: str, *, turns: int = 4) -> None:
         self._device, self._turns = device, turns
         self._pinned = torch.device(device).type == "cuda"
-        self._buffers: list[tuple[Tensor, torch.cuda.Event | None]] = []
+        self._buffers: list[tuple[Tensor, Array, torch.cuda.Event | None]] = []
         self._next = 0
 
     def send(self, columns: list[Array]) -> list[Tensor]:
@@ -179,32 +180,40 @@ class Staging:
         arrays = [np.ascontiguousarray(column) for column in columns]
         if self._device == "cpu":
             return [torch.from_numpy(array) for array in arrays]
-        sizes = [-(-array.nbytes // 16) * 16 for array in arrays]  # aligned for every type
-        host, event = self._buffer(sum(sizes))
-        ends = np.cumsum(sizes)
-        for array, end, size in zip(arrays, ends, sizes, strict=True):
-            host[end - size : end - size + array.nbytes].numpy()[:] = array.reshape(-1).view(np.uint8)
-        there = host[: int(ends[-1])].to(self._device, non_blocking=True, copy=True)
+        begins, end = [], 0
+        for array in arrays:
+            begins.append(end)
+            end += -(-array.nbytes // 16) * 16  # aligned for every type
+        host, flat, event = self._buffer(end)
+        for array, begin in zip(arrays, begins, strict=True):
+            flat[begin : begin + array.nbytes] = array.reshape(-1).view(np.uint8)
+        there = host[:end].to(self._device, non_blocking=True, copy=True)
         if event is not None:
             event.record()
-        kinds = [torch.from_numpy(np.zeros(1, array.dtype)).dtype for array in arrays]
         return [
-            there[end - size : end - size + array.nbytes].view(kind).reshape(array.shape)
-            for array, kind, end, size in zip(arrays, kinds, ends, sizes, strict=True)
+            there[begin : begin + array.nbytes].view(_kind_of(array.dtype)).reshape(array.shape)
+            for array, begin in zip(arrays, begins, strict=True)
         ]
 
-    def _buffer(self, size: int) -> tuple[Tensor, torch.cuda.Event | None]:
+    def _buffer(self, size: int) -> tuple[Tensor, Array, torch.cuda.Event | None]:
+        """A buffer as a tensor and as the array of the same memory, and the end of the copy out of it."""
         turn = self._next % self._turns
         self._next += 1
         if turn < len(self._buffers) and len(self._buffers[turn][0]) >= size:
             found = self._buffers[turn]
-            if found[1] is not None:
-                found[1].synchronize()
+            if found[2] is not None:
+                found[2].synchronize()
             return found
         event = torch.cuda.Event() if self._pinned else None  # type: ignore[no-untyped-call]
-        made = (torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned), event)
+        host = torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
+        made = (host, host.numpy(), event)
         self._buffers[turn : turn + 1] = [made]
         return made
+
+
+@cache
+def _kind_of(dtype: np.dtype[Any]) -> torch.dtype:
+    return torch.from_numpy(np.zeros(1, dtype)).dtype
 
 
 class Arriving:
