@@ -60,6 +60,13 @@ def test_importing_every_module_of_the_core_loads_no_framework():
     assert not packages_after(statement) & {"torch", "tensorflow", "jax", "gymnasium", "surgery_adapters"}
 
 
+def test_playing_on_a_cpu_loads_no_torch():
+    words = ["evaluate", str(ROOT / "examples" / "teachers" / "cartpole-dqn.onnx"), "--episodes", "1"]
+    loaded = packages_after(f"from surgery.cli import main; main({words!r})")
+    assert "gymnasium" in loaded
+    assert "torch" not in loaded
+
+
 @pytest.mark.parametrize("name", surgery.__all__)
 def test_facade_has_every_name_it_promises(name):
     assert getattr(surgery, name) is not None

@@ -294,6 +294,57 @@ def test_a_graph_with_a_fixed_batch_is_asked_as_often_as_it_takes(count):
     assert np.allclose(load(made).scores(observation), wanted, atol=1e-5)
 
 
+def masked():
+    contract = Environment(None, {"action_mask": {"q": [True, False, True]}})
+    return linear("q", (3,), "q_values", environment=contract)
+
+
+def framed():
+    contract = Environment(None, {"preprocessing": {"layout": "HWC", "scale": 1 / 255}})
+    return linear("q", (3,), "q_values", inputs=(5, 6, 2), environment=contract)
+
+
+def fixed():
+    import onnx_ir as ir
+
+    made = linear("q", (3,), "q_values")
+    for value in (*made.model.graph.inputs, *made.model.graph.outputs):
+        value.shape = ir.Shape([2, *list(value.shape)[1:]])
+    return made
+
+
+def named():
+    graph = GraphBuilder("greedy")
+    x = graph.input("observation", (4,))
+    y = graph.op("ArgMax", graph.linear(x, "head", weights(3, 4), weights(3)), axis=1, keepdims=0)
+    graph.output(y, "action", (), "int64")
+    return checkpoint(graph.model(), action=PortPatch("action", labels=["a", "b", "c"]))
+
+
+HOSTED = {
+    **{kind: (lambda made=made: made, (4,)) for kind, (made, _, _) in SCORES.items()},
+    "an action": (named, (4,)),
+    "a mask": (masked, (4,)),
+    "frames": (framed, (2, 5, 6)),
+    "a fixed batch": (fixed, (4,)),
+    "LSTM": (lambda: recurrent("LSTM")[0], (4,)),
+}
+
+
+@pytest.mark.parametrize("case", HOSTED)
+def test_in_numpy_it_says_what_it_says_in_pytorch(case):
+    make, shape = HOSTED[case]
+    made = make()
+    tensors, arrays = load(made), load(made, host=True)
+    for step in range(4):
+        observation = weights(3, *shape)
+        if step == 2:
+            tensors.reset(np.array([True, False, False])), arrays.reset(np.array([True, False, False]))
+        wanted, had = tensors.scores(observation), arrays.scores(observation)
+        assert isinstance(had, np.ndarray) and had.dtype == np.float32
+        np.testing.assert_allclose(had, wanted.numpy(), rtol=1e-5, atol=1e-6)
+
+
 def test_a_tensor_is_taken_as_an_array_is():
     policy = load(linear("q", (3,), "q_values"))
     observation = weights(4, 4)

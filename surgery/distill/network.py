@@ -17,6 +17,7 @@ from surgery.distill.halves import Halves
 from surgery.distill.values import Values
 from surgery.errors import ArgumentError
 from surgery.policy.feeds import ObservationPort, StatePort
+from surgery.policy.tensors import Tensors
 from surgery.torch.failures import no_gpu
 from surgery.torch.travel import moved
 
@@ -104,6 +105,7 @@ class Network:
         layout = torch.channels_last if self._image else torch.preserve_format
         self.module = module.to(device=device, memory_format=layout)  # type: ignore[call-overload]
         self.values, self.device = values, device
+        self._arrays = Tensors(torch.device(device))
         self._dtype, self._precision = dtype, precision
         self.states = tuple(states)
         self._forbidden = None if allowed is None else ~torch.tensor(allowed, device=device)
@@ -160,7 +162,8 @@ class Network:
 
     def _fed(self, observation: Tensor, layout: torch.memory_format = torch.preserve_format) -> Tensor:
         if self._feed is not None:
-            return self._feed.feed(observation, torch.device(self.device))
+            fed: Tensor = self._feed.feed(observation, self._arrays)
+            return fed
         return observation.to(self._dtype, memory_format=layout)
 
     @property
@@ -170,12 +173,13 @@ class Network:
 
     def blank(self, count: int) -> tuple[Tensor, ...]:
         """The state in which `count` episodes begin."""
-        place = torch.device(self.device)
-        return tuple(state.zeros(count, place) for state in self.states)
+        return tuple(state.zeros(count, self._arrays) for state in self.states)
 
     def cleared(self, state: Sequence[Tensor], rows: Tensor) -> tuple[Tensor, ...]:
         """A state with some environments (n,) bool as at the beginning of an episode."""
-        return tuple(port.cleared(one, rows) for port, one in zip(self.states, state, strict=True))
+        return tuple(
+            port.cleared(one, rows, self._arrays) for port, one in zip(self.states, state, strict=True)
+        )
 
     def packed(self, state: Sequence[Tensor]) -> Tensor:
         """A state as (n, S)."""

@@ -35,6 +35,7 @@ from surgery.evaluate import Score
 from surgery.interface import Environment
 from surgery.json_values import Fields, Json
 from surgery.policy.feeds import observation_port, state_ports
+from surgery.policy.tensors import TYPES
 from surgery.replay import Replay, Segment, restore, write_segment
 from surgery.storage import save
 from surgery.torch.failures import is_of_device
@@ -169,7 +170,7 @@ class Session:
                 modules.to_module(job.student),
                 values,
                 shape,
-                dtype=port.dtype,
+                dtype=TYPES[port.dtype],
                 device=job.device,
                 precision=precision,
                 states=states,

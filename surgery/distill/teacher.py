@@ -69,7 +69,8 @@ class Teacher:
     def scores(self, observation: Array | torch.Tensor) -> torch.Tensor:
         """(n, A) of the next observations as the environment gives them; actions that it lacks, and the contract
         forbids, are left out. One with a memory goes on from the call before."""
-        return self._policy.scores(observation)[:, : self._usable]
+        scores: torch.Tensor = self._policy.scores(observation)
+        return scores[:, : self._usable]
 
     def choose(self, scores: torch.Tensor, generator: np.random.Generator) -> Array:
         """Actions (n,) as it was trained to act: drawn from logits, else the best."""

@@ -93,7 +93,7 @@ def measure(
     if episodes < 1:
         raise ArgumentError(f"at least one episode is needed, got {episodes}")
     notes: list[str] = []
-    policy = load(checkpoint, device=device, environment=contract, note=notes.append)
+    policy = load(checkpoint, device=device, environment=contract, note=notes.append, host=True)
     chosen = _mode(checkpoint, policy) if mode is None else mode
     choose, epsilon = parsed(chosen)
     count = policy.at_once or num_envs or min(episodes, MOST_AT_ONCE)

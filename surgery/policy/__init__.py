@@ -5,15 +5,13 @@
     policy.act(observation, mode="greedy", generator=np.random.default_rng(0))
 
 Reads what outputs and inputs mean from the interface, and frames, scale and forbidden actions from the environment
-contract; looks at nothing else of the network. Names are imported on first use: torch is loaded when it is needed.
+contract; looks at nothing else of the network. Names are imported on first use, and torch when it is needed.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING
-
-from surgery.errors import MissingDependency
 
 if TYPE_CHECKING:
     from surgery.policy.policy import Backend as Backend
@@ -27,11 +25,4 @@ __all__ = ["Backend", "Mode", "Policy", "load"]
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'surgery.policy' has no attribute '{name}'")
-    try:
-        return getattr(import_module("surgery.policy.policy"), name)
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise MissingDependency(
-            "torch is not installed", hint="pip install 'policy-surgery[torch]'"
-        ) from error
+    return getattr(import_module("surgery.policy.policy"), name)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,8 +12,9 @@ import torch
 from torch import nn
 
 from surgery.checkpoint import Checkpoint
-from surgery.errors import GraphError, RunFailed, SurgeryError
-from surgery.policy.feeds import ONNX_TYPES
+from surgery.errors import GraphError, SurgeryError
+from surgery.policy.runtime import BATCH, CPU, explained, first_line, threads
+from surgery.policy.tensors import ONNX_TYPES
 from surgery.probes import probes
 from surgery.torch import to_module
 from surgery.torch.failures import ELSEWHERE, is_of_device
@@ -23,10 +23,8 @@ from surgery.verify.outputs import session
 Tensors = dict[str, torch.Tensor]
 Run = Callable[[Mapping[str, torch.Tensor]], Tensors]
 
-_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+_CUDA = "CUDAExecutionProvider"
 _LOG = logging.getLogger(__name__)
-_OF_THE_DEVICE = ("CUDA", "CUBLAS", "CUDNN", "Failed to allocate memory")
-_BATCH = "export it with a free batch, if it insists on one"
 _AGREE = 1e-3
 """Relative; a module further than this from onnxruntime is not the same network: rounding is less."""
 
@@ -45,7 +43,7 @@ def as_module(module: nn.Module, checkpoint: Checkpoint) -> Run:
         except RuntimeError as error:
             if is_of_device(error):
                 raise
-            raise GraphError(f"PyTorch cannot run this model: {_first_line(error)}", hint=_BATCH) from error
+            raise GraphError(f"PyTorch cannot run this model: {first_line(error)}", hint=BATCH) from error
         return dict(zip(outputs, found if isinstance(found, tuple) else (found,), strict=True))
 
     return run
@@ -64,9 +62,9 @@ def in_runtime(
     Raises:
       GraphError: onnxruntime cannot run it. RunFailed: the GPU failed.
     """
-    with _explained(device):
+    with explained(device.type, ELSEWHERE):
         opened, alive = session(
-            checkpoint.model, providers=_providers(device), optimise=True, threads=torch.get_num_threads()
+            checkpoint.model, providers=_providers(device), optimise=True, threads=threads()
         )
     names = [port.name for port in checkpoint.interface.outputs]
     bound = _CUDA in opened.get_providers()
@@ -75,10 +73,10 @@ def in_runtime(
 
     def run(feeds: Mapping[str, torch.Tensor], alive: object = alive) -> Tensors:
         if bound:
-            with _explained(device):
+            with explained(device.type, ELSEWHERE):
                 return _bound(opened, feeds, names, device)
         arrays = {name: tensor.cpu().numpy() for name, tensor in feeds.items()}
-        with _explained(torch.device("cpu")):
+        with explained():
             found = opened.run(names, arrays)
         return {
             name: torch.from_numpy(np.asarray(array)).to(device)
@@ -86,31 +84,6 @@ def in_runtime(
         }
 
     return run
-
-
-@contextlib.contextmanager
-def _explained(device: torch.device) -> Iterator[None]:
-    """What onnxruntime throws in this context as an error of ours; its own have no common base but Exception.
-
-    Args:
-      device: where it runs.
-
-    Raises:
-      GraphError: it cannot run the model. RunFailed: the GPU failed.
-    """
-    try:
-        yield
-    except Exception as error:
-        if not type(error).__module__.startswith("onnxruntime"):
-            raise
-        line = _first_line(error)
-        if device.type == "cuda" and any(name in line for name in _OF_THE_DEVICE):
-            raise RunFailed(f"the GPU failed: {line}", hint=ELSEWHERE) from error
-        raise GraphError(f"onnxruntime cannot run this model: {line}", hint=_BATCH) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _advice() -> str:
@@ -130,9 +103,9 @@ def _providers(device: torch.device) -> list[Any]:
     import onnxruntime
 
     if device.type != "cuda" or _CUDA not in onnxruntime.get_available_providers():
-        return [_CPU]
+        return [CPU]
     index = torch.cuda.current_device() if device.index is None else device.index
-    return [(_CUDA, {"device_id": index}), _CPU]
+    return [(_CUDA, {"device_id": index}), CPU]
 
 
 def _bound(opened: Any, feeds: Mapping[str, torch.Tensor], names: list[str], device: torch.device) -> Tensors:  # noqa: ANN401

@@ -8,25 +8,16 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import torch
 
 from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, shape_text
 from surgery.graph.symbols import symbol
-from surgery.torch.travel import moved
+from surgery.policy.arrays import Arrays
 
-_TORCH: Mapping[ir.DataType, torch.dtype] = {
-    ir.DataType.FLOAT: torch.float32,
-    ir.DataType.DOUBLE: torch.float64,
-    ir.DataType.FLOAT16: torch.float16,
-    ir.DataType.BFLOAT16: torch.bfloat16,
-    ir.DataType.UINT8: torch.uint8,
-    ir.DataType.INT8: torch.int8,
-    ir.DataType.INT32: torch.int32,
-    ir.DataType.INT64: torch.int64,
-    ir.DataType.BOOL: torch.bool,
-}
-ONNX_TYPES: Mapping[torch.dtype, ir.DataType] = {ours: theirs for theirs, ours in _TORCH.items()}
+_KNOWN = frozenset(
+    ir.DataType[name]
+    for name in ("FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16", "UINT8", "INT8", "INT32", "INT64", "BOOL")
+)
 
 
 @dataclass(frozen=True)
@@ -43,18 +34,17 @@ class StatePort:
     output: str
     shape: tuple[int | None, ...]
     batch: int
-    dtype: torch.dtype
+    dtype: ir.DataType
     fixed: int | None
 
-    def zeros(self, count: int, device: torch.device) -> torch.Tensor:
-        sizes = [count if size is None else size for size in self.shape]
-        return torch.zeros(sizes, dtype=self.dtype, device=device)
+    def zeros(self, count: int, arrays: Arrays) -> Any:  # noqa: ANN401
+        return arrays.zeros([count if size is None else size for size in self.shape], self.dtype)
 
-    def cleared(self, state: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    def cleared(self, state: Any, rows: Any, arrays: Arrays) -> Any:  # noqa: ANN401
         """The state with some rows of the batch at zero; rows (n,) bool."""
         along = [1] * state.ndim
         along[self.batch] = -1
-        return torch.where(rows.reshape(along), torch.zeros_like(state), state)
+        return arrays.cleared(state, rows.reshape(along))
 
 
 @dataclass(frozen=True)
@@ -71,15 +61,13 @@ class ObservationPort:
 
     name: str
     shape: tuple[int | None, ...]
-    dtype: torch.dtype
+    dtype: ir.DataType
     high: float | None
     scale: float | None
     last: bool
     time: int
 
-    def feed(
-        self, observation: np.ndarray[Any, np.dtype[Any]] | torch.Tensor, device: torch.device
-    ) -> torch.Tensor:
+    def feed(self, observation: Any, arrays: Arrays) -> Any:  # noqa: ANN401
         """Observations (n, …) as the environment gives them, as the graph takes them.
 
         A step of time that the graph has beside the batch is one step long.
@@ -87,20 +75,20 @@ class ObservationPort:
         Raises:
           ArgumentError: observations of another shape.
         """
-        x = moved(observation, device)
+        x = arrays.take(observation)
         if self._one_of(tuple(x.shape[1:])):
             x = x.argmax(-1)
         scale = self.scale
-        if scale is None and x.dtype == torch.uint8 and self.high == 1:
+        if scale is None and str(x.dtype).endswith("uint8") and self.high == 1:
             scale = 1 / 255
         if self.last and x.ndim > 2:
-            x = x.movedim(1, -1)
+            x = arrays.channels_last(x)
         if scale is not None and scale != 1:
-            x = x.to(torch.float32) * scale
+            x = arrays.cast(x, ir.DataType.FLOAT) * scale
         self.check(tuple(x.shape[1:]))
         if len(self.shape) == x.ndim + 1:
-            x = x.unsqueeze(self.time)
-        return x.to(self.dtype).contiguous()
+            x = x.reshape(*x.shape[: self.time], 1, *x.shape[self.time :])
+        return arrays.cast(x, self.dtype)
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Refuse an observation (without batch) that the input does not take."""
@@ -168,7 +156,7 @@ def observation_port(checkpoint: Checkpoint) -> ObservationPort:
     )
 
 
-def mask_inputs(checkpoint: Checkpoint) -> dict[str, tuple[torch.dtype, int]]:
+def mask_inputs(checkpoint: Checkpoint) -> dict[str, tuple[ir.DataType, int]]:
     """Inputs that say which actions are legal: their type and width."""
     found = {}
     for port in checkpoint.interface.inputs:
@@ -234,8 +222,8 @@ def _shape(value: ir.Value) -> tuple[int | None, ...]:
     return tuple(size if isinstance(size, int) else None for size in value.shape)
 
 
-def _dtype(value: ir.Value) -> torch.dtype:
+def _dtype(value: ir.Value) -> ir.DataType:
     dtype = value.dtype or ir.DataType.FLOAT
-    if dtype not in _TORCH:
+    if dtype not in _KNOWN:
         raise ArgumentError(f"input '{value.name}' is of type {dtype.name}, which no observation has")
-    return _TORCH[dtype]
+    return dtype

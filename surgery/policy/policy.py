@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
+import onnx_ir as ir
 
 from surgery.checkpoint import Checkpoint
-from surgery.errors import ArgumentError, GraphError, shape_text
+from surgery.errors import ArgumentError, GraphError, MissingDependency, shape_text
 from surgery.interface import Environment
-from surgery.policy import backends
+from surgery.policy.arrays import Array, Arrays, Host
 from surgery.policy.feeds import (
     ObservationPort,
     StatePort,
@@ -22,12 +24,14 @@ from surgery.policy.feeds import (
     state_ports,
 )
 from surgery.policy.heads import TEMPERATURE, Head, Kind, find
-from surgery.torch.failures import no_gpu
-from surgery.torch.travel import moved
+from surgery.policy.runtime import on_host
 
 Mode = Literal["greedy", "sample", "epsilon"]
 Backend = Literal["auto", "torch", "onnxruntime"]
-Array = np.ndarray[Any, np.dtype[Any]]
+Run = Callable[[Mapping[str, Any]], dict[str, Any]]
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass
@@ -43,30 +47,31 @@ class Policy:
     head: Head
     temperature: float
     backend: str
-    device: torch.device
+    arrays: Arrays
     _observation: ObservationPort
     _states: tuple[StatePort, ...]
-    _masks: dict[str, tuple[torch.dtype, int]]
-    _run: backends.Run
-    _carried: dict[str, torch.Tensor] = field(default_factory=dict)
+    _masks: dict[str, tuple[ir.DataType, int]]
+    _run: Run
+    _carried: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
-    def _forbidden(self) -> torch.Tensor | None:
-        """(A,) bool, made once: a number that travels to a device waits for it."""
+    def _forbidden(self) -> Any:  # noqa: ANN401
+        """(A,) bool or None, made once: a number that travels to a device waits for it."""
         allowed = self.head.allowed
-        return None if allowed is None else ~torch.tensor(allowed, device=self.device)
+        return None if allowed is None else self.arrays.take(~np.array(allowed))
 
     @cached_property
-    def _support(self) -> torch.Tensor | None:
-        """(atoms,)"""
-        return None if self.head.support is None else torch.tensor(self.head.support, device=self.device)
+    def _support(self) -> Any:  # noqa: ANN401
+        """(atoms,) or None"""
+        support = self.head.support
+        return None if support is None else self.arrays.take(np.array(support, np.float32))
 
     @cached_property
-    def _legal(self) -> dict[str, torch.Tensor]:
+    def _legal(self) -> dict[str, Any]:
         """What goes into each input that is a mask, (1, width)."""
         rows = {name: self.head.allowed or (True,) * width for name, (_, width) in self._masks.items()}
         return {
-            name: torch.tensor([row], device=self.device).to(self._masks[name][0])
+            name: self.arrays.cast(self.arrays.take(np.array([row])), self._masks[name][0])
             for name, row in rows.items()
         }
 
@@ -87,24 +92,25 @@ class Policy:
         """How many environments it can play at once; None: any number."""
         return next((state.fixed for state in self._states), None)
 
-    def scores(self, observation: Array | torch.Tensor) -> torch.Tensor:
+    def scores(self, observation: Array | torch.Tensor) -> Any:  # noqa: ANN401
         """What the network says about each action; a recurrent one goes on from its last call.
 
         Args:
           observation: (n, …) as the environment gives them.
 
         Returns:
-          (n, actions) float32: Q-values (the expected ones of a distribution), logits, or 1 for the action that was
-          named and 0 for the others. Forbidden actions have -inf: probability 0.
+          (n, actions) float32, a tensor, or NumPy's array if it was loaded with `host`: Q-values (the expected ones
+          of a distribution), logits, or 1 for the action that was named and 0 for the others. Forbidden actions have
+          -inf: probability 0.
 
         Raises:
           ArgumentError: observations of another shape.
         """
-        x = self._observation.feed(observation, self.device)
+        x = self._observation.feed(observation, self.arrays)
         count = len(observation)
         outputs = self._ask(x, count, observation.ndim - 1)
         scores = self._read(outputs[self.head.output], count)
-        return scores if self._forbidden is None else scores.masked_fill(self._forbidden, -torch.inf)
+        return scores if self._forbidden is None else self.arrays.forbidden(scores, self._forbidden)
 
     def act(
         self,
@@ -133,14 +139,14 @@ class Policy:
 
     def choose(
         self,
-        given: torch.Tensor,
+        given: Any,  # noqa: ANN401
         *,
         mode: Mode = "greedy",
         epsilon: float = 0.0,
         generator: np.random.Generator,
     ) -> Array:
         """Actions (n,) from what `scores` gave; arguments and errors as of `act`."""
-        scores = given.cpu().numpy()
+        scores = self.arrays.host(given)
         if np.isnan(scores).any():
             raise GraphError(
                 f"output '{self.head.output}' is NaN for some observations", hint="its training has diverged"
@@ -164,9 +170,9 @@ class Policy:
         if mask is None:
             self._carried.clear()
         elif self._carried and mask.any():
-            rows = moved(mask, self.device)
+            rows = self.arrays.take(mask)
             for state in self._states:
-                self._carried[state.input] = state.cleared(self._carried[state.input], rows)
+                self._carried[state.input] = state.cleared(self._carried[state.input], rows, self.arrays)
 
     def check(self, observation_shape: tuple[int, ...]) -> None:
         """Refuse an environment whose observations the network does not take.
@@ -179,7 +185,7 @@ class Policy:
             shape = (*shape[1:], shape[0])
         self._observation.check(shape)
 
-    def _ask(self, x: torch.Tensor, count: int, ndim: int) -> backends.Tensors:
+    def _ask(self, x: Any, count: int, ndim: int) -> dict[str, Any]:  # noqa: ANN401
         size = self._observation.batch(ndim)
         if size is None or size == count:
             return self._once(x, count)
@@ -192,14 +198,14 @@ class Policy:
         parts = []
         for first in range(0, count, size):
             part = x[first : first + size]
-            filled = torch.cat([part, part[-1:].expand(size - len(part), *part.shape[1:])])
-            parts.append(self._once(filled.contiguous(), size))
-        return {name: torch.cat([part[name] for part in parts])[:count] for name in parts[0]}
+            filled = self.arrays.joined([part, self.arrays.repeated(part[-1:], size - len(part))])
+            parts.append(self._once(filled, size))
+        return {name: self.arrays.joined([part[name] for part in parts])[:count] for name in parts[0]}
 
-    def _once(self, x: torch.Tensor, count: int) -> backends.Tensors:
+    def _once(self, x: Any, count: int) -> dict[str, Any]:  # noqa: ANN401
         feeds = {self._observation.name: x}
         for name, row in self._legal.items():
-            feeds[name] = row.expand(count, -1).contiguous()
+            feeds[name] = self.arrays.repeated(row, count)
         for state in self._states:
             known = self._carried.get(state.input)
             if known is not None and known.shape[state.batch] != count:
@@ -207,28 +213,29 @@ class Policy:
                     f"{count} observations, but the recurrent state is of {known.shape[state.batch]}",
                     hint="forget it first: policy.reset()",
                 )
-            feeds[state.input] = state.zeros(count, self.device) if known is None else known
+            feeds[state.input] = state.zeros(count, self.arrays) if known is None else known
         outputs = self._run(feeds)
         self._carried = {state.input: outputs[state.output] for state in self._states}
         return outputs
 
-    def _read(self, output: torch.Tensor, count: int) -> torch.Tensor:
+    def _read(self, output: Any, count: int) -> Any:  # noqa: ANN401
         """The output as scores (n, actions)."""
         head = self.head
         wide = head.kind in ("atom_logits", "quantiles")
         wanted = count * (1 if head.kind == "action" else head.actions)
-        if output.numel() % wanted or (not wide and output.numel() != wanted):
+        size = math.prod(output.shape)
+        if size % wanted or (not wide and size != wanted):
             raise ArgumentError(
                 f"output '{head.output}' gives {shape_text(output.shape)} for {count} observations: no {head.kind}",
                 hint=f"say what it is: surgery annotate MODEL --output {head.output}:quantiles -o OUT",
             )
         if head.kind == "action":
-            return torch.nn.functional.one_hot(output.reshape(count).long(), head.actions).float()
+            return self.arrays.one_hot(output.reshape(count), head.actions)
         if wide:
-            spread = output.reshape(count, head.actions, -1).float()
+            spread = self.arrays.cast(output.reshape(count, head.actions, -1), ir.DataType.FLOAT)
             support = self._support
-            return spread.mean(-1) if support is None else (spread.softmax(-1) * support).sum(-1)
-        return output.reshape(count, head.actions).float()
+            return spread.mean(-1) if support is None else (self.arrays.softmax(spread) * support).sum(-1)
+        return self.arrays.cast(output.reshape(count, head.actions), ir.DataType.FLOAT)
 
 
 def load(
@@ -240,6 +247,7 @@ def load(
     output: str | None = None,
     backend: Backend = "auto",
     note: Callable[[str], None] = lambda _: None,
+    host: bool = False,
 ) -> Policy:
     """A checkpoint as a policy.
 
@@ -251,6 +259,7 @@ def load(
       output: the output to ask; None: the only one that can be a policy.
       backend: what runs it; `auto`: onnxruntime on a CPU, torch on a GPU, and the other one where that cannot.
       note: told what should be said once: that it does not run where it was asked to.
+      host: whether NumPy's arrays will do for scores. Then a graph that onnxruntime runs on a CPU needs no PyTorch.
 
     Raises:
       Refused: the actions are continuous.
@@ -263,41 +272,37 @@ def load(
         raise ArgumentError(f"a temperature is more than 0, got {temperature}")
     head = find(checkpoint, output)
     observation, states = observation_port(checkpoint), state_ports(checkpoint)
-    place = _device(device)
+    temperature = TEMPERATURE[head.kind] if temperature is None else temperature
+    masks = mask_inputs(checkpoint)
+    if host and device == "cpu" and backend != "torch":
+        try:
+            run: Run = on_host(checkpoint)
+            return Policy(head, temperature, "onnxruntime", Host(), observation, states, masks, run)
+        except GraphError:
+            if backend == "onnxruntime":
+                raise
+    backends, tensors = _with_torch("backends"), _with_torch("tensors")
+    place = tensors.device(device)
     if backend == "torch":
         name, run = "torch", backends.checked_module(checkpoint, place)
     elif backend == "onnxruntime":
         name, run = "onnxruntime", backends.in_runtime(checkpoint, place, note=note)
     else:
         name, run = backends.best(checkpoint, place, note=note)
-    return Policy(
-        head,
-        TEMPERATURE[head.kind] if temperature is None else temperature,
-        name,
-        place,
-        observation,
-        states,
-        mask_inputs(checkpoint),
-        run,
-    )
+    return Policy(head, temperature, name, tensors.Tensors(place), observation, states, masks, run)
 
 
-def _device(name: str) -> torch.device:
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+def _with_torch(part: str) -> Any:  # noqa: ANN401
+    """A module of this package that needs PyTorch.
+
+    Raises:
+      MissingDependency.
+    """
     try:
-        place = torch.device(chosen)
-    except RuntimeError as error:
-        raise ArgumentError(f"there is no device '{name}'", hint="cpu, cuda, cuda:N or auto") from error
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise no_gpu()
-    if place.type not in ("cpu", "cuda"):
-        try:
-            torch.empty(0, device=place)
-        except (RuntimeError, NotImplementedError, AssertionError) as error:
-            raise ArgumentError(f"there is no device '{name}'", hint="cpu, cuda, cuda:N or auto") from error
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise ArgumentError(
-            f"there is no device '{name}', only {torch.cuda.device_count()} of them",
-            hint="they are counted from cuda:0",
-        )
-    return place
+        return import_module(f"surgery.policy.{part}")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise MissingDependency(
+            "torch is not installed", hint="pip install 'policy-surgery[torch]'"
+        ) from error
