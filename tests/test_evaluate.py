@@ -311,9 +311,13 @@ def test_welchs_test_is_wrong_as_rarely_as_it_says_and_sees_what_it_should():
         ([499.0] * 10, [500.0] * 30, True),
         ([500.0] * 9 + [490.0], [500.0] * 30, False),  # one episode of ten proves nothing
         ([9.0], [500.0] * 30, True),
+        ([29.0], [26.0, 44.0] * 10, False),  # one episode is one of those
+        ([2.0], [26.0, 44.0] * 10, True),
+        ([26.0, 44.0] * 10, [53.0], False),
+        ([29.0], [35.0], False),
     ],
 )
-def test_scores_without_spread_are_compared_too(now, known, verdict):
+def test_scores_without_a_spread_of_their_own_are_compared_too(now, known, verdict):
     assert below(Score.of(now, "greedy", {}, None), Score.of(known, "greedy", {}, None)) is verdict
 
 

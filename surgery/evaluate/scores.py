@@ -80,15 +80,23 @@ def recorded(checkpoint: Checkpoint, mode: str, settings: Mapping[str, Json] | N
 def below(measured: Score, known: Score) -> bool:
     """Whether a mean return is less than a recorded one, by more than their episodes explain.
 
-    Welch's test of two means with unequal variances (Biometrika 34, 1947), one-sided at `LEVEL`.
+    Welch's test of two means with unequal variances (Biometrika 34, 1947), one-sided at `LEVEL`. A single episode shows
+    no variance: that of the other score is taken for it, and two single ones say nothing.
     """
-    variances = [_unbiased(score) / score.episodes for score in (measured, known)]
+    several = [score for score in (measured, known) if score.episodes > 1]
+    if not several:
+        return False
+    variances = [
+        _unbiased(score if score.episodes > 1 else several[0]) / score.episodes for score in (measured, known)
+    ]
     error = math.sqrt(sum(variances))
     gap = known.mean - measured.mean
     if error == 0:
         return gap > 1e-9 * max(abs(known.mean), 1.0)
+    if len(several) == 1:
+        return gap / error > _student(LEVEL, several[0].episodes - 1)
     weights = [
-        variance**2 / max(score.episodes - 1, 1)
+        variance**2 / (score.episodes - 1)
         for variance, score in zip(variances, (measured, known), strict=True)
     ]
     return gap / error > _student(LEVEL, sum(variances) ** 2 / sum(weights))
@@ -103,7 +111,8 @@ def interval(score: Score) -> tuple[float, float] | None:
 
 
 def _unbiased(score: Score) -> float:
-    return score.std**2 * score.episodes / max(score.episodes - 1, 1)
+    """Of more than one episode."""
+    return score.std**2 * score.episodes / (score.episodes - 1)
 
 
 def _student(tail: float, freedom: float) -> float:
