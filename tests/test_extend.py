@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -197,6 +198,90 @@ def test_an_observation_that_is_read_in_parts_changes_within_them(asked, labels:
 def test_what_would_cross_the_parts_of_an_observation_is_refused(change, words: str) -> None:
     with pytest.raises(surgery.SurgeryError, match=words):
         change(_in_parts())
+
+
+def _as_table() -> surgery.Checkpoint:
+    """A network that reads a flat observation, a to l, as 3 rows of 4."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["": 20]>
+        g (float[batch, 12] x, float[4, 5] row_weight, float[5] row_bias, float[3, 15] head_weight, float[3] bias)
+            => (float[batch, 3] q)
+        <int64[3] rows = {-1, 3, 4}, int64[2] flat = {-1, 15}> {
+            a = Reshape(x, rows)
+            h = MatMul(a, row_weight)
+            b = Add(h, row_bias)
+            t = Tanh(b)
+            f = Reshape(t, flat)
+            q = Gemm<transB = 1>(f, head_weight, bias)
+        }"""
+    )
+    rng = np.random.default_rng(0)
+    for info in [*model.graph.input][1:]:
+        shape = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
+        model.graph.initializer.append(
+            numpy_helper.from_array(rng.normal(size=shape).astype("f4"), info.name)
+        )
+    del model.graph.input[1:]
+    checkpoint = surgery.Checkpoint(ir.from_proto(model), infer(ir.from_proto(model)))
+    patch = PortPatch(kind="observation", labels=list("abcdefghijkl"), low=[float(-k) for k in range(12)])
+    return surgery.annotate(checkpoint, inputs={"x": patch})
+
+
+ROWS, COLUMNS = "x[1][0]", "x[1][1]"
+
+
+def _adapted(names: str) -> Callable[[surgery.Checkpoint], surgery.Plan]:
+    wanted = SpaceDescription((Observed("", (len(names),), tuple(names)),), None)
+    return lambda c: surgery.adapt(c, wanted, constants={f"x.{name}": 0.5 for name in "bfj"})
+
+
+@pytest.mark.parametrize(
+    ("change", "labels"),
+    [
+        (lambda c: surgery.extend(c, [NewObservation(COLUMNS, 1, 2, ("N",))]), "ab0cdef1ghij2kl"),
+        (lambda c: surgery.extend(c, [NewObservation(ROWS, 1, 1, ("N",))]), "abcd0123efghijkl"),
+        (lambda c: surgery.reorder(c, {COLUMNS: [3, 0, 2, 1]}), "dacbhegflikj"),
+        (lambda c: surgery.reorder(c, {ROWS: [2, 0, 1]}), "ijklabcdefgh"),
+        (lambda c: surgery.reorder(c, {"x": list("jilkbadcfehg")}), "jilkbadcfehg"),
+        (lambda c: surgery.retire(c, [Retired(COLUMNS, 1, 0.5)]), "acdeghikl"),
+        (lambda c: surgery.retire(c, [Retired("x", name, 0.5) for name in "bfj"]), "acdeghikl"),
+        (lambda c: surgery.retire(c, [Retired(ROWS, 2, 0.5)]), "abcdefgh"),
+        (_adapted("ac0deg1hik2l"), "ac0deg1hik2l"),
+    ],
+)
+def test_an_observation_that_is_read_as_a_table_changes_by_rows_and_columns(change, labels: str) -> None:
+    checkpoint, rng = _as_table(), np.random.default_rng(1)
+    plan = change(checkpoint)
+    result = surgery.apply(plan, checkpoint).checkpoint
+    port = result.interface.input("x")
+    assert "".join(label.removeprefix("N.") for label in port.labels) == labels
+    kept = [k for k, name in enumerate(labels) if name.isalpha()]
+    assert [port.low[k] for k in kept] == [-float("abcdefghijkl".index(labels[k])) for k in kept]
+    column = {name: rng.normal(size=5).astype("f4") for name in "abcdefghijkl0123"}
+    column |= {name: np.full(5, 0.5, "f4") for name in "abcdefghijkl" if name not in labels}
+    before, after = (
+        run(model, {"x": np.stack([column[name] for name in names], 1)})["q"]
+        for model, names in ((checkpoint.model, "abcdefghijkl"), (result.model, labels))
+    )
+    np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: surgery.extend(c, [NewObservation("x", 1)]), "one more of what"),
+        (lambda c: surgery.reorder(c, {"x": list("bacdefghijkl")}), "changes in all of them"),
+        (lambda c: surgery.retire(c, [Retired("x", "b", 0.0)]), "changes in all of them"),
+        (
+            lambda c: surgery.retire(c, [Retired("x", name, float(k)) for k, name in enumerate("abcd")]),
+            "hold 4 different constants",
+        ),
+    ],
+)
+def test_what_is_no_whole_row_or_column_is_refused_with_what_is(change, words: str) -> None:
+    with pytest.raises(surgery.SurgeryError, match=words) as refused:
+        change(_as_table())
+    assert refused.value.hint
 
 
 @pytest.mark.parametrize(

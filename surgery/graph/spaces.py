@@ -211,7 +211,7 @@ def analyse(model: ir.Model, interface: Interface | None = None, trained: Collec
             for leaf in leaves(axis):
                 if not any(why.kind in _FIXED for why in leaf.frozen):
                     members.setdefault(find(leaf), []).append((tensor, k, leaf))
-    names = _names(members, roles, modules(model, trace))
+    names = _names(members, roles, modules(model, trace), _places(trace))
     layouts = {
         tensor: tuple(_layout(axis, names, roles) for axis in axes) for tensor, axes in trace.tensors.items()
     }
@@ -252,8 +252,20 @@ def _together(root: Atom, groups: list[set[Atom]], names: Mapping[Atom, str]) ->
     return tuple(sorted({names[r] for group in groups if root in group for r in group if r in names}))
 
 
+def _places(trace: Trace) -> dict[Atom, int]:
+    """The order in which the units of inputs stand there, by class."""
+    ports = [axis for side, _, axes in trace.ports if side == "input" for axis in axes]
+    roots = dict.fromkeys(find(leaf) for axis in ports for leaf in leaves(axis))
+    return {
+        root: k for k, root in enumerate(root for root in roots if "input" in {w.kind for w in root.frozen})
+    }
+
+
 def _names(
-    members: Mapping[Atom, list[tuple[str, int, Atom]]], roles: Roles, modules: Mapping[str, str]
+    members: Mapping[Atom, list[tuple[str, int, Atom]]],
+    roles: Roles,
+    modules: Mapping[str, str],
+    order: Mapping[Atom, int],
 ) -> dict[Atom, str]:
     """Every class is named after the module of the first parameter that makes its units."""
     wanted: dict[str, list[Atom]] = {}
@@ -264,8 +276,8 @@ def _names(
         if len(roots) == 1:
             names[roots[0]] = base
             continue
-        # several groups of units in one axis: heads and head size, say
-        for k, root in enumerate(roots):
+        # several groups of units in one axis: heads and head size, rows and columns
+        for k, root in enumerate(sorted(roots, key=lambda root: order.get(root, 0))):
             names[root] = f"{base}[{k}]"
     return names
 

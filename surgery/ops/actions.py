@@ -15,7 +15,8 @@ from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.graph.layout import Units, units
 from surgery.graph.spaces import Analysis, Space
 from surgery.interface import CRITIC_ACTION
-from surgery.ops.features import feature_index, feature_names, input_space
+from surgery.ops.features import feature_index, feature_names
+from surgery.ops.input_axes import input_space
 
 _CONTINUOUS = ("mean", "log_std", "action")
 """Kinds of outputs that have a number for every continuous action."""

@@ -19,7 +19,7 @@ from surgery.graph.spaces import Analysis
 from surgery.interface import CRITIC_ACTION, Port
 from surgery.ops.actions import action_space, alone, forbidden
 from surgery.ops.build import build
-from surgery.ops.features import arranged, input_axis, input_space
+from surgery.ops.input_axes import arranged, input_axis, input_space
 
 DISCRETE = ("q_values", "logits", "atom_logits", "quantiles")
 CONTINUOUS = ("mean", "log_std")

@@ -23,7 +23,7 @@ from surgery.ops.actions import (
     settled,
 )
 from surgery.ops.build import build
-from surgery.ops.features import arranged, input_axis
+from surgery.ops.input_axes import arranged, input_axis
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,19 +77,27 @@ def extend(
     edits: dict[str, SpaceEdit] = {}
     labels: dict[str, tuple[str, ...]] = {}
     averaged: list[str] = []
+    notes: list[str] = []
     for new in observations:
-        axis, own = input_axis(analysis, new.input)
-        order = _inserted(axis.size, own, new)
-        for edit in axis.edits(order, own=own):
+        axis, space = input_axis(analysis, new.input)
+        if space is None and axis.table:
+            raise axis.ambiguous()
+        row = _inserted(axis.size if space is None else space.size, new)
+        changed = axis.edits(row) if space is None else [arranged(space, row, {})]
+        for edit in changed:
             _once(edits, edit.space)
             edits[edit.space] = edit
+        order = row if space is None else axis.followed(changed[0])
+        notes += axis.notes(changed) if axis.table else []
         port = checkpoint.interface.input(axis.input)
         if labels.get(axis.input):
             raise ArgumentError(
                 f"the names of '{axis.input}' cannot follow two insertions at once",
                 hint="make two plans of it",
             )
-        labels[axis.input] = _labels(port, axis.size, order.index(None), new.count, new.labels)
+        labels[axis.input] = _labels(
+            port, axis.size, order, new.labels, 1 if space is None else axis.inner(space)
+        )
     actions = [settled(checkpoint, analysis, action) for action in actions]
     taken = {*edits, *(action_space(analysis, action.output)[1].name for action in actions)}
     followers = [other for action in actions for other in following(checkpoint, analysis, action, taken)]
@@ -100,7 +108,8 @@ def extend(
         averaged += [space.name] if space.whole else []
         if alone(analysis, name, space):
             port = checkpoint.interface.output(name)
-            labels[name] = _labels(port, space.size, space.size, action.count, action.labels)
+            order = [*range(space.size), *[None] * action.count]
+            labels[name] = _labels(port, space.size, order, action.labels)
     for action in actions:
         if (read := critics_action(checkpoint, analysis, action, taken)) is not None:
             edits[read.name] = arranged(read, [*range(read.size), *[None] * action.count], {})
@@ -110,7 +119,7 @@ def extend(
     }
     plan = build(
         checkpoint, analysis, "extend", list(edits.values()), arguments=arguments, claim="equivalent", labels=labels,
-        notes=[note for action in actions for note in _notes(action)],
+        notes=[*notes, *(note for action in actions for note in _notes(action))],
     )  # fmt: skip
     return replace(plan, inexact_slots=tuple(averaged), environment=_contract(checkpoint, analysis, actions))
 
@@ -144,28 +153,40 @@ def _contract(checkpoint: Checkpoint, analysis: Analysis, actions: Sequence[NewA
     return {"action_mask": mask} if any(action.start == "never" for action in actions) else {}
 
 
-def _inserted(size: int, own: range, new: NewObservation) -> list[int | None]:
-    """The features of an axis in their new order, None for the new ones; `own` are those that the request names."""
+def _inserted(size: int, new: NewObservation) -> list[int | None]:
+    """So many units in their new order, None for the new ones."""
     if not 0 < new.count <= MOST_UNITS:
         raise ArgumentError(
             f"'{new.input}' cannot be extended by {new.count}", hint="a whole number, 1 or more"
         )
-    at = len(own) if new.at is None else new.at
-    if not 0 <= at <= len(own):
-        raise ArgumentError(f"'{new.input}' has {len(own)} features: there is no place {at}",
-                            hint=f"places are 0 to {len(own)}")  # fmt: skip
+    at = size if new.at is None else new.at
+    if not 0 <= at <= size:
+        raise ArgumentError(f"'{new.input}' has {size} features: there is no place {at}",
+                            hint=f"places are 0 to {size}")  # fmt: skip
     if new.labels and len(new.labels) != new.count:
         raise ArgumentError(f"{new.count} new features of '{new.input}', but {len(new.labels)} names")
-    return [*range(own.start + at), *[None] * new.count, *range(own.start + at, size)]
+    return [*range(at), *[None] * new.count, *range(at, size)]
 
 
-def _labels(port: Port, size: int, at: int, count: int, new: Sequence[str]) -> tuple[str, ...]:
-    """The names of all features or actions afterwards; empty where neither the old nor the new ones have any."""
+def _labels(
+    port: Port, size: int, order: Sequence[int | None], new: Sequence[str], inner: int = 1
+) -> tuple[str, ...]:
+    """The names of all features or actions afterwards; empty where neither the old nor the new ones have any.
+
+    Where a new one is several numbers, each in another row of a table or `inner` of them side by side, these are
+    numbered.
+    """
     if port.labels is None and not new:
         return ()
     known = port.labels if port.labels is not None and len(port.labels) == size else None
     old = known or tuple(f"{port.name}.{k}" for k in range(size))
-    added = tuple(new) or tuple(f"{port.name}.new{k}" for k in range(count))
+    count = sum(unit is None for unit in order)
+    if len(new) in (0, count):
+        added = tuple(new) or tuple(f"{port.name}.new{k}" for k in range(count))
+    else:
+        runs = [divmod(k // inner, len(new)) for k in range(count)]
+        added = tuple(f"{new[which]}.{run * inner + k % inner}" for k, (run, which) in enumerate(runs))
     if set(old) & set(added) or len(set(added)) < len(added):
         raise ArgumentError(f"the new names {', '.join(added)} are not new", hint="labels are unique")
-    return (*old[:at], *added, *old[at:])
+    names = iter(added)
+    return tuple(next(names) if unit is None else old[unit] for unit in order)
