@@ -230,8 +230,10 @@ def _space(
     padding: Padding | None,
 ) -> Space:
     refs = dict.fromkeys(
-        AxisRef(tensor, k, "in" if leaf in roles.consumers else "out", layout.text(layouts[tensor][k]))
-        for tensor, k, leaf in members
+        AxisRef(tensor, k, part.role, layout.text(layouts[tensor][k]))
+        for tensor, k, _ in members
+        for part in layout.units(layouts[tensor][k])
+        if part.space == names[root]
     )
     return Space(
         name=names[root],
