@@ -101,8 +101,8 @@ def test_a_run_says_what_it_did(outcome: Outcome, run: Path):
 
 
 ONLINE_RATES = {
-    "kickstarting": {1e-4, 1e-5}, "constant": {1e-4}, "dagger": {1e-4}, "dqfd": {1e-4}, "pretraining": {1e-5},
-    "rehearsal": {1e-4}, "jsrl": {1e-4}, "jsrl-released": {6.25e-5}, "scratch": {1e-4},
+    "qdagger-kept": {1e-4, 1e-5}, "kickstarting": {1e-4, 1e-5}, "constant": {1e-4}, "dagger": {1e-4}, "dqfd": {1e-4},
+    "pretraining": {1e-5}, "rehearsal": {1e-4}, "jsrl": {1e-4}, "jsrl-released": {6.25e-5}, "scratch": {1e-4},
 }  # fmt: skip
 """At λ = 1 and at λ = 0: of the methods without λ one rate."""
 
@@ -137,9 +137,12 @@ def test_every_method_runs_and_learns_in_the_phases_that_it_has(
     for weight, rate in given[before:]:
         share = weight / chosen.coefficient
         assert rate == pytest.approx(share * max(rates) + (1 - share) * min(rates))
-    last = 0.0 if chosen.weaned or chosen.online_loss == "none" else chosen.coefficient
-    assert given[-1] == (last, pytest.approx(min(rates)))
-    silent = [("cut-off", 600)] if chosen.weaned else []
+    if chosen.floor:
+        assert min(weight for weight, _ in given[before:]) >= chosen.floor * chosen.coefficient
+    else:
+        last = 0.0 if chosen.weaned or chosen.online_loss == "none" else chosen.coefficient
+        assert given[-1] == (last, pytest.approx(min(rates)))
+    silent = [("cut-off", 600)] if chosen.cutoff else []
     assert [(line["event"], line["frames"]) for line in lines(tmp_path, "event")[1:]] == silent
     assert (tmp_path / "teacher_replay").exists() == chosen.collects
 
@@ -436,7 +439,8 @@ def test_the_command_says_what_it_will_take_and_what_became_of_it(
     assert forecast["evaluation_seconds"] == pytest.approx(11 * 500 * 4 * forecast["step_seconds"])
     [caution] = forecast["cautions"]
     assert caution.startswith("after 600 frames the teacher is gone, for 100 gradient steps")
-    assert main([*words, "--dry-run", "--set", "cutoff=null"]) == 0
+    assert "--method qdagger-kept" in caution
+    assert main([*words, "--dry-run", "--method", "qdagger-kept"]) == 0
     assert not json.loads(capsys.readouterr().out)["forecast"]["cautions"]
     assert not (tmp_path / "run").exists()
     assert main(words) == 0

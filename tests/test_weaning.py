@@ -63,6 +63,14 @@ def test_after_the_cut_off_the_teacher_is_silent():
     assert weaning.step(1.0, 600).score == pytest.approx(0.1)
 
 
+def test_with_a_floor_the_teacher_stays_until_the_cut_off():
+    weaning, values = Weaning(0.0, 10.0, 600, floor=0.1), []
+    for score, steps in ((3.0, 100), (12.0, 200), (25.0, 300), (2.0, 400), (25.0, 600), (2.0, 700)):
+        weaning = weaning.step(score, steps, error=0.1)
+        values.append(weaning.value)
+    assert values == pytest.approx([0.7, 0.1, 0.1, 0.8, 0.0, 0.0])
+
+
 @pytest.mark.parametrize(
     ("score", "steps", "why"),
     [

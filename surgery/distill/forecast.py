@@ -94,9 +94,10 @@ def _cautions(job: Job) -> tuple[str, ...]:
     if not job.method.weaned or alone is None or cutoff is None or not 0 < alone < ALONE:
         return ()
     frames = cutoff * job.settings.skip
+    keeping = "--method qdagger-kept" if job.method.name == "qdagger" else "--set cutoff=null --set floor=0.1"
     return (
         f"after {frames:,} frames the teacher is gone, for {alone:,} gradient steps (the paper: 250,000): in so few a "
-        "student can lose what it had; --set cutoff=null keeps a teacher that is ahead",
+        f"student can lose what it had; {keeping} keeps some of the teacher",
     )
 
 

@@ -102,7 +102,7 @@ class Loop:
             teacher_episodes=score.episodes, teacher_mode=found.mode,
         )  # fmt: skip
         check_teacher(*self._progress.teacher, *self._progress.random)
-        session.weaning = Weaning(chance.mean, score.mean, self._settings.cutoff)
+        session.weaning = Weaning(chance.mean, score.mean, self._settings.cutoff, self._settings.floor)
 
     def _collect(self) -> None:
         """Fill the teacher's replay: from a recording, or by ε-greedy play with ε from 1 to its end.

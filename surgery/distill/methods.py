@@ -59,6 +59,7 @@ class Method:
       coefficient: what the auxiliary loss is multiplied with, besides λ.
       weaned: whether λ follows the student's score; else it stays 1.
       cutoff: t₀ as a fraction of the budget; None: no cut-off.
+      floor: what λ does not fall below before it.
       n_step: steps of a return.
       rate: learning rate at λ = 1 (and offline).
       final_rate: learning rate at λ = 0; the rate is λ·rate + (1 − λ)·final_rate, and λ is 0 online for methods without
@@ -81,6 +82,7 @@ class Method:
     coefficient: float = 1.0
     weaned: bool = False
     cutoff: float | None = None
+    floor: float = 0.0
     n_step: int = 3
     rate: float = 1e-4
     final_rate: float = 1e-5
@@ -110,6 +112,20 @@ _ALL = (
         coefficient=3.0,
         weaned=True,
         cutoff=CUTOFF,
+        explores=False,
+    ),
+    Method(
+        "qdagger-kept",
+        "QDagger that keeps its teacher: λ is never below 0.1, and nothing cuts it off",
+        _RRL,
+        "Ours, for budgets far below the paper's, in which a student loses what it had when the teacher goes: see "
+        "docs/distill.md.",
+        offline=OFFLINE,
+        offline_loss="imitate",
+        online_loss="imitate",
+        coefficient=3.0,
+        weaned=True,
+        floor=0.1,
         explores=False,
     ),
     Method(

@@ -71,7 +71,7 @@ class Session:
         self.actor = Actor(
             self.student, noisy=True, recorder=self._recorder, failed=lambda text: self.note(text)
         )
-        self.weaning = Weaning(0.0, 1.0, self.settings.cutoff)
+        self.weaning = Weaning(0.0, 1.0, self.settings.cutoff, self.settings.floor)
         self.draws, self.actions = (
             np.random.default_rng(sequence)
             for sequence in np.random.SeedSequence(self.settings.seed).spawn(2)

@@ -41,6 +41,7 @@ class Settings:
       teacher_data: transitions of the teacher to collect, where the method needs any.
       offline_updates: gradient steps before the online phase.
       cutoff: t₀ of λ; None: no cut-off.
+      floor: what λ does not fall below before it.
       coefficient: of the auxiliary loss.
       temperature: the student's τ: its values are divided by it.
       teacher_temperature: the teacher's τ; None: 0.1 for values, 1 for logits.
@@ -75,6 +76,7 @@ class Settings:
     teacher_data: int
     offline_updates: int
     cutoff: int | None
+    floor: float
     coefficient: float
     temperature: float
     teacher_temperature: float | None
@@ -151,6 +153,7 @@ class Settings:
             else 0,
             offline_updates=updates,
             cutoff=None if method.cutoff is None else round(method.cutoff * budget),
+            floor=method.floor,
             coefficient=method.coefficient,
             temperature=0.1,
             teacher_temperature=None,
@@ -241,7 +244,7 @@ def _check(settings: Settings) -> None:
     for name, bound in _LEAST.items():
         if getattr(settings, name) < bound:
             raise ArgumentError(f"the setting '{name}' is at least {bound}, got {getattr(settings, name)}")
-    for name in ("gamma", "epsilon_end", "evaluation_epsilon"):
+    for name in ("gamma", "floor", "epsilon_end", "evaluation_epsilon"):
         if not 0 <= getattr(settings, name) <= 1:
             raise ArgumentError(f"the setting '{name}' lies in 0 … 1, got {getattr(settings, name)}")
     for name in ("temperature", "teacher_temperature", "clip"):

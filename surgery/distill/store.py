@@ -24,7 +24,7 @@ from surgery.errors import ArgumentError, CorruptFile, FileError
 from surgery.files import check_readable, replacing, write_error
 from surgery.json_values import Json, dumps, loads
 
-SCHEMA = 5
+SCHEMA = 6
 """Of a run directory: 5 says of λ whether it is 0 for good, and holds the student that was best."""
 KEPT = 2
 """Checkpoints that are kept: the newest, and one more should it be damaged."""

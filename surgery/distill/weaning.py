@@ -20,12 +20,14 @@ class Weaning:
     student below random play would else be told to imitate harder than one that knows nothing); the random score is
     measured in the environment at hand, not looked up; and beaten is by two standard errors. Where evaluations are
     long, as the paper's of 1 M frames, that is as soon as λ is 0; one of a few games is no reason to send the teacher
-    away for good, and λ is 0 until the next one.
+    away for good, and λ is 0 until the next one. With a floor above 0 nobody is sent away for being beaten: λ stays
+    there until the cut-off.
 
     Attributes:
       random: mean return of the random policy.
       teacher: mean return of the teacher.
       cutoff: t₀ in agent steps; None: no cut-off.
+      floor: what λ does not fall below before it, 0 in the paper.
       value: λ now.
       over: it is 0 for good.
       score: normalised score that it was last computed from, 0 random play, 1 the teacher; None before the first.
@@ -34,6 +36,7 @@ class Weaning:
     random: float
     teacher: float
     cutoff: int | None
+    floor: float = 0.0
     value: float = 1.0
     over: bool = False
     score: float | None = None
@@ -57,9 +60,10 @@ class Weaning:
           error: standard error of the difference between its mean and the teacher's.
         """
         score = normalised(mean_return, self.random, self.teacher)
-        beaten = score >= 1 and mean_return - self.teacher >= 2 * error
+        beaten = self.floor == 0 and score >= 1 and mean_return - self.teacher >= 2 * error
         over = self.over or beaten or self._cut_off(agent_steps)
-        return replace(self, score=score, over=over, value=0.0 if over else min(1.0, max(0.0, 1.0 - score)))
+        value = 0.0 if over else min(1.0, max(self.floor, 1.0 - score))
+        return replace(self, score=score, over=over, value=value)
 
     def past_cutoff(self, agent_steps: int) -> Weaning:
         """The schedule at a time between evaluations: only the cut-off acts."""
