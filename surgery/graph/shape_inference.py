@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -20,6 +21,8 @@ _AS_FIRST = frozenset(
 )  # fmt: skip
 _BROADCAST = frozenset(["GreaterOrEqual", "LessOrEqual"])
 _CONTROL = frozenset(["If", "Loop", "Scan"])
+_SCALING = frozenset(["Resize", "Upsample"])
+"""Operators whose shapes depend on several fractions."""
 _PLAIN = frozenset([ir.AttributeType.INT, ir.AttributeType.INTS, ir.AttributeType.STRING])
 
 
@@ -68,12 +71,13 @@ def _inferred(facts: Known, node: ir.Node) -> tuple[_Inferred, ...]:
         return _nothing(node)
     if outer or node.op_type in _CONTROL:
         return _of_branches(facts, node, outer)
+    scaling = node.op_type in _SCALING
     return _of_operator(
         node.op_type,
         node.domain,
         tuple(facts.versions.items()),
         tuple(map(_attribute, node.attributes.values())),
-        tuple(None if value is None else _operand(facts, value) for value in node.inputs),
+        tuple(None if value is None else _operand(facts, value, scaling) for value in node.inputs),
         tuple(bool(value.name) for value in node.outputs),
     )
 
@@ -102,12 +106,16 @@ def _nothing(node: ir.Node) -> tuple[_Inferred, ...]:
     return ((None, None),) * len(node.outputs)
 
 
-def _operand(facts: Known, value: ir.Value) -> _Operand:
-    array, shape = facts.small(value), facts.shapes[value]
+def _operand(facts: Known, value: ir.Value, fractions: bool) -> _Operand:
+    """What a shape may depend on. fractions: whether several of them may be more than weights, which are not read."""
+    dtype, shape = facts.dtype(value), facts.shapes[value]
     assert shape is not None
+    if ir.DataType(dtype).is_floating_point() and math.prod(shape) != 1 and not fractions:
+        return _Operand(dtype, shape, None)
+    array = facts.small(value)
     if array is None or array.dtype.hasobject:  # no shape depends on strings
-        return _Operand(facts.dtype(value), shape, None)
-    return _Operand(facts.dtype(value), shape, (array.dtype, array.shape, array.tobytes()))
+        return _Operand(dtype, shape, None)
+    return _Operand(dtype, shape, (array.dtype, array.shape, array.tobytes()))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -140,7 +148,7 @@ def _of_operator(
 def _of_branches(facts: Known, node: ir.Node, outer: Sequence[ir.Value]) -> tuple[_Inferred, ...]:
     """Of a node with graphs of its own, which read values from outside."""
     values = [value for value in [*node.inputs, *outer] if value is not None]
-    types = {value.name or "": _type(_operand(facts, value)) for value in values}
+    types = {value.name or "": _type(_operand(facts, value, fractions=False)) for value in values}
     opsets = _opsets(facts.versions)
     if node.op_type in _CONTROL:
         found = control_types(node, types, [value.name or "" for value in outer], opsets)
