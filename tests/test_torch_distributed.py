@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import datetime
 import functools
+import importlib
 import multiprocessing
 import os
 
@@ -16,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from surgery.errors import Refused
 from surgery.torch import follow, operate
+from tests import conftest
 
 X = torch.randn(8, 5, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
 TIMEOUT = datetime.timedelta(seconds=120)
@@ -150,6 +152,9 @@ def work(rank: int, store: str) -> None:
 
 
 def other_rank(store: str) -> None:
+    for module in (conftest.EXPORTER, conftest.COMPOSITES):
+        importlib.import_module(module)
+    conftest.pytest_runtest_setup()
     work(1, store)
     os._exit(0)  # threads of the process group that are still ending would abort an ordinary exit
 
