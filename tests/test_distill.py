@@ -37,6 +37,7 @@ from surgery.errors import ArgumentError, FileError, Refused, RunFailed, Unknown
 from surgery.evaluate import recorded_scores
 from surgery.interface import Environment
 from surgery.policy import load as load_policy
+from surgery.torch.failures import is_of_device
 from tests.recording import Recording
 from tests.small_runs import QUICK, job_of, lines, weights
 
@@ -296,6 +297,22 @@ def test_a_dead_environment_or_gpu_stops_the_run_and_leaves_the_last_checkpoint(
     assert "last checkpoint" in str(error.value.hint)
     Explosive.steps = -10_000
     assert execute(job).frames == 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "is_the_device"),
+    [
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("CUDA driver error: out of memory", True),
+        ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR", True),
+        ("cuDNN Frontend error: [cudnn_frontend] Error: No valid engine configs", True),
+        ("GET was unable to find an engine to execute this computation", True),
+        ("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)", False),
+    ],
+)
+def test_what_a_gpu_says_is_told_from_what_a_network_says(text: str, is_the_device: bool):
+    assert is_of_device(RuntimeError(text)) == is_the_device
+    assert not is_of_device(OSError(text))
 
 
 def test_a_gpu_that_fails_while_a_model_is_measured_is_said_in_one_line(
