@@ -19,15 +19,16 @@ QUICK = (
     "dqn adam conservative", "dqn rmsprop margin", "qr adam imitate", "rainbow adam imitate alone", "lstm adam imitate",
     "run jsrl",
 )  # fmt: skip
-"""SURGERY_ALL_DEVICE_ROWS=1 takes all of them: half a minute."""
-TAKEN = tuple(rows()) if os.environ.get("SURGERY_ALL_DEVICE_ROWS") else QUICK
+ALL = bool(os.environ.get("SURGERY_ALL_DEVICE_ROWS"))
+"""All of them, and the tests of CUDA in its place: a minute."""
+TAKEN = tuple(rows()) if ALL else QUICK
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, str]:
     command = [sys.executable, "-m", "tests.elsewhere_rows", *TAKEN]
-    root = Path(__file__).parent.parent
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     answer: dict[str, str] = json.loads(done.stdout)
     return answer
@@ -36,3 +37,15 @@ def found() -> dict[str, str]:
 @pytest.mark.parametrize("row", TAKEN)
 def test_another_device_learns_what_the_cpu_learns_and_is_not_waited_for(found: dict[str, str], row: str):
     assert found[row] == ""
+
+
+@pytest.mark.skipif(not ALL, reason="half a minute: SURGERY_ALL_DEVICE_ROWS=1")
+def test_what_is_written_for_cuda_runs_as_it_is_written():
+    """Where the CPU can: its RMSProp reads a rate that is a tensor, its LSTM needs what no tape keeps."""
+    some = "graph_is or bfloat16 or on_its_way or a_replay or at_play or a_run_there or left_anywhere"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "tests.spelled_cuda", "tests/test_cuda.py",
+         "-k", f"({some}) and not (rmsprop or lstm)"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
