@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -437,6 +439,20 @@ def test_an_agent_that_never_serves_plays_to_the_limit_and_the_report_says_so(tm
     assert (report["truncated"], report["limit"], report["returns"]) == (3, 60, [0.0] * 3)
     assert main(words) == 0
     assert "3 cut off after 60 steps (240 frames)" in capsys.readouterr().out
+
+
+def test_an_error_where_no_gpu_is_in_use_is_itself_and_loads_no_pytorch():
+    code = (
+        "import sys\n"
+        "from surgery.evaluate.measure import on_device\n"
+        "try:\n"
+        "    with on_device():\n"
+        "        raise RuntimeError('the simulator is gone')\n"
+        "except RuntimeError as error:\n"
+        "    print(error, 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "the simulator is gone False\n"
 
 
 def test_an_environment_that_goes_on_beyond_its_limit_is_an_error():

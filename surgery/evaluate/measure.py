@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,7 +36,9 @@ def on_device() -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError:  # PyTorch is there by then
+    except RuntimeError:
+        if "torch" not in sys.modules:  # and no GPU in use
+            raise
         from surgery.torch.failures import ELSEWHERE, explained
 
         with explained(ELSEWHERE):
