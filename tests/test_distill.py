@@ -36,6 +36,7 @@ from surgery.distill.store import agree_on, owning
 from surgery.errors import ArgumentError, FileError, Refused, RunFailed, UnknownName
 from surgery.evaluate import recorded_scores
 from surgery.interface import Environment
+from surgery.policy import Policy
 from surgery.policy import load as load_policy
 from surgery.torch.failures import is_of_device
 from tests.recording import Recording
@@ -316,12 +317,13 @@ def test_what_a_gpu_says_is_told_from_what_a_network_says(text: str, is_the_devi
 
 
 def test_a_gpu_that_fails_while_a_model_is_measured_is_said_in_one_line(
-    teachers: Path, explosive: Environment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    teachers: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    monkeypatch.setattr(Explosive, "reason", torch.OutOfMemoryError(FULL_GPU))
-    Explosive.steps = 900
-    model = str(teachers / "cartpole-dqn.onnx")
-    assert main(["evaluate", model, "--env", str(explosive.id), "--episodes", "1"]) == 1
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError(FULL_GPU)
+
+    monkeypatch.setattr(Policy, "scores", full)
+    assert main(["evaluate", str(teachers / "cartpole-dqn.onnx"), "--episodes", "1"]) == 1
     said = capsys.readouterr().err
     assert "error: the GPU is out of memory: Tried to allocate 2.00 GiB, 1.10 GiB is free" in said
     assert "--device cpu does without" in said
