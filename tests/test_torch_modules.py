@@ -378,6 +378,56 @@ def test_layers_of_the_source_are_layers_again():
     assert "getattr" not in source and "del " not in source
 
 
+def _agent(name: str) -> nn.Module:
+    """Modules of an engineer's own, with gaps that export leaves: dropout, an activation of another kind, two uses."""
+    torch.manual_seed(0)
+
+    class Agent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(
+                nn.Linear(6, 8), nn.Dropout(), nn.LeakyReLU(0.1), nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 5)
+            )
+            self.heads = nn.ModuleList([nn.Linear(5, 3), nn.Linear(5, 2)])
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            y = torch.sin(self.body(x))
+            return (self.heads[0](y), self.heads[1](y)) if name == "heads" else (self.body(x), self.body(-x))
+
+    return Agent().eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "without"),
+    [
+        ("heads", ["self.body = nn.Sequential(", "nn.LeakyReLU(0.1),", "nn.GELU(),", "self.heads[1]("], "Dict"),
+        ("twice", ['self.body["0"](', "ModuleDict"], "Sequential"),
+    ],
+)  # fmt: skip
+def test_numbered_layers_are_a_sequence_again_where_they_are_one(name, words, without):
+    agent, x = _agent(name), torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+    made = from_module(agent, example_inputs=x)
+    source = code(made)
+    assert [word for word in words if word not in source] == []
+    assert without not in source
+    assert ("nn.Identity()," in source) == (name == "heads")  # where the dropout was
+    namespace: dict[str, type[nn.Module]] = {}
+    exec(source, namespace)
+    net = namespace["Network"]()
+    net.load_state_dict(to_module(made).state_dict())
+    assert net.state_dict().keys() <= agent.state_dict().keys()
+    torch.testing.assert_close(net(x), agent(x))
+
+
+def test_a_helper_whose_own_variable_is_called_like_a_function_needs_no_import():
+    depth, values = "d = Constant<value = int64 {3}>()", "v = Constant<value = float[2] {0.0, 1.0}>()"
+    source = code(
+        parsed(HEADER + f"g (int64[n] x) => (float[n, 3] y) {{ {depth} {values} y = OneHot(x, d, v) }}")
+    )
+    assert "def marked(" in source
+    assert "import surgery" not in source and "from surgery" not in source
+
+
 RECURRENT = {
     "lstm_policy": ["nn.LSTM(11, 13)"],
     "gru_policy": ["num_layers=2)", "self.gru.all_weights[1]"],

@@ -6,8 +6,8 @@ import ast
 import inspect
 import keyword
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, Refused, shape_text
 from surgery.torch.code_layers import Layer, recognised
+from surgery.torch.code_sequences import Chain, sequences
 from surgery.torch.module import Translated, translated
 from surgery.torch.source import Block, Line
 
@@ -44,7 +45,8 @@ def code(checkpoint: Checkpoint | ir.Model, *, name: str = "Network") -> str:
     if not name.isidentifier() or not name.isascii() or keyword.iskeyword(name):
         raise ArgumentError(f"'{name}' is no name of a class", hint="letters, digits and _, as in Agent")
     made = translated(checkpoint)
-    writer = _Writer(made, recognised(made))
+    layers = recognised(made)
+    writer = _Writer(made, layers, sequences(made, layers))
     body = [*writer.constructor(), "", *writer.forward()]
     helpers, imports = _helpers(made, body)
     head = ['"""A network, written by `surgery code`."""', "", "import math", *imports, "", "import torch"]
@@ -73,7 +75,8 @@ class _Writer:
     """Writes the two methods of the class."""
 
     made: Translated
-    layers: dict[str, Layer] = field(default_factory=dict)
+    layers: Mapping[str, Layer]
+    sequences: Mapping[str, Chain]
 
     def constructor(self) -> list[str]:
         """`__init__`: layers, parameters and buffers, in the order of the graph's tensors."""
@@ -93,29 +96,38 @@ class _Writer:
             yield f"{text}.register_buffer({name!r}, {value}{'' if kept else ', persistent=False'})"
         for name, child in module._modules.items():
             inner = f"{path}.{name}".lstrip(".")
-            layer = self.layers.get(inner)
-            if layer is not None:
-                yield _assigned(text, name, layer.constructor, "add_module", in_dict=self._is_dict(module))
+            layer, group = self.layers.get(inner), self._group(module)
+            if inner in self.sequences:
+                members = [f"    {_shortened(made)}," for made in self.sequences[inner].modules]
+                lines = ["nn.Sequential(", *members, ")"]
+                yield from _assigned(text, name, "\n".join(lines), "add_module", group).split("\n")
+            elif layer is not None:
+                yield _assigned(text, name, layer.constructor, "add_module", group)
             elif child is not None:
-                yield _assigned(
-                    text, name, self._container(child), "add_module", in_dict=self._is_dict(module)
-                )
-                yield from self._tree(child, _attribute(text, name, self._is_dict(module)), inner)
+                yield _assigned(text, name, f"nn.{self._group(child)}()", "add_module", group)
+                yield from self._tree(child, _attribute(text, name, group), inner)
 
-    def _is_dict(self, module: nn.Module) -> bool:
-        """Whether a group of modules is written as a dictionary: its members have numbers for names."""
+    def _group(self, module: nn.Module) -> str:
+        """What a group of modules is written as: a list or a dictionary if its members have numbers for names."""
         names = list(module._modules)
         plain = module is not self.made.root and not (module._parameters or module._buffers)
-        return plain and bool(names) and all(name.isdigit() for name in names)
-
-    def _container(self, module: nn.Module) -> str:
-        return "nn.ModuleDict()" if self._is_dict(module) else "nn.Module()"
+        if not (plain and names and all(name.isdigit() for name in names)):
+            return "Module"
+        return "ModuleList" if names == [str(k) for k in range(len(names))] else "ModuleDict"
 
     def forward(self) -> list[str]:
         """`forward`, its lines joined where one only hands its result to the next."""
         arguments = "".join(f", {name}: Tensor" for name in self.made.inputs)
         several = "," in self.made.block.returned
-        block = Block([self._called(line) for line in self.made.block.lines], self.made.block.returned)
+        inner = {name for one in self.sequences.values() for name in one.lines}
+        called = {one.target: (path, one.into) for path, one in self.sequences.items()}
+        block = Block([], self.made.block.returned)
+        for line in self.made.block.lines:
+            if line.target in called:
+                path, into = called[line.target]
+                block.lines.append(Line(line.target, f"{self._path(path)}({into})"))
+            elif line.target not in inner:
+                block.lines.append(self._called(line))
         block.prune()
         joined = _joined(block)
         kind = "tuple[Tensor, ...]" if several else "Tensor"
@@ -137,7 +149,7 @@ class _Writer:
         for part in path.split("."):
             child = module._modules[part]
             assert child is not None
-            text, module = _attribute(text, part, self._is_dict(module)), child  # type: ignore[assignment]
+            text, module = _attribute(text, part, self._group(module)), child  # type: ignore[assignment]
         return text
 
     def _renamed(self, line: str) -> str:
@@ -168,15 +180,17 @@ def _shortened(line: str) -> str:
     return _NUMBER.sub(shorter, line)
 
 
-def _attribute(owner: str, name: str, in_dict: bool) -> str:
-    if in_dict:
-        return f'{owner}["{name}"]'
+def _attribute(owner: str, name: str, group: str) -> str:
+    if group != "Module":
+        return f"{owner}[{name}]" if group == "ModuleList" else f'{owner}["{name}"]'
     return f"{owner}.{name}" if name.isidentifier() else f"getattr({owner}, {name!r})"
 
 
-def _assigned(owner: str, name: str, value: str, register: str, *, in_dict: bool = False) -> str:
-    if in_dict or name.isidentifier():
-        return f"{_attribute(owner, name, in_dict)} = {value}"
+def _assigned(owner: str, name: str, value: str, register: str, group: str = "Module") -> str:
+    if group == "ModuleList":
+        return f"{owner}.append({value})"
+    if group == "ModuleDict" or name.isidentifier():
+        return f"{_attribute(owner, name, group)} = {value}"
     return f"{owner}.{register}({name!r}, {value})"
 
 
@@ -284,8 +298,11 @@ def _needs(function: Callable[..., Any]) -> list[Callable[..., Any]] | None:
 
 
 def _names(function: Callable[..., Any]) -> set[str]:
-    tree = ast.parse(inspect.getsource(function))
-    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    """The names that a function reads and does not make itself."""
+    nodes = list(ast.walk(ast.parse(inspect.getsource(function))))
+    own = {node.arg for node in nodes if isinstance(node, ast.arg)}
+    own |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return {node.id for node in nodes if isinstance(node, ast.Name)} - own
 
 
 def _wrapped(line: str) -> list[str]:
