@@ -199,7 +199,8 @@ class Evaluation:
     def _initializer(self, v: ir.Value) -> Array:
         if v in self.parameters:
             given = self.parameters[v]
-            return given if isinstance(given, np.ndarray) else np.asarray(given.numpy())
+            # arithmetic on an array without axes gives a number of NumPy's
+            return np.asarray(given if isinstance(given, np.ndarray | np.generic) else given.numpy())
         if v.const_value is None:
             raise GraphError(f"the initializer '{v.name}' has no data")
         stored = v.const_value.numpy()
