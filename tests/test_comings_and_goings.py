@@ -353,6 +353,11 @@ def test_the_verbs_retire_reorder_and_invert(tmp_path: Path, capsys) -> None:
     a, b, c = (str(tmp_path / f"{name}.onnx") for name in "abc")
     assert main(["retire", a, "--observation", "observation.wind=0.5", "-o", b]) == 0
     assert "equal wherever observation.wind = 0.5" in capsys.readouterr().out
+    unnamed = PortPatch(labels=[f"observation.{k}" for k in range(4)])  # as an extension calls the old ones
+    surgery.save(surgery.annotate(agent(), inputs={"observation": unnamed}), tmp_path / "d.onnx")
+    words = ["retire", str(tmp_path / "d.onnx"), "--observation", "observation.0=0.5", "-o", b, "--force"]
+    assert main(words) == 0
+    assert "equal wherever observation.0 = 0.5" in capsys.readouterr().out
     assert main(["reorder", a, "--observation", "observation=wind,x,angle,speed", "-o", b, "--force"]) == 0
     for words in (["wind=1"], ["observation.wind=much"], ["observation.height=0"], ["observation.x=nan"]):
         assert main(["retire", a, "--observation", *words, "-n"]) == 2

@@ -88,8 +88,8 @@ def _register(
         compute, dtype=dtype, shape=shape, name=tensor.name, cache=small
     )  # fmt: skip
     value = ir.Value(name=tensor.name, shape=shape, type=ir.TensorType(dtype), const_value=held)
-    if tensor.start != "numbers":
-        value.metadata_props[KIND] = "BUFFER" if tensor.like is None else "PARAMETER"
+    if tensor.like is not None:
+        value.metadata_props[KIND] = "PARAMETER"
     model.graph.register_initializer(value)
     return value
 

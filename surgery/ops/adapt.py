@@ -19,6 +19,7 @@ from surgery.graph.spaces import Analysis
 from surgery.interface import CRITIC_ACTION, Port
 from surgery.ops.actions import action_space, alone, forbidden
 from surgery.ops.build import build
+from surgery.ops.features import qualified
 from surgery.ops.input_axes import arranged, input_axis, input_space
 
 DISCRETE = ("q_values", "logits", "atom_logits", "quantiles")
@@ -183,7 +184,9 @@ def _observations(
     if new is not None:
         draft.labels[name] = new
     if gone:
-        held = ", ".join(f"{name}.{old[k] if old else k} = {value:g}" for k, value in values.items())
+        held = ", ".join(
+            f"{qualified(name, old[k] if old else str(k))} = {value:g}" for k, value in values.items()
+        )
         draft.notes.append(f"equal wherever {held}")
 
 

@@ -84,8 +84,13 @@ def _constants_text(interface: Interface, constants: Mapping[InputAxis, Mapping[
     parts = []
     for axis, known in constants.items():
         names = axis.names(interface, None)
-        parts += [f"{axis.input}.{names[k]} = {value:g}" for k, value in sorted(known.items())]
+        parts += [f"{qualified(axis.input, names[k])} = {value:g}" for k, value in sorted(known.items())]
     return ", ".join(parts)
+
+
+def qualified(owner: str, name: str) -> str:
+    """`observation.wind`; the number of one that has no name stands behind its input already."""
+    return name if name.startswith(f"{owner}.") else f"{owner}.{name}"
 
 
 def reorder(checkpoint: Checkpoint, orders: Mapping[str, Sequence[str | int]]) -> Plan:
