@@ -184,6 +184,9 @@ def test_a_route_ends_in_the_frameworks_file(saved, tmp_path):
         24,
     ]  # of the target network, too, which nobody trains
     new.learn(40)
+    again = tmp_path / "again.zip"
+    assert main(["migrate", str(saved["dqn"]), "--to", str(target), "-o", str(again)]) == 0
+    assert GROWING["dqn"].load(again).policy_kwargs["net_arch"] == [24, 24, 24, 24]
 
 
 def test_only_names_settings_and_new_layers_differ_in_a_deeper_file(saved, tmp_path):

@@ -23,7 +23,7 @@ Kind = Literal["auto", "identity", "residual", "rezero", "batchnorm", "recurrent
     help="Insert behind this layer, or this value of the graph; repeatable.",
 )
 @click.option(
-    "--to", "architecture", metavar="ARCH", help="To a named architecture, or that of an .onnx file."
+    "--to", "architecture", metavar="ARCH", help="To a named architecture, or that of another model's file."
 )
 @click.option(
     "--count",

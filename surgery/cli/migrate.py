@@ -14,7 +14,7 @@ from surgery.errors import ArgumentError
 @click.command("migrate", short_help="Take a network to another architecture, exactly.")
 @_options.file_argument("model")
 @click.option("--to", "architecture", metavar="ARCH", required=True,
-              help="A named architecture with modifiers, FILE.toml:NAME, or another .onnx file.")  # fmt: skip
+              help="A named architecture with modifiers, FILE.toml:NAME, or another model's file.")  # fmt: skip
 @click.option(
     "--route",
     type=click.Choice(["exact", "sidecar"]),

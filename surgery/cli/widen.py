@@ -24,7 +24,7 @@ from surgery.errors import ArgumentError
     help="Widen one space to N.",
 )
 @click.option(
-    "--to", "architecture", metavar="ARCH", help="To a named architecture, or that of an .onnx file."
+    "--to", "architecture", metavar="ARCH", help="To a named architecture, or that of another model's file."
 )
 @click.option(
     "--init",

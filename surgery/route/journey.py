@@ -87,7 +87,7 @@ def migrate(
 
     Args:
       checkpoint: left as it is.
-      to: a name with modifiers (`surgery list architectures`), `FILE.toml:NAME`, or an `.onnx` file.
+      to: a name with modifiers (`surgery list architectures`), `FILE.toml:NAME`, or another file.
       init: how new units start; see `surgery.widen`.
       verify: whether to prove each plan. observations: to prove on; random ones otherwise.
       seed: of everything random.

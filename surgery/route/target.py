@@ -36,15 +36,16 @@ def target_of(to: str, checkpoint: Checkpoint, network: Network) -> Target:
     """What a name or a file means for a network.
 
     Args:
-      to: a named architecture with modifiers, or an `.onnx` file.
+      to: a named architecture with modifiers, or a file: `.onnx`, or a framework's own.
       checkpoint: the one that shall become it. network: its layers.
 
     Raises:
       UnknownName: no such architecture. ArgumentError: a file that holds no policy.
       Refused: a target with other observations or actions; the hint is the command that changes them.
     """
-    if to.endswith(".onnx"):
-        return _file(Path(to), checkpoint, network)
+    path = Path(to)
+    if path.suffix == ".onnx" or (path.suffix not in ("", ".toml") and path.is_file()):
+        return _file(path, checkpoint, network)
     return Target(to, named(parse(to), observed(checkpoint)[1], network.tree), to)
 
 
