@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import surgery
 from surgery.edits.arithmetic import axis_maps
 from surgery.edits.execute import execute
+from surgery.graph.spaces import Space
 from surgery.torch import from_module, to_module
 
 HEADS, SIZE, WIDTH = 2, 4, 8
@@ -54,6 +55,13 @@ class Attention(nn.Module):
 
 
 BOTH = ("zero", "net2net")
+
+
+class Unit(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.normalize(x, dim=-1)
+
+
 CASES = {
     "rotated": (Attention("split", nn.Identity, True), BOTH),
     "in one": (Attention("unbind", nn.Identity, False), BOTH),
@@ -74,12 +82,36 @@ def test_the_size_of_heads_grows_exactly_and_what_is_new_learns(name: str) -> No
     spaces = [space for space in surgery.analyse(before.model).spaces if space.hidden and space.size in size]
     grown = [space for space in spaces if any(axis.tensor == "qkv.weight" for axis in space.axes)]
     assert any(space.inits == inits for space in grown), [(s.name, s.inits, s.reason) for s in grown]
+    _check_all(before, grown, x)
+
+
+def _check_all(before: surgery.Checkpoint, grown: Sequence[Space], x: Tensor) -> None:
     for space in grown:
         for init in space.inits:
             plan = surgery.widen(before, widths={space.name: 2 * space.size}, init=init)
             assert surgery.apply(plan, before).report.ok  # outputs and slots
             if init == "zero":
                 _check_learning(plan, before, x)
+
+
+def test_queries_and_keys_of_length_one_would_start_at_zero_both_and_do_not_grow() -> None:
+    before = from_module(Attention("split", Unit, False), example_inputs=torch.randn(4, 6, 5))
+    space = next(s for s in surgery.analyse(before.model).spaces if s.size == SIZE and s.no_net2net)
+    assert not space.widenable
+    assert "stay so" in space.reason
+
+
+def test_units_whose_readers_have_weights_of_length_one_learn() -> None:
+    torch.manual_seed(0)
+    norm = nn.utils.parametrizations.weight_norm
+    module = nn.Sequential(
+        norm(nn.Linear(5, 6)), nn.ReLU(), norm(nn.Linear(6, 7)), nn.ReLU(), nn.Linear(7, 3)
+    )
+    x = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
+    before = from_module(module, example_inputs=x)
+    grown = [space for space in surgery.analyse(before.model).spaces if space.widenable]
+    assert len(grown) == 2
+    _check_all(before, grown, x)
 
 
 def _check_learning(plan: surgery.Plan, before: surgery.Checkpoint, x: Tensor) -> None:

@@ -117,9 +117,20 @@ def test_names_and_ranges_of_features_follow() -> None:
     assert after.high == 1.0
 
 
+def _parsed(text: str) -> surgery.Checkpoint:
+    model, rng = onnx.parser.parse_model(text), np.random.default_rng(0)
+    for info in [*model.graph.input][1:]:
+        shape = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
+        model.graph.initializer.append(
+            numpy_helper.from_array(rng.normal(size=shape).astype("f4"), info.name)
+        )
+    del model.graph.input[1:]
+    return surgery.Checkpoint(ir.from_proto(model), infer(ir.from_proto(model)))
+
+
 def _in_parts() -> surgery.Checkpoint:
     """A network that reads a flat observation in parts, as of a dictionary: x[:, :4], x[:, 4:7]."""
-    model = onnx.parser.parse_model(
+    checkpoint = _parsed(
         """<ir_version: 10, opset_import: ["": 20]>
         g (float[batch, 7] x, float[5, 4] left_weight, float[5] left_bias, float[5, 3] right_weight,
            float[5] right_bias, float[3, 10] head_weight, float[3] head_bias) => (float[batch, 3] q)
@@ -132,14 +143,6 @@ def _in_parts() -> surgery.Checkpoint:
             q = Gemm<transB = 1>(t, head_weight, head_bias)
         }"""
     )
-    rng = np.random.default_rng(0)
-    for info in [*model.graph.input][1:]:
-        shape = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
-        model.graph.initializer.append(
-            numpy_helper.from_array(rng.normal(size=shape).astype("f4"), info.name)
-        )
-    del model.graph.input[1:]
-    checkpoint = surgery.Checkpoint(ir.from_proto(model), infer(ir.from_proto(model)))
     return surgery.annotate(checkpoint, inputs={"x": PortPatch(kind="observation", labels=list("abcdefg"))})
 
 
@@ -202,7 +205,7 @@ def test_what_would_cross_the_parts_of_an_observation_is_refused(change, words: 
 
 def _as_table() -> surgery.Checkpoint:
     """A network that reads a flat observation, a to l, as 3 rows of 4."""
-    model = onnx.parser.parse_model(
+    checkpoint = _parsed(
         """<ir_version: 10, opset_import: ["": 20]>
         g (float[batch, 12] x, float[4, 5] row_weight, float[5] row_bias, float[3, 15] head_weight, float[3] bias)
             => (float[batch, 3] q)
@@ -215,14 +218,6 @@ def _as_table() -> surgery.Checkpoint:
             q = Gemm<transB = 1>(f, head_weight, bias)
         }"""
     )
-    rng = np.random.default_rng(0)
-    for info in [*model.graph.input][1:]:
-        shape = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
-        model.graph.initializer.append(
-            numpy_helper.from_array(rng.normal(size=shape).astype("f4"), info.name)
-        )
-    del model.graph.input[1:]
-    checkpoint = surgery.Checkpoint(ir.from_proto(model), infer(ir.from_proto(model)))
     patch = PortPatch(kind="observation", labels=list("abcdefghijkl"), low=[float(-k) for k in range(12)])
     return surgery.annotate(checkpoint, inputs={"x": patch})
 
@@ -327,6 +322,37 @@ def test_new_actions_leave_the_old_ones_alone(name: str, style: str) -> None:
             exact = execute(plan, checkpoint, double=True)
             after = run(exact.model, grow(plan, inputs))
             assert difference(before, shrink(plan, after))[1] <= 1e-13, action
+
+
+def test_a_centred_head_with_noise_in_its_weights_takes_no_new_action() -> None:
+    """The mean of W + S · ε over the actions is no W' + S' · ε' of the means."""
+    checkpoint = _parsed(
+        """<ir_version: 10, opset_import: ["": 20]>
+        g (float[batch, 4] x, float[4, 3] mean, float[4, 3] spread, float[3] noise) => (float[batch, 3] q)
+        <int64[1] one = {1}> {
+            s = Mul(spread, noise)
+            w = Add(mean, s)
+            a = MatMul(x, w)
+            m = ReduceMean(a, one)
+            q = Sub(a, m)
+        }"""
+    )
+    with pytest.raises(Refused, match="would change the old ones"):
+        surgery.extend(checkpoint, actions=[NewAction("q", 1, "mean")])
+
+
+def test_outputs_behind_shapes_that_only_the_file_knows_grow() -> None:
+    checkpoint = _parsed(
+        """<ir_version: 10, opset_import: ["": 20]>
+        g (float[2, 4] x, float[4, 3] w) => (float[2, 3] q)
+        <bool[2] all = {1, 1}, float[2, 4] r> {
+            r = Compress<axis = 0>(x, all)
+            q = MatMul(r, w)
+        }"""
+    )
+    plan = surgery.extend(checkpoint, actions=[NewAction("q", 1, "zero")])
+    after = surgery.apply(plan, checkpoint).checkpoint
+    assert [*after.model.graph.outputs[0].shape] == [2, 4]
 
 
 def test_a_new_action_starts_as_it_was_asked_to() -> None:

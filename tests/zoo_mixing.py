@@ -285,7 +285,7 @@ MIXING: tuple[Net, ...] = (
     Net("multihead_pool", MultiheadPool, {"observation": ("batch", 5), "entities": ("batch", "entities", 7)},
         ("q",), {"state": 10, "embed": 11, "attention:heads": 2, "attention:head": 5}, ATTENTION),
     Net("cosine_attention", CosineAttention, {"entities": ("batch", 6, 7)}, ("q",),
-        {"query:heads": 2, "query:head": 5, "value:head": 5}, ATTENTION),
+        {"query:heads": 2, "value:head": 5}, ATTENTION, frozen={"query:head": 5}),
     Net("gru_step", GRUStep, {"observation": ("batch", 7), "h": ("batch", 13)}, ("q", "h_next"),
         {"encoder": 11, "cell": 13}, CORE | RECURRENT),
     Net("lstm_zero_state", lambda: LSTMReader(bidirectional=False), SEQUENCE, ("q",),

@@ -56,7 +56,7 @@ def execute(plan: Plan, checkpoint: Checkpoint, *, double: bool = False) -> Chec
     keep = 8 * sum(math.prod(tensor.after(plan.sizes)) for tensor in plan.tensors) <= KEEP_LIMIT
     lookup = {tensor.name: _Edited(plan, tensor, double, keep) for tensor in plan.tensors}
     replace_tensors(model, lookup)
-    grow_inputs(model, plan)
+    grow_ports(model, plan)
     nodes = {node.outputs[0].name: node for node in model.graph if node.outputs}
     for operand in plan.operands:
         node = nodes[operand.node]
@@ -212,11 +212,12 @@ def _follow_bound(bound: Bound, axis: AxisMap) -> Bound:
     return bound
 
 
-def grow_inputs(model: ir.Model, plan: Plan) -> None:
-    """Give the graph's recurrent inputs their new shapes, in place; symbolic dimensions stay."""
-    ports = {port.name: port for port in plan.ports if port.side == "input"}
-    for value in model.graph.inputs:
-        port = ports.get(value.name or "")
+def grow_ports(model: ir.Model, plan: Plan) -> None:
+    """Give the graph's inputs and outputs their new shapes, in place; symbolic dimensions stay."""
+    ports = {(str(port.side), port.name): port for port in plan.ports}
+    values = [("input", value) for value in model.graph.inputs]
+    for side, value in [*values, *(("output", value) for value in model.graph.outputs)]:
+        port = ports.get((side, value.name or ""))
         if port is not None and value.shape is not None:
             sizes = [layout.size(axis, plan.sizes) if axis else None for axis in port.axes]
             dims = [d if n is None else n for d, n in zip(value.shape, sizes, strict=True)]

@@ -52,12 +52,14 @@ class Answer:
       site: where that is. root: the class.
       side: which operand answers.
       demand: what is asked of it; of level 0 if no operand can answer.
+      dead: whether new units would be zero in every operand, as norms ask for it: no gradient would ever reach them.
     """
 
     site: Site
     root: Atom
     side: int
     demand: Demand
+    dead: bool = False
 
     @property
     def scales(self) -> bool:
@@ -102,11 +104,24 @@ def answers(trace: Trace) -> list[Answer]:
     sites = [site for site in trace.sites if site.kind not in ("order", "mean")]
     asking, uses = Asking(_tables(trace), _several(trace)), _Uses(trace)
     while True:
-        found = [answer for site in sites for answer in asking.answers(site)]
+        found = _answered(asking, sites)
         stopped = uses.half_scaled(found) - asking.stopped
         if not stopped:
             return found
         asking.stop(stopped)
+
+
+def _answered(asking: Asking, sites: list[Site]) -> list[Answer]:
+    """The answers at all sites; norms are asked first, as what they make zero need not be asked for again."""
+    norms = {id(site): asking.answers(site) for site in sites if site.kind == "norm"}
+    zero: dict[Atom, frozenset[Atom]] = {}
+    for answer in (answer for own in norms.values() for answer in own):
+        zero[answer.root] = zero.get(answer.root, frozenset()) | answer.demand.parameters
+    return [
+        answer
+        for site in sites
+        for answer in (norms[id(site)] if site.kind == "norm" else asking.answers(site, zero))
+    ]
 
 
 def places(trace: Trace, found: Iterable[Answer]) -> dict[Atom, Places]:
@@ -146,8 +161,12 @@ class Asking:
         self.stopped |= frozenset(shared)
         self._memo.clear()
 
-    def answers(self, site: Site) -> list[Answer]:
-        """The operand that answers for each class."""
+    def answers(self, site: Site, zero: Mapping[Atom, frozenset[Atom]] | None = None) -> list[Answer]:
+        """The operand that answers for each class.
+
+        Args:
+          zero: class -> the occurrences in parameters that are zero anyhow.
+        """
         # the second operand is the weight by convention; parameters answer before activations
         order = sorted(range(len(site.axes)), key=lambda k: (not site.constant[k], -k))
         sides = [_by_class(site.axes[k]) for k in order]
@@ -158,15 +177,17 @@ class Asking:
             ]
             # nobody trains, say, the vectors beside a weight whose spectral norm they give
             rank = _level if all(site.constant) else self._rank
-            side, best = max(asked, key=lambda answer: rank(answer[1]))
-            found.append(Answer(site, root, side, best))
+            anyhow = (zero or {}).get(root, frozenset())
+            vanishing = [k for k, demand in asked if demand.level and demand.parameters <= anyhow]
+            side, best = max(asked, key=lambda answer: (answer[0] in vanishing, rank(answer[1])))
+            found.append(Answer(site, root, side, best, len(asked) > 1 and len(vanishing) == len(asked)))
         return found
 
     def demand(self, atoms: Iterable[Atom]) -> Demand:
         """What happens to units that shall be scaled or made zero."""
         return together([travel(self._memo, atom, self._scaled) for atom in atoms])
 
-    def _rank(self, demand: Demand) -> tuple[bool, bool, int, bool]:
+    def _rank(self, demand: Demand) -> tuple[int, ...]:
         trained = all(leaf.tensor not in self._tables for leaf in demand.parameters)
         return demand.level > 0, trained, demand.level, demand.parameters.isdisjoint(self._several)
 
@@ -187,8 +208,8 @@ class Asking:
         return Demand(level, reached, found.through | {atom}, barrier)
 
 
-def _level(demand: Demand) -> int:
-    return demand.level
+def _level(demand: Demand) -> tuple[int, ...]:
+    return (demand.level,)
 
 
 def _by_class(axis: Axis) -> dict[Atom, list[Atom]]:

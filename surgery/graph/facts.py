@@ -76,6 +76,7 @@ class Facts:
         self.unknown: dict[ir.Value, ir.Node] = {}
         self.ranges: dict[ir.Value, tuple[float, float]] = {}
         self._symbolic: set[Source] = set()
+        self._computed: dict[ir.Value, tuple[int, ...]] = {}
         for value in model.graph.initializers.values():
             self.tensor(value, value.const_value)
         for value in model.graph.inputs:
@@ -179,6 +180,7 @@ class Facts:
         except (SurgeryError, ValueError, IndexError, TypeError, ArithmeticError):
             return False
         if any((r.dtype.kind not in "biu" and r.size > 1) or r.size > FOLD_LIMIT for r in results):
+            self._computed.update((v, r.shape) for v, r in zip(node.outputs, results, strict=False))
             return False
         for value, result in zip(node.outputs, results, strict=False):
             self._fold(value, np.asarray(result), self._trace(node, result))
@@ -290,7 +292,7 @@ class Facts:
     def _infer(self, node: ir.Node) -> None:
         """The shapes that onnx infers, or else those that the file declares."""
         for value, (shape, dtype) in zip(node.outputs, infer_outputs(self, node), strict=True):
-            self.shapes[value] = self._declared(value) if shape is None else shape
+            self.shapes[value] = self._computed.get(value, self._declared(value)) if shape is None else shape
             if self.shapes[value] is None:
                 self.unknown[value] = next((self.unknown[v] for v in node.inputs if v in self.unknown), node)
             if dtype is not None:

@@ -171,6 +171,8 @@ def _settle(roles: Roles, answer: Answer) -> None:
     if best.level == 0:
         reason = f"{where} sums over it and neither operand can be made zero: {best.barrier}"
         freeze((root,), Freeze("mixer", reason))
+    elif answer.dead:
+        roles.no_zero.setdefault(root, f"new units would be zero in all that {where} multiplies, and stay so")
     elif site.kind == "norm":
         roles.no_net2net.setdefault(root, f"{where} takes a norm over it, which copies change")
     elif best.level == 1:

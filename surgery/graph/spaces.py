@@ -15,12 +15,13 @@ from surgery.errors import UnknownName
 from surgery.graph import layout
 from surgery.graph.atoms import Atom, Axis, factors, find, leaves, size_of, summands
 from surgery.graph.atoms import Part as PartOf
+from surgery.graph.demands import Demand, travel
 from surgery.graph.layout import Factor, Layout, Part, Role, Sum, Units, Weave
-from surgery.graph.padding import Padding, paddings
+from surgery.graph.padding import Padding, averaged, paddings
 from surgery.graph.prepare import prepared
 from surgery.graph.records import Operand
 from surgery.graph.roles import Roles, assign
-from surgery.graph.trace import Trace
+from surgery.graph.trace import Trace, label
 from surgery.graph.walk import walk
 from surgery.interface import Interface
 from surgery.port_kinds import infer
@@ -159,6 +160,15 @@ class Analysis:
     def padding(self, space: str) -> Padding:
         """How fresh units of a space vanish under its normalisers; for spaces that have a `padding`."""
         return self._paddings[space]
+
+    def not_averaged(self, space: str) -> str | None:
+        """The node that averages units which are not at the mean of others where all that makes them is; else None."""
+        memo: dict[Atom, Demand] = {}
+        for site in self.trace.sites:
+            own = [leaf for leaf in leaves(site.axes[0]) if self._names.get(find(leaf)) == space]
+            if site.kind == "mean" and not all(travel(memo, leaf, averaged).level for leaf in own):
+                return label(site.node)
+        return None
 
     def padded(self, spaces: Collection[str]) -> Mapping[str, tuple[Layout, ...]]:
         """Like `tensors`, with the roles that elements have when some spaces grow by padding."""

@@ -160,6 +160,13 @@ def action_edit(checkpoint: Checkpoint, analysis: Analysis, space: Space, new: N
             f"a new action that starts at '{new.start}' would change the old ones: {space.whole or space.no_zero}",
             hint="start it at the mean: --new-action mean",
         )
+    if space.whole and (node := analysis.not_averaged(space.name)) is not None:
+        raise Refused(
+            f"a new action would change the old ones: {space.whole}, and no rows of its weights give "
+            "the mean of the others",
+            where={"averaged by": f"node '{node}'"},
+            hint="export the network without noise and with its weights multiplied out (as it plays), or distil",
+        )
     if new.start == "split":
         return _split(checkpoint, analysis, space, new)
     if new.start == "logit" and not abs(new.bias) <= _LARGEST:

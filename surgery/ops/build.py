@@ -10,7 +10,7 @@ from typing import Any
 from surgery.checkpoint import Checkpoint
 from surgery.edits.arithmetic import SpaceEdit
 from surgery.edits.copies import related, with_copies
-from surgery.edits.execute import edited_tensors, grow_inputs
+from surgery.edits.execute import edited_tensors, grow_ports
 from surgery.edits.parts import Fold, OperandEdit, PortEdit, TensorEdit
 from surgery.edits.plan import Claim, Plan
 from surgery.errors import Refused
@@ -81,7 +81,7 @@ def build(
     operands = epsilons
     model = analysis.model.clone()
     edited_tensors(model, plan)
-    grow_inputs(model, plan)
+    grow_ports(model, plan)
     regenerate(analysis, model, plan.sizes, lambda *number: operands.append(OperandEdit(*number)))
     return replace(plan, operands=tuple(operands))
 
