@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
+import numpy as np
 import onnx_ir as ir
 
 from surgery.errors import ArgumentError, CorruptFile, Refused
@@ -28,12 +29,34 @@ POWERS: Mapping[str, Mapping[str, int]] = {
     "adam": _ADAM,
     "adamw": _ADAM,
     "radam": {"exp_avg": 1, "exp_avg_sq": 2, "step": 0},
+    "nadam": {"exp_avg": 1, "exp_avg_sq": 2, "step": 0},
     "lamb": {"exp_avg": 1, "exp_avg_sq": 2, "step": 0},
     "adamax": {"exp_avg": 1, "exp_inf": 1, "step": 0},
     "rmsprop": {"square_avg": 2, "grad_avg": 1, "momentum_buffer": 0, "step": 0},
     "adagrad": {"sum": 2, "step": 0},
     "adadelta": {"square_avg": 2, "acc_delta": 0, "step": 0},
 }
+
+
+SCALARS = frozenset({"step", "mu_product"})
+"""What PyTorch keeps of a parameter as one number, whatever its size: a count, and what follows from it (NAdam)."""
+
+
+def momentum_product(steps: float, hyper: Mapping[str, Json]) -> float:
+    """NAdam's `mu_product` after so many steps, Π β₁ (1 − ½ · 0.96^(t · momentum_decay)), in float32 as PyTorch has it.
+
+    Source: Dozat, Incorporating Nesterov Momentum into Adam, 2016; torch.optim.NAdam.
+    """
+    betas, decay = hyper.get("betas"), hyper.get("momentum_decay", 4e-3)
+    first = betas[0] if isinstance(betas, list | tuple) else 0.9
+    if not isinstance(first, int | float) or not isinstance(decay, int | float):
+        raise Refused("the settings of NAdam are no numbers: betas, momentum_decay")
+    product = np.float32(1)
+    for step in range(1, int(steps) + 1):
+        if not product:
+            break
+        product = np.float32(product * np.float32(first * (1 - 0.5 * 0.96 ** (step * decay))))
+    return float(product)
 
 
 def power(kind: str, slot: str) -> int:

@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from surgery.adapters import SHARED
 from surgery.errors import ArgumentError, CorruptFile, Refused
-from surgery.optimizer import OptimizerState, ParamGroup
-from surgery.parameter_order import Shape, hyper, number, optimizer_kind, shape_of_state, unique_order
+from surgery.optimizer import SCALARS, OptimizerState, ParamGroup
+from surgery.parameter_order import Shape, hyper, number, optimizer_kind, unique_order
 from surgery.tensors import shape_of
 
 Tensors = Mapping[str, ir.TensorProtocol]
@@ -135,10 +135,20 @@ def _collect(
     for slot, value in state.items():
         if slot == "step":
             steps[name] = number(value, f"the step count of '{name}'")
+        elif slot in SCALARS:
+            continue  # follows from the count
         elif isinstance(value, ir.TensorProtocol):
             slots.setdefault(slot, {})[name] = value
         elif value is not None:
             raise Refused(f"there is no rule for the optimizer's '{slot}' of '{name}', which is no tensor")
+
+
+def shape_of_state(state: Mapping[str, object]) -> Shape | None:
+    """The shape of the parameter that a PyTorch state belongs to; None if nothing in it tells."""
+    for slot, value in state.items():
+        if slot not in SCALARS and isinstance(value, ir.TensorProtocol):
+            return shape_of(value)
+    return None
 
 
 def _param_names(group: Mapping[str, object]) -> list[str]:

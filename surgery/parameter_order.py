@@ -14,7 +14,6 @@ import onnx_ir as ir
 
 from surgery.errors import ArgumentError, CorruptFile, Refused
 from surgery.json_values import Json
-from surgery.tensors import shape_of
 
 Shape = tuple[int, ...]
 _MAX_STATES = 10_000
@@ -116,7 +115,7 @@ def _kind(group: Mapping[str, object], slots: set[str]) -> str:
 
 def _adam_kind(group: Mapping[str, object], slots: set[str]) -> str:
     if "momentum_decay" in group:
-        raise Refused("there is no rule for the optimizer NAdam")
+        return "nadam"
     if "exp_inf" in slots:
         return "adamax"
     if "min_trust" in group:
@@ -155,14 +154,6 @@ def number(value: object, what: str) -> float:
     if not math.isfinite(value):
         raise CorruptFile(f"{what} is {value}")
     return float(value)
-
-
-def shape_of_state(state: Mapping[str, object]) -> Shape | None:
-    """The shape of the parameter that a PyTorch state belongs to; None if nothing in it tells."""
-    for slot, value in state.items():
-        if slot != "step" and isinstance(value, ir.TensorProtocol):
-            return shape_of(value)
-    return None
 
 
 def _plain(name: str, value: object) -> Json:

@@ -25,7 +25,7 @@ from surgery.edits.plan import Plan
 from surgery.json_values import Json
 from surgery.optimizer import OptimizerState, ParamGroup
 
-NORMALISED = frozenset({"adam", "adamw", "adamax", "rmsprop", "adagrad"})
+NORMALISED = frozenset({"adam", "adamw", "nadam", "adamax", "rmsprop", "adagrad"})
 """Optimizers whose step does not change when all gradients are multiplied by one number, ε aside."""
 
 

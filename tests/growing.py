@@ -23,7 +23,7 @@ import surgery
 from surgery.edits.arithmetic import axis_maps, edit_weight
 from surgery.edits.execute import execute
 from surgery.edits.plan import Plan
-from surgery.optimizer import OptimizerState, ParamGroup
+from surgery.optimizer import SCALARS, OptimizerState, ParamGroup
 from surgery.port_kinds import infer
 
 Widths = Mapping[str, int]
@@ -129,7 +129,18 @@ def _unrolled() -> list[NodeProto]:
 
 
 def kind_of(optimizer: torch.optim.Optimizer) -> str:
-    known = {"SGD", "AdamW", "Adamax", "Adam", "Adagrad", "RMSprop", "RMSpropTFLike", "RAdam", "Adadelta"}
+    known = {
+        "SGD",
+        "AdamW",
+        "Adamax",
+        "Adam",
+        "Adagrad",
+        "RMSprop",
+        "RMSpropTFLike",
+        "RAdam",
+        "NAdam",
+        "Adadelta",
+    }
     return (
         next(base.__name__ for base in type(optimizer).__mro__ if base.__name__ in known)
         .lower()
@@ -146,7 +157,7 @@ def checkpoint(
     slots: dict[str, dict[str, ir.TensorProtocol]] = {}
     for weight, state in optimizer.state.items():
         for slot, value in state.items():
-            if isinstance(value, torch.Tensor) and slot != "step":
+            if isinstance(value, torch.Tensor) and slot not in SCALARS:
                 slots.setdefault(slot, {})[names[weight]] = ir.tensor(value.double().numpy().copy())
     state = OptimizerState(kind_of(optimizer), slots, {}, (ParamGroup(tuple(names.values())),))
     return surgery.Checkpoint(model, infer(model), optimizer=state)
@@ -237,7 +248,7 @@ def grow(
             for slot, m in after.optimizer.slots.items()
             if key in m
         }
-        step = {slot: copy.deepcopy(v) for slot, v in old.state[weights[key]].items() if slot == "step"}
+        step = {slot: copy.deepcopy(v) for slot, v in old.state[weights[key]].items() if slot in SCALARS}
         if state or step:
             new.state[weight] = {**step, **state}
     return Pair(net, old, twin, new, plan)

@@ -15,6 +15,7 @@ from surgery.adapters import find, installed
 from surgery.attach import align, attach, bind
 from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, Refused, UnknownName
+from surgery.optimizer import momentum_product
 from surgery.parameter_order import unique_order
 from surgery.storage import load, save
 from surgery.tensors import equal
@@ -40,6 +41,7 @@ KINDS: Mapping[str, tuple[str, Callable[..., torch.optim.Optimizer]]] = {
     "tensor lr": ("adam", lambda p: torch.optim.Adam(p, lr=torch.tensor(0.5), capturable=False)),
     "adamw": ("adamw", lambda p: torch.optim.AdamW(p)),
     "radam": ("radam", lambda p: torch.optim.RAdam(p)),
+    "nadam": ("nadam", lambda p: torch.optim.NAdam(p)),
     "adamax": ("adamax", lambda p: torch.optim.Adamax(p)),
     "rmsprop": ("rmsprop", lambda p: torch.optim.RMSprop(p)),
     "rmsprop full": ("rmsprop", lambda p: torch.optim.RMSprop(p, momentum=0.9, centered=True)),
@@ -66,6 +68,8 @@ def check(state: object, net: nn.Module, optimizer: torch.optim.Optimizer) -> No
         for slot, value in optimizer.state[parameter].items():
             if slot == "step":
                 assert state.steps[name] == float(value)
+            elif slot == "mu_product":
+                assert momentum_product(state.steps[name], state.group(name).hyper) == float(value)
             elif value is not None:
                 assert same(state.slots[slot][name], value), (slot, name)
 
@@ -290,7 +294,7 @@ def test_the_kind_can_be_said_where_the_file_does_not(tmp_path, graph):
 
 
 def test_optimizers_without_a_rule_are_refused(tmp_path, graph):
-    for make in (torch.optim.NAdam, torch.optim.Rprop, torch.optim.ASGD):
+    for make in (torch.optim.Rprop, torch.optim.ASGD):
         net = _net()
         optimizer = trained(net, make(net.parameters()))
         torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "c.pt")

@@ -10,6 +10,7 @@ import torch
 from surgery.errors import ArgumentError, Refused
 from surgery.optimizer import (
     POWERS,
+    SCALARS,
     OptimizerState,
     ParamGroup,
     load_optimizer,
@@ -25,6 +26,7 @@ OPTIMIZERS = {
     "adam": lambda p: torch.optim.Adam(p, lr=0.0, amsgrad=True),
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.0, amsgrad=True, weight_decay=0.0),
     "radam": lambda p: torch.optim.RAdam(p, lr=0.0),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=0.0),
     "adamax": lambda p: torch.optim.Adamax(p, lr=0.0, eps=0.0),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.0, momentum=0.9, centered=True, eps=1e-30),
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.0),
@@ -39,7 +41,9 @@ def states_after(kind: str, scale: float) -> dict[str, np.ndarray]:
     for gradient in gradients:
         parameter.grad = torch.from_numpy(scale * gradient)
         optimizer.step()
-    return {slot: np.asarray(value) for slot, value in optimizer.state[parameter].items() if slot != "step"}
+    return {
+        slot: np.asarray(value) for slot, value in optimizer.state[parameter].items() if slot not in SCALARS
+    }
 
 
 @pytest.mark.parametrize("scale", [0.5, 0.3])

@@ -20,7 +20,7 @@ from surgery.cli import main
 from surgery.edits.arithmetic import axis_maps, edit_slot, edit_weight
 from surgery.edits.execute import execute
 from surgery.edits.plan import Plan
-from surgery.optimizer import OptimizerState, ParamGroup, power
+from surgery.optimizer import SCALARS, OptimizerState, ParamGroup, power
 from surgery.port_kinds import infer
 from surgery.recipe import recipe
 from tests.small_models import array, wrap
@@ -36,6 +36,7 @@ OPTIMIZERS: Mapping[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
     "adam": (torch.optim.Adam, {"lr": 0.003, "eps": 1e-3}),
     "adam amsgrad decay": (torch.optim.Adam, {"lr": 0.003, "eps": 1e-3, "amsgrad": True, "weight_decay": 0.05}),
     "adamw": (torch.optim.AdamW, {"lr": 0.003, "eps": 1e-3, "weight_decay": 0.1}),
+    "nadam": (torch.optim.NAdam, {"lr": 0.003, "eps": 1e-3, "weight_decay": 0.05}),
     "adamax": (torch.optim.Adamax, {"lr": 0.003, "eps": 1e-3, "weight_decay": 0.05}),
     "rmsprop": (torch.optim.RMSprop, {"lr": 0.002, "eps": 1e-2}),
     "rmsprop centered momentum decay": (
@@ -128,9 +129,9 @@ def checkpoint(
     slots: dict[str, dict[str, ir.TensorProtocol]] = {}
     for weight, state in optimizer.state.items():
         for slot, value in state.items():
-            if isinstance(value, torch.Tensor) and slot != "step":
+            if isinstance(value, torch.Tensor) and slot not in SCALARS:
                 slots.setdefault(slot, {})[names[weight]] = ir.tensor(value.numpy().copy())
-    kind = next(name for name in ("sgd", "adamw", "adamax", "adam", "adagrad", "rmsprop")
+    kind = next(name for name in ("sgd", "adamw", "nadam", "adamax", "adam", "adagrad", "rmsprop")
                 if name in {base.__name__.lower() for base in type(optimizer).__mro__})  # fmt: skip
     groups = [
         ParamGroup(
@@ -173,7 +174,7 @@ def resumed(
 ) -> torch.optim.Optimizer:
     """An optimizer for the twin with the widened state, and the given groups of names and settings."""
     weights = dict(twin.named_parameters())
-    steps = {key: value for state in old.state.values() for key, value in state.items() if key == "step"}
+    steps = {key: value for state in old.state.values() for key, value in state.items() if key in SCALARS}
     hyper = [{**settings, "params": [weights[name] for name in names]} for names, settings in groups]
     for group in hyper:
         group.pop("eps_inside_root", None)

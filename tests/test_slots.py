@@ -65,6 +65,7 @@ OPTIMIZERS: dict[str, tuple[str, Make]] = {
     "adamw": ("adamw", lambda p: torch.optim.AdamW(p, lr=0.0)),
     "adamw amsgrad": ("adamw", lambda p: torch.optim.AdamW(p, lr=0.0, amsgrad=True)),
     "radam": ("radam", lambda p: torch.optim.RAdam(p, lr=0.0)),
+    "nadam": ("nadam", lambda p: torch.optim.NAdam(p, lr=0.0)),
     "lamb": ("lamb", Lamb),
     "adamax": ("adamax", lambda p: torch.optim.Adamax(p, lr=0.0, eps=TINY)),
     "rmsprop": ("rmsprop", lambda p: torch.optim.RMSprop(p, lr=0.0)),

@@ -34,6 +34,7 @@ OPTIMIZERS: Mapping[str, Make] = {
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.02, eps=1e-2, weight_decay=0.01, lr_decay=0.01),
     "adamax": lambda p: torch.optim.Adamax(p, lr=3e-3, eps=1e-3),
     "radam": lambda p: torch.optim.RAdam(p, lr=3e-3, eps=1e-3),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=3e-3, eps=1e-3, weight_decay=0.1, decoupled_weight_decay=True),
 }
 PLANS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "mlp, doubled": ("mlp", {"factor": 2}),

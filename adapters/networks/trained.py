@@ -12,8 +12,7 @@ import onnx_ir as ir
 
 from surgery.errors import SurgeryError
 from surgery.optimizer import OptimizerState
-from surgery.optimizer_record import OptimizerRecord, merged
-from surgery.parameter_order import shape_of_state
+from surgery.optimizer_record import OptimizerRecord, merged, shape_of_state
 from surgery.tensors import shape_of
 from surgery_adapters.networks.chains import Part
 from surgery_adapters.networks.layers import Tensors

@@ -13,7 +13,7 @@ from surgery.adapters import SHARED
 from surgery.errors import CorruptFile, Refused
 from surgery.json_values import Json
 from surgery.ops.optimizer_settings import CONVENTIONS
-from surgery.optimizer import OptimizerState, ParamGroup
+from surgery.optimizer import SCALARS, OptimizerState, ParamGroup, momentum_product
 from surgery.optimizer_record import OptimizerRecord
 from surgery.parameter_order import hyper
 from surgery_adapters.containers.pickle_tree import Made
@@ -254,7 +254,7 @@ def _slots(record: OptimizerRecord) -> set[str]:
         str(slot)
         for state in record.states.values()
         for slot, value in state.items()
-        if slot != "step" and isinstance(value, ir.TensorProtocol)
+        if slot not in SCALARS and isinstance(value, ir.TensorProtocol)
     }
 
 
@@ -354,7 +354,7 @@ def _fresh(name: str, state: OptimizerState, make: Make) -> dict[str, object] | 
     """The state of a parameter, as PyTorch's optimizers keep it."""
     slots: dict[str, object] = {slot: make(held[name]) for slot, held in state.slots.items() if name in held}
     if name in state.steps:
-        slots = {"step": make(_count(state.steps[name])), **slots}
+        slots = {**{slot: make(count) for slot, count in _counts(name, state).items()}, **slots}
     return slots or None
 
 
@@ -370,11 +370,23 @@ def _alike(
     for slot, value in sibling.items():
         if slot == "step":
             made[slot] = make(_count(steps)) if isinstance(value, Made) else _counted(steps, value)
+        elif slot in SCALARS:
+            made[slot] = make(_counts(name, state)[slot])
         elif name in state.slots.get(slot, {}):
             made[slot] = make(state.slots[slot][name])
         else:
             made[slot] = None
     return made
+
+
+def _counts(name: str, state: OptimizerState) -> dict[str, ir.TensorProtocol]:
+    """What is one number for a whole parameter."""
+    steps = state.steps.get(name, 0.0)
+    counts = {"step": _count(steps)}
+    if state.kind == "nadam":
+        product = momentum_product(steps, state.group(name).hyper)
+        counts["mu_product"] = ir.Tensor(np.array(product, np.float32), name="mu_product")
+    return counts
 
 
 def _count(steps: float) -> ir.TensorProtocol:

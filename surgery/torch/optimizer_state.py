@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from surgery.errors import ArgumentError, PlanMismatch, Refused, shape_text
 from surgery.json_values import Json
-from surgery.optimizer import OptimizerState, ParamGroup
+from surgery.optimizer import SCALARS, OptimizerState, ParamGroup, momentum_product
 from surgery.tensors import shape_of
 from surgery.torch.stored import laid_out, to_numpy, to_torch
 
@@ -19,6 +19,7 @@ KINDS: Mapping[str, str] = {
     "AdamW": "adamw",
     "Adam": "adam",
     "RAdam": "radam",
+    "NAdam": "nadam",
     "Adamax": "adamax",
     "RMSprop": "rmsprop",
     "RMSpropTFLike": "rmsprop",
@@ -119,7 +120,7 @@ def _read(
     for slot, value in state.items():
         if slot == "step" and _single(value):
             steps[name] = float(value)
-        elif isinstance(value, Tensor) and value.shape == parameter.shape:
+        elif slot not in SCALARS and isinstance(value, Tensor) and value.shape == parameter.shape:
             slots.setdefault(slot, {})[name] = ir.tensor(to_numpy(value), name=name)
 
 
@@ -185,8 +186,12 @@ def made_state(
     if name in state.steps:
         group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
         on_device = bool(group.get("capturable") or group.get("fused"))
-        step = torch.tensor(state.steps[name], dtype=torch.float32)
-        members["step"] = step.to(parameter.device) if on_device else step
+        counts = {"step": state.steps[name]}
+        if state.kind == "nadam":
+            counts["mu_product"] = momentum_product(state.steps[name], _hyper(optimizer, group))
+        for slot, count in counts.items():
+            number = torch.tensor(count, dtype=torch.float32)
+            members[slot] = number.to(parameter.device) if on_device else number
     for slot, tensors in state.slots.items():
         if name in tensors:
             if shape_of(tensors[name]) != tuple(parameter.shape):

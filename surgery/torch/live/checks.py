@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError, Refused
-from surgery.optimizer import POWERS
+from surgery.optimizer import POWERS, SCALARS
 from surgery.torch.optimizer_state import inside, is_sharded, kind_of, plain_name
 from surgery.torch.trajectory.follow import DETACH, trajectory_of
 
@@ -151,7 +151,7 @@ def state_without_rules(optimizer: torch.optim.Optimizer, names: dict[int, str])
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             for slot, value in optimizer.state.get(parameter, {}).items():
-                if id(parameter) not in names or value is None or slot == "step":
+                if id(parameter) not in names or value is None or slot in SCALARS:
                     continue
                 shaped = isinstance(value, Tensor) and value.shape == parameter.shape
                 if slot not in POWERS.get(kind, {}) or not shaped:

@@ -29,7 +29,7 @@ from surgery.edits.arithmetic import SpaceEdit
 from surgery.edits.parts import TensorEdit
 from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError, PlanMismatch, Refused, shape_text
-from surgery.optimizer import POWERS, power
+from surgery.optimizer import POWERS, SCALARS, power
 from surgery.torch.optimizer_state import is_sharded, kind_of, named, plain_name
 from surgery.torch.trajectory.factors import Factors, factors
 from surgery.torch.trajectory.steps import CORRECTED, correct, grown_up
@@ -244,7 +244,7 @@ class Trajectory:
         return [
             (slot, value)
             for slot, value in self.optimizer.state.get(weight, {}).items()
-            if isinstance(value, Tensor) and value.shape == weight.shape and slot != "step"
+            if isinstance(value, Tensor) and value.shape == weight.shape and slot not in SCALARS
         ]
 
     def _scale_state(self, sign: int) -> None:
