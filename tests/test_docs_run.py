@@ -102,7 +102,7 @@ GIVEN: dict[tuple[str, int], Callable[[], Names]] = {
     ("torch.md", 3): _sharded,
 }
 SMALLER = {
-    ("distill.md", 0): ("frames=51_587, seed=1", "frames=500, seed=1, changes=QUICK"),
+    ("distill.md", 0): ("frames=51_587, seed=1", "frames=1000, seed=1, changes=QUICK"),
     ("optimizers.md", 0): ("\n...\n", "\nloss = module(example_inputs).square().mean()\n"),
 }
 """A run of minutes is made one of seconds; dots become what they stand for."""
