@@ -67,6 +67,13 @@ def run(*words: object, **options: object) -> subprocess.CompletedProcess[str]:
 # --- help ---
 
 
+def test_it_runs_as_a_module_too():
+    words = [sys.executable, "-m", "surgery", "list", "model"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.endswith("hint: surgery list --help\n")
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_verb_has_help_an_example_and_the_common_options(verb, capsys):
     assert main([verb, "-h"]) == 0

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 
 import surgery
+from surgery import architectures
 from surgery.edits.arithmetic import SpaceEdit
 from surgery.edits.execute import execute
 from surgery.edits.plan import Plan
@@ -207,3 +208,20 @@ def test_a_plan_that_makes_nan_returns_nothing() -> None:
     damaged = checkpoint.replace(model=model)
     with pytest.raises(surgery.SurgeryError, match="NaN"):
         surgery.apply(surgery.widen(damaged, factor=2), damaged)
+
+
+@pytest.mark.parametrize("to", ["lstm-8", "gru-8", "nature-lstm-16"])
+def test_recurrent_files_of_other_sizes_are_compared_step_by_step(to: str):
+    """From states at rest: what only acts on a state is told from the second step on."""
+    shape = (4,) if to != "nature-lstm-16" else (1, 84, 84)
+    before = architectures.new(to, observation=shape, actions=3, seed=1)
+    wide = surgery.apply(surgery.widen(before, factor=1.5, init="net2net"), before).checkpoint
+    assert [p.name for p in wide.interface.inputs] == [p.name for p in before.interface.inputs]
+    assert surgery.verify(before, wide).ok
+    model = wide.model.clone()
+    node = next(node for node in model.graph if node.op_type in ("LSTM", "GRU"))
+    recurrence = node.inputs[2]
+    assert recurrence is not None
+    recurrence.const_value = ir.tensor(recurrence.const_value.numpy() * np.float32(1.01))
+    found = surgery.verify(before, wide.replace(model=model))
+    assert [check.name for check in found.failed][:2] == ["outputs, float32", "outputs, float64"]

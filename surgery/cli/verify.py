@@ -20,7 +20,7 @@ from surgery.cli._output import Output, number, table
 def command(*, before: Path, after: Path, seed: int, observations: Path | None, output: Output) -> int:
     """Prove that two models compute the same, and that the optimizer state followed.
 
-    Exit status 1 if they do not.
+    Exit status 1 if they do not. Recurrent states of other sizes begin at zero, and are carried over several steps.
 
     \b
     Example:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -14,6 +15,7 @@ from surgery.edits.plan import Claim, Plan
 from surgery.edits.ports import grow, kept, settled, shrink
 from surgery.errors import ArgumentError, GraphError, shape_text
 from surgery.graph.layout import units
+from surgery.numeric import Unsupported
 from surgery.probes import Arrays, probes
 from surgery.verify.outputs import (
     FLOAT32_LIMIT,
@@ -29,6 +31,7 @@ from surgery.verify.outputs import (
     noise,
     policy_checks,
 )
+from surgery.verify.over_time import STEPS, exactly_over_time, outputs_over_time, pairs
 from surgery.verify.report import Check, Report, measured
 from surgery.verify.slots import check_slots
 from surgery.verify.structure import check_structure
@@ -36,6 +39,7 @@ from surgery.verify.structure import check_structure
 ROWS = {"outputs": 16, "slots": 4}
 """Numbers of observations that each comparison runs on."""
 
+Shape = tuple[int | None, ...]
 Recorded = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
 
 
@@ -44,8 +48,11 @@ def verify(
 ) -> Report:
     """Compare two models that should be the same function.
 
+    Recurrent states of other sizes (the models were made wider) begin at zero, and the models are compared over
+    `STEPS` observations.
+
     Args:
-      before, after: models with the same inputs and outputs.
+      before, after: models with the same inputs and outputs, but for the sizes of recurrent states.
       observations: recorded inputs by name, rows first; random ones in the declared range otherwise.
       seed: of the inputs.
 
@@ -55,8 +62,9 @@ def verify(
     Raises:
       ArgumentError: if their inputs or outputs differ.
     """
-    _check_interfaces(before, after)
-    return _judge(before, after, after, None, observations, seed)
+    if _same_interfaces(before, after):
+        return _judge(before, after, after, None, observations, seed)
+    return _judge_over_time(before, after, observations, seed)
 
 
 def prove(
@@ -116,6 +124,36 @@ def _judge(
     if plan is not None and strict and before.optimizer is not None:
         checks += check_slots(plan, before, exact, _rows(before.model, inputs, ROWS["slots"]), seed)
     return Report(claim, tuple(checks), absolute, relative, _context(seed, observations))
+
+
+def _judge_over_time(
+    before: Checkpoint, after: Checkpoint, observations: Recorded | None, seed: int
+) -> Report:
+    """Compare models whose states differ in size, each beginning with its own at zero."""
+    steps = [probes(before, ROWS["outputs"], seed + step, observations) for step in range(STEPS)]
+    states = probes(after, ROWS["outputs"], seed)
+    grown = [{**step, **{name: states[name] for name in pairs(after)}} for step in steps]
+    structure = check_structure(after.model, before.model)
+    sides = (before, steps), (after, grown)
+    tool = float32_tool(before.model, after.model)
+    try:
+        old, new = (
+            outputs_over_time(*side, partial(float32_outputs, side[0].model, tool=tool)) for side in sides
+        )
+    except UnfitGraph as error:
+        raise GraphError(
+            "the models cannot be evaluated, so nothing can be said of them", where={tool: error}
+        ) from None
+    exactly, other = exactly_over_time(before, steps), exactly_over_time(after, grown)
+    absolute, relative, worst = difference(old, new)
+    floor = noise(exactly, old)
+    limit = _limit("equivalent", floor)
+    where = f"{STEPS} steps from states at rest; {tool}; own rounding {floor:.1e}{_worst(worst)}"
+    checks = [structure, measured("outputs, float32", relative, limit, where)]
+    if not isinstance(exactly, Unsupported) and not isinstance(other, Unsupported):
+        checks.append(measured("outputs, float64", difference(exactly, other)[1], limit))
+    checks += policy_checks(before, old, new, KL_LIMIT)
+    return Report("equivalent", tuple(checks), absolute, relative, _context(seed, observations))
 
 
 def _limit(claim: Claim, floor: float) -> float | None:
@@ -179,24 +217,40 @@ def _worst(name: str) -> str:
     return f", worst '{name}'" if name else ""
 
 
-def _check_interfaces(before: Checkpoint, after: Checkpoint) -> None:
+def _same_interfaces(before: Checkpoint, after: Checkpoint) -> bool:
+    """Whether all sizes are the same; false if those of recurrent states are not.
+
+    Raises:
+      ArgumentError: others are not, either.
+    """
+    same = True
     for side in ("inputs", "outputs"):
         old = [(p.name, _shape(before, side, p.name)) for p in getattr(before.interface, side)]
         new = [(p.name, _shape(after, side, p.name)) for p in getattr(after.interface, side)]
-        if old != new:
+        same &= old == new
+        states = [
+            {p.name for p in getattr(each.interface, side) if p.kind == "state"} for each in (before, after)
+        ]
+        if _beside(old, states[0]) != _beside(new, states[1]):
             raise ArgumentError(
                 f"the models have different {side}",
                 where={"before": _text(old), "after": _text(new)},
                 hint="surgery diff shows what differs",
             )
+    return same
 
 
-def _shape(checkpoint: Checkpoint, side: str, name: str) -> tuple[int | None, ...]:
+def _beside(ports: list[tuple[str, Shape]], states: set[str]) -> list[tuple[str, Shape | int]]:
+    """Names and shapes; of states the rank alone."""
+    return [(name, len(shape) if name in states else shape) for name, shape in ports]
+
+
+def _shape(checkpoint: Checkpoint, side: str, name: str) -> Shape:
     value = next(v for v in getattr(checkpoint.model.graph, side) if v.name == name)
     return tuple(d if isinstance(d, int) else None for d in value.shape or ())
 
 
-def _text(ports: list[tuple[str, tuple[int | None, ...]]]) -> str:
+def _text(ports: list[tuple[str, Shape]]) -> str:
     return ", ".join(f"{name} {shape_text(shape)}" for name, shape in ports)
 
 
