@@ -218,7 +218,8 @@ def grow_ports(model: ir.Model, plan: Plan) -> None:
     values = [("input", value) for value in model.graph.inputs]
     for side, value in [*values, *(("output", value) for value in model.graph.outputs)]:
         port = ports.get((side, value.name or ""))
-        if port is not None and value.shape is not None:
+        # an output that is declared with axes too many gets its shape by inference, see `refresh_shapes`
+        if port is not None and value.shape is not None and len(value.shape) == len(port.axes):
             sizes = [layout.size(axis, plan.sizes) if axis else None for axis in port.axes]
             dims = [d if n is None else n for d, n in zip(value.shape, sizes, strict=True)]
             value.shape = ir.Shape(dims)
