@@ -126,3 +126,26 @@ def _check_learning(plan: surgery.Plan, before: surgery.Checkpoint, x: Tensor) -
                 fresh = np.flatnonzero(axis.fresh_in | axis.fresh_out)
                 rows = torch.stack([weight.detach(), weight.grad]).movedim(k + 1, 0)[fresh]
                 assert rows.flatten(1).any(1).all(), tensor.name
+
+
+class SharedNoise(nn.Module):
+    """A noisy layer whose noise is another layer's weight, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(5, 6)
+        self.mu, self.sigma, self.noise = (nn.Parameter(torch.randn(3, 6)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.layer(x).tanh()
+        noisy = hidden @ (self.mu + self.sigma * self.noise).T
+        return noisy.relu() + (hidden @ self.noise.T).tanh()
+
+
+def test_a_product_is_not_scaled_by_both_of_its_factors() -> None:
+    before = from_module(SharedNoise(), example_inputs=torch.randn(4, 5))
+    assert before.analysis.by_name["layer"].inits
+    for init in before.analysis.by_name["layer"].inits:
+        plan = surgery.widen(before, widths={"layer": 9}, init=init)
+        assert surgery.apply(plan, before).report.ok

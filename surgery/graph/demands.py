@@ -105,7 +105,7 @@ def answers(trace: Trace) -> list[Answer]:
     asking, uses = Asking(_tables(trace), _several(trace)), _Uses(trace)
     while True:
         found = _answered(asking, sites)
-        stopped = uses.half_scaled(found) - asking.stopped
+        stopped = uses.half_scaled(found, asking.stopped) - asking.stopped
         if not stopped:
             return found
         asking.stop(stopped)
@@ -201,7 +201,7 @@ class Asking:
         if atom.passes < level:
             level, barrier = atom.passes, atom.barrier
         if atom in self.stopped and level > 1:
-            level, barrier = 1, atom.shared
+            level, barrier = 1, atom.shared or "both of its factors would be"
         reached = found.reached
         if atom.place is not None:
             reached = frozenset((leaf, inner or atom.place) for leaf, inner in reached)
@@ -298,8 +298,8 @@ class _Uses:
                     pending.extend(_in([atom.origins]))
         return read - seen
 
-    def half_scaled(self, found: Iterable[Answer]) -> frozenset[Atom]:
-        """The occurrences through which a scale must not pass, as it would reach others who do not expect it."""
+    def half_scaled(self, found: Iterable[Answer], stopped_before: frozenset[Atom]) -> frozenset[Atom]:
+        """The occurrences through which a scale must not pass: others do not expect it, or have it from elsewhere."""
         scaling = [answer for answer in found if answer.scales]
         through = frozenset[Atom]().union(
             *(answer.demand.through | answer.demand.parameters for answer in scaling)
@@ -324,7 +324,9 @@ class _Uses:
                 stopped |= {atom} if atom.shared else {result for result in own if result.shared}
             if atom.mode == "any" and len(through.intersection(_in([atom.origins]))) > 1:
                 before = (answer.demand.through for answer in scaling if atom in answer.demand.through)
-                stopped |= {other for each in before for other in each if other.shared}
+                stopped |= {other for each in before for other in each if other.shared} - stopped_before or {
+                    atom
+                }
         return frozenset(stopped)
 
 
