@@ -220,10 +220,10 @@ def _by_class(axis: Axis) -> dict[Atom, list[Atom]]:
 
 
 def _tables(trace: Trace) -> frozenset[str]:
-    """Constants that are no parameters, as far as the file says."""
+    """What the file says are no parameters: buffers, as exporters mark them."""
     values = trace.facts.model.graph.initializers
     named = {name: value.metadata_props.get(KIND, "PARAMETER") for name, value in values.items()}
-    return frozenset(name for name in trace.tensors if named.get(name) != "PARAMETER")
+    return frozenset(name for name in trace.tensors if named.get(name, "PARAMETER") != "PARAMETER")
 
 
 def _several(trace: Trace) -> frozenset[Atom]:
