@@ -48,9 +48,7 @@ class Graph:
         self._normalisers = (
             {} if normalised else {name: Normaliser.of(checkpoint.environment, name) for name in seen}
         )
-        states = [[port.name for port in side if port.kind == "state"]
-                  for side in (ports, checkpoint.interface.outputs)]  # fmt: skip
-        self._next = dict(zip(*states, strict=True))
+        self._next = checkpoint.interface.states()
         kinds = {port.kind: port.name for port in checkpoint.interface.outputs if port.kind != "other"}
         self.kind = next((kind for kind in _HEADS if kind in kinds), "")
         self.head = kinds.get(self.kind) or checkpoint.interface.outputs[0].name

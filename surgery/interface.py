@@ -96,6 +96,22 @@ class Interface:
         """Raises: UnknownName."""
         return _find(self.outputs, name, "output")
 
+    def states(self) -> dict[str, str]:
+        """Input -> output of each recurrent state, paired in order.
+
+        Raises:
+          ArgumentError: they do not pair.
+        """
+        inputs, outputs = (
+            [port.name for port in ports if port.kind == "state"] for ports in (self.inputs, self.outputs)
+        )
+        if len(inputs) != len(outputs):
+            raise ArgumentError(
+                f"{len(inputs)} states go in ({', '.join(inputs)}), {len(outputs)} come out ({', '.join(outputs)})",
+                hint="surgery annotate MODEL --input NAME:state --output NAME:state -o OUT",
+            )
+        return dict(zip(inputs, outputs, strict=True))
+
     def annotated(self, inputs: Mapping[str, PortPatch], outputs: Mapping[str, PortPatch]) -> Interface:
         """The interface with declarations added; the ports named become declared.
 

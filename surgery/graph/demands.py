@@ -147,7 +147,7 @@ class Asking:
     """Demands that units be zero or scaled.
 
     Args:
-      tables: constants that nobody trains.
+      tables: names of buffers, which nobody trains.
       several: occurrences in parameters that become units in several places.
     """
 

@@ -14,10 +14,11 @@ from surgery.errors import ArgumentError, shape_text
 from surgery.graph.symbols import symbol
 from surgery.policy.arrays import Arrays
 
-_KNOWN = frozenset(
+KNOWN = frozenset(
     ir.DataType[name]
     for name in ("FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16", "UINT8", "INT8", "INT32", "INT64", "BOOL")
 )
+"""Element types that observations and states may have."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,10 @@ class ObservationPort:
         x = arrays.take(observation)
         if self._one_of(tuple(x.shape[1:])):
             x = x.argmax(-1)
-        scale = self.scale
-        if scale is None and str(x.dtype).endswith("uint8") and self.high == 1:
-            scale = 1 / 255
+        scale = self._factor(str(x.dtype).endswith("uint8"))
         if self.last and x.ndim > 2:
             x = arrays.channels_last(x)
-        if scale is not None and scale != 1:
+        if scale != 1:
             x = arrays.cast(x, ir.DataType.FLOAT) * scale
         self.check(tuple(x.shape[1:]))
         if len(self.shape) == x.ndim + 1:
@@ -102,13 +101,15 @@ class ObservationPort:
 
     def settled(self, dtype: np.dtype[Any]) -> ObservationPort:
         """With its scale stated, for observations of an element type, whatever they are kept as."""
-        bytes_of_one = dtype == np.uint8 and self.high == 1
-        scale = self.scale if self.scale is not None else 1 / 255 if bytes_of_one else 1.0
-        return replace(self, scale=scale)
+        return replace(self, scale=self._factor(dtype == np.uint8))
 
     def plain(self, shape: tuple[int, ...]) -> bool:
         """Whether observations of a shape go in as they are, but for their element type; of a settled one."""
         return self.scale == 1 and not self.last and len(self.shape) == len(shape) + 1
+
+    def _factor(self, whole_bytes: bool) -> float:
+        """What observations are multiplied with; bytes for a network that takes 0 … 1 are by default scaled."""
+        return self.scale if self.scale is not None else 1 / 255 if whole_bytes and self.high == 1 else 1.0
 
     def _one_of(self, shape: tuple[int, ...]) -> bool:
         """Whether the network takes one whole number where the environment shows it as a one-hot vector."""
@@ -175,14 +176,8 @@ def state_ports(checkpoint: Checkpoint) -> tuple[StatePort, ...]:
     Raises:
       ArgumentError: they do not pair, or nothing says which axis is the batch.
     """
-    inputs = [port.name for port in checkpoint.interface.inputs if port.kind == "state"]
-    outputs = [port.name for port in checkpoint.interface.outputs if port.kind == "state"]
-    if len(inputs) != len(outputs):
-        raise ArgumentError(
-            f"{len(inputs)} states go in ({', '.join(inputs)}), {len(outputs)} come out ({', '.join(outputs)})",
-            hint="surgery annotate MODEL --input NAME:state --output NAME:state -o OUT",
-        )
-    return tuple(_state(checkpoint, name, output) for name, output in zip(inputs, outputs, strict=True))
+    states = checkpoint.interface.states().items()
+    return tuple(_state(checkpoint, name, output) for name, output in states)
 
 
 def _state(checkpoint: Checkpoint, name: str, output: str) -> StatePort:
@@ -224,6 +219,6 @@ def _shape(value: ir.Value) -> tuple[int | None, ...]:
 
 def _dtype(value: ir.Value) -> ir.DataType:
     dtype = value.dtype or ir.DataType.FLOAT
-    if dtype not in _KNOWN:
+    if dtype not in KNOWN:
         raise ArgumentError(f"input '{value.name}' is of type {dtype.name}, which no observation has")
     return dtype

@@ -11,20 +11,12 @@ import torch
 from torch import Tensor
 
 from surgery.errors import ArgumentError
+from surgery.policy.feeds import KNOWN
 from surgery.torch.failures import no_gpu
+from surgery.torch.stored import torch_dtype
 from surgery.torch.travel import moved
 
-TYPES: Mapping[ir.DataType, torch.dtype] = {
-    ir.DataType.FLOAT: torch.float32,
-    ir.DataType.DOUBLE: torch.float64,
-    ir.DataType.FLOAT16: torch.float16,
-    ir.DataType.BFLOAT16: torch.bfloat16,
-    ir.DataType.UINT8: torch.uint8,
-    ir.DataType.INT8: torch.int8,
-    ir.DataType.INT32: torch.int32,
-    ir.DataType.INT64: torch.int64,
-    ir.DataType.BOOL: torch.bool,
-}
+TYPES: Mapping[ir.DataType, torch.dtype] = {kind: torch_dtype(kind) for kind in KNOWN}
 ONNX_TYPES: Mapping[torch.dtype, ir.DataType] = {ours: theirs for theirs, ours in TYPES.items()}
 
 

@@ -31,7 +31,7 @@ from surgery.verify.outputs import (
     noise,
     policy_checks,
 )
-from surgery.verify.over_time import STEPS, exactly_over_time, outputs_over_time, pairs
+from surgery.verify.over_time import STEPS, exactly_over_time, outputs_over_time
 from surgery.verify.report import Check, Report, measured
 from surgery.verify.slots import check_slots
 from surgery.verify.structure import check_structure
@@ -132,7 +132,7 @@ def _judge_over_time(
     """Compare models whose states differ in size, each beginning with its own at zero."""
     steps = [probes(before, ROWS["outputs"], seed + step, observations) for step in range(STEPS)]
     states = probes(after, ROWS["outputs"], seed)
-    grown = [{**step, **{name: states[name] for name in pairs(after)}} for step in steps]
+    grown = [{**step, **{name: states[name] for name in after.interface.states()}} for step in steps]
     structure = check_structure(after.model, before.model)
     sides = (before, steps), (after, grown)
     tool = float32_tool(before.model, after.model)

@@ -7,29 +7,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from surgery.checkpoint import Checkpoint
-from surgery.errors import ArgumentError
 from surgery.numeric import Unsupported
 from surgery.probes import Arrays
 from surgery.verify.outputs import float64_outputs
 
 STEPS = 8
 """Observations that follow each other in a comparison."""
-
-
-def pairs(checkpoint: Checkpoint) -> dict[str, str]:
-    """Input -> output of each recurrent state, in the order of the interface.
-
-    Raises:
-      ArgumentError: they do not pair.
-    """
-    inputs = [port.name for port in checkpoint.interface.inputs if port.kind == "state"]
-    outputs = [port.name for port in checkpoint.interface.outputs if port.kind == "state"]
-    if len(inputs) != len(outputs):
-        raise ArgumentError(
-            f"{len(inputs)} states go in ({', '.join(inputs)}), {len(outputs)} come out ({', '.join(outputs)})",
-            hint="surgery annotate MODEL --input NAME:state --output NAME:state -o OUT",
-        )
-    return dict(zip(inputs, outputs, strict=True))
 
 
 def outputs_over_time(
@@ -45,7 +28,7 @@ def outputs_over_time(
     Returns:
       output name -> the steps' outputs one behind the other, rows first.
     """
-    states = pairs(checkpoint)
+    states = checkpoint.interface.states()
     held = {name: np.zeros_like(inputs[0][name]) for name in states}
     found: list[Arrays] = []
     for given in inputs:
