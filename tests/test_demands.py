@@ -149,3 +149,32 @@ def test_a_product_is_not_scaled_by_both_of_its_factors() -> None:
     for init in before.analysis.by_name["layer"].inits:
         plan = surgery.widen(before, widths={"layer": 9}, init=init)
         assert surgery.apply(plan, before).report.ok
+
+
+class FirstHeadTwice(nn.Module):
+    """Keys of one head, made by the weights that make the queries of the first of three."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.query, self.value = nn.Linear(5, 6), nn.Linear(5, 2)
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        q = self.query(x).view(batch, length, 3, 2).transpose(1, 2)
+        k = (x @ self.query.weight[:2].T)[:, None]
+        v = self.value(x)[:, None]
+        mixed = (q @ k.transpose(-1, -2)).softmax(-1) @ v
+        return self.out(mixed.transpose(1, 2).reshape(batch, length, 6))
+
+
+def test_heads_are_added_behind_one_whose_size_is_asked_for_alone() -> None:
+    before = from_module(FirstHeadTwice(), example_inputs=torch.randn(4, 6, 5))
+    grown = [space for space in before.analysis.spaces if space.hidden and space.widenable]
+    assert [space.size for space in grown] == [2, 2, 2]
+    for factor in (1.5, 2):
+        assert surgery.apply(surgery.widen(before, factor=factor, init="zero"), before).report.ok
+    for space in grown:
+        for init in space.inits:
+            assert surgery.apply(surgery.widen(before, widths={space.name: 5}, init=init), before).report.ok

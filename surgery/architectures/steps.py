@@ -27,7 +27,8 @@ from surgery.architectures.layers import (
     Recurrent,
 )
 from surgery.graph.layout import Layout, Units, units
-from surgery.graph.spaces import Analysis, modules
+from surgery.graph.modules import modules
+from surgery.graph.spaces import Analysis
 
 _PASSIVE = frozenset(["Identity", "Cast", "CastLike", "Dropout", "Squeeze", "Unsqueeze", "Transpose"])
 _ARITHMETIC = frozenset(["Add", "Sub", "Mul", "Div"])

@@ -285,6 +285,15 @@ def summands(atom: Atom) -> list[list[Atom]]:
     return out
 
 
+def spans(atom: Atom) -> Iterator[tuple[Axis, range]]:
+    """The segments of a concatenation with the numbers of their units; anything else is one segment."""
+    start = 0
+    for part in summands(atom) or [[atom]]:
+        axis = tuple(part)
+        yield axis, range(start, start + size_of(axis))
+        start += size_of(axis)
+
+
 def leaves(axis: Axis) -> Iterator[Atom]:
     """All undivided occurrences of an axis, in order, those inside concatenations and weaves included."""
     for factor in factors(axis):

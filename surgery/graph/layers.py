@@ -10,7 +10,8 @@ import onnx_ir as ir
 from surgery.errors import Refused, UnknownName
 from surgery.graph.control import captured
 from surgery.graph.layout import units
-from surgery.graph.spaces import Analysis, modules
+from surgery.graph.modules import modules
+from surgery.graph.spaces import Analysis
 from surgery.graph.trace import label
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from surgery.graph.atoms import Atom, Freeze, factors, find, freeze, leaves, size_of, summands
+from surgery.graph.atoms import Atom, Freeze, factors, find, freeze, leaves, size_of, spans, summands
 from surgery.graph.demands import Answer, Places, answers, parameters, places
 from surgery.graph.records import Site
 from surgery.graph.trace import Trace, label
@@ -60,6 +60,7 @@ def assign(trace: Trace) -> Roles:
     for answer in found:
         (consumed if answer.site.constant[answer.side] else asked).update(answer.demand.parameters)
     roles.places = places(trace, found)
+    _keep_counters(roles)
     through = {atom for answer in found for atom in answer.demand.through}
     produced = _produced(roles, trace, asked, through)
     for leaf in _in_order(consumed & produced):
@@ -100,6 +101,15 @@ def _linked(trace: Trace, roles: Roles) -> list[set[Atom]]:
             group |= other
         groups.append(group)
     return groups
+
+
+def _keep_counters(roles: Roles) -> None:
+    """Places of which some are asked and others are not keep their number, unless they are segments of their own."""
+    for leaf, (counter, asked) in roles.places.items():
+        for segment, numbers in spans(counter):
+            if len({number in asked for number in numbers}) > 1:
+                reason = f"'{leaf.tensor}' is zero, or scaled, at some of its units and not at others"
+                freeze(segment, Freeze("mixer", reason))
 
 
 def _common_blocks(trace: Trace, roles: Roles) -> None:

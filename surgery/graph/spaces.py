@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
-import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -13,10 +11,11 @@ import onnx_ir as ir
 
 from surgery.errors import UnknownName
 from surgery.graph import layout
-from surgery.graph.atoms import Atom, Axis, factors, find, leaves, size_of, summands
+from surgery.graph.atoms import UNIT, Atom, Axis, factors, find, leaves, size_of, spans, summands
 from surgery.graph.atoms import Part as PartOf
 from surgery.graph.demands import Demand, travel
 from surgery.graph.layout import Factor, Layout, Part, Role, Sum, Units, Weave
+from surgery.graph.modules import modules
 from surgery.graph.padding import Padding, averaged, paddings
 from surgery.graph.prepare import prepared
 from surgery.graph.records import Operand
@@ -25,15 +24,6 @@ from surgery.graph.trace import Trace, label
 from surgery.graph.walk import walk
 from surgery.interface import Interface
 from surgery.port_kinds import infer
-
-_RENAMED = re.compile(r"onnx::\w+$|val_\d+$|t(_\d+)?$|_?(const|initializer|unsqueeze|transpose)\w*$")
-"""Names that exporters make up for tensors which they have transposed or merged."""
-
-_TENSORFLOW = re.compile(r"[^/]+/.+:\d+")
-_OPERATOR = re.compile(
-    r"[A-Z]\w*|resource|convolution|conv_transpose|separable_conv2d|batchnorm|split(_\d+)?|merged_input"
-)
-"""Parts of a variable's path in TensorFlow that are operators, not layers."""
 
 Fill = Literal["random", "zero", "donor"]
 """How entries of new units start: drawn like the tensor's own entries, zero, or as a copy of another unit's."""
@@ -306,44 +296,6 @@ def _base(root: Atom, places: list[tuple[str, int, Atom]], roles: Roles, modules
     return modules[tensor]
 
 
-def modules(model: ir.Model, trace: Trace) -> dict[str, str]:
-    """The module path of every tensor: from its name, or, where an exporter has renamed it, from its first reader."""
-    readers: dict[str, ir.Node] = {}
-    for node in model.graph:
-        for value in node.inputs:
-            if value is not None and value.name in trace.tensors:
-                readers.setdefault(value.name, node)
-    return {
-        tensor: (scope(readers[tensor]) if tensor in readers and _RENAMED.match(tensor) else "")
-        or module(tensor)
-        for tensor in trace.tensors
-    }
-
-
-def scope(node: ir.Node) -> str:
-    """Where a node stands in the source model, as far as the exporter says."""
-    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
-    if scopes:
-        try:
-            paths = [str(path) for path in ast.literal_eval(scopes)]
-        except (SyntaxError, ValueError):
-            return ""
-        return paths[-2] if len(paths) > 1 else ""
-    path, slash, _ = (node.name or "").strip("/").rpartition("/")
-    return path.replace("/", ".") if slash else ""
-
-
-def module(tensor: str) -> str:
-    """The module path of a parameter: its name without the last part (TensorFlow: without the operators)."""
-    if _TENSORFLOW.fullmatch(tensor):
-        parts = tensor.rpartition(":")[0].split("/")
-        while len(parts) > 2 and _OPERATOR.fullmatch(parts[-1]):
-            parts.pop()
-        return ".".join(parts)
-    path, dot, last = tensor.rpartition(".")
-    return path if dot and path and not last.isdigit() else tensor
-
-
 def _layout(
     axis: Axis,
     names: Mapping[Atom, str],
@@ -354,9 +306,11 @@ def _layout(
     row = factors(axis)
     for k, atom in enumerate(row):
         if roles is not None and (asked := _asked_at_places(atom, row[k + 1 :], roles, special or {})):
-            for place in range(atom.size):
-                others: dict[Atom, Role] = {leaf: "out" for leaf in asked if place not in asked[leaf]}
-                each.append(_layout(tuple(row[k + 1 :]), names, roles, {**(special or {}), **others}))
+            for block, places in _blocks(atom, asked.values()):
+                own: dict[Atom, Role] = {
+                    leaf: "in" if places[0] in at else "out" for leaf, at in asked.items()
+                }
+                each.append(_layout((*block, *row[k + 1 :]), names, roles, {**(special or {}), **own}))
             return layout.simplified([*out, Sum(tuple(each))])
         if atom.segments is not None:
             parts = tuple(_layout(tuple(part), names, roles, special) for part in summands(atom))
@@ -382,6 +336,15 @@ def _asked_at_places(
     """The factors that only some of the places which another one counts make zero, and at which of them."""
     places = {leaf: roles.places[leaf] for leaf in behind if leaf in roles.places and leaf not in special}
     return {leaf: at for leaf, (before, at) in places.items() if before is counter}
+
+
+def _blocks(counter: Atom, asked: Collection[frozenset[int]]) -> Iterator[tuple[Axis, range]]:
+    """The segments of a counter of places; one that is asked at some of them only (it cannot grow) place by place."""
+    for segment, places in spans(counter):
+        if all(len({place in each for place in places}) == 1 for each in asked):
+            yield segment, places
+        else:
+            yield from ((UNIT, places[k : k + 1]) for k in range(len(places)))
 
 
 def _woven(atom: Atom, inside: tuple[Layout, ...]) -> Factor:

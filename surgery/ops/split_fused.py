@@ -12,7 +12,8 @@ from surgery.edits.rewiring import Rewiring
 from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.graph import layout
 from surgery.graph.atoms import factors, size_of, summands
-from surgery.graph.spaces import Analysis, modules
+from surgery.graph.modules import modules
+from surgery.graph.spaces import Analysis
 
 
 def split_fused(checkpoint: Checkpoint, layer: str, *, parts: Sequence[str] | None = None) -> Plan:
