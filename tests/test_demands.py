@@ -178,3 +178,66 @@ def test_heads_are_added_behind_one_whose_size_is_asked_for_alone() -> None:
     for space in grown:
         for init in space.inits:
             assert surgery.apply(surgery.widen(before, widths={space.name: 5}, init=init), before).report.ok
+
+
+class Reading(nn.Module):
+    """Units in rows and columns, weighed and summed; a bias stands in the way of what would make rows zero."""
+
+    def __init__(self, read: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.read = read
+        self.made, self.bias, self.weights = (
+            nn.Linear(5, 6),
+            nn.Parameter(torch.randn(2)),
+            nn.Parameter(torch.randn(3, 2)),
+        )
+        self.out = nn.Linear(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        units = self.made(x).relu().view(-1, 3, 2) + self.bias
+        return self.out(self.read(units, self.weights)[:, None])
+
+
+READINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "at once": lambda x, w: (x * w).sum((1, 2)),
+    "columns, then rows": lambda x, w: (x * w).sum(2).sum(1),
+    "in one row": lambda x, w: (x * w).reshape(-1, 6).sum(1),
+    "einsum": lambda x, w: torch.einsum("brc,rc->b", x, w),
+    "matmul": lambda x, w: x.reshape(-1, 6) @ w.reshape(6),
+}
+
+
+@pytest.mark.parametrize("name", READINGS)
+def test_rows_and_columns_that_are_summed_over_together_grow_together(name: str) -> None:
+    before = from_module(Reading(READINGS[name]), example_inputs=torch.randn(4, 5))
+    assert sum(space.hidden and space.widenable for space in before.analysis.spaces) == 2
+    for init in BOTH:
+        assert surgery.apply(surgery.widen(before, factor=2, init=init), before).report.ok
+
+
+class Projected(nn.Module):
+    """Units that are normalised, and read by a projection which nobody trains."""
+
+    def __init__(self, again: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.norm, self.out = nn.Linear(5, 6), nn.LayerNorm(6), nn.Linear(6, 3)
+        self.again = again
+        self.register_buffer("basis", torch.randn(6, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        units = self.layer(x)
+        return self.out(self.norm(units)) + (self.layer(-x) if self.again else units) @ self.basis
+
+
+def test_units_that_are_normalised_and_read_by_a_table_grow() -> None:
+    before = from_module(Projected(again=False), example_inputs=torch.randn(4, 5))
+    assert before.analysis.by_name["layer"].inits == BOTH
+    for init in BOTH:
+        assert surgery.apply(surgery.widen(before, widths={"layer": 12}, init=init), before).report.ok
+
+
+def test_new_units_are_not_the_mean_of_old_ones_where_others_need_zeros() -> None:
+    before = from_module(Projected(again=True), example_inputs=torch.randn(4, 5))
+    assert not before.analysis.by_name["basis"].inits

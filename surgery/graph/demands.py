@@ -175,8 +175,7 @@ class Asking:
             asked = [
                 (k, self.demand(side[root])) for k, side in zip(order, sides, strict=True) if root in side
             ]
-            # nobody trains, say, the vectors beside a weight whose spectral norm they give
-            rank = _level if all(site.constant) else self._rank
+            rank = self._ranking(site, [demand for _, demand in asked])
             anyhow = (zero or {}).get(root, frozenset())
             vanishing = [k for k, demand in asked if demand.level and demand.parameters <= anyhow]
             side, best = max(asked, key=lambda answer: (answer[0] in vanishing, rank(answer[1])))
@@ -187,9 +186,23 @@ class Asking:
         """What happens to units that shall be scaled or made zero."""
         return together([travel(self._memo, atom, self._scaled) for atom in atoms])
 
+    def _ranking(self, site: Site, asked: Iterable[Demand]) -> Callable[[Demand], tuple[int, ...]]:
+        if all(
+            site.constant
+        ):  # nobody trains, say, the vectors beside a weight whose spectral norm they give
+            return _level
+        if any(not demand.through.isdisjoint(self.stopped) for demand in asked):
+            return (
+                self._ability
+            )  # units that are read elsewhere, too, learn even if a table makes them zero here
+        return self._rank
+
     def _rank(self, demand: Demand) -> tuple[int, ...]:
         trained = all(leaf.tensor not in self._tables for leaf in demand.parameters)
-        return demand.level > 0, trained, demand.level, demand.parameters.isdisjoint(self._several)
+        return demand.level > 0, trained, *self._ability(demand)
+
+    def _ability(self, demand: Demand) -> tuple[int, ...]:
+        return demand.level, demand.parameters.isdisjoint(self._several)
 
     def _scaled(self, atom: Atom, behind: list[Demand]) -> Demand:
         if not behind:

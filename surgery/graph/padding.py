@@ -84,6 +84,8 @@ def _padding(trace: Trace, roles: Roles, root: Atom, own: list[Norm], zero: Ask,
     if not asked.level:
         return None
     start: Role = "mean" if kind == "layer" else "zero"
+    if start == "mean" and not asked.parameters.isdisjoint(roles.consumers):  # others need zeros there
+        return None
     special: dict[Atom, Role] = dict.fromkeys(asked.parameters, start)
     for norm in own:
         shifts = [] if norm.shift is None else list(leaves(trace.tensors[norm.shift.name or ""][-1]))

@@ -52,11 +52,13 @@ class Site:
       kind: "contract" (a sum of products of two operands, or more), "sum", "mean", "norm" (zero units change nothing),
         "order" (max, top-k, arg-max, soft-max).
       node: the node that mixes.
+      operands: which inputs of the node are mixed; None for what it keeps from step to step.
       axes: the mixed axis in each operand (unified already).
       constant: per operand, whether it is computed from parameters only.
     """
 
     kind: Kind
     node: ir.Node
+    operands: tuple[int | None, ...]
     axes: tuple[Axis, ...]
     constant: tuple[bool, ...]

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from surgery.graph.atoms import Atom, Freeze, factors, find, freeze, leaves, size_of, spans, summands
+from surgery.graph.circles import circles
 from surgery.graph.demands import Answer, Places, answers, parameters, places
 from surgery.graph.records import Site
 from surgery.graph.trace import Trace, label
@@ -70,6 +71,8 @@ def assign(trace: Trace) -> Roles:
         for leaf in leaves(axis):
             (roles.no_zero if mode == "zero" else roles.no_net2net).setdefault(find(leaf), reason)
     roles.consumers = consumed | asked
+    for root, reason in circles(trace, found, roles.consumers, roles.no_net2net):
+        roles.no_zero.setdefault(root, reason)
     for axis, reason in trace.domains:
         for leaf in leaves(axis):
             if parameters([(leaf,)]) & roles.consumers:

@@ -309,15 +309,17 @@ class Trace:
     # ---- recording ------------------------------------------------------------------------------------------
 
     def contract(self, node: ir.Node, *operands: tuple[ir.Value, Axis]) -> None:
-        """Two operands, or more, are multiplied and summed over this axis."""
-        axes = tuple(axis for _, axis in operands)
+        """Two operands, or more, in their order, are multiplied and summed over this axis."""
+        axes, inputs = tuple(axis for _, axis in operands), enumerate(node.inputs)
         if self.same(node, *axes):
-            self.sites.append(Site("contract", node, axes, tuple(self.constant(v) for v, _ in operands)))
+            places = tuple(next(k for k, other in inputs if other is value) for value, _ in operands)
+            constant = tuple(self.constant(value) for value, _ in operands)
+            self.sites.append(Site("contract", node, places, axes, constant))
 
     def mix(self, node: ir.Node, kind: Kind, value: ir.Value, axis: Axis) -> None:
         """One operand is reduced over this axis."""
         if axis:
-            self.sites.append(Site(kind, node, (axis,), (self.constant(value),)))
+            self.sites.append(Site(kind, node, (node.inputs.index(value),), (axis,), (self.constant(value),)))
 
     def use(self, kind: Literal["weight", "bias", "scale"], value: ir.Value, axes: Sequence[Axis]) -> None:
         """Say what a constant operand is for (it decides how new entries are filled)."""

@@ -47,7 +47,7 @@ def recurrent(t: Trace, node: ir.Node) -> None:
     t.use("weight", w, weights)
     t.use("weight", r, recurrence)
     hidden = t.merge(node, columns, passes=0)
-    t.sites.append(Site("contract", node, (hidden, recurrence[2]), (False, t.constant(r))))
+    t.sites.append(Site("contract", node, (None, 2), (hidden, recurrence[2]), (False, t.constant(r))))
     t.same(node, hidden, recurrence[2])
     t.literal(node, "hidden_size", lambda size: [size(hidden)])
     _put(t, node, data[time], data[batch], _directions(t, node, directions), hidden)
