@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.rule_graphs import activation, ints, mask, positive, real, row, weight
+from tests.rule_graphs import activation, ints, mask, number, positive, real, row, weight
 
 _HEADS = """q = MatMul(x, wq)
 k = MatMul(x, wk)
@@ -55,6 +55,10 @@ ROWS = [
     # tied to its own transpose: one axis makes units that the same axis consumes; unlike an unrolled recurrence
     row("h = MatMul(x, w)\nt = Transpose(w)\ny = MatMul(h, t)", [], x=activation("N", 5), w=weight(5, 7)),
     row("h = MatMul(x, w)\nr = Relu(h)\ny = MatMul(r, w)", [5], x=activation("N", 5), w=weight(5, 5)),
+    # members of a sequence: one is summed over, and so asked for a share that another does not expect
+    row("h = MatMul(x, w)\nq = SplitToSequence<axis=1>(h)\na = SequenceAt(q, i)\nb = SequenceAt(q, j)\n"
+        "y = MatMul(a, u)\nz = ReduceSum<keepdims=0>(b, k)", [2, 5, 7], x=activation("N", 3, 2), w=weight(2, 5),
+        i=number(0), j=number(1), u=weight(5, 7), k=ints(2), only={"zero": (5,)}),
     # queries and keys of one weight: a share cannot be given to one of them alone
     row("q = MatMul(x, w)\nk = MatMul(z, w)\nt = Transpose(k)\ny = MatMul(q, t)", [3, 5], x=activation("N", 3),
         z=activation("N", 3), w=weight(3, 5), only={"zero": (5,)}),

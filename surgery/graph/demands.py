@@ -334,7 +334,7 @@ class _Uses:
                 or any((site.node, side, atom) not in chosen for site, side in self._sites.get(atom, []))
                 or (others and not _elsewhere(atom, own, others, scaling, honoured))
             ):
-                stopped |= {atom} if atom.shared else {result for result in own if result.shared}
+                stopped |= {result for result in own if result.shared and not atom.shared} or {atom}
             if atom.mode == "any" and len(through.intersection(_in([atom.origins]))) > 1:
                 before = (answer.demand.through for answer in scaling if atom in answer.demand.through)
                 stopped |= {other for each in before for other in each if other.shared} - stopped_before or {
