@@ -59,6 +59,9 @@ ROWS = [
     row("h = MatMul(x, w)\nq = SplitToSequence<axis=1>(h)\na = SequenceAt(q, i)\nb = SequenceAt(q, j)\n"
         "y = MatMul(a, u)\nz = ReduceSum<keepdims=0>(b, k)", [2, 5, 7], x=activation("N", 3, 2), w=weight(2, 5),
         i=number(0), j=number(1), u=weight(5, 7), k=ints(2), only={"zero": (5,)}),
+    # a weight that meets itself: a share of it would count twice
+    row('t = Transpose(w)\ny = Einsum<equation="ab,bc,cd->ad">(x, w, t)', [7], x=activation("N", 5), w=weight(5, 7),
+        only={"zero": (7,)}),
     # queries and keys of one weight: a share cannot be given to one of them alone
     row("q = MatMul(x, w)\nk = MatMul(z, w)\nt = Transpose(k)\ny = MatMul(q, t)", [3, 5], x=activation("N", 3),
         z=activation("N", 3), w=weight(3, 5), only={"zero": (5,)}),

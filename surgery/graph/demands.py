@@ -208,7 +208,9 @@ class Asking:
         if not behind:
             if atom.tensor is None:
                 return Demand(0, barrier="they do not come from parameters")
-            return Demand(2, frozenset([(atom, None)]))
+            stopped = atom in self.stopped
+            barrier = f"others read '{atom.tensor}', too" if stopped else None
+            return Demand(1 if stopped else 2, frozenset([(atom, None)]), barrier=barrier)
         found = together(behind) if atom.mode == "all" else max(behind, key=self._rank)
         level, barrier = found.level, found.barrier
         if atom.passes < level:
@@ -329,11 +331,10 @@ class _Uses:
             results = self._results.get(atom, [])
             own = [result for result in results if result in through]
             others = [result for result in results if result not in through]
-            if (
-                atom in self._leaving
-                or any((site.node, side, atom) not in chosen for site, side in self._sites.get(atom, []))
-                or (others and not _elsewhere(atom, own, others, scaling, honoured))
-            ):
+            unmet = any((site.node, side, atom) not in chosen for site, side in self._sites.get(atom, []))
+            # what a parameter makes elsewhere is no matter of demands: `roles` compares them with its productions
+            apart = atom.origins and others and not _elsewhere(atom, own, others, scaling, honoured)
+            if atom in self._leaving or unmet or apart:
                 stopped |= {result for result in own if result.shared and not atom.shared} or {atom}
             if atom.mode == "any" and len(through.intersection(_in([atom.origins]))) > 1:
                 before = (answer.demand.through for answer in scaling if atom in answer.demand.through)
