@@ -319,11 +319,15 @@ class _Uses:
         through = frozenset[Atom]().union(
             *(answer.demand.through | answer.demand.parameters for answer in scaling)
         )
+        roots: dict[tuple[ir.Node, int, Axis], set[Atom]] = {}
+        for answer in scaling:
+            at = answer.site.node, answer.side, answer.site.axes[answer.side]
+            roots.setdefault(at, set()).add(answer.root)
         chosen = {
-            (answer.site.node, answer.side, leaf)
-            for answer in scaling
-            for leaf in leaves(answer.site.axes[answer.side])
-            if find(leaf) is answer.root
+            (node, side, leaf)
+            for (node, side, axis), own in roots.items()
+            for leaf in leaves(axis)
+            if find(leaf) in own
         }
         honoured = places(self._trace, scaling)
         stopped = set[Atom]()
