@@ -59,26 +59,29 @@ ROWS = [
     row("h = MatMul(x, w)\nq = SplitToSequence<axis=1>(h)\na = SequenceAt(q, i)\nb = SequenceAt(q, j)\n"
         "y = MatMul(a, u)\nz = ReduceSum<keepdims=0>(b, k)", [2, 5, 7], x=activation("N", 3, 2), w=weight(2, 5),
         i=number(0), j=number(1), u=weight(5, 7), k=ints(2), only={"zero": (5,)}),
-    # a weight that meets itself: a share of it would count twice
-    row('t = Transpose(w)\ny = Einsum<equation="ab,bc,cd->ad">(x, w, t)', [7], x=activation("N", 5), w=weight(5, 7),
-        only={"zero": (7,)}),
-    # queries and keys of one weight: a share cannot be given to one of them alone
-    row("q = MatMul(x, w)\nk = MatMul(z, w)\nt = Transpose(k)\ny = MatMul(q, t)", [3, 5], x=activation("N", 3),
-        z=activation("N", 3), w=weight(3, 5), only={"zero": (5,)}),
-    row("p = MatMul(x, w)\nq = MatMul(z, w)\nm = Mul(p, q)\ns = Sigmoid(v)\ny = MatMul(m, s)", [3, 5, 7],
-        x=activation("N", 3), z=activation("N", 3), w=weight(3, 5), v=activation(5, 7), only={"zero": (5,)}),
+    # a weight that meets itself: a share of it would count twice, and zeros would stay
+    row('t = Transpose(w)\ny = Einsum<equation="ab,bc,cd->ad">(x, w, t)', [], x=activation("N", 5), w=weight(5, 7)),
+    # queries and keys of one weight: a share cannot be given to one of them alone, and zeros in both would stay
+    row("q = MatMul(x, w)\nk = MatMul(z, w)\nt = Transpose(k)\ny = MatMul(q, t)", [3], x=activation("N", 3),
+        z=activation("N", 3), w=weight(3, 5)),
+    row("p = MatMul(x, w)\nq = MatMul(z, w)\nm = Mul(p, q)\ns = Sigmoid(v)\ny = MatMul(m, s)", [3, 7],
+        x=activation("N", 3), z=activation("N", 3), w=weight(3, 5), v=activation(5, 7)),
     # both operands through a sigmoid: neither can be zero; through a tanh: zero but no share
     row("a = Sigmoid(q)\nb = Sigmoid(k)\ny = MatMul(a, b)", [3, 7], q=activation(3, 5), k=activation(5, 7)),
     row("a = Tanh(q)\nb = Sigmoid(k)\ny = MatMul(a, b)", [3, 5, 7], q=activation(3, 5), k=activation(5, 7),
         only={"zero": (5,)}),
-    row("a = Relu(q)\nb = Sigmoid(k)\ny = MatMul(a, b)", [3, 5, 7], q=activation(3, 5), k=activation(5, 7)),
+    # a ReLU has no slope where units are zero: they would stay so
+    row("a = Relu(q)\nb = Sigmoid(k)\ny = MatMul(a, b)", [3, 5, 7], q=activation(3, 5), k=activation(5, 7),
+        only={"net2net": (5,)}),
+    row("a = Relu(q)\nb = Tanh(k)\ny = MatMul(a, b)", [3, 5, 7], q=activation(3, 5), k=activation(5, 7),
+        only={"zero": (5,)}),
     row("a = Add(q, c)\nb = Sigmoid(k)\ny = MatMul(a, b)", [3, 5, 7], q=activation(3, 5), k=activation(5, 7),
         c=weight(5)),
     row("a = Add(q, c)\nb = Sigmoid(k)\ny = MatMul(a, b)", [3, 7], q=activation(3, 5), k=activation(5, 7),
         c=real(0.5)),
-    # squared distances: zeros add nothing to them
-    row("d = Sub(q, k)\np = Pow(d, e)\ny = ReduceSum<keepdims=0>(p, i)", [3, 5], q=activation("N", 3, 5),
-        k=activation("N", 1, 5), e=real(2.0), i=ints(-1), only={"zero": (5,)}),
+    # squared distances: zeros add nothing to them, and have no slope there
+    row("d = Sub(q, k)\np = Pow(d, e)\ny = ReduceSum<keepdims=0>(p, i)", [3], q=activation("N", 3, 5),
+        k=activation("N", 1, 5), e=real(2.0), i=ints(-1)),
     # functions that are undefined, or infinite, for some numbers: random new units may not reach them
     *[
         row(f"h = MatMul(x, v)\na = {text}\ny = MatMul(a, w)", [2, 5, 7], x=positive("N", 2), w=weight(7, 5),

@@ -241,3 +241,25 @@ def test_units_that_are_normalised_and_read_by_a_table_grow() -> None:
 def test_new_units_are_not_the_mean_of_old_ones_where_others_need_zeros() -> None:
     before = from_module(Projected(again=True), example_inputs=torch.randn(4, 5))
     assert not before.analysis.by_name["basis"].inits
+
+
+class LinearAttention(nn.Module):
+    """Queries and keys through a ReLU in place of the softmax (Katharopoulos et al., 2020)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.query, self.key, self.value = (nn.Linear(5, 6) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.query(x).relu() @ (self.key(x).relu().transpose(1, 2) @ self.value(x))
+
+
+def test_units_that_a_relu_would_keep_at_zero_are_copies() -> None:
+    before = from_module(LinearAttention(), example_inputs=torch.randn(4, 6, 5))
+    space, *_ = [
+        s for s in before.analysis.spaces if s.hidden and "key.weight" in {axis.tensor for axis in s.axes}
+    ]
+    assert space.inits == ("net2net",)
+    assert "has no slope" in str(space.no_zero)
+    assert surgery.apply(surgery.widen(before, widths={space.name: 9}), before).report.ok

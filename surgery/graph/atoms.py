@@ -88,6 +88,7 @@ class Atom:
       passes: what travels back from these units to their origins: 2 zero and positive scale (homogeneous
         functions), 1 only zero (f(0) = 0), 0 nothing.
       barrier: the node that stops it where `passes` < 2.
+      flat: the node whose slope is zero where these units are zero; None if there is none.
       linear: whether a unit at the mean of its origins' units is the mean of these units, too.
       place: where on another axis of the operand these units were taken from, if one place of it was chosen: the
         factor that this axis is, and the index. What is asked of them is asked of that place alone.
@@ -95,8 +96,8 @@ class Atom:
     """
 
     __slots__ = (
-        "barrier", "children", "linear", "mode", "origins", "parent", "passes", "place", "reasons", "shared", "size",
-        "tensor",
+        "barrier", "children", "flat", "linear", "mode", "origins", "parent", "passes", "place", "reasons", "shared",
+        "size", "tensor",
     )  # fmt: skip
 
     def __init__(self, size: int, *, tensor: str | None = None) -> None:
@@ -106,6 +107,7 @@ class Atom:
         self.mode: Literal["all", "any"] = "all"
         self.passes = 2
         self.barrier: str | None = None
+        self.flat: str | None = None
         self.linear = True
         self.place: Place | None = None
         self.shared: str | None = None
@@ -157,7 +159,7 @@ def _inherit(child: Atom, parent: Atom, origins: Iterable[Atom]) -> Atom:
         parent.barrier,
         parent.linear,
     )
-    child.place, child.shared = parent.place, parent.shared
+    child.place, child.shared, child.flat = parent.place, parent.shared, parent.flat
     child.origins = tuple(origins)
     return child
 

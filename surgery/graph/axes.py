@@ -33,6 +33,9 @@ from surgery.graph.atoms import (
     summands,
 )
 
+SQUARE = "a product of units with themselves"
+"""What lets a zero pass, but no share, and has no slope there."""
+
 
 def _bind(atom: Atom, children: Product | Concatenation) -> None:
     """Divide a free class."""
@@ -263,6 +266,7 @@ def derive(
     barrier: str | None = None,
     linear: bool | None = None,
     shared: str | None = None,
+    flat: str | None = None,
 ) -> Axis:
     """A new axis in the class of the given ones (which are already unified), computed from all of them.
 
@@ -277,9 +281,10 @@ def derive(
         atom.origins, atom.mode = tuple(dict.fromkeys(group)), mode
         atom.passes, atom.barrier = passes, barrier
         if mode == "any" and len(atom.origins) < len(group) and passes > 1:
-            atom.passes, atom.barrier = 1, "units multiplied by themselves"
+            atom.passes, atom.barrier = 1, SQUARE
         atom.linear = (passes == 2 if linear is None else linear) and (mode == "all" or len(group) == 1)
-        atom.shared = shared
+        squared = mode == "any" and len(atom.origins) < len(group)
+        atom.shared, atom.flat = shared, flat or (SQUARE if squared else None)
         if group[0].segments is not None:
             _derive_sum(atom, group)
         _join(group[0], atom, new=True)
@@ -321,6 +326,7 @@ def _derive_sum(atom: Atom, group: Sequence[Atom]) -> None:
                 barrier=atom.barrier,
                 linear=atom.linear,
                 shared=atom.shared,
+                flat=atom.flat,
             )
             for part in zip(*aligned, strict=True)
         ]

@@ -9,11 +9,12 @@ if all of them expect it: the rotations of an embedding by position, say, which 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from surgery.graph.atoms import Atom, Axis, Place, factors, find, leaves, summands
+from surgery.graph.axes import SQUARE
 from surgery.graph.beside import KIND
 from surgery.graph.records import Site
 from surgery.graph.trace import Trace
@@ -31,12 +32,14 @@ class Demand:
         would, if it is one.
       through: the occurrences on the way.
       barrier: what stopped it.
+      flat: where a slope of zero would keep zeros from learning; None if they learn.
     """
 
     level: int
     reached: frozenset[tuple[Atom, Place | None]] = frozenset()
     through: frozenset[Atom] = frozenset()
     barrier: str | None = None
+    flat: str | None = None
 
     @property
     def parameters(self) -> frozenset[Atom]:
@@ -52,14 +55,16 @@ class Answer:
       site: where that is. root: the class.
       side: which operand answers.
       demand: what is asked of it; of level 0 if no operand can answer.
-      dead: whether new units would be zero in every operand, as norms ask for it: no gradient would ever reach them.
+      beside: what would be asked of the other operands.
+      trained: whether somebody trains what answers.
     """
 
     site: Site
     root: Atom
     side: int
     demand: Demand
-    dead: bool = False
+    beside: tuple[Demand, ...] = ()
+    trained: bool = True
 
     @property
     def scales(self) -> bool:
@@ -75,6 +80,7 @@ def together(demands: list[Demand]) -> Demand:
         frozenset().union(*(demand.reached for demand in demands)),
         frozenset().union(*(demand.through for demand in demands)),
         weakest.barrier,
+        next((demand.flat for demand in demands), None) if all(demand.flat for demand in demands) else None,
     )
 
 
@@ -147,7 +153,7 @@ class Asking:
     """Demands that units be zero or scaled.
 
     Args:
-      tables: names of buffers, which nobody trains.
+      tables: names of constants and buffers, which nobody trains.
       several: occurrences in parameters that become units in several places.
     """
 
@@ -179,7 +185,8 @@ class Asking:
             anyhow = (zero or {}).get(root, frozenset())
             vanishing = [k for k, demand in asked if demand.level and demand.parameters <= anyhow]
             side, best = max(asked, key=lambda answer: (answer[0] in vanishing, rank(answer[1])))
-            found.append(Answer(site, root, side, best, len(asked) > 1 and len(vanishing) == len(asked)))
+            beside = tuple(demand for k, demand in asked if k != side)
+            found.append(Answer(site, root, side, best, beside, self._trained(best)))
         return found
 
     def demand(self, atoms: Iterable[Atom]) -> Demand:
@@ -198,11 +205,20 @@ class Asking:
         return self._rank
 
     def _rank(self, demand: Demand) -> tuple[int, ...]:
-        trained = all(leaf.tensor not in self._tables for leaf in demand.parameters)
-        return demand.level > 0, trained, *self._ability(demand)
+        return demand.level > 0, self._trained(demand), *self._ability(demand)
 
     def _ability(self, demand: Demand) -> tuple[int, ...]:
-        return demand.level, demand.parameters.isdisjoint(self._several)
+        return demand.flat is None, demand.level, demand.parameters.isdisjoint(self._several)
+
+    def _trained(self, demand: Demand) -> bool:
+        return all(leaf.tensor not in self._tables for leaf in demand.parameters)
+
+    def _factor(self, behind: list[Demand]) -> Demand:
+        """The one of several factors that answers; a product has no slope where others are zero with it."""
+        best = max(behind, key=self._rank)
+        others = (demand for demand in behind if demand is not best and demand.level)
+        squared = any(demand.reached <= best.reached for demand in others)
+        return replace(best, flat=best.flat or SQUARE) if squared else best
 
     def _scaled(self, atom: Atom, behind: list[Demand]) -> Demand:
         if not behind:
@@ -211,7 +227,7 @@ class Asking:
             stopped = atom in self.stopped
             barrier = f"others read '{atom.tensor}', too" if stopped else None
             return Demand(1 if stopped else 2, frozenset([(atom, None)]), barrier=barrier)
-        found = together(behind) if atom.mode == "all" else max(behind, key=self._rank)
+        found = together(behind) if atom.mode == "all" else self._factor(behind)
         level, barrier = found.level, found.barrier
         if atom.passes < level:
             level, barrier = atom.passes, atom.barrier
@@ -220,7 +236,7 @@ class Asking:
         reached = found.reached
         if atom.place is not None:
             reached = frozenset((leaf, inner or atom.place) for leaf, inner in reached)
-        return Demand(level, reached, found.through | {atom}, barrier)
+        return Demand(level, reached, found.through | {atom}, barrier, atom.flat or found.flat)
 
 
 def _level(demand: Demand) -> tuple[int, ...]:
@@ -235,10 +251,10 @@ def _by_class(axis: Axis) -> dict[Atom, list[Atom]]:
 
 
 def _tables(trace: Trace) -> frozenset[str]:
-    """What the file says are no parameters: buffers, as exporters mark them."""
+    """What the file says are no parameters: constants in the graph, and buffers, as exporters mark them."""
     values = trace.facts.model.graph.initializers
     named = {name: value.metadata_props.get(KIND, "PARAMETER") for name, value in values.items()}
-    return frozenset(name for name in trace.tensors if named.get(name, "PARAMETER") != "PARAMETER")
+    return frozenset(name for name in trace.tensors if named.get(name) != "PARAMETER")
 
 
 def _several(trace: Trace) -> frozenset[Atom]:

@@ -8,12 +8,12 @@ them. Where no operand can answer, the axis is frozen.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from surgery.graph.atoms import Atom, Freeze, factors, find, freeze, leaves, size_of, spans, summands
+from surgery.graph.atoms import Atom, Freeze, Place, factors, find, freeze, leaves, size_of, spans, summands
 from surgery.graph.circles import circles
-from surgery.graph.demands import Answer, Places, answers, parameters, places
+from surgery.graph.demands import Answer, Demand, Places, answers, parameters, places
 from surgery.graph.records import Site
 from surgery.graph.trace import Trace, label
 
@@ -71,6 +71,8 @@ def assign(trace: Trace) -> Roles:
         for leaf in leaves(axis):
             (roles.no_zero if mode == "zero" else roles.no_net2net).setdefault(find(leaf), reason)
     roles.consumers = consumed | asked
+    for root, reason in _dead(roles, found):
+        roles.no_zero.setdefault(root, reason)
     for root, reason in circles(trace, found, roles.consumers, roles.no_net2net):
         roles.no_zero.setdefault(root, reason)
     for axis, reason in trace.domains:
@@ -184,14 +186,44 @@ def _settle(roles: Roles, answer: Answer) -> None:
     if best.level == 0:
         reason = f"{where} sums over it and neither operand can be made zero: {best.barrier}"
         freeze((root,), Freeze("mixer", reason))
-    elif answer.dead:
-        roles.no_zero.setdefault(root, f"new units would be zero in all that {where} multiplies, and stay so")
     elif site.kind == "norm":
         roles.no_net2net.setdefault(root, f"{where} takes a norm over it, which copies change")
     elif best.level == 1:
         roles.no_net2net.setdefault(
             root, f"{where} sums over it and no operand can be scaled: {best.barrier}"
         )
+
+
+def _dead(roles: Roles, found: Iterable[Answer]) -> Iterator[tuple[Atom, str]]:
+    """Classes whose new units would be zero wherever they are multiplied, and without gradient for good."""
+    reasons: dict[Atom, str | None] = {}
+    for answer in found:
+        if (
+            answer.site.kind == "norm"
+        ):  # as flat as a norm is, units that are in nothing else have no other start
+            continue
+        where = f"node '{label(answer.site.node)}' ({answer.site.node.op_type})"
+        why = None
+        if any(_zero(roles, beside) for beside in answer.beside):
+            why = f"new units would be zero in all that {where} multiplies, and stay so"
+        elif answer.demand.flat:
+            why = f"new units would be zero where {answer.demand.flat} has no slope, and stay so"
+        elif not answer.trained:
+            why = f"new units would be read by the zeros of constants alone, as in {where}"
+        reasons[answer.root] = reasons.get(answer.root, why) and why
+    yield from ((root, why) for root, why in reasons.items() if why and not root.frozen)
+
+
+def _zero(roles: Roles, demand: Demand) -> bool:
+    """Whether units are zero as things are, though they were not asked."""
+    return demand.level > 0 and all(_asked(roles, leaf, place) for leaf, place in demand.reached)
+
+
+def _asked(roles: Roles, leaf: Atom, place: Place | None) -> bool:
+    if leaf not in roles.consumers or leaf not in roles.places:
+        return leaf in roles.consumers
+    counter, asked = roles.places[leaf]
+    return place is not None and find(place[0]) is find(counter) and place[1] in asked
 
 
 def _average(roles: Roles, site: Site, reason: str) -> None:

@@ -252,6 +252,7 @@ class Trace:
         mode: Literal["all", "any"] = "all",
         passes: int = 2,
         linear: bool | None = None,
+        flat: bool = False,
     ) -> Axis:
         """The axis of a result computed from these operands' axes, unit by unit."""
         axes = [axis for _, axis in operands]
@@ -259,7 +260,8 @@ class Trace:
         if not self.same(node, *axes):
             return self.fixed(size_of(axes[0]), "mismatch", f"operands differ at node '{label(node)}'")
         try:
-            result = derive(axes, mode=mode, passes=passes, barrier=barrier, linear=linear)
+            slope = f"node '{label(node)}' ({node.op_type})" if flat else None
+            result = derive(axes, mode=mode, passes=passes, barrier=barrier, linear=linear, flat=slope)
         except Mismatch as mismatch:
             for axis in axes:
                 freeze(axis, Freeze("mismatch", f"{mismatch} at node '{label(node)}' ({node.op_type})"))
@@ -276,6 +278,7 @@ class Trace:
         mode: Literal["all", "any"] = "all",
         passes: int = 2,
         linear: bool | None = None,
+        flat: bool = False,
     ) -> list[Axis]:
         """The axes of an elementwise result, operands aligned at the right; size 1 imposes nothing."""
         rows = [(value, self.axes(value)) for value in values]
@@ -283,7 +286,9 @@ class Trace:
         out: list[Axis] = []
         for k in range(-rank, 0):
             column = [(v, axes[k]) for v, axes in rows if len(axes) >= -k and axes[k]]
-            out.append(self.merge(node, column, mode=mode, passes=passes, linear=linear) if column else ())
+            out.append(
+                self.merge(node, column, mode=mode, passes=passes, linear=linear, flat=flat) if column else ()
+            )
         return out
 
     def cut(self, node: ir.Node, axis: Axis, sizes: Sequence[int]) -> list[Axis]:

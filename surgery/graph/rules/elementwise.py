@@ -13,6 +13,9 @@ from surgery.graph.trace import Trace, data_of, label
 
 RULES = Table()
 
+FLAT = frozenset(["Relu", "Abs", "Round", "Floor", "Ceil", "Sign", "Shrink", "ThresholdedRelu"])
+"""Functions with f(0) = 0 whose slope is zero there, as frameworks have it: what starts at zero stays there."""
+
 
 @RULES(
     "Relu",
@@ -26,7 +29,8 @@ RULES = Table()
 def homogeneous(t: Trace, node: ir.Node) -> None:
     """f(s·x) = s·f(x) for s > 0."""
     if node.op_type in ("Relu", "LeakyRelu", "Abs"):
-        t.put(node.outputs[0], t.broadcast(node, [data_of(node)], linear=False))
+        flat = node.op_type in FLAT
+        t.put(node.outputs[0], t.broadcast(node, [data_of(node)], linear=False, flat=flat))
         return
     members = t.sequence(data_of(node))
     if members is not None:
@@ -64,7 +68,7 @@ def homogeneous(t: Trace, node: ir.Node) -> None:
 def through_zero(t: Trace, node: ir.Node) -> None:
     """f(0) = 0."""
     _limited_domain(t, node, data_of(node))
-    t.put(node.outputs[0], t.broadcast(node, [data_of(node)], passes=1))
+    t.put(node.outputs[0], t.broadcast(node, [data_of(node)], passes=1, flat=node.op_type in FLAT))
 
 
 @RULES(
@@ -187,7 +191,8 @@ def other(t: Trace, node: ir.Node) -> None:
     _say(t, values, "scale")
     power = t.scalar(node.inputs[1]) if node.op_type == "Pow" else None
     zero = power is not None and bool((power > 0).all())
-    t.put(node.outputs[0], t.broadcast(node, values, passes=1 if zero else 0))
+    flat = power is not None and bool((power > 1).all())
+    t.put(node.outputs[0], t.broadcast(node, values, passes=1 if zero else 0, flat=flat))
 
 
 LIMITED = frozenset(["Log", "Sqrt", "Asin", "Acos", "Acosh", "Atanh", "Reciprocal", "Pow", "Mod", "Div"])
