@@ -227,6 +227,20 @@ def test_parameters_join_the_group_of_the_layer_before_them():
     assert {id(p) for p in net[5].parameters()} <= {id(p) for p in optimizer.param_groups[2]["params"]}
 
 
+def test_the_state_fits_an_optimizer_of_the_same_class_with_the_layer_written_in():
+    """PyTorch numbers state by place, and compares no shapes: the places are those of the module's parameters."""
+    other, net = nn.Linear(5, 5, bias=False, dtype=X.dtype), plain().to(X.dtype)
+    optimizer = torch.optim.Adam([*other.parameters(), *net.parameters()])
+    loss_of(net, X).backward()
+    optimizer.step()
+    operate(net, optimizer, X, plan=lambda c: surgery.deepen(c, "0"))
+    again = [*other.parameters(), *net.parameters()]
+    assert list(map(id, optimizer.param_groups[0]["params"])) == list(map(id, again))
+    fresh = torch.optim.Adam(again)
+    fresh.load_state_dict(optimizer.state_dict())
+    assert {p: s["exp_avg"].shape for p, s in fresh.state.items()} == {p: p.shape for p in optimizer.state}
+
+
 def test_what_networks_share_is_deepened_once():
     trunk = nn.Sequential(nn.Linear(5, 6), nn.ReLU())
     actor, critic = (nn.Sequential(trunk, nn.Linear(6, 3)) for _ in range(2))

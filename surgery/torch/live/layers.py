@@ -83,6 +83,7 @@ class NewLayers:
         self.names: dict[str, str] = {}
         self._new: list[_New] = []
         self._done: set[int] = set()
+        self._ranks: dict[int, int] = {}
         calls = Calls()
         handles = calls.watch(runner.network)
         try:
@@ -106,13 +107,18 @@ class NewLayers:
                     self._put(journal, network, part, site, held)
         if any(site.how not in ("append", "slot") for site in self.sites) and "torch._dynamo" in sys.modules:
             torch.compiler.reset()  # what is compiled does not look for hooks that came later
+        every = dict.fromkeys(id(p) for network, _ in networks for p in network.parameters())
+        self._ranks = {number: rank for rank, number in enumerate(every)}
         self._name(networks[0][0])
         self._probe()
         for new in self._new:
             new.tensor.data = new.start
 
     def join(self, journal: Journal, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        """The new parameters come into the group of the parameter that they join; their state begins with them."""
+        """The new parameters come into the group of the parameter that they join; their state begins with them.
+
+        There they stand where an optimizer made of the changed module has them: it numbers its state by place.
+        """
         paths = {id(p): name for name, p in self.runner.network.named_parameters()}
         for optimizer in optimizers:
             for group in optimizer.param_groups:
@@ -120,10 +126,14 @@ class NewLayers:
                 more = [new.tensor for new in self._new if new.joins is not None and id(new.joins) in held]
                 if not more:
                     continue
-                journal.contents(group["params"], [*group["params"], *more])
+                members, names = list(group["params"]), list(group.get("param_names", ()))
+                for k, tensor in enumerate(more):
+                    place = _place(self._ranks, members, tensor)
+                    members.insert(place, tensor)
+                    names.insert(place, paths.get(id(tensor), f"new.{k}"))
+                journal.contents(group["params"], members)
                 if "param_names" in group:
-                    names = [paths.get(id(p), f"new.{k}") for k, p in enumerate(more)]
-                    journal.contents(group["param_names"], [*group["param_names"], *names])
+                    journal.contents(group["param_names"], names)
 
     def _put(
         self, journal: Journal, network: nn.Module, part: nn.Module, site: Site, held: Mapping[str, Tensor]
@@ -230,3 +240,11 @@ def _part(network: nn.Module, path: str) -> nn.Module:
             f"{type(network).__name__} has no part '{path}', behind which the new layers go",
             hint="companions have the same architecture as the model",
         ) from None
+
+
+def _place(ranks: Mapping[int, int], members: Sequence[Tensor], new: Tensor) -> int:
+    """Where a new parameter stands in a group: behind those that its network has before it, or before the others."""
+    own = ranks[id(new)]
+    known = [(k, ranks[id(p)]) for k, p in enumerate(members) if id(p) in ranks]
+    before = [k for k, rank in known if rank < own]
+    return before[-1] + 1 if before else min(k for k, _ in known)
