@@ -196,7 +196,7 @@ REFUSALS = {
     "a function that makes no plan": (mlp, adam, X, {"plan": lambda c: None}, ArgumentError, "no plan"),
     "a schedule of nothing": (mlp, adam, X, {"factor": 2, "schedulers": ["step"]}, ArgumentError, "no schedule"),
     "a class of optimizers": (mlp, lambda net: torch.optim.Adam, X, {"factor": 2}, ArgumentError, "in use"),
-    "other inputs": (mlp, adam, torch.zeros(4, 9), {"widths": {"0": 9}}, GraphError, "cannot be exported"),
+    "other inputs": (mlp, adam, torch.zeros(4, 9), {"widths": {"0": 9}}, ArgumentError, "does not run on the ex"),
     "other types": (mlp, adam, X.double(), {"widths": {"0": 9}}, ArgumentError, "does not run on the example"),
     "two orders": (mlp, adam, X, {"widths": {"0": 9}, "plan": lambda c: None}, ArgumentError, ""),
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
@@ -31,6 +32,10 @@ _HINTS = (
         "DataDependent",
         "it branches on the values of tensors: torch.where instead; where it makes a distribution, which "
         "checks its numbers, a forward() that returns the logits",
+    ),
+    (
+        "which is not a known type",
+        "forward() has to return tensors: the logits of a distribution, not the distribution",
     ),
     ("", "try torch.export.export on it; shapes that vary can be given with dynamic_shapes=…"),
 )
@@ -180,6 +185,7 @@ def export(
       scopes: whether nodes keep the note `SCOPES`.
 
     Raises:
+      ArgumentError: it does not run on the example inputs.
       GraphError: it cannot be exported; the exporter's own words are in the message.
     """
     _check_forward(module)
@@ -197,11 +203,28 @@ def export(
         try:
             return exported(dynamic_shapes)
         except Exception as error:  # the exporter's errors have no common base but Exception
+            _check_runs(module, arguments, keywords)
             reason = _reason(error)
             raise GraphError(
                 f"the module {type(module).__name__} cannot be exported: {reason}",
                 hint=next(hint for cause, hint in _HINTS if cause in reason),
             ) from error
+
+
+def _check_runs(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    """Inputs that the module does not take are no matter of the exporter's; a copy is run, as running may count."""
+    try:
+        twin = copy.deepcopy(module)
+    except Exception:  # whatever the caller's classes raise: the exporter's words have to do
+        return
+    try:
+        with torch.no_grad():
+            twin(*arguments, **keywords)
+    except Exception as error:
+        raise ArgumentError(
+            f"{type(module).__name__} does not run on the example inputs: {_reason(error)}",
+            hint="give what it is given in training, of the same shapes, types and on the same device",
+        ) from error
 
 
 def _with_free_batch(
