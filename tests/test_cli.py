@@ -204,6 +204,13 @@ def test_an_error_says_what_where_and_what_next(model, monkeypatch, capsys):
     )
 
 
+def test_the_command_that_a_hint_names_can_be_pasted(model, tmp_path, capsys):
+    spaced = tmp_path / "my agent.onnx"
+    shutil.copy(model, spaced)
+    assert main(["optimizer", str(spaced), "--to", "adam", "-o", str(tmp_path / "out.onnx")]) == 2
+    assert f"hint: surgery attach '{spaced}' CHECKPOINT -o OUT\n" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("env", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
 )

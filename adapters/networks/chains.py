@@ -273,7 +273,7 @@ class Chain:
             of = f" of '{group.name}'" if group.name else ""
             raise ArgumentError(
                 f"the activation between the layers{of} is not in the file",
-                hint="say what it is: surgery convert FILE --activation relu -o OUT.onnx",
+                hint="say what your code has: surgery convert FILE --activation tanh -o OUT.onnx (or relu, elu …)",
             )
         return str(activation_of(self.activation))
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import click
 
-from surgery.cli import _failure
+from surgery.cli import _failure, _options
 from surgery.errors import SurgeryError, UnknownName
 
 SECTIONS = {
@@ -119,7 +119,11 @@ def _run(words: list[str]) -> int:
     """The exit status of a command: what its function returns, 0 for None."""
     try:
         with cli.make_context("surgery", list(words)) as context:
-            status = cli.invoke(context)
+            try:
+                status = cli.invoke(context)
+            except SurgeryError as error:
+                _failure.name_model(error, context.meta.get(_options.MODEL))
+                raise
     except click.exceptions.Exit as stop:
         return stop.exit_code
     return int(status or 0)

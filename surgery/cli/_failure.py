@@ -5,13 +5,25 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import shlex
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import click
 
 from surgery.errors import FileError, SurgeryError
+
+_MODEL = re.compile(r"(?<=surgery )([a-z]+) (?:MODEL|FILE)(?= )")
+
+
+def name_model(error: SurgeryError, model: Path | None) -> None:
+    """Put the file that a command is about where a hint of the library says MODEL or FILE: it can be pasted then."""
+    named = error.where.get("file") or error.where.get("model") or model
+    if error.hint and named is not None:
+        error.hint = _MODEL.sub(lambda verb: f"{verb[1]} {shlex.quote(str(named))}", error.hint)
 
 
 def expected(error: SurgeryError, words: Sequence[str]) -> int:
@@ -96,7 +108,6 @@ def _trace(error: BaseException, words: Sequence[str]) -> None:
 
 def _write_log(error: BaseException, words: Sequence[str]) -> str:
     import platform
-    import shlex
     import tempfile
     from importlib.metadata import version
 

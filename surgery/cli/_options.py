@@ -14,12 +14,22 @@ from surgery.cli._output import Output
 F = TypeVar("F", bound=Callable[..., object])
 
 FILE = click.Path(path_type=Path)
+MODEL = "surgery.model"
+"""Where a context notes the model of the command, which hints call MODEL or FILE."""
 
 
 def file_argument(name: str, *, metavar: str | None = None, many: bool = False) -> Callable[[F], F]:
     """A file that is acted on; whether it can be read is for the library to say."""
     nargs = -1 if many else 1
-    return click.argument(name, metavar=metavar or name.upper(), type=FILE, nargs=nargs, required=True)
+    return click.argument(
+        name, metavar=metavar or name.upper(), type=FILE, nargs=nargs, required=True, callback=_noted
+    )
+
+
+def _noted(context: click.Context, argument: click.Parameter, value: Path) -> Path:
+    if argument.name in ("model", "source", "teacher"):
+        context.meta.setdefault(MODEL, value)
+    return value
 
 
 def output_file(*, required: bool = False) -> Callable[[F], F]:

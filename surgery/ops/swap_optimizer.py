@@ -131,7 +131,7 @@ def swap_optimizer(
     state = checkpoint.optimizer
     if state is None:
         raise ArgumentError(
-            "the checkpoint has no optimizer state", hint="surgery attach MODEL.onnx CHECKPOINT -o OUT"
+            "the checkpoint has no optimizer state", hint="surgery attach MODEL CHECKPOINT -o OUT"
         )
     check_finite(checkpoint)
     weights = {name: checkpoint.tensors[name] for name in state.parameters if name in checkpoint.tensors}
