@@ -303,6 +303,16 @@ def test_decoupled_decay_shrinks_weights_as_fast_as_before() -> None:
     assert hyper["lr"] * hyper["weight_decay"] == pytest.approx(0.01 * 0.1)
 
 
+@pytest.mark.parametrize("to", ["rmsprop", "adamw"])
+def test_a_schedule_that_has_ended_keeps_its_rate_and_matches_no_other(to: str) -> None:
+    state = optimizer_state("adamw", lr=0.0)
+    with pytest.raises(ArgumentError, match="rate is 0") as caught:
+        swap_state(state, to, weights={}, options={"eps": 1e-2})
+    assert "--match none" in (caught.value.hint or "")
+    new, report = swap_state(state, to, weights={}, match="none", options={"eps": 1e-2})
+    assert new.groups[0].hyper["lr"] == 0.0 and report.tensors[0].carried
+
+
 REFUSALS: Mapping[str, tuple[OptimizerState, str, dict[str, Any], type[SurgeryError], str]] = {
     "nadam": (OptimizerState("nadam", {}, {}, (ParamGroup(("w",), {"lr": 0.1}),)), "adam", {}, Refused, "schedule"),
     "to nadam": (optimizer_state("adam"), "nadam", {}, Refused, "schedule of products"),

@@ -148,6 +148,6 @@ def _rate(file: Sb3File, before: Json, after: Json) -> float | None:
     if not isinstance(file.data.get("learning_rate"), int | float):
         raise Refused(
             f"the learning rate of the file is a schedule, a function that cannot go from {before} to {after:.3g}",
-            hint="leave it as it is: --match none",
+            hint="leave it as it is: --match none, and no --set lr",
         )
     return float(after)

@@ -74,8 +74,6 @@ def check_pair(kind: str, old: Hyper, to: str, options: Mapping[str, Json], was:
     _check_options(to, options)
     if kind == to and not options:
         raise ArgumentError(f"the optimizer is '{to}' already", hint="to change its settings, name them")
-    if number(old, "lr") <= 0 and "lr" not in options:
-        raise ArgumentError("the old optimizer has no learning rate to go by", hint="give the new one's lr")
     if number(old, "weight_decay") and _decoupled(kind, old) != _decoupled(to, options):
         if "weight_decay" in options:
             return

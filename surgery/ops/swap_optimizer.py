@@ -239,6 +239,12 @@ def _rates(members: Sequence[Member], rule: Match) -> dict[str, float]:
     """The learning rate of every tensor."""
     if rule == "none":
         return {member.name: number(member.new, "lr") for member in members}
+    lowest = min(number(member.new, "lr") for member in members)
+    if lowest <= 0:
+        raise ArgumentError(
+            f"the old optimizer's learning rate is {lowest:g} (its schedule has ended?): no step can be as long as its",
+            hint="leave the rate to the schedule: --match none; or give the new one: --set lr=X",
+        )
     ratios: dict[str, float] = {}
     total = np.zeros(2)
     for member in members:
