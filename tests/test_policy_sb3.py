@@ -93,6 +93,22 @@ def test_what_vec_normalize_does_to_observations_is_done_before_the_graph_sees_t
     assert clipped
 
 
+@pytest.mark.parametrize(
+    ("model", "statistics"),
+    [
+        ("rl_model_2000_steps", "rl_model_vecnormalize_2000_steps.pkl"),  # CheckpointCallback
+        ("ppo", "vec_normalize.pkl"),  # the examples of Stable-Baselines3's documentation
+        ("CartPole-v1", "CartPole-v1/vecnormalize.pkl"),  # RL Zoo
+    ],
+)
+def test_statistics_are_found_under_the_names_that_they_are_saved_by(normalised, tmp_path, model, statistics):
+    place, named = tmp_path / "run" / f"{model}.zip", tmp_path / "run" / statistics
+    named.parent.mkdir(parents=True)
+    normalised[2].rename(place)
+    normalised[2].with_name("vecnormalize.pkl").rename(named)
+    assert "normaliser" in surgery.load(place).environment.settings
+
+
 def test_statistics_in_the_contract_follow_their_features(normalised):
     before = surgery.load(normalised[2])
     old = before.environment.settings["normaliser"]["observation"]

@@ -7,6 +7,7 @@ The networks read what comes out. (stable_baselines3/common/vec_env/vec_normaliz
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ _MOST = 1 << 12
 def find(model: Path, observation: Space) -> Path | None:
     """The statistics that belong to a model: beside it, or in a folder of its name, as RL Zoo has it.
 
+    Names are our own, that of `CheckpointCallback(save_vecnormalize=True)`, and those of RL Zoo and of the examples in
+    Stable-Baselines3's documentation, `vec_normalize.pkl`.
+
     Args:
       model: its file. observation: its space; statistics of other shapes are another model's, but for images, whose
         channels the framework moves, and which it stacks, after they are normalised.
@@ -35,7 +39,13 @@ def find(model: Path, observation: Space) -> Path | None:
     Raises:
       FileError, CorruptFile: see `read`.
     """
-    places = (own(model), model.parent / NAME, model.parent / model.stem / NAME)
+    places = (
+        own(model),
+        *([model.with_name(checkpoint)] if (checkpoint := _of_checkpoint(model.stem)) else []),
+        model.parent / NAME,
+        model.parent / "vec_normalize.pkl",
+        model.parent / model.stem / NAME,
+    )
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         return None
@@ -44,6 +54,12 @@ def find(model: Path, observation: Space) -> Path | None:
         shape == wanted[name] or len(shape) == len(wanted[name]) == 3 for name, shape in ours.items()
     )
     return found if fits else None
+
+
+def _of_checkpoint(stem: str) -> str | None:
+    """What `CheckpointCallback` writes beside `PREFIX_N_steps.zip`."""
+    named = re.fullmatch(r"(.+)_(\d+)_steps", stem)
+    return named and f"{named[1]}_vecnormalize_{named[2]}_steps.pkl"
 
 
 def seen(path: Path) -> dict[str, tuple[int, ...]]:
