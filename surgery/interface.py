@@ -18,7 +18,7 @@ OUTPUT_KINDS = (
 CRITIC_ACTION = "critic_action"
 """The input through which critics read an action, as adapters name it: it follows the policy's actions."""
 
-Bound = float | tuple[float, ...] | None
+Bound = float | tuple[float | None, ...] | None
 _T = TypeVar("_T")
 
 
@@ -29,7 +29,7 @@ class Port:
     Attributes:
       name: its name in the graph.
       kind: one of `INPUT_KINDS` or `OUTPUT_KINDS`.
-      low: smallest value, one for all features or one per feature; None if unknown or unbounded.
+      low: smallest value, one for all features or one per feature; None, also of one feature, if unknown or unbounded.
       high: largest value, likewise.
       labels: a name per feature (observation) or per action; None if unknown.
       declared: whether a person or a framework said so; false if it was inferred from its name.
@@ -291,20 +291,29 @@ def _bound(value: Json, name: str) -> Bound:
     if value is None:
         return None
     values = value if isinstance(value, list | tuple) else [value]
-    numbers = []
+    numbers: list[float | None] = []
     for item in values:
+        if item is None:
+            numbers.append(None)
+            continue
         if not isinstance(item, int | float) or isinstance(item, bool) or not math.isfinite(item):
             raise ArgumentError(
                 f"a bound of '{name}' is not a finite number: {item!r}", hint="leave it out if unbounded"
             )
         numbers.append(float(item))
+    if all(item is None for item in numbers):
+        return None
     return tuple(numbers) if isinstance(value, list | tuple) else numbers[0]
 
 
-def _check_order(low: float | tuple[float, ...], high: float | tuple[float, ...], name: str) -> None:
+def _check_order(
+    low: float | tuple[float | None, ...], high: float | tuple[float | None, ...], name: str
+) -> None:
     width = max(len(side) if isinstance(side, tuple) else 1 for side in (low, high))
     lows, highs = (side if isinstance(side, tuple) else (side,) * width for side in (low, high))
-    if len(lows) != len(highs) or any(a > b for a, b in zip(lows, highs, strict=True)):
+    if len(lows) != len(highs) or any(
+        a > b for a, b in zip(lows, highs, strict=True) if a is not None and b is not None
+    ):
         raise ArgumentError(f"the bounds of '{name}' do not fit each other: low {low}, high {high}")
 
 

@@ -12,7 +12,9 @@ from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, UnknownName, shape_text
 from surgery.graph.symbols import symbol
 from surgery.graph.walk import lengths
-from surgery.interface import Bound, Port
+from surgery.interface import Port
+from surgery.numeric.bounds import spread
+from surgery.numeric.dual import Array
 
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
@@ -121,28 +123,27 @@ def _draw(
     value: ir.Value, port: Port, shape: tuple[int, ...], rng: np.random.Generator
 ) -> np.ndarray[Any, np.dtype[Any]]:
     dtype = _dtype(value)
-    low, high = _bound(port.low, shape), _bound(port.high, shape)
     if dtype.kind == "b":
         return rng.random(shape) < 0.5
     if dtype.kind in "iu":
-        top = 255 if dtype == np.uint8 and high is None else 1 if high is None else high
-        return rng.integers(0 if low is None else low, top, shape, endpoint=True).astype(dtype)
-    if low is not None and high is not None and np.isfinite(low).all() and np.isfinite(high).all():
+        low, high = _ends(port, shape, 0, 255 if dtype == np.uint8 else 1)
+        return rng.integers(low, high, shape, endpoint=True).astype(dtype)
+    low, high = _ends(port, shape, -np.inf, np.inf)
+    bounded = np.isfinite(low) & np.isfinite(high)
+    if bounded.all():
         return rng.uniform(low, high, shape).astype(dtype)
-    drawn = rng.standard_normal(shape)
-    drawn = drawn if low is None else np.maximum(drawn, low)
-    return (drawn if high is None else np.minimum(drawn, high)).astype(dtype)
+    within = (
+        rng.uniform(np.where(bounded, low, 0), np.where(bounded, high, 1), shape) if bounded.any() else 0.0
+    )
+    drawn = np.clip(rng.standard_normal(shape), low, high)
+    return np.where(bounded, within, drawn).astype(dtype)
+
+
+def _ends(port: Port, shape: tuple[int, ...], lowest: float, highest: float) -> tuple[Array, Array]:
+    """The declared range, or the given one where there is none."""
+    low = spread(lowest if port.low is None else port.low, shape, lowest)
+    return low, spread(highest if port.high is None else port.high, shape, highest)
 
 
 def _dtype(value: ir.Value) -> np.dtype[Any]:
     return (value.dtype or ir.DataType.FLOAT).numpy()
-
-
-def _bound(bound: Bound, shape: tuple[int, ...]) -> Any:  # noqa: ANN401
-    """A bound per feature lies along axis 1 (channels), or along the last axis."""
-    if not isinstance(bound, tuple):
-        return bound
-    vector = np.array(bound)
-    if len(shape) > 2 and shape[1] == len(vector):
-        return vector.reshape((-1,) + (1,) * (len(shape) - 2))
-    return vector

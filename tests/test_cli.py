@@ -546,7 +546,7 @@ def test_inspect_tells_the_lineage_and_the_scores_of_a_model(model, wide, capsys
 
 def test_annotate_is_what_inspect_then_declares(model, tmp_path, capsys):
     target = tmp_path / "declared.onnx"
-    words = ["--input", "observation:observation,labels=[x,v,angle,spin]"]
+    words = ["--input", "observation:observation,low=[-4.8,?,-0.4,?],labels=[x,v,angle,spin]"]
     words += ["--output", "q_values:labels=[left,right]"]
     words += ["--env", "CartPole-v1", "--env-setting", "max_episode_steps=500"]
     assert main(["annotate", str(model), *words, "-o", str(target)]) == 0
@@ -556,6 +556,7 @@ def test_annotate_is_what_inspect_then_declares(model, tmp_path, capsys):
     assert report["environment"]["id"] == "CartPole-v1"
     assert report["environment"]["settings"]["max_episode_steps"] == 500
     assert report["inputs"][0]["labels"] == ["x", "v", "angle", "spin"]
+    assert report["inputs"][0]["low"] == [-4.8, None, -0.4, None]
     assert report["outputs"][0]["declared"] is True
 
 

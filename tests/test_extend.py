@@ -24,6 +24,7 @@ from surgery.interface import PortPatch
 from surgery.numeric import run
 from surgery.optimizer import OptimizerState, ParamGroup
 from surgery.port_kinds import infer
+from surgery.probes import probes
 from surgery.verify.outputs import difference
 from tests import zoo
 
@@ -107,14 +108,16 @@ def test_names_and_ranges_of_features_follow() -> None:
     checkpoint = surgery.load(zoo.export("mlp_relu", "dynamo"))
     port = checkpoint.interface.inputs[0]
     width = int(checkpoint.model.graph.inputs[0].shape[1])
-    low = tuple(float(-k) for k in range(width))
-    port = dataclasses.replace(port, labels=tuple("abcdefgh"[:width]), low=low, high=1.0)
+    low, high = tuple(float(-k) for k in range(width)), (3.0,) * width
+    port = dataclasses.replace(port, labels=tuple("abcdefgh"[:width]), low=low, high=high)
     checkpoint = checkpoint.replace(interface=dataclasses.replace(checkpoint.interface, inputs=(port,)))
     plan = surgery.extend(checkpoint, [NewObservation("observation", 1, 2, ("wind",))])
     after = execute(plan, checkpoint).interface.inputs[0]
     assert after.labels == (*port.labels[:2], "wind", *port.labels[2:])
-    assert after.low == (*low[:2], low[1], *low[2:])
-    assert after.high == 1.0
+    assert after.low == (*low[:2], None, *low[2:])  # nobody has said what the new one may hold
+    assert after.high == (*high, 3.0)
+    drawn = probes(execute(plan, checkpoint), 64, 0)["observation"]
+    assert drawn[:, 2].min() < -1.0 and (drawn[:, 3] >= low[2]).all()
 
 
 def _parsed(text: str) -> surgery.Checkpoint:

@@ -126,7 +126,9 @@ def change_box(space: Space, sources: Mapping[int, Source], low: Bound, high: Bo
         assert old is not None
         array = old
         for axis, source in sources.items():
-            array = _taken(array, axis, source, unbounded if given is None else np.asarray(given))
+            each = given if isinstance(given, tuple) else [given]
+            fresh = np.array([unbounded if value is None else value for value in each])
+            array = _taken(array, axis, source, fresh if isinstance(given, tuple) else fresh[0])
         set_bound(space, name, array)
 
 

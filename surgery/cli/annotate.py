@@ -12,6 +12,7 @@ import surgery
 from surgery.cli import _environment, _files, _options
 from surgery.cli._output import Output
 from surgery.errors import ArgumentError
+from surgery.interface import Bound
 
 if TYPE_CHECKING:
     from surgery.interface import PortPatch
@@ -28,7 +29,7 @@ SPEC = "SPEC is KIND,low=X,high=X,labels=[A,B]: any of these"
     "inputs",
     metavar="NAME:SPEC",
     multiple=True,
-    help="SPEC: KIND, low=X, high=X, labels=[A,B], by commas.",
+    help="SPEC: KIND, low=X, high=X, labels=[A,B], by commas; X may be [0,?,1], by feature, ? where unbounded.",
 )
 @click.option(
     "--output",
@@ -136,10 +137,12 @@ def _port(text: str) -> PortPatch:
     )
 
 
-def _bound(text: str | None) -> float | tuple[float, ...] | None:
+def _bound(text: str | None) -> Bound:
     if text is None:
         return None
-    return tuple(float(item) for item in _items(text)) if text.startswith("[") else float(text)
+    if not text.startswith("["):
+        return float(text)
+    return tuple(None if item == "?" else float(item) for item in _items(text))
 
 
 def _items(text: str) -> list[str]:

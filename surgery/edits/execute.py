@@ -206,9 +206,11 @@ def _described_port(port: Port, plan: Plan, side: str) -> Port:
 
 
 def _follow_bound(bound: Bound, axis: AxisMap) -> Bound:
-    """A bound per feature is taken over; a new feature has that of its neighbour."""
+    """A bound per feature is taken over; a new feature, of which nobody has said more, has the one that all share."""
     if isinstance(bound, tuple) and len(bound) == axis.before:
-        return tuple(bound[int(k)] for k in axis.source)
+        new = bound[0] if len(set(bound)) == 1 else None
+        fresh = axis.fresh_in | axis.fresh_out
+        return tuple(new if here else bound[int(k)] for k, here in zip(axis.source, fresh, strict=True))
     return bound
 
 

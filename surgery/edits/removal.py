@@ -19,7 +19,7 @@ from surgery.graph.readers import destinations, sources
 from surgery.graph.symbols import symbol
 from surgery.graph.walk import lengths
 from surgery.interface import Bound, Interface
-from surgery.numeric.bounds import Bounds, bounds
+from surgery.numeric.bounds import Bounds, bounds, spread
 from surgery.numeric.evaluate import Evaluation, Frame
 from surgery.tensors import shape_of
 
@@ -167,24 +167,13 @@ def _range(
         least, most = (np.full(shape, end, dtype) for end in (np.iinfo(dtype).min, np.iinfo(dtype).max))
     else:
         least, most = np.full(shape, -np.inf), np.full(shape, np.inf)
-    least = least if low is None else np.maximum(least, _spread(low, shape)).astype(least.dtype)
-    most = most if high is None else np.minimum(most, _spread(high, shape)).astype(most.dtype)
+    least = least if low is None else np.maximum(least, spread(low, shape, -np.inf)).astype(least.dtype)
+    most = most if high is None else np.minimum(most, spread(high, shape, np.inf)).astype(most.dtype)
     for axis, places, values in pins:
         column = values.reshape((-1,) + (1,) * (len(shape) - axis - 1))
         for end in (least, most):
             end[(slice(None),) * axis + (places,)] = column
     return Bounds(least, most)
-
-
-def _spread(bound: float | tuple[float, ...], shape: tuple[int, ...]) -> Array:
-    if not isinstance(bound, tuple):
-        return np.asarray(bound)
-    vector = np.array(bound)
-    return (
-        vector.reshape((-1,) + (1,) * (len(shape) - 2))
-        if len(shape) > 2 and shape[1] == len(vector)
-        else vector
-    )
 
 
 def pins(plan: Plan) -> Pins:

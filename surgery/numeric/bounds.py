@@ -100,6 +100,22 @@ _EXACT = _MOVING | {"Concat", "Max", "Min", "Relu", "Identity", "Clip"}
 """Their bounds need no slack."""
 
 
+def spread(end: tuple[float | None, ...] | float, shape: Sequence[int], unbounded: float) -> Array:
+    """An end of the declared range as an array that broadcasts: per feature it lies along channels or the last axis.
+
+    Args:
+      end: one for all features, or one per feature; None where there is none.
+      shape: of the input, [batch, …].
+      unbounded: what stands for None.
+    """
+    if not isinstance(end, tuple):
+        return np.asarray(end, np.float64)
+    vector = np.array([unbounded if value is None else value for value in end], np.float64)
+    if len(shape) > 2 and shape[1] == len(vector):
+        return vector.reshape((-1,) + (1,) * (len(shape) - 2))
+    return vector
+
+
 @dataclass(frozen=True)
 class Bounds:
     """The range of a tensor; where `low` equals `high` it is constant."""
