@@ -20,6 +20,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 
+WITHOUT_OPTIMIZER = "surgery convert FILE --no-optimizer -o OUT.onnx"
+"""The command that reads a file of which only the optimizer's state cannot be read."""
+
 
 def shape_text(shape: Iterable[object]) -> str:
     """A shape as messages and reports write it: `64×4×8×8`, `batch×4`, `?` for a size that nobody knows, `scalar`."""

@@ -7,6 +7,7 @@ import ctypes
 import errno
 import itertools
 import os
+import shlex
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -172,7 +173,8 @@ def check_target(
     folder = target.parent
     if not folder.is_dir():
         reason = "is not a folder" if folder.exists() else "does not exist"
-        raise FileError(f"cannot write {target}: {folder} {reason}", hint=f"mkdir -p {folder}")
+        hint = _unexpanded(target) or f"mkdir -p {shlex.quote(str(folder))}"
+        raise FileError(f"cannot write {target}: {folder} {reason}", hint=hint)
     if target.is_dir() and (owned is None or target.is_symlink() or not owned(target)):
         raise FileError(
             f"cannot write {target}: it is a folder", hint=f"give a file name: {target / 'model.onnx'}"
@@ -266,8 +268,16 @@ def models_in(folder: Path) -> str | None:
     return f"did you mean {', '.join(str(folder / name) for name in found)}?" if found else None
 
 
+def _unexpanded(path: Path) -> str | None:
+    """The hint where a shell was kept from putting the home folder for ~: in quotes, or behind `--out=`."""
+    expanded = os.path.expanduser(path)  # noqa: PTH111  pathlib raises where there is no such user
+    return None if expanded == str(path) else f"no shell has replaced the ~: write {shlex.quote(expanded)}"
+
+
 def _near(path: Path) -> str | None:
     if not path.parent.is_dir():
+        if hint := _unexpanded(path):
+            return hint
         return f"the folder {path.parent} does not exist"
     index = path.with_name(f"{path.name}.index")
     if index.is_file():

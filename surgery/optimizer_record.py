@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from surgery.adapters import SHARED
-from surgery.errors import ArgumentError, CorruptFile, Refused
+from surgery.errors import WITHOUT_OPTIMIZER, ArgumentError, CorruptFile, Refused
 from surgery.optimizer import SCALARS, OptimizerState, ParamGroup
 from surgery.parameter_order import Shape, hyper, number, optimizer_kind, unique_order
 from surgery.tensors import shape_of
@@ -190,7 +190,7 @@ def merged(states: Sequence[OptimizerState]) -> OptimizerState:
     if len(kinds) > 1:
         raise Refused(
             f"the file has optimizers of several kinds, {', '.join(sorted(kinds))}",
-            hint="leave them out, and write a graph: --no-optimizer -o OUT.onnx",
+            hint=f"leave them out, and write a graph: {WITHOUT_OPTIMIZER}",
         )
     slots: dict[str, dict[str, ir.TensorProtocol]] = {}
     for state in states:

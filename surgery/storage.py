@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from surgery.adapters import Adapter, Checking, Reading, detect, find
 from surgery.checkpoint import Checkpoint
-from surgery.errors import ArgumentError, CorruptFile, FileError, SurgeryError
+from surgery.errors import WITHOUT_OPTIMIZER, ArgumentError, CorruptFile, FileError, SurgeryError
 from surgery.files import replacing
 from surgery.formats import sniff
 from surgery.interface import Interface
@@ -218,7 +218,7 @@ def _check_interface(interface: Interface, model: ir.Model) -> None:
 
 def _load_state(record: Record, path: Path, foreign: bool) -> OptimizerState | None:
     own = _beside(path, ".optimizer")
-    without = "load the model without it: optimizer=False (--no-optimizer)"
+    without = f"leave it out (optimizer=False): {WITHOUT_OPTIMIZER}"
     if record.optimizer is None:
         return load_optimizer(own) if foreign and own.is_file() else None
     named = _file(record.optimizer, path)

@@ -105,6 +105,10 @@ def test_every_option_has_help(verb):
 def test_help_lists_every_verb_and_is_what_surgery_alone_prints(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
+    assert main(["help"]) == 0
+    assert capsys.readouterr().out == text
+    assert main(["help", "widen"]) == 0
+    assert capsys.readouterr().out.startswith("Usage: surgery widen")
     assert all(f"  {verb} " in text for verb in VERBS)
     assert main([]) == 0
     assert capsys.readouterr().out == text
@@ -209,6 +213,19 @@ def test_the_command_that_a_hint_names_can_be_pasted(model, tmp_path, capsys):
     shutil.copy(model, spaced)
     assert main(["optimizer", str(spaced), "--to", "adam", "-o", str(tmp_path / "out.onnx")]) == 2
     assert f"hint: surgery attach '{spaced}' CHECKPOINT -o OUT\n" in capsys.readouterr().err
+
+
+def test_a_model_whose_optimizer_state_is_gone_is_read_by_the_command_that_the_error_names(
+    teachers, tmp_path, capsys
+):
+    source, agent = teachers / "minatar-breakout-dqn.onnx", tmp_path / "an agent.onnx"
+    assert main(["attach", str(source), str(source.with_suffix(".pt")), "-o", str(agent)]) == 0
+    (tmp_path / "an agent.optimizer.safetensors").unlink()
+    capsys.readouterr()
+    assert main(["widen", str(agent), "--factor", "2", "-o", str(tmp_path / "wide.onnx")]) == 2
+    command = capsys.readouterr().err.partition("(optimizer=False): surgery ")[2]
+    assert main(shlex.split(command.replace("OUT.onnx", str(tmp_path / "bare.onnx")))) == 0
+    assert capsys.readouterr().out.startswith("observation → q_values · 6 tensors · wrote")
 
 
 @pytest.mark.parametrize(

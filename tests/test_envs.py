@@ -266,6 +266,7 @@ def test_what_the_atari_contract_leaves_open_is_what_the_id_says():
         ("ALE/Brakeout-v5", {}, UnknownName, "ALE/Breakout-v5"),
         ("MinAtar/Brekout-v1", {}, UnknownName, "MinAtar/Breakout-v1"),
         ("CartPol-v1", {}, UnknownName, "CartPole-v1"),
+        ("CartPole", {}, UnknownName, "CartPole-v1"),
         ("os:Thing-v0", {}, ArgumentError, "names a module"),
         (None, {}, ArgumentError, "not known"),
         ("Pendulum-v1", {}, ArgumentError, "discrete"),

@@ -116,6 +116,17 @@ def test_bad_targets_are_refused_with_a_reason(tmp_path, says):
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("target", "hint"),
+    [("~/x.onnx", f"write {Path.home()}/x.onnx"), ("no dir/x.onnx", "mkdir -p 'no dir'")],
+)
+def test_what_to_do_about_a_folder_that_is_missing_can_be_pasted(target, hint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileError) as caught, replacing([Path(target)]):
+        pytest.fail("not reached")
+    assert (caught.value.hint or "").endswith(hint)
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_without_permission_is_refused(tmp_path):
     tmp_path.chmod(0o555)
@@ -218,6 +229,11 @@ def _socket(folder: Path) -> Path:
     [
         (_missing, "does not exist", "agent.onnx"),
         (lambda folder: folder / "no" / "a.onnx", "does not exist", "folder"),
+        (
+            lambda folder: Path("~/surgery is not here/a.onnx"),
+            "does not exist",
+            f"'{Path.home()}/surgery is not",
+        ),
         (lambda folder: _existing(folder).parent, "is a folder", "a.onnx"),
         (_socket, "not a regular file", ""),
         (lambda folder: folder / ("a" * 300), "too long", ""),

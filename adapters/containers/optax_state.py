@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from surgery.errors import Refused
+from surgery.errors import WITHOUT_OPTIMIZER, Refused
 from surgery.json_values import Json
 from surgery.optimizer import OptimizerState, ParamGroup
 from surgery.optimizer_record import merged
@@ -172,11 +172,11 @@ def _names(members: Tensors, parameters: Tensors, where: str) -> dict[str, str]:
         several = " and ".join(f"'{next(iter(found.values()))}'" for found in fitting)
         raise Refused(
             f"the optimizer's '{where}' fits several networks of the file by names and shapes: those of {several}",
-            hint="read the file without its optimizer: --no-optimizer",
+            hint=f"read the file without its optimizer: {WITHOUT_OPTIMIZER}",
         )
     raise Refused(
         f"the optimizer's '{where}' fits no network of the file by names and shapes",
-        hint="read the file without its optimizer: --no-optimizer",
+        hint=f"read the file without its optimizer: {WITHOUT_OPTIMIZER}",
     )
 
 
@@ -225,5 +225,5 @@ def _check_complete(tree: Mapping[str, Any], places: Mapping[str, str]) -> None:
         if path not in known and len(shape_of(tensor)) > 0:
             raise Refused(
                 f"there is no rule for the optimizer's '{path}', of shape {list(shape_of(tensor))}",
-                hint="read the file without its optimizer: --no-optimizer",
+                hint=f"read the file without its optimizer: {WITHOUT_OPTIMIZER}",
             )

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from surgery.adapters import Reading, TrainingState
 from surgery.checkpoint import Checkpoint
-from surgery.errors import Refused, SurgeryError
+from surgery.errors import WITHOUT_OPTIMIZER, Refused, SurgeryError
 from surgery.files import replacing
 from surgery.formats import is_kind
 from surgery.interface import Environment, Interface
@@ -167,7 +167,7 @@ def _optimizer(file: DopamineFile) -> Bound | None:
     try:
         found: Bound | None = optax_state.bind(file.optimizer, file.network(file.acting))
     except SurgeryError as error:
-        raise error.within(without="read it without its optimizer: --no-optimizer") from error
+        raise error.within(without=f"read it without its optimizer: {WITHOUT_OPTIMIZER}") from error
     return found
 
 

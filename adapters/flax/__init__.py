@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from surgery.adapters import Reading, TrainingState
 from surgery.checkpoint import Checkpoint
-from surgery.errors import SurgeryError
+from surgery.errors import WITHOUT_OPTIMIZER, SurgeryError
 from surgery.formats import is_kind
 from surgery.optimizer_record import merged
 from surgery_adapters.array_files import fitted, replaced, with_graph
@@ -91,7 +91,8 @@ def _optimizer(parts: Parts) -> Bound | None:
             bound = optax_state.bind(tree, parts.trained_by(path))
         except SurgeryError as error:
             raise error.within(
-                optimizer=path, without="read it without its optimizer: --no-optimizer"
+                optimizer=path,
+                without=f"read it without its optimizer: {WITHOUT_OPTIMIZER}",
             ) from error
         if bound is not None:
             places = {slot: f"{path}.{place}" for slot, place in bound.places.items()}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from surgery.errors import ArgumentError, Refused
+from surgery.errors import WITHOUT_OPTIMIZER, ArgumentError, Refused
 from surgery.json_values import Json
 from surgery.optimizer import OptimizerState, ParamGroup
 from surgery.parameter_order import number
@@ -22,7 +22,7 @@ from surgery_adapters.keras.file import OPTIMIZER, KerasFile
 from surgery_adapters.keras.optimizer_record import keras_optimizer
 from surgery_adapters.writeback.matching import followed
 
-_LEAVE_OUT = "leave it out: --no-optimizer"
+_LEAVE_OUT = f"leave it out: {WITHOUT_OPTIMIZER}"
 
 
 def load(file: KerasFile) -> OptimizerState | None:

@@ -10,7 +10,7 @@ from itertools import islice
 
 import onnx_ir as ir
 
-from surgery.errors import SurgeryError
+from surgery.errors import WITHOUT_OPTIMIZER, SurgeryError
 from surgery.optimizer import OptimizerState
 from surgery.optimizer_record import OptimizerRecord, merged, shape_of_state
 from surgery.tensors import shape_of
@@ -98,7 +98,10 @@ def _of_networks(name: str, saved: Mapping[str, object], parts: Sequence[Part]) 
         places = tuple(map(tuple, record.bind(_scopes(name, parts, single), None)))
         return Trained(record, places, frozenset(single) & {name for group in places for name in group})
     except SurgeryError as error:
-        raise error.within(optimizer=name, without="read it without its optimizer: --no-optimizer") from error
+        raise error.within(
+            optimizer=name,
+            without=f"read it without its optimizer: {WITHOUT_OPTIMIZER}",
+        ) from error
 
 
 def _single_numbers(parts: Sequence[Part]) -> dict[str, ir.TensorProtocol]:

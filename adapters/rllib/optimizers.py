@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from surgery.errors import Refused
+from surgery.errors import WITHOUT_OPTIMIZER, Refused
 from surgery.json_values import Json, thaw
 from surgery.optimizer import OptimizerState
 from surgery_adapters.containers.pickle_tree import Name
@@ -40,7 +40,7 @@ def trained(folder: RllibFolder, networks: Networks) -> dict[str, Trained]:
     if unknown := set(folder.optimizers) - set(networks.scopes) - {TEMPERATURE}:
         raise Refused(
             f"there is no rule for what the optimizers {', '.join(sorted(unknown))} train",
-            hint="read the checkpoint without them: --no-optimizer",
+            hint=f"read the checkpoint without them: {WITHOUT_OPTIMIZER}",
         )
     return {
         name: _bound(folder, name, networks.scopes[name])

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 import onnx_ir as ir
 
-from surgery.errors import Refused
+from surgery.errors import WITHOUT_OPTIMIZER, Refused
 from surgery.json_values import Json
 from surgery.optimizer import OptimizerState, ParamGroup
 from surgery.tensors import shape_of
@@ -60,7 +60,7 @@ def bind(tensors: Tensors, parameters: Iterable[str]) -> Bound | None:
     if len(kinds) > 1:
         raise Refused(
             f"the file has slots of several optimizers: {', '.join(sorted(kinds))}",
-            hint="read it without its optimizer: --no-optimizer",
+            hint=f"read it without its optimizer: {WITHOUT_OPTIMIZER}",
         )
     kind = kinds.pop()
     members = tuple(name for name in known if any(name in slot for slot in slots.values()))
@@ -94,6 +94,7 @@ def _objects(tensors: Tensors, name: str) -> dict[str, tuple[str, str]]:
             found[slot] = (kind, key)
         else:
             raise Refused(
-                f"there is no rule for the optimizer's '{key}'", hint="leave it out: --no-optimizer"
+                f"there is no rule for the optimizer's '{key}'",
+                hint=f"leave it out: {WITHOUT_OPTIMIZER}",
             )
     return found

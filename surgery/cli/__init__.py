@@ -117,6 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     """The exit status of a command: what its function returns, 0 for None."""
+    if words[:1] == ["help"]:
+        words = [*words[1:2], "--help"]
     try:
         with cli.make_context("surgery", list(words)) as context:
             try:

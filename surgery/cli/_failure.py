@@ -22,8 +22,14 @@ _MODEL = re.compile(r"(?<=surgery )([a-z]+) (?:MODEL|FILE)(?= )")
 def name_model(error: SurgeryError, model: Path | None) -> None:
     """Put the file that a command is about where a hint of the library says MODEL or FILE: it can be pasted then."""
     named = error.where.get("file") or error.where.get("model") or model
-    if error.hint and named is not None:
-        error.hint = _MODEL.sub(lambda verb: f"{verb[1]} {shlex.quote(str(named))}", error.hint)
+    if named is None:
+        return
+
+    def pasteable(text: str) -> str:
+        return _MODEL.sub(lambda verb: f"{verb[1]} {shlex.quote(str(named))}", text)
+
+    error.hint = error.hint and pasteable(error.hint)
+    error.where.update((key, pasteable(error.where[key])) for key in ("without",) if key in error.where)
 
 
 def expected(error: SurgeryError, words: Sequence[str]) -> int:

@@ -191,6 +191,8 @@ def made_by_gymnasium(contract: Environment) -> Iterator[None]:
     except refusals.UnregisteredEnv as error:
         raise UnknownName("environment", str(contract.id), registry, otherwise=own) from error
     except refusals.Error as error:
+        if type(error) is refusals.Error and contract.id not in registry:  # a name without its version
+            raise UnknownName("environment", str(contract.id), registry, otherwise=own) from error
         raise ArgumentError(f"gymnasium cannot make {contract.id}: {error}") from error
 
 
