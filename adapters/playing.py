@@ -14,7 +14,7 @@ from surgery.adapters import Parity, code_from_here
 from surgery.checkpoint import Checkpoint
 from surgery.envs.normaliser import Normaliser
 from surgery.envs.step import alive
-from surgery.errors import ArgumentError, Refused, SurgeryError
+from surgery.errors import ArgumentError, Refused, SurgeryError, first_line
 from surgery.verify.outputs import runtime
 
 if TYPE_CHECKING:
@@ -92,9 +92,8 @@ def loading(framework: str, path: Path) -> Iterator[None]:
     except SurgeryError:
         raise
     except Exception as error:  # whatever a framework makes of such a file
-        reason = (str(error).strip().splitlines() or [""])[0]
         raise Refused(
-            f"{framework} cannot load {path}: {type(error).__name__}: {reason}"[:300],
+            f"{framework} cannot load {path}: {first_line(error, typed=True)}"[:300],
             hint="see whether it loads there by itself; or leave out --check",
         ) from error
 

@@ -29,6 +29,18 @@ def shape_text(shape: Iterable[object]) -> str:
     return "×".join("?" if str(size) == "None" else str(size) for size in shape) or "scalar"
 
 
+def first_line(error: BaseException, *, typed: bool = False) -> str:
+    """What another program's exception says, its first line; of one without words, its class.
+
+    Args:
+      typed: begin with the class, which says much of what comes out of arbitrary code: `KeyError: 'x'`.
+    """
+    name, lines = type(error).__name__, [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return name
+    return f"{name}: {lines[0]}" if typed else lines[0]
+
+
 class SurgeryError(Exception):
     """Base of all errors a user can meet; a traceback shows context and hint beneath the message.
 

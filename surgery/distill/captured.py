@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from surgery.errors import first_line
+
 if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -154,7 +156,7 @@ class Captured:
                 first = first.__context__
             if not isinstance(first, Exception):  # somebody's wish to stop
                 raise first from None
-            reason = str(first).splitlines()[0] if str(first) else type(first).__name__
+            reason = first_line(first)
             _LOG.info("%s cannot be captured: %s", self._what, reason, exc_info=True)
             self._failed(f"{self._what} cannot be one CUDA graph, and runs kernel by kernel: {reason}")
         self._failures = self._recorder.failures

@@ -10,7 +10,7 @@ import numpy as np
 
 from surgery.distill.interrupt import Stopped
 from surgery.envs import Envs, Step
-from surgery.errors import RunFailed, SurgeryError
+from surgery.errors import RunFailed, SurgeryError, first_line
 from surgery.torch.failures import is_of_device
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -63,6 +63,6 @@ def alive(name: str | None) -> Iterator[None]:
         if is_of_device(error):
             raise
         raise RunFailed(
-            f"the environment {name} failed: {type(error).__name__}: {error}",
+            f"the environment {name} failed: {first_line(error, typed=True)}",
             hint="repeat the command to go on from the last checkpoint",
         ) from error

@@ -20,7 +20,7 @@ from typing import Any, cast
 import torch
 from filelock import FileLock, Timeout
 
-from surgery.errors import ArgumentError, CorruptFile, FileError
+from surgery.errors import ArgumentError, CorruptFile, FileError, first_line
 from surgery.files import check_readable, replacing, write_error
 from surgery.json_values import Json, dumps, loads
 
@@ -160,9 +160,7 @@ def _read(path: Path) -> Saved:
         content = torch.load(path, map_location="cpu", weights_only=True)
         tensors, text = content["tensors"], content["record"]
     except Exception as error:  # on damaged bytes torch's unpickler raises whatever it stumbles over
-        raise CorruptFile(
-            f"{path} is damaged: {str(error).splitlines()[0] if str(error) else error!r}"
-        ) from error
+        raise CorruptFile(f"{path} is damaged: {first_line(error)}") from error
     record = dict(loads(cast(str, text), f"record of {path.name}"))
     if (schema := record.pop("schema", None)) != SCHEMA:
         raise FileError(f"{path} is of schema {schema}, this version goes on from schema {SCHEMA} only")

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from surgery.errors import RunFailed, SurgeryError
+from surgery.errors import RunFailed, SurgeryError, first_line
 from surgery.interface import Environment
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -96,7 +96,7 @@ def alive(name: str | None) -> Iterator[None]:
         raise
     except Exception as error:
         raise RunFailed(
-            f"the environment {name} failed: {type(error).__name__}: {error}", hint="--debug shows where"
+            f"the environment {name} failed: {first_line(error, typed=True)}", hint="--debug shows where"
         ) from error
 
 

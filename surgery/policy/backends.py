@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from surgery.checkpoint import Checkpoint
-from surgery.errors import GraphError, SurgeryError
-from surgery.policy.runtime import BATCH, CPU, explained, first_line, threads
+from surgery.errors import GraphError, SurgeryError, first_line
+from surgery.policy.runtime import BATCH, CPU, explained, threads
 from surgery.policy.tensors import ONNX_TYPES
 from surgery.probes import probes
 from surgery.torch import to_module

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from surgery.checkpoint import Checkpoint
-from surgery.errors import GraphError, RunFailed
+from surgery.errors import GraphError, RunFailed, first_line
 from surgery.verify.outputs import session
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -66,7 +66,3 @@ def explained(device: str = "cpu", elsewhere: str | None = None) -> Iterator[Non
         if device == "cuda" and any(name in line for name in _OF_THE_DEVICE):
             raise RunFailed(f"the GPU failed: {line}", hint=elsewhere) from error
         raise GraphError(f"onnxruntime cannot run this model: {line}", hint=BATCH) from error
-
-
-def first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery.checkpoint import Checkpoint
-from surgery.errors import ArgumentError, GraphError
+from surgery.errors import ArgumentError, GraphError, first_line
 from surgery.graph.prepare import prepared
 from surgery.graph.walk import walk
 from surgery.port_kinds import infer
@@ -335,8 +335,7 @@ def _reason(error: BaseException) -> str:
     """The innermost cause, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    return first_line(error, typed=True)[:300]
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from surgery.errors import MissingDependency, RunFailed
+from surgery.errors import MissingDependency, RunFailed, first_line
 
 ELSEWHERE = "CUDA_VISIBLE_DEVICES=N chooses another GPU, --device cpu does without"
 """What to do about a GPU that fails."""
@@ -38,9 +38,9 @@ def explained(hint: str) -> Iterator[None]:
     except RuntimeError as error:
         if not is_of_device(error):
             raise
-        what, why = "the GPU failed", (str(error).splitlines() or [""])[0]
+        what, why = "the GPU failed", first_line(error)
         if isinstance(error, torch.OutOfMemoryError):
-            what, why = "the GPU is out of memory", ", ".join(_SAID.findall(why))
+            what, why = "the GPU is out of memory", ", ".join(_SAID.findall(str(error)))
         raise RunFailed(f"{what}: {why}" if why else what, hint=hint) from error
 
 

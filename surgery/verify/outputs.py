@@ -11,7 +11,7 @@ import onnx_ir as ir
 from surgery.checkpoint import Checkpoint
 from surgery.edits.arithmetic import tensor_rng
 from surgery.edits.plan import Plan
-from surgery.errors import SurgeryError
+from surgery.errors import SurgeryError, first_line
 from surgery.graph.layers import RECURRENT
 from surgery.graph.layout import units
 from surgery.model_file import with_initializers
@@ -99,11 +99,11 @@ def float32_outputs(model: ir.Model, inputs: Arrays, tool: str) -> Arrays:
     except SurgeryError as error:
         raise UnfitGraph(error.message) from error
     except (RuntimeError, ValueError) as error:
-        raise UnfitGraph(str(error).strip().splitlines()[0]) from error
+        raise UnfitGraph(first_line(error)) from error
     except Exception as error:
         # onnxruntime's exceptions have no common base but Exception
         if type(error).__module__.startswith("onnxruntime"):
-            raise UnfitGraph(str(error).strip().splitlines()[0]) from error
+            raise UnfitGraph(first_line(error)) from error
         raise
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
+from surgery.errors import first_line
 from surgery.model_file import with_initializers
 from surgery.verify.report import Check
 
@@ -33,7 +34,7 @@ def _wrong(model: ir.Model, *, follow: bool) -> str | None:
         onnx.checker.check_model(proto)
         onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=follow)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        return str(error).strip().splitlines()[0]
+        return first_line(error)
     return None
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery.edits.plan import Plan
-from surgery.errors import ArgumentError, ClaimFailed, Refused, SurgeryError, shape_text
+from surgery.errors import ArgumentError, ClaimFailed, Refused, SurgeryError, first_line, shape_text
 from surgery.torch.export import Inputs, arguments_of, mode
 from surgery.torch.live.states import grow_inputs, kept_outputs, settled_inputs, shrink_outputs
 
@@ -42,7 +42,7 @@ class Runner:
             raise
         except Exception as error:  # whatever the module's own code raises
             raise ArgumentError(
-                f"{type(self.network).__name__} does not run on the example inputs: {_first_line(error)}",
+                f"{type(self.network).__name__} does not run on the example inputs: {first_line(error, typed=True)}",
                 hint="give what it is given in training, of the same types and on the same device",
             ) from error
 
@@ -78,7 +78,7 @@ class Runner:
             raise
         except Exception as error:  # whatever the module's own code raises
             raise Refused(
-                f"{type(self.network).__name__} cannot run with its new sizes: {_first_line(error)}",
+                f"{type(self.network).__name__} cannot run with its new sizes: {first_line(error, typed=True)}",
                 where={"module": _culprit(self.network, error)},
                 hint="a size written into its code: derive it from a shape, or give the attribute that holds it: "
                 "attributes={'path.name': value}",
@@ -131,11 +131,6 @@ def _limit(output: Tensor) -> float:
     ):
         return _TF32
     return _LIMITS.get(output.dtype, _HALF)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _culprit(network: nn.Module, error: BaseException) -> str:
