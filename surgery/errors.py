@@ -8,7 +8,7 @@ SurgeryError              2   the command or a file is wrong
 ├── ArgumentError         2   a value that no command could honour
 │   └── UnknownName       2   a name that the model does not have (lists the nearest ones)
 ├── GraphError            2   a graph that is not valid ONNX, or that we cannot take in
-├── PlanMismatch          2   a plan that does not fit the checkpoint it is applied to
+├── PlanMismatch          2   a plan that does not fit the checkpoint it is applied to, or was edited into nonsense
 ├── RunFailed             1   training had to stop: not a number, a dead environment
 ├── Refused               1   the answer is no: a frozen space, no exact route
 ├── ClaimFailed           1   the result does not keep what the plan claimed
@@ -137,7 +137,7 @@ class GraphError(SurgeryError):
 
 
 class PlanMismatch(SurgeryError):
-    """A plan that does not fit the checkpoint it is applied to."""
+    """A plan that does not fit the checkpoint it is applied to, or one that was read and fails its proof there."""
 
 
 class RunFailed(SurgeryError):
@@ -159,6 +159,6 @@ class ClaimFailed(SurgeryError):
 
 
 class ProofFailed(SurgeryError):
-    """The plan's float64 proof fails, which only a bug in this program can cause; nothing has been written."""
+    """The float64 proof of a plan that was made here fails, a bug of this program; nothing has been written."""
 
     exit_code = 3

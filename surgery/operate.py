@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from surgery.checkpoint import Checkpoint, check_finite
 from surgery.edits.execute import execute
 from surgery.edits.plan import Plan
 from surgery.edits.ports import record_ports
-from surgery.errors import ClaimFailed, ProofFailed
+from surgery.errors import ClaimFailed, PlanMismatch, ProofFailed
 from surgery.interface import LineageStep
 from surgery.storage import save
 from surgery.verify import Report, prove, versions
@@ -59,17 +60,18 @@ def apply(
       The new checkpoint and the report.
 
     Raises:
-      PlanMismatch: if the plan does not fit the checkpoint.
+      PlanMismatch: if the plan does not fit the checkpoint; if it was read, and its float64 proof fails.
       GraphError: if a tensor contains NaN or infinity.
       ClaimFailed: if the stored result does not keep the claim.
-      ProofFailed: if the float64 proof fails, which is a bug.
+      ProofFailed: if the float64 proof of a plan that was made here fails, which is a bug.
     """
     check_finite(checkpoint)
     after, report = preview(plan, checkpoint), None
     if verify:
-        exact = execute(plan, checkpoint, double=True)
-        report = prove(plan, checkpoint, after, exact, observations=observations, seed=seed)
-        _enforce(report, plan)
+        with _answerable(plan):
+            exact = execute(plan, checkpoint, double=True)
+            report = prove(plan, checkpoint, after, exact, observations=observations, seed=seed)
+            _enforce(report, plan)
         *before, step = after.lineage
         witness = {**report.to_json(), "plan": plan.digest(), "notes": list(plan.notes)}
         after = after.replace(lineage=(*before, replace(step, witness=witness)))
@@ -82,7 +84,8 @@ def preview(plan: Plan, checkpoint: Checkpoint) -> Checkpoint:
     Raises:
       PlanMismatch, Refused: see `surgery.edits.execute.execute`.
     """
-    after = execute(plan, checkpoint)
+    with _answerable(plan):
+        after = execute(plan, checkpoint)
     step = LineageStep(
         operation=plan.operation,
         parents=(checkpoint.digest(),),
@@ -108,6 +111,25 @@ def is_result(plan: Plan, checkpoint: Checkpoint, result: Checkpoint) -> bool:
     )
 
 
+@contextmanager
+def _answerable(plan: Plan) -> Iterator[None]:
+    """We answer for the plans of our operations; one that was read may be edited, or made for another graph.
+
+    Raises:
+      PlanMismatch: in place of a proof that fails, where the plan was read.
+    """
+    try:
+        yield
+    except ProofFailed as error:
+        if not plan.read:
+            raise
+        raise PlanMismatch(
+            f"the plan does not do what it claims here: {error.message}",
+            where=error.where,
+            hint=f"it has been edited, or is of another graph: plan '{plan.operation}' anew for this model",
+        ) from error
+
+
 def _enforce(report: Report, plan: Plan) -> None:
     if report.ok:
         return
@@ -121,8 +143,9 @@ def _enforce(report: Report, plan: Plan) -> None:
     ]
     if proofs:
         raise ProofFailed(
-            f"the proof of '{plan.operation}' fails: {proofs[0].name} {proofs[0].value:.3g}", where=failed
-        )
+            f"the proof of '{plan.operation}' fails: {proofs[0].name} {proofs[0].value:.3g}", where=failed,
+            hint="this is a bug of ours: please report it, with the model and the plan",
+        )  # fmt: skip
     raise ClaimFailed(
         f"'{plan.operation}' claims {plan.claim}, but the stored result is not: {report.failed[0].name}", where=failed,
         hint="write it all the same with --no-verify, or store the model in a wider precision",

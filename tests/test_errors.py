@@ -11,7 +11,11 @@ from surgery.errors import first_line
     ("error", "line", "typed"),
     [
         (RuntimeError("not a size\n  at conv.cpp:3"), "not a size", "RuntimeError: not a size"),
-        (RuntimeError("\n\n  below an empty line"), "below an empty line", "RuntimeError: below an empty line"),
+        (
+            RuntimeError("\n\n  below an empty line"),
+            "below an empty line",
+            "RuntimeError: below an empty line",
+        ),
         (KeyError("x"), "'x'", "KeyError: 'x'"),
         (RuntimeError(), "RuntimeError", "RuntimeError"),
         (ValueError(" \n"), "ValueError", "ValueError"),

@@ -397,12 +397,15 @@ def test_a_damaged_plan_ends_a_command_with_status_2(
     assert not (tmp_path / "out.onnx").exists()
 
 
-def test_a_plan_whose_proof_fails_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_edited_plan_whose_proof_fails_is_a_wrong_file_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model, plan = zoo.export("conv_scalars", "dynamo"), tmp_path / "plan.json"
     data = surgery.widen(net("conv_scalars"), factor=2, init="net2net").to_json()
     for edit in data["spaces"]:
         edit["shares"] = [1.0] * edit["to"]
     plan.write_text(json.dumps(data))
-    assert main(["apply", str(plan), str(model), "-o", str(tmp_path / "out.onnx")]) == 3
-    assert capsys.readouterr().out == ""
+    assert main(["apply", str(plan), str(model), "-o", str(tmp_path / "out.onnx")]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and "plan 'widen' anew for this model" in shown.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.json"]

@@ -166,6 +166,23 @@ def test_a_forgotten_tensor_is_caught(name: str) -> None:
         _refused(dataclasses.replace(plan, tensors=fewer), checkpoint)
 
 
+@pytest.mark.parametrize("change", ["role", "dropped"])
+def test_of_a_plan_that_was_read_the_proof_fails_for_its_editor(change: str) -> None:
+    """Whether its result is wrong or does not run; the plan that was made here would be a bug of ours."""
+    checkpoint = original("conv_scalars", "dynamo").checkpoint
+    plan = surgery.widen(checkpoint, factor=2, init="net2net")
+    if change == "role":
+        edited = _relabelled(plan, _with_role("in", "out"))
+    else:
+        edited = dataclasses.replace(plan, tensors=tuple(t for t in plan.tensors if t.name != "conv.bias"))
+    with pytest.raises(ProofFailed, match="the proof of 'widen' fails") as ours:
+        surgery.apply(edited, checkpoint)
+    with pytest.raises(PlanMismatch, match="the plan does not do what it claims here") as theirs:
+        surgery.apply(Plan.from_json(edited.to_json()), checkpoint)
+    assert "bug of ours" in str(ours.value.hint) and "plan 'widen' anew" in str(theirs.value.hint)
+    assert theirs.value.where == ours.value.where and "outputs, float32" in theirs.value.where
+
+
 def test_without_verification_the_same_plan_goes_through() -> None:
     """So it is the verifier that catches it, and `--no-verify` is what it says."""
     checkpoint = original("conv_scalars", "dynamo").checkpoint

@@ -66,6 +66,7 @@ class Plan:
       notes: what else the user should know, a sentence each.
       copies: prefix of parameter names -> prefix of their originals, whose random numbers they take.
       rewiring: tensors that are untied or renamed.
+      read: whether it was read, from what anyone may have changed, and not made by an operation.
     """
 
     operation: str
@@ -86,6 +87,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     copies: Mapping[str, str] = field(default_factory=dict)
     rewiring: Rewiring = field(default_factory=Rewiring)
+    read: bool = field(default=False, compare=False)
 
     @property
     def edits(self) -> dict[str, SpaceEdit]:
@@ -219,6 +221,7 @@ def _parse(data: Mapping[str, Any]) -> Plan:
         notes=tuple(str(note) for note in data.get("notes", ())),
         copies={str(copy): str(original) for copy, original in data.get("copies", {}).items()},
         rewiring=rewiring_from_json(data.get("rewiring", Rewiring().to_json())),
+        read=True,
     )
 
 

@@ -105,7 +105,9 @@ def _judge(
     try:
         found = float32_outputs(after.model, grown(inputs), tool)
     except UnfitGraph as error:
-        broken = Check("outputs, float32", False, float("inf"), 0.0, f"cannot be evaluated: {error}")
+        why = f"cannot be evaluated: {error}"
+        structure = Check("structure", False, 1.0, 0.0, why) if structure.ok else structure
+        broken = Check("outputs, float32", False, float("inf"), 0.0, why)
         return Report(claim, (structure, broken), float("inf"), float("inf"), _context(seed, observations))
     exactly = float64_outputs(before.model, inputs)
     floor = noise(exactly, old)
