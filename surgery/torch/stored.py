@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from surgery.errors import GraphError
+from surgery.graph.beside import KIND
 
-_KIND = "pkg.torch.export.graph_signature.InputSpec.kind"
 _STATISTICS = (3, 4)
 _CONTRACTIONS = frozenset(["Gemm", "MatMul", "Einsum", "Conv", "ConvTranspose"])
 _LAYERS = _CONTRACTIONS | {
@@ -94,7 +94,7 @@ def trainable(model: ir.Model, trained: Collection[str] = (), buffers: Collectio
     """
     names = set(trained)
     for value in initializers(model):
-        kind = value.metadata_props.get(_KIND)
+        kind = value.metadata_props.get(KIND)
         if kind == "PARAMETER" or (kind is None and not trained and _learned(value)):
             names.add(str(value.name))
     return names - set(buffers)
