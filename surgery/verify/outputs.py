@@ -131,7 +131,8 @@ def session(
     options = onnxruntime.SessionOptions()
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
-    options.log_severity_level = 3
+    # what fails is raised, too; only what it lacks for a GPU it says nowhere else
+    options.log_severity_level = 4 if list(providers) == ["CPUExecutionProvider"] else 3
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads are others' time
     small, large = _apart(model)
