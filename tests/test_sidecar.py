@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -21,6 +23,7 @@ from tests.originals import original
 from tests.test_deepen import with_adam
 
 HEADS = ("q", "dueling", "c51", "qr", "actor-critic", "gaussian")
+FIXTURES = Path(__file__).parent / "fixtures"
 IMAGE, VECTOR = (4, 36, 36), (7,)
 PAIRS = [
     *[pytest.param("mlp-16-16", "mlp-24", VECTOR, head, id=f"mlp-mlp-{head}") for head in HEADS],
@@ -228,3 +231,16 @@ def test_the_verbs(tmp_path, capsys) -> None:
     assert '"max_abs_error": 0' in capsys.readouterr().out
     assert f"{PREFIX}q.weight" in surgery.load(named).tensors
     assert main(["sidecar", str(old), "mlp-0", "-o", str(tmp_path / "y.onnx")]) == 2
+
+
+def test_the_new_network_may_lie_in_a_framework_s_own_folder(tmp_path, capsys) -> None:
+    """One of RLlib's, beside itself; `migrate --to` reads it as the same network."""
+    with zipfile.ZipFile(FIXTURES / "rllib" / "ppo.zip") as archive:
+        archive.extractall(tmp_path / "theirs")
+    theirs, old, both = (str(tmp_path / name) for name in ("theirs", "old.onnx", "both.onnx"))
+    assert main(["convert", theirs, "-o", old]) == 0
+    assert main(["sidecar", old, theirs, "-o", both]) == 0
+    assert "outputs equal (max |Δ| 0)" in capsys.readouterr().out
+    assert {f"{PREFIX}{name}" for name in surgery.load(old).tensors} <= set(surgery.load(both).tensors)
+    assert main(["migrate", old, "--to", theirs, "--dry-run"]) == 0
+    assert "pi.net.mlp.2" in capsys.readouterr().out

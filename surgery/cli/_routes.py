@@ -172,7 +172,7 @@ def beside(
     model: Path, target: Path | None, to: str, proof: _edits.Proof, output: Output, *, force: bool
 ) -> None:
     """An untrained network of the architecture, or that of a file, beside the old one."""
-    from surgery import architectures
+    from surgery import architectures, route
 
     path = _files.check_target(target, [model], force=force)
     checkpoint = surgery.load(model)
@@ -182,10 +182,11 @@ def beside(
             hint="write it as a graph: -o OUT.onnx",
         )
     with output.step(f"putting {to} beside {model}"):
-        if to.endswith(".onnx"):
-            new = surgery.load(to, optimizer=False)
-        else:
+        file = route.file_of(to)
+        if file is None:
             new = architectures.new_like(to, checkpoint, seed=proof.seed)
+        else:
+            new = surgery.load(file, optimizer=False)
         outcome = surgery.sidecar(checkpoint, new, observations=proof.observations, seed=proof.seed)
     outcome.save(path, force=force)
     found = outcome.report

@@ -30,14 +30,14 @@ def command(
 ) -> None:
     """Put a network of another family beside a trained one: y = (1 − g) · old(x) + new(x).
 
-    NEW is another .onnx file, or a named architecture. Its last layer is set to zero, so that with g = 0 the outputs
-    are those of MODEL, bit by bit. Training moves the gate g (the tensor sidecar.gate) to 1; then `surgery finish`
-    takes the old network out.
+    NEW is a named architecture, or another model: an .onnx, or a framework's own file. Its last layer is set to zero,
+    so that with g = 0 the outputs are those of MODEL, bit by bit. Training moves the gate g (the tensor sidecar.gate)
+    to 1; then `surgery finish` takes the old network out.
 
     \b
     Example:
       surgery sidecar nature.onnx impala -o both.onnx
-      surgery sidecar nature.onnx other.onnx -o both.onnx
+      surgery sidecar nature.onnx other.zip -o both.onnx
     """
     proof = _edits.Proof(True, _files.read_observations(observations), seed)
     _routes.beside(model, target, new, proof, output, force=force)

@@ -4,3 +4,4 @@ from surgery.route.journey import Journey as Journey
 from surgery.route.journey import check as check
 from surgery.route.journey import migrate as migrate
 from surgery.route.journey import survey as survey
+from surgery.route.target import file_of as file_of

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from surgery.adapters import detect
 from surgery.architectures.family import identify
 from surgery.architectures.layers import Activation, Branches, Layer, Recurrent, Shape, change, resolved
 from surgery.architectures.library import Architecture
@@ -36,17 +37,25 @@ def target_of(to: str, checkpoint: Checkpoint, network: Network) -> Target:
     """What a name or a file means for a network.
 
     Args:
-      to: a named architecture with modifiers, or a file: `.onnx`, or a framework's own.
+      to: a named architecture with modifiers, or a model: `.onnx`, or a framework's own file or folder.
       checkpoint: the one that shall become it. network: its layers.
 
     Raises:
       UnknownName: no such architecture. ArgumentError: a file that holds no policy.
       Refused: a target with other observations or actions; the hint is the command that changes them.
     """
-    path = Path(to)
-    if path.suffix == ".onnx" or (path.suffix not in ("", ".toml") and path.is_file()):
+    path = file_of(to)
+    if path is not None:
         return _file(path, checkpoint, network)
     return Target(to, named(parse(to), observed(checkpoint)[1], network.tree), to)
+
+
+def file_of(to: str) -> Path | None:
+    """The model that a target names, as `surgery.load` takes it; None where it is the name of an architecture."""
+    path = Path(to)
+    if path.suffix == ".onnx" or (path.suffix not in ("", ".toml") and path.is_file()):
+        return path
+    return path if path.suffix != ".toml" and path.exists() and detect(path) is not None else None
 
 
 def named(architecture: Architecture, observation: Shape, tree: Tree) -> tuple[Layer, ...]:
@@ -131,7 +140,7 @@ def _cut(layers: Sequence[Layer], count: int) -> int:
 
 
 def _file(path: Path, checkpoint: Checkpoint, network: Network) -> Target:
-    if not path.is_file():
+    if not path.exists():
         raise FileError(
             f"there is no target '{path}'", hint="name a file, or an architecture: surgery list architectures"
         )
