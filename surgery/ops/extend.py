@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from surgery.checkpoint import Checkpoint
@@ -73,55 +73,78 @@ def extend(
         raise ArgumentError(
             "nothing to extend", hint="give at least one --observation INPUT+K or --action OUTPUT+K"
         )
-    analysis = checkpoint.analysis
-    edits: dict[str, SpaceEdit] = {}
-    labels: dict[str, tuple[str, ...]] = {}
-    averaged: list[str] = []
-    notes: list[str] = []
+    analysis, draft = checkpoint.analysis, _Draft()
     for new in observations:
-        axis, space = input_axis(analysis, new.input)
-        if space is None and axis.table:
-            raise axis.ambiguous()
-        row = _inserted(axis.size if space is None else space.size, new)
-        changed = axis.edits(row) if space is None else [arranged(space, row, {})]
-        for edit in changed:
-            _once(edits, edit.space)
-            edits[edit.space] = edit
-        order = row if space is None else axis.followed(changed[0])
-        notes += axis.notes(changed) if axis.table else []
-        port = checkpoint.interface.input(axis.input)
-        if labels.get(axis.input):
-            raise ArgumentError(
-                f"the names of '{axis.input}' cannot follow two insertions at once",
-                hint="make two plans of it",
-            )
-        labels[axis.input] = _labels(
-            port, axis.size, order, new.labels, 1 if space is None else axis.inner(space)
-        )
+        _observe(checkpoint, analysis, draft, new)
     actions = [settled(checkpoint, analysis, action) for action in actions]
-    taken = {*edits, *(action_space(analysis, action.output)[1].name for action in actions)}
-    followers = [other for action in actions for other in following(checkpoint, analysis, action, taken)]
-    for action in (*actions, *followers):
-        name, space = action_space(analysis, action.output)
-        _once(edits, space.name)
-        edits[space.name] = action_edit(checkpoint, analysis, space, action)
-        averaged += [space.name] if space.whole else []
-        if alone(analysis, name, space):
-            port = checkpoint.interface.output(name)
-            order = [*range(space.size), *[None] * action.count]
-            labels[name] = _labels(port, space.size, order, action.labels)
-    for action in actions:
-        if (read := critics_action(checkpoint, analysis, action, taken)) is not None:
-            edits[read.name] = arranged(read, [*range(read.size), *[None] * action.count], {})
+    _act(checkpoint, analysis, draft, actions)
     arguments = {
         "observations": [asdict(new) | {"labels": list(new.labels)} for new in observations],
         "actions": [asdict(new) | {"labels": list(new.labels)} for new in actions],
     }
     plan = build(
-        checkpoint, analysis, "extend", list(edits.values()), arguments=arguments, claim="equivalent", labels=labels,
-        notes=[*notes, *(note for action in actions for note in _notes(action))],
+        checkpoint, analysis, "extend", list(draft.edits.values()), arguments=arguments, claim="equivalent",
+        labels=draft.labels, notes=[*draft.notes, *(note for action in actions for note in _notes(action))],
     )  # fmt: skip
-    return replace(plan, inexact_slots=tuple(averaged), environment=_contract(checkpoint, analysis, actions))
+    return replace(
+        plan, inexact_slots=tuple(draft.averaged), environment=_contract(checkpoint, analysis, actions)
+    )
+
+
+@dataclass
+class _Draft:
+    """An extension in the making.
+
+    Attributes:
+      edits: of the spaces, by name. labels: of inputs and outputs afterwards.
+      averaged: spaces whose new units change the gradient of the old ones. notes: what the user should know.
+    """
+
+    edits: dict[str, SpaceEdit] = field(default_factory=dict)
+    labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    averaged: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, edit: SpaceEdit) -> None:
+        """Raises: ArgumentError: the space is extended already."""
+        if edit.space in self.edits:
+            raise ArgumentError(f"'{edit.space}' is extended twice", hint="give one count for each axis")
+        self.edits[edit.space] = edit
+
+
+def _observe(checkpoint: Checkpoint, analysis: Analysis, draft: _Draft, new: NewObservation) -> None:
+    """What one insertion into an input changes."""
+    axis, space = input_axis(analysis, new.input)
+    if space is None and axis.table:
+        raise axis.ambiguous()
+    row = _inserted(axis.size if space is None else space.size, new)
+    changed = axis.edits(row) if space is None else [arranged(space, row, {})]
+    for edit in changed:
+        draft.add(edit)
+    draft.notes += axis.notes(changed) if axis.table else []
+    if draft.labels.get(axis.input):
+        raise ArgumentError(
+            f"the names of '{axis.input}' cannot follow two insertions at once", hint="make two plans of it"
+        )
+    order, inner = (row, 1) if space is None else (axis.followed(changed[0]), axis.inner(space))
+    port = checkpoint.interface.input(axis.input)
+    draft.labels[axis.input] = _labels(port, axis.size, order, new.labels, inner)
+
+
+def _act(checkpoint: Checkpoint, analysis: Analysis, draft: _Draft, actions: Sequence[NewAction]) -> None:
+    """What new actions change: their outputs, those that follow, and what critics read."""
+    taken = {*draft.edits, *(action_space(analysis, action.output)[1].name for action in actions)}
+    followers = [other for action in actions for other in following(checkpoint, analysis, action, taken)]
+    for action in (*actions, *followers):
+        name, space = action_space(analysis, action.output)
+        draft.add(action_edit(checkpoint, analysis, space, action))
+        draft.averaged += [space.name] if space.whole else []
+        if alone(analysis, name, space):
+            order = [*range(space.size), *[None] * action.count]
+            draft.labels[name] = _labels(checkpoint.interface.output(name), space.size, order, action.labels)
+    for action in actions:
+        if (read := critics_action(checkpoint, analysis, action, taken)) is not None:
+            draft.edits[read.name] = arranged(read, [*range(read.size), *[None] * action.count], {})
 
 
 def _notes(action: NewAction) -> list[str]:
@@ -133,11 +156,6 @@ def _notes(action: NewAction) -> list[str]:
             " gets as much; the others keep theirs, and the greedy action is the same one"
         ]
     return []
-
-
-def _once(edits: dict[str, SpaceEdit], space: str) -> None:
-    if space in edits:
-        raise ArgumentError(f"'{space}' is extended twice", hint="give one count for each axis")
 
 
 def _contract(checkpoint: Checkpoint, analysis: Analysis, actions: Sequence[NewAction]) -> dict[str, Any]:

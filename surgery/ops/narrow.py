@@ -74,7 +74,7 @@ def narrow(
     for group in _groups(analysis, free):
         if not wanted and any(families[space.name][0] is not space for space in group):
             continue  # a copy follows its original
-        spares = {space.name: Spare(*spare(analysis, families[space.name], known)) for space in group}
+        spares = {space.name: _spare(analysis, families[space.name], known) for space in group}
         goal = wanted.get(group[0]) or _least(analysis, group, spares)
         places = _places(analysis, group, goal)
         for space in group if goal < group[0].size else ():
@@ -186,23 +186,18 @@ def _family(checkpoint: Checkpoint, analysis: Analysis, space: Space) -> list[Sp
     return [analysis.by_name[name] for name in related([space.name], analysis, checkpoint.copies)]
 
 
-def spare(
-    analysis: Analysis, family: Sequence[Space], known: Mapping[str, Bounds | None]
-) -> tuple[list[int], list[tuple[int, int]]]:
-    """Units that can go exactly from a space and its copies: constant ones, and (duplicate, the unit it is equal to).
-
-    One unit is always left.
-    """
+def _spare(analysis: Analysis, family: Sequence[Space], known: Mapping[str, Bounds | None]) -> Spare:
+    """What can go exactly from a space and its copies; one unit is always left."""
     space = family[0]
     if any(mixed_parameters(analysis, member.name) for member in family):
-        return [], []
+        return Spare([], [])
     constant = set(range(space.size))
     for member in family:
         found = _constant(readers(analysis, member.name), member, known) if member.no_zero is None else []
         constant &= set(found)
     gone = sorted(constant)[1:] if len(constant) == space.size else sorted(constant)
     if any(member.no_net2net is not None for member in family):
-        return gone, []
+        return Spare(gone, [])
     _, first, label = np.unique(
         np.stack([classes(analysis, member) for member in family], 1),
         axis=0,
@@ -211,10 +206,10 @@ def spare(
     )
     same = first[label.reshape(-1)]
     if space.whole is not None and len(set(np.bincount(same)[np.unique(same)])) > 1:
-        return gone, []
+        return Spare(gone, [])
     pairs = [(k, int(same[k])) for k in range(space.size) if same[k] != k]
     pairs = [(k, kept) for k, kept in pairs if k not in constant and kept not in constant]
-    return gone, pairs if all(_same(analysis, member, pairs) for member in family) else []
+    return Spare(gone, pairs if all(_same(analysis, member, pairs) for member in family) else [])
 
 
 def _same(analysis: Analysis, space: Space, pairs: Sequence[tuple[int, int]]) -> bool:
