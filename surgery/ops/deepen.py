@@ -118,7 +118,8 @@ def deepen(
         operation="deepen",
         arguments={
             "after": after if isinstance(after, str) else places, "count": count, "kind": kind, "width": width,
-            "kernel": kernel, "names": [new.name for new in insertions],
+            "kernel": kernel, "heads": heads, "parts": None if parts is None else list(parts),
+            "names": [new.name for new in insertions],
         },
         claim="identical",
         spaces=(),
@@ -308,16 +309,7 @@ def _chain(
     values, out = [str(spot.value.name) for spot in places], list[Insertion]()
     for found, original in zip(names, originals, strict=True):
         sketches = [
-            blocks.Sketch(
-                found,
-                original,
-                spot,
-                at,
-                activation,
-                dtype,
-                like,
-                batch,
-            )
+            blocks.Sketch(found, original, spot, at, activation, dtype, like, batch)
             for at, spot in enumerate(places)
         ]
         form, opens = request.form, own is None
