@@ -27,6 +27,8 @@ def settings(ctx: click.Context, parameter: click.Parameter, words: tuple[str, .
     found: dict[str, object] = {}
     for word in words:
         name, _, text = word.partition("=")
+        if name in found:
+            raise click.BadParameter(f"'{name}' is given twice")
         try:
             value = json.loads(text if name else "")
         except ValueError as error:

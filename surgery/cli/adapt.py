@@ -22,6 +22,8 @@ def _constants(ctx: click.Context, parameter: click.Parameter, words: tuple[str,
     found: dict[str, float] = {}
     for word in words:
         name, equals, number = word.rpartition("=")
+        if name in found:
+            raise click.BadParameter(f"'{name}' is given twice", ctx, parameter)
         try:
             found[name] = float(number)
         except ValueError:

@@ -33,6 +33,8 @@ def _settings(ctx: click.Context, parameter: click.Parameter, words: tuple[str, 
                 ctx,
                 parameter,
             )
+        if name in found:
+            raise click.BadParameter(f"'{name}' is given twice", ctx, parameter)
         found[name] = value
     return found
 

@@ -17,8 +17,10 @@ def _orders(
     found: dict[str, tuple[str, ...]] = {}
     for word in words:
         name, equals, features = word.partition("=")
-        if not (equals and name and features) or name in found:
+        if not (equals and name and features):
             raise click.BadParameter(f"'{word}' is not INPUT=FEATURE,FEATURE,…", ctx, parameter)
+        if name in found:
+            raise click.BadParameter(f"'{name}' is given twice", ctx, parameter)
         found[name] = tuple(features.split(","))
     return found
 
