@@ -319,6 +319,8 @@ WRONG = [
     Wrong("unknown start", "extend {model} --action q_values+1 --new-action always -o {out}", "always"),
     Wrong("logit without a number", "extend {model} --action q_values+1 --new-action logit -o {out}", "logit"),
     Wrong("order twice", "reorder {model} --observation x=0,1 --observation x=1,0 -o {out}", "twice"),
+    Wrong("retired at NaN", "retire {model} --observation observation.0=nan -o {out}", "retired at nan"),
+    Wrong("retired too large", "retire {model} --observation observation.0=1e39 -o {out}", "float32"),
     Wrong("constant twice", "adapt {model} --env X --retire x.a=0 --retire x.a=1 -o {out}", "twice"),
     Wrong("hyper-parameter twice", "optimizer {model} --to adam --set lr=1 --set lr=2 -o {out}", "twice"),
     Wrong("setting twice", "distill {model} --to nature --set n_step=1 --set n_step=2 -o {out}", "twice"),

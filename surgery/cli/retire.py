@@ -8,7 +8,7 @@ import click
 
 import surgery
 from surgery.cli import _edits, _options
-from surgery.errors import ArgumentError, UnknownName
+from surgery.errors import UnknownName
 
 
 def _features(
@@ -61,8 +61,6 @@ def command(
 
 def _retired(checkpoint: surgery.Checkpoint, feature: str, value: float) -> surgery.Retired:
     """INPUT.FEATURE taken apart: names of inputs and features may hold dots."""
-    if value != value or value in (float("inf"), float("-inf")):
-        raise ArgumentError(f"'{feature}' cannot be retired at {value}", hint="a finite number")
     names = [port.name for port in checkpoint.interface.inputs]
     for name in sorted(names, key=len, reverse=True):
         if feature.startswith(f"{name}."):

@@ -7,8 +7,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
-
 from surgery.checkpoint import Checkpoint
 from surgery.edits.arithmetic import MOST_UNITS, SpaceEdit, Start
 from surgery.errors import ArgumentError, Refused, UnknownName
@@ -16,11 +14,10 @@ from surgery.graph.layout import Units, units
 from surgery.graph.spaces import Analysis, Space
 from surgery.interface import CRITIC_ACTION
 from surgery.ops.features import feature_index, feature_names
-from surgery.ops.input_axes import input_space
+from surgery.ops.input_axes import LARGEST, input_space
 
 _CONTINUOUS = ("mean", "log_std", "action")
 """Kinds of outputs that have a number for every continuous action."""
-_LARGEST = float(np.finfo(np.float32).max)
 Kind = Literal["never", "mean", "zero", "logit", "split"]
 KINDS: tuple[Kind, ...] = ("never", "mean", "zero", "logit", "split")
 
@@ -169,7 +166,7 @@ def action_edit(checkpoint: Checkpoint, analysis: Analysis, space: Space, new: N
         )
     if new.start == "split":
         return _split(checkpoint, analysis, space, new)
-    if new.start == "logit" and not abs(new.bias) <= _LARGEST:
+    if new.start == "logit" and not abs(new.bias) <= LARGEST:
         raise ArgumentError(f"a new action cannot start at the logit {new.bias}: float32 does not hold it")
     makers = [ref.tensor for ref in space.axes if ref.role == "out"]
     if new.start == "logit" and not any(analysis.fills[tensor] == "zero" for tensor in makers):

@@ -20,6 +20,9 @@ from surgery.interface import Interface
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+LARGEST = float(np.finfo(np.float32).max)
+"""That a constant or a bias may be."""
+
 
 def arranged(space: Space, order: Sequence[int | None], constants: Mapping[int, float]) -> SpaceEdit:
     """The edit that gives a space another order.
@@ -28,7 +31,15 @@ def arranged(space: Space, order: Sequence[int | None], constants: Mapping[int, 
       order: for every place the old unit that stands there; None for a new one, which borrows the scales of the last
         old unit before it.
       constants: old unit -> value, of those that go.
+
+    Raises:
+      ArgumentError: a value that float32 does not hold.
     """
+    if wrong := [value for value in constants.values() if not abs(value) <= LARGEST]:
+        raise ArgumentError(
+            f"no feature of '{space.name}' can be retired at {wrong[0]}",
+            hint="a finite number that float32 holds",
+        )
     source, last = [], next((k for k in order if k is not None), 0)
     for unit in order:
         last = last if unit is None else unit
