@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -169,6 +169,13 @@ class OptimizerState:
     def replace(self, **changes: object) -> OptimizerState:
         """A copy with some fields changed."""
         return replace(self, **changes)  # type: ignore[arg-type]
+
+
+def slots_of_each(state: OptimizerState | None, parameters: Iterable[str]) -> dict[str, int]:
+    """How many slots each of some parameters has, where it has any."""
+    members = () if state is None else state.slots.values()
+    counts = {name: sum(name in held for held in members) for name in parameters}
+    return {name: count for name, count in counts.items() if count}
 
 
 def save_optimizer(state: OptimizerState, path: Path) -> Layout:

@@ -14,7 +14,7 @@ from surgery.edits.insertion import Insertion, NewNode, NewPort, NewTensor, Plac
 from surgery.errors import PlanMismatch
 from surgery.graph.beside import KIND
 from surgery.interface import Interface, Port
-from surgery.optimizer import OptimizerState, ParamGroup
+from surgery.optimizer import OptimizerState, ParamGroup, slots_of_each
 
 _TYPES = {
     "float16": ir.DataType.FLOAT16,
@@ -202,7 +202,5 @@ def slot_counts(state: OptimizerState | None, insertions: Sequence[Insertion]) -
     """How many optimizer slots each new parameter gets."""
     if state is None:
         return {}
-    joined = join_optimizer(state, insertions)
     names = [name for insertion in insertions for name in insertion.trained]
-    counts = {name: sum(name in held for held in joined.slots.values()) for name in names}
-    return {name: count for name, count in counts.items() if count}
+    return slots_of_each(join_optimizer(state, insertions), names)

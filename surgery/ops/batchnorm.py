@@ -18,6 +18,7 @@ from surgery.graph.ranges import bounds
 from surgery.graph.spaces import Analysis
 from surgery.graph.trace import label
 from surgery.ops import blocks, naming
+from surgery.optimizer import slots_of_each
 
 
 def unfold_batchnorm(checkpoint: Checkpoint, layer: str, *, name: str | None = None) -> Plan:
@@ -87,12 +88,11 @@ def fold_batchnorm(checkpoint: Checkpoint, layer: str) -> Plan:
             f"no batch normalisation stands directly and alone behind '{module}' (node '{label(node)}')"
         )
     norm = _folded(checkpoint, analysis, node, readers[0], module)
-    members = checkpoint.optimizer.slots.values() if checkpoint.optimizer else ()
-    counts = {name: sum(name in held for held in members) for name in (norm.weight, norm.shift)}
-    slots = {norm.weight: counts[norm.weight], norm.bias: counts[norm.shift]}
+    counts = slots_of_each(checkpoint.optimizer, (norm.weight, norm.shift))
     return Plan(
         "fold_batchnorm", {"layer": layer}, "equivalent", (), (), (),
-        slots={name: count for name, count in slots.items() if count}, rewiring=Rewiring(folded=(norm,)),
+        slots={norm.bias if name == norm.shift else name: count for name, count in counts.items()},
+        rewiring=Rewiring(folded=(norm,)),
         notes=("nothing normalises in training any more: the function is the same in evaluation mode",),
     )  # fmt: skip
 

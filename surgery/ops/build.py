@@ -19,6 +19,7 @@ from surgery.graph.readers import readers
 from surgery.graph.rewrite import regenerate
 from surgery.graph.spaces import Analysis
 from surgery.interface import Interface
+from surgery.optimizer import slots_of_each
 
 
 def build(
@@ -73,7 +74,7 @@ def build(
         noise=noise,
         frozen=tuple(frozen),
         ports=ports,
-        slots=_slots(checkpoint, tensors),
+        slots=slots_of_each(checkpoint.optimizer, [tensor.name for tensor in tensors]),
         folds=_folds(analysis, edits),
         notes=(*notes, *_staying(checkpoint.interface, ports)),
         copies=dict(checkpoint.copies),
@@ -155,10 +156,3 @@ def _folds(analysis: Analysis, edits: Sequence[SpaceEdit]) -> tuple[Fold, ...]:
         for edit in edits if edit.folded
         for reader in readers(analysis, edit.space)
     )  # fmt: skip
-
-
-def _slots(checkpoint: Checkpoint, tensors: Sequence[TensorEdit]) -> dict[str, int]:
-    """How many optimizer slots each tensor has, where it has any."""
-    members = checkpoint.optimizer.slots.values() if checkpoint.optimizer else ()
-    counts = {tensor.name: sum(tensor.name in member for member in members) for tensor in tensors}
-    return {name: count for name, count in counts.items() if count}

@@ -18,6 +18,7 @@ from surgery.graph.layers import CONVOLUTIONS, Layer, find, layers
 from surgery.graph.layout import Layout, Units
 from surgery.graph.spaces import Analysis
 from surgery.graph.trace import label
+from surgery.optimizer import slots_of_each
 
 MOST_TAPS = 1 << 12
 
@@ -70,8 +71,6 @@ def grow_kernel(checkpoint: Checkpoint, sizes: Mapping[str, int | Sequence[int]]
             edits += _edits(growth)
             tensors.append(_tensor(analysis, growth))
             operands += [edit for use in uses for edit in _operands(use.node, growth.taps)]
-    members = checkpoint.optimizer.slots.values() if checkpoint.optimizer else ()
-    counts = {tensor.name: sum(tensor.name in member for member in members) for tensor in tensors}
     return Plan(
         operation="grow_kernel",
         arguments={"sizes": {n: s if isinstance(s, int) else list(s) for n, s in sizes.items()}},
@@ -79,7 +78,7 @@ def grow_kernel(checkpoint: Checkpoint, sizes: Mapping[str, int | Sequence[int]]
         spaces=tuple(edits),
         tensors=tuple(tensors),
         operands=tuple(operands),
-        slots={name: count for name, count in counts.items() if count},
+        slots=slots_of_each(checkpoint.optimizer, [tensor.name for tensor in tensors]),
     )
 
 

@@ -14,6 +14,7 @@ from surgery.graph import layout
 from surgery.graph.atoms import factors, size_of, summands
 from surgery.graph.modules import modules
 from surgery.graph.spaces import Analysis
+from surgery.optimizer import slots_of_each
 
 
 def split_fused(checkpoint: Checkpoint, layer: str, *, parts: Sequence[str] | None = None) -> Plan:
@@ -90,6 +91,5 @@ def _names(tensor: str, parts: Sequence[str] | None, count: int) -> tuple[str, .
 
 
 def _slots(checkpoint: Checkpoint, parted: Sequence[Parted]) -> dict[str, int]:
-    members = checkpoint.optimizer.slots.values() if checkpoint.optimizer else ()
-    counts = {one: sum(one.tensor in held for held in members) for one in parted}
-    return {name: count for one, count in counts.items() if count for name in one.names}
+    counts = slots_of_each(checkpoint.optimizer, [one.tensor for one in parted])
+    return {name: counts[one.tensor] for one in parted if one.tensor in counts for name in one.names}

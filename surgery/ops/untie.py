@@ -7,6 +7,7 @@ from surgery.edits.plan import Plan
 from surgery.edits.rewiring import Rewiring, Untied
 from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.graph.prepare import prepared
+from surgery.optimizer import slots_of_each
 
 
 def untie(checkpoint: Checkpoint, tensor: str) -> Plan:
@@ -43,8 +44,7 @@ def untie(checkpoint: Checkpoint, tensor: str) -> Plan:
         name = _name(tensor, taken)
         taken.add(name)
         apart.append(Untied(tensor, str(node.outputs[0].name), operand, name))
-    members = checkpoint.optimizer.slots.values() if checkpoint.optimizer else ()
-    count = sum(tensor in held for held in members)
+    count = slots_of_each(checkpoint.optimizer, [tensor]).get(tensor, 0)
     names = [tensor, *(use.name for use in apart)]
     note = f"the optimizer state of {', '.join(names)} starts anew"
     return Plan(
