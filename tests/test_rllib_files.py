@@ -244,6 +244,9 @@ def test_the_command_line_takes_and_writes_folders(saved, tmp_path, capsys):
     source, wide, graph = str(saved["dqn"]), str(tmp_path / "wide"), str(tmp_path / "agent.onnx")
     assert main(["inspect", source]) == 0
     assert "_target_encoder.* is edited as encoder.* is" in capsys.readouterr().out
+    assert main(["inspect", source, "--json"]) == 0
+    held = sum(part.stat().st_size for part in saved["dqn"].rglob("*") if part.is_file())
+    assert json.loads(capsys.readouterr().out)["bytes"] == held
     assert main(["widen", source, "--factor", "2", "-o", wide]) == 0
     assert main(["widen", source, "--factor", "2", "-o", wide]) == 2
     assert "--force" in capsys.readouterr().err

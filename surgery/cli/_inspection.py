@@ -32,7 +32,7 @@ def inspection(
     graph, interface = model.graph, checkpoint.interface
     return {
         "file": str(path),
-        "bytes": path.stat().st_size,
+        "bytes": sum(part.stat().st_size for part in _files(path)),
         "digest": checkpoint.digest(),
         "opset": model.opset_imports.get("", 0),
         "parameters": sum(tensor.size for tensor in checkpoint.tensors.values() if _trained(tensor)),
@@ -46,6 +46,11 @@ def inspection(
         "environment": checkpoint.environment.to_json(),
         "lineage": [step.to_json() for step in checkpoint.lineage],
     }
+
+
+def _files(path: Path) -> list[Path]:
+    """A file, or all that are in the folder of a framework."""
+    return [part for part in path.rglob("*") if part.is_file()] if path.is_dir() else [path]
 
 
 def _architecture(found: Family | None) -> Json:
