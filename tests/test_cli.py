@@ -583,6 +583,13 @@ def test_annotate_is_what_inspect_then_declares(model, tmp_path, capsys):
     assert report["outputs"][0]["declared"] is True
 
 
+def test_no_file_names_a_module_to_import(model, tmp_path):
+    """`--env MODULE:ID` is a person's word: what is recorded can be played again without it."""
+    target = tmp_path / "declared.onnx"
+    assert main(["annotate", str(model), "--env", "my_games:Game-v1", "-o", str(target)]) == 0
+    assert load(target).environment.id == "Game-v1"
+
+
 def test_list_adapters_says_which_can_be_used(capsys):
     assert main(["list", "adapters", "--json"]) == 0
     adapters = {row["name"]: row["status"] for row in json.loads(capsys.readouterr().out)["adapters"]}

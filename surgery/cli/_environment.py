@@ -71,12 +71,17 @@ def settings(words: tuple[str, ...]) -> dict[str, Json]:
     return found
 
 
+def plain(name: str) -> str:
+    """The id of `ID` or `MODULE:ID`, as a file may record it: none names a module to import."""
+    return name.rpartition(":")[2]
+
+
 def imported(name: str) -> str:
     """The id of `MODULE:ID`, whose module registers it when imported. Only a person may ask for that, no file."""
     from surgery.adapters import code_from_here
 
-    module, colon, rest = name.rpartition(":")
-    if not colon:
+    module, _, rest = name.rpartition(":")
+    if not module:
         return name
     try:
         with code_from_here():

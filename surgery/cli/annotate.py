@@ -78,7 +78,7 @@ def command(
         surgery.load(model),
         inputs=_ports(inputs, "--input"),
         outputs=_ports(outputs, "--output"),
-        environment=environment,
+        environment=None if environment is None else _environment.plain(environment),
         settings=_environment.settings(settings),
     )
     surgery.save(annotated, path, force=force)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import surgery
-from surgery.cli import _files, _options
+from surgery.cli import _environment, _files, _options
 from surgery.cli._output import Output, plural
 from surgery.errors import ArgumentError
 
@@ -114,8 +114,8 @@ def command(
         checkpoint = surgery.load(source, optimizer=not no_optimizer, reading=reading)
     parity = None if environment is None else _played(source, checkpoint, environment, output, trust=trust)
     if checkpoint.environment.id is None and environment is not None:
-        plain = environment.rpartition(":")[2]  # a file may not name a module to import
-        checkpoint = checkpoint.replace(environment=replace(checkpoint.environment, id=plain))
+        named = replace(checkpoint.environment, id=_environment.plain(environment))
+        checkpoint = checkpoint.replace(environment=named)
     with output.step(f"writing {path}"):
         surgery.save(checkpoint, path, force=force, like=like)
     report = {**_report(checkpoint, path), "parity": None if parity is None else asdict(parity)}
