@@ -590,6 +590,13 @@ def test_no_file_names_a_module_to_import(model, tmp_path):
     assert load(target).environment.id == "Game-v1"
 
 
+@pytest.mark.parametrize("shape", ["1,10,10", "1x10x10", "1×10×10"])
+def test_a_shape_is_written_with_commas_or_as_it_is_shown(shape, tmp_path):
+    target = tmp_path / "new.onnx"
+    assert main(["new", "minatar", "--observation", shape, "--actions", "3", "-o", str(target)]) == 0
+    assert tuple(load(target).model.graph.inputs[0].shape)[1:] == (1, 10, 10)
+
+
 def test_list_adapters_says_which_can_be_used(capsys):
     assert main(["list", "adapters", "--json"]) == 0
     adapters = {row["name"]: row["status"] for row in json.loads(capsys.readouterr().out)["adapters"]}

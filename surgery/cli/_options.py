@@ -107,3 +107,13 @@ def widths(ctx: click.Context, parameter: click.Parameter, words: tuple[str, ...
             raise click.BadParameter(f"space '{space}' is given twice", ctx, parameter)
         found[space] = int(count)
     return found or None
+
+
+def shape(ctx: click.Context, parameter: click.Parameter, word: str | None) -> tuple[int, ...] | None:
+    """`4,84,84`, or `4x84x84` as it is shown."""
+    if word is None:
+        return None
+    sizes = word.replace("×", ",").replace("x", ",").split(",")
+    if not all(size.strip().isdecimal() and int(size) for size in sizes):
+        raise click.BadParameter(f"'{word}' is not a shape such as 4,84,84", ctx, parameter)
+    return tuple(map(int, sizes))

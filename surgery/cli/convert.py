@@ -17,16 +17,6 @@ if TYPE_CHECKING:
     from surgery.adapters import Parity
 
 
-def _shape(ctx: click.Context, parameter: click.Parameter, word: str | None) -> tuple[int, ...] | None:
-    """`4,84,84`"""
-    if word is None:
-        return None
-    sizes = word.split(",")
-    if not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
-        raise click.BadParameter(f"'{word}' is not a shape such as 4,84,84", ctx, parameter)
-    return tuple(map(int, sizes))
-
-
 @click.command("convert", short_help="Read a framework's file, or write one.")
 @_options.file_argument("source", metavar="SRC")
 @click.option(
@@ -38,7 +28,7 @@ def _shape(ctx: click.Context, parameter: click.Parameter, word: str | None) -> 
 @click.option(
     "--observation",
     metavar="SHAPE",
-    callback=_shape,
+    callback=_options.shape,
     help="Of one observation, where the file does not say: 4,84,84.",
 )
 @click.option(

@@ -13,21 +13,11 @@ from surgery.errors import ArgumentError, shape_text
 from surgery.json_values import Json
 
 
-def _shape(ctx: click.Context, parameter: click.Parameter, word: str | None) -> tuple[int, ...] | None:
-    """`4x84x84` as a tuple."""
-    if word is None:
-        return None
-    sizes = word.replace("×", "x").split("x")
-    if not all(size.isdecimal() and int(size) for size in sizes):
-        raise click.BadParameter(f"'{word}' is no shape such as 4x84x84 or 8", ctx, parameter)
-    return tuple(int(size) for size in sizes)
-
-
 @click.command("new", short_help="Make an untrained network of a named architecture.")
 @click.argument("architecture", metavar="ARCH")
 @click.option("--like", "teacher", metavar="TEACHER", type=_options.FILE,
               help="For the same observations, actions and environment, with the same head.")  # fmt: skip
-@click.option("--observation", metavar="SHAPE", callback=_shape, help="Instead: such as 4x84x84.")
+@click.option("--observation", metavar="SHAPE", callback=_options.shape, help="Instead: such as 4,84,84.")
 @click.option("--actions", metavar="N", type=click.IntRange(min=1), help="Instead: how many.")
 @click.option("--head", metavar="HEAD", help="q, dueling, c51, qr, rainbow, actor-critic or gaussian.")
 @click.option(
@@ -87,10 +77,9 @@ def command(
 
 
 def _layers(checkpoint: surgery.Checkpoint) -> list[dict[str, Json]]:
-    return [
-        {"tensor": name, "shape": [int(size) for size in tensor.shape.numpy()]}
-        for name, tensor in checkpoint.tensors.items()
-    ]
+    from surgery.tensors import shape_of
+
+    return [{"tensor": name, "shape": list(shape_of(tensor))} for name, tensor in checkpoint.tensors.items()]
 
 
 def _text(report: dict[str, object], layers: list[dict[str, Json]]) -> str:
