@@ -217,20 +217,20 @@ def _schedule(scope: Scope, wanted: Sequence[ir.Value]) -> Steps:
         if not needed.intersection(node.outputs):
             continue
         unused = [v for v in node.outputs if v not in needed]
-        reads = dict.fromkeys(_reads(node))
-        steps.append((node, unused + [v for v in reads if v not in needed]))
-        needed.update(reads)
+        read = dict.fromkeys(reads(node))
+        steps.append((node, unused + [v for v in read if v not in needed]))
+        needed.update(read)
     steps.reverse()
     return steps
 
 
-def _reads(node: ir.Node) -> Iterator[ir.Value]:
+def reads(node: ir.Node) -> Iterator[ir.Value]:
     """The values a node reads, those that its subgraphs capture included."""
     yield from (v for v in node.inputs if v is not None)
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH and attribute.value is not None:
             for inner in attribute.value:
-                yield from _reads(inner)
+                yield from reads(inner)
             yield from attribute.value.outputs
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from surgery.errors import GraphError, SurgeryError
 from surgery.graph.facts import Facts, constant_tensor
 from surgery.numeric import compute
+from surgery.numeric.evaluate import reads
 from surgery.torch import host as arithmetic
 from surgery.torch import origins
 from surgery.torch.call import Call, Function, Operand, Ref
@@ -373,15 +374,6 @@ def _needed(graph: ir.Graph) -> list[ir.Node]:
     needed, kept = set(graph.outputs), []
     for node in reversed(list(graph)):
         if needed.intersection(node.outputs):
-            needed.update(_reads(node))
+            needed.update(reads(node))
             kept.append(node)
     return kept[::-1]
-
-
-def _reads(node: ir.Node) -> Iterator[ir.Value]:
-    yield from (v for v in node.inputs if v is not None)
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH and attribute.value is not None:
-            for inner in attribute.value:
-                yield from _reads(inner)
-            yield from attribute.value.outputs
