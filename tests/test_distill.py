@@ -217,7 +217,7 @@ def test_an_offline_phase_that_was_left_anywhere_ends_in_the_same_bits(
     assert all((one[name] == other[name]).all() for name in one)
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on(teachers: Path, tmp_path: Path):
+def test_ctrl_c_ends_with_130_and_saves_in_the_midst_of_a_phase(teachers: Path, tmp_path: Path):
     words = [
         sys.executable, "-c", "import sys; from surgery.cli import main; sys.exit(main())", "distill",
         str(teachers / "cartpole-dqn.onnx"), "--to", "mlp-32",
