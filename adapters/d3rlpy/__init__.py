@@ -15,7 +15,7 @@ from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, CorruptFile, Refused
 from surgery.files import replacing
 from surgery.formats import is_kind
-from surgery.interface import Environment, Interface
+from surgery.interface import Environment
 from surgery.optimizer import OptimizerState
 from surgery.optimizer_record import slots_of
 from surgery.tensors import Region
@@ -51,10 +51,9 @@ def load(path: Path, reading: Reading) -> Checkpoint:
     """All networks of an algorithm in one graph; see `surgery.adapters.Adapter`."""
     file = D3File.open(path)
     networks, notes = build(file.tensors, file.config), Notes.parse(file.notes)
-    interface = Interface(tuple(networks.inputs), tuple(networks.outputs))
     return Checkpoint(
         checked(networks.layers.graph.model()),
-        notes.meaning(interface),
+        notes.meaning(networks.interface),
         environment=Environment(
             notes.environment.id, {**notes.environment.settings, **statistics(file.config)}
         ),
@@ -85,8 +84,7 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
         outer["config"] = json.dumps(part.config)
     if replaced or part.edit is not None:
         outer["torch"] = _content(rewritten(file.archive, replaced, part.edit))
-    found = Interface(tuple(part.networks.inputs), tuple(part.networks.outputs))
-    if (notes := notes_of(_untold(checkpoint, file), found)) is not None:
+    if (notes := notes_of(_untold(checkpoint, file), part.networks.interface)) is not None:
         outer[NAME] = notes.decode()
     needed = like.stat().st_size + sum(tensor.nbytes for tensor in replaced.values())
     with (

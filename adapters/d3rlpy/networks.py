@@ -19,6 +19,7 @@ from surgery.builder import GraphBuilder
 from surgery.errors import CorruptFile, Refused
 from surgery.interface import Port
 from surgery_adapters.d3rlpy.encoders import EXPORT, Encoder
+from surgery_adapters.networks.built import Built
 from surgery_adapters.networks.layers import Layers
 
 DISCRETE = ("dqn", "double_dqn", "nfq", "discrete_cql", "discrete_sac", "discrete_bc")
@@ -50,19 +51,13 @@ _STATISTICS = ("num_batches_tracked",)
 
 
 @dataclass
-class Networks:
+class Networks(Built):
     """What was built.
 
     Attributes:
-      layers: the graph. inputs, outputs: what they mean.
-      copies: prefixes of target networks -> of their originals.
       encoders: factory in the configuration -> prefixes of the encoders that it makes.
     """
 
-    layers: Layers
-    inputs: list[Port] = field(default_factory=list)
-    outputs: list[Port] = field(default_factory=list)
-    copies: dict[str, str] = field(default_factory=dict)
     encoders: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -114,7 +109,7 @@ class _Builder:
                 self._critics(module, x, action, suffix)
             elif module == "value_func":
                 value = self.layers.linear(self._encoded(module, f"{module}.", x, None), f"{module}._fc")
-                self._output(value, "value", (1,), "value")
+                self.found.output(value, "value", (1,), "value")
             elif module not in _PARAMETERS:
                 raise Refused(f"there is no rule for the module '{module}' of '{self.algorithm}'")
         self._check_all_used()
@@ -133,8 +128,7 @@ class _Builder:
     def _action(self) -> ir.Value | None:
         if self.discrete or "q_funcs" not in self.modules:
             return None
-        self.found.inputs.append(Port("critic_action", "other", -1, 1, declared=True))
-        return self.graph.input("critic_action", (self.actions,))
+        return self.found.critic_action(self.actions)
 
     def _encoded(self, module: str, prefix: str, x: ir.Value, action: ir.Value | None) -> ir.Value:
         """What the encoder of a network makes of an observation, and of an action; prefix: of the network's."""
@@ -150,17 +144,17 @@ class _Builder:
         if f"{module}._mu.weight" in self.layers:
             mean = self.layers.linear(features, f"{module}._mu")
             deviation = self._log_std(module, features, mean)
-            self._output(mean, f"mean{suffix}", (self.actions,), "other" if suffix else "mean")
-            self._output(
+            self.found.output(mean, f"mean{suffix}", (self.actions,), "other" if suffix else "mean")
+            self.found.output(
                 deviation, f"action_log_std{suffix}", (self.actions,), "other" if suffix else "log_std"
             )
         else:
             mean = self.layers.linear(features, f"{module}._fc")
             if self.discrete:
-                self._output(mean, f"logits{suffix}", (self.actions,), "logits")
+                self.found.output(mean, f"logits{suffix}", (self.actions,), "logits")
                 return
         action = self.graph.op("Tanh", mean)
-        self._output(action, f"action{suffix}", (self.actions,), "other" if suffix else "action")
+        self.found.output(action, f"action{suffix}", (self.actions,), "other" if suffix else "action")
 
     def _log_std(self, module: str, features: ir.Value, mean: ir.Value) -> ir.Value:
         """The logarithm of the deviation: clipped where a layer gives it, squashed where a parameter does."""
@@ -185,10 +179,12 @@ class _Builder:
             features = self._encoded(module, prefix, x, action)
             members.append(self._head(prefix, features, f"{name}_quantiles{suffix}"))
             if not averaged:
-                self._output(members[-1], f"{name}{suffix}", (self.actions if self.discrete else 1,), "other")
+                self.found.output(
+                    members[-1], f"{name}{suffix}", (self.actions if self.discrete else 1,), "other"
+                )
         if averaged:
             mean = members[0] if len(members) == 1 else self.graph.op("Mean", *members)
-            self._output(mean, f"q_values{suffix}", (self.actions,), "other" if suffix else "q_values")
+            self.found.output(mean, f"q_values{suffix}", (self.actions,), "other" if suffix else "q_values")
 
     def _members(self, module: str) -> Iterator[str]:
         members = list(self.layers.modules(f"{module}."))
@@ -211,7 +207,7 @@ class _Builder:
             cube = graph.op(
                 "Reshape", self.layers.linear(features, f"{prefix}_fc"), graph.constant([0, *shape])
             )
-            self._output(cube, quantiles, shape, "other")
+            self.found.output(cube, quantiles, shape, "other")
             return graph.op("ReduceMean", cube, graph.constant([2]), keepdims=0)
         if kind == "iqn":
             return self._implicit(prefix, features, _count(params, "n_greedy_quantiles"))
@@ -234,10 +230,6 @@ class _Builder:
     def _counted(self, shape: tuple[int, ...]) -> ir.Value:
         """1, 2 … along the first axis; counted in the graph, where it is seen that their number is fixed."""
         return self.graph.op("CumSum", self.graph.constant(np.ones(shape), "float32"), self.graph.constant(0))
-
-    def _output(self, value: ir.Value, name: str, shape: tuple[int, ...], kind: str) -> None:
-        self.graph.output(value, name, shape)
-        self.found.outputs.append(Port(name, kind, declared=True))
 
     def _check_all_used(self) -> None:
         tensors, used = self.layers.tensors, self.graph.model().graph.initializers

@@ -15,7 +15,7 @@ from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, CorruptFile, Refused
 from surgery.files import replacing_folder
 from surgery.formats import is_kind
-from surgery.interface import Environment, Interface
+from surgery.interface import Environment
 from surgery.optimizer import OptimizerState
 from surgery.optimizer_record import merged, slots_of
 from surgery.tensors import equal
@@ -53,7 +53,7 @@ def load(path: Path, reading: Reading) -> Checkpoint:
     networks, notes = _networks(folder), Notes.parse(folder.notes)
     return Checkpoint(
         checked(networks.layers.graph.model()),
-        notes.meaning(Interface(tuple(networks.inputs), tuple(networks.outputs))),
+        notes.meaning(networks.interface),
         environment=_environment(folder, notes.environment),
         lineage=notes.lineage,
         optimizer=_optimizer(folder, networks) if reading.optimizer else None,
@@ -79,7 +79,7 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
     written = {name: dump(folder.tree(name)) for name in changed}
     told = _environment(folder, Environment())
     kept = checkpoint.replace(environment=Environment()) if checkpoint.environment == told else checkpoint
-    if (notes := notes_of(kept, Interface(tuple(networks.inputs), tuple(networks.outputs)))) is not None:
+    if (notes := notes_of(kept, networks.interface)) is not None:
         written[NAME] = notes
     needed = sum((like / name).stat().st_size for name in files) + sum(map(len, written.values()))
     with replacing_folder(path, owned=detect, force=force, needed=needed, sources=[like]) as out:

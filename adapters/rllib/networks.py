@@ -16,6 +16,7 @@ from surgery.builder import GraphBuilder
 from surgery.errors import ArgumentError, CorruptFile, Refused
 from surgery.interface import Port
 from surgery_adapters.containers.spaces import Space, box_port
+from surgery_adapters.networks.built import Built
 from surgery_adapters.networks.layers import Layers, Tensors, activation_of
 
 CLIPS = "log_std_clip_param_const"
@@ -39,22 +40,16 @@ _FILTERS: Mapping[int, Sequence[Sequence[int]]] = {
 
 
 @dataclass
-class Networks:
+class Networks(Built):
     """What was built.
 
     Attributes:
-      layers: the graph. inputs, outputs: what they mean.
-      copies: prefixes of target networks -> of their originals.
       scopes: optimizer -> prefixes of what it trains; the others are carried.
       sized: setting of the model_config -> for every network that it sizes, the modules of its layers.
       config: the model_config, defaults included.
       filters: channels, kernel, stride and padding of each convolution, as the framework has them by default.
     """
 
-    layers: Layers
-    inputs: list[Port] = field(default_factory=list)
-    outputs: list[Port] = field(default_factory=list)
-    copies: dict[str, str] = field(default_factory=dict)
     scopes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     sized: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)
     filters: list[list[Any]] = field(default_factory=list)
@@ -115,17 +110,12 @@ class _Builder:
     def finished(self) -> Networks:
         """The networks, once every parameter of the module is in the graph."""
         for value, name, size in self._late:
-            self.output(value, name, (size,), "state")
+            self.found.output(value, name, (size,), "state")
         used = self.graph.model().graph.initializers
         for name in self.layers.tensors:
             if name not in used and not name.endswith(CLIPS):
                 raise CorruptFile(f"the model_config makes no network with the parameter '{name}'")
         return self.found
-
-    def output(self, value: ir.Value, name: str, shape: tuple[int, ...], kind: str) -> None:
-        """Declare an output."""
-        self.graph.output(value, name, shape)
-        self.found.outputs.append(Port(name, kind, declared=True))
 
     def encoded(self, prefix: str, suffix: str = "") -> ir.Value:
         """The features of an encoder: (batch, features).
@@ -246,7 +236,7 @@ class _Builder:
         width = self.count * (2 if not self.discrete and not free else 1)
         x = self.dense(f"{prefix}net.mlp.", features, "head_fcnet_hiddens", head=width, normed=normed)
         if self.discrete:
-            self.output(x, f"logits{suffix}", (self.count,), "other" if other else "logits")
+            self.found.output(x, f"logits{suffix}", (self.count,), "other" if other else "logits")
             return
         graph = self.graph
         if free:
@@ -258,8 +248,10 @@ class _Builder:
             mean, deviation = graph.ops("Split", x, outputs=2, axis=1, num_outputs=2)
         if clip is not None:
             deviation = graph.op("Clip", deviation, *(graph.constant(bound, "float32") for bound in clip))
-        self.output(mean, f"mean{suffix}", (self.count,), "other" if other else "mean")
-        self.output(deviation, f"action_log_std{suffix}", (self.count,), "other" if other else "log_std")
+        self.found.output(mean, f"mean{suffix}", (self.count,), "other" if other else "mean")
+        self.found.output(
+            deviation, f"action_log_std{suffix}", (self.count,), "other" if other else "log_std"
+        )
 
     normed_heads = False
     """Whether its heads know layer-norm."""
@@ -275,12 +267,12 @@ class _ActorCritic(_Builder):
         clip = (-bound, bound)
         actor, critic = self._features("encoder.", "")
         self.policy("pi.", actor, "", clip)
-        self.output(self._value(critic), "value", (1,), "value")
+        self.found.output(self._value(critic), "value", (1,), "value")
         if any(name.startswith("_old_pi.") for name in self.layers.tensors):
             actor, critic = self._features("_old_encoder.", "_target")
             self.policy("_old_pi.", actor, "_target", clip)
             # the framework keeps no old value head; this one reads the old features, so that all are in the graph
-            self.output(self._value(critic), "value_target", (1,), "other")
+            self.found.output(self._value(critic), "value_target", (1,), "other")
             self.found.copies |= {"_old_encoder.": "encoder.", "_old_pi.": "pi."}
         self.found.scopes["default_optimizer"] = ("encoder.", "pi.", "vf.")
         return self.finished()
@@ -323,12 +315,12 @@ class _Value(_Builder):
             values = graph.op("Add", graph.op("Sub", values, mean), value)
         if atoms > 1:
             values = self._expected(values, atoms, suffix)
-        self.output(values, f"q_values{suffix}", (self.count,), "other" if suffix else "q_values")
+        self.found.output(values, f"q_values{suffix}", (self.count,), "other" if suffix else "q_values")
 
     def _expected(self, logits: ir.Value, atoms: int, suffix: str) -> ir.Value:
         """The mean of the distributions with these logits, (batch, actions, atoms) (Bellemare et al., 2017)."""
         low, high = float(self.config["v_min"]), float(self.config["v_max"])
-        self.output(logits, f"atom_logits{suffix}", (self.count, atoms), "other")
+        self.found.output(logits, f"atom_logits{suffix}", (self.count, atoms), "other")
         support = self.graph.constant([low + k * (high - low) / (atoms - 1) for k in range(atoms)], "float32")
         shares = self.graph.op("Softmax", logits, axis=2)
         return self.graph.op(
@@ -342,16 +334,13 @@ class _OffPolicy(_Builder):
     def build(self) -> Networks:
         self.policy("pi.", self.encoded("pi_encoder."), "", _SQUASHED)
         self.found.scopes["policy"] = ("pi_encoder.", "pi.")
-        action = None
-        if not self.discrete:
-            action = self.graph.input("critic_action", (self.count,))
-            self.found.inputs.append(Port("critic_action", "other", -1, 1, declared=True))
+        action = None if self.discrete else self.found.critic_action(self.count)
         for number, critic in enumerate(["qf", "qf_twin"] if self.config.get("twin_q") else ["qf"]):
             for prefix, suffix in (("", ""), ("target_", "_target")):
                 features = self._judged(f"{prefix}{critic}_encoder.", action)
                 width = self.count if self.discrete else 1
                 value = self.dense(f"{prefix}{critic}.net.mlp.", features, "head_fcnet_hiddens", head=width)
-                self.output(value, f"qf{number}{suffix}", (width,), "other")
+                self.found.output(value, f"qf{number}{suffix}", (width,), "other")
             parts = (f"{critic}_encoder.", f"{critic}.")
             self.found.copies |= {f"target_{part}": part for part in parts}
             self.found.scopes[critic] = parts

@@ -14,7 +14,7 @@ from surgery.adapters import Parity, Reading, TrainingState
 from surgery.checkpoint import Checkpoint
 from surgery.errors import Refused, SurgeryError, UnknownFormat
 from surgery.files import replacing, replacing_folder
-from surgery.interface import Environment, Interface
+from surgery.interface import Environment
 from surgery_adapters import pytorch
 from surgery_adapters.containers.folders import copy_files, files
 from surgery_adapters.networks.chains import Part
@@ -50,13 +50,13 @@ def load(path: Path, reading: Reading) -> Checkpoint:
         made: Checkpoint = pytorch.assemble(file, state, reading, activation=None)
         return made.replace(source={**made.source, "adapter": "sample_factory"})
     part = _network(state, file)
-    networks = Networks(Layers(path.stem, part.tensors), settings, reading)
+    networks = Networks(Layers(path.stem, part.tensors), settings=settings, reading=reading)
     networks.build()
     notes, name = pytorch.notes_in(file), settings.values.get("env")
     contract = Environment(name if isinstance(name, str) else None)
     return Checkpoint(
         checked(networks.layers.graph.model()),
-        notes.meaning(Interface(tuple(networks.inputs), tuple(networks.outputs))),
+        notes.meaning(networks.interface),
         environment=contract if notes.environment == Environment() else notes.environment,
         lineage=notes.lineage,
         optimizer=pytorch.optimizer_of(state, [part]) if reading.optimizer else None,
@@ -137,7 +137,7 @@ def _again(fit: Fit, settings: Settings, checkpoint: Checkpoint) -> ir.Model:
     image = next((tuple(n for n in shape if isinstance(n, int)) for shape in seen if len(shape) == 3), None)
     gaussian = any(port.kind == "mean" for port in checkpoint.interface.outputs)
     reading = Reading(observation=image, head="gaussian" if gaussian else None)
-    networks = Networks(layers, settings.following(layers), reading)
+    networks = Networks(layers, settings=settings.following(layers), reading=reading)
     networks.build()
     return checked(networks.layers.graph.model())
 

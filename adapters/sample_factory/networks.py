@@ -15,6 +15,7 @@ from surgery.adapters import Reading
 from surgery.builder import GraphBuilder
 from surgery.errors import ArgumentError, CorruptFile, Refused
 from surgery.interface import Port
+from surgery_adapters.networks.built import Built
 from surgery_adapters.networks.layers import Layers
 from surgery_adapters.sample_factory.settings import Settings
 
@@ -32,20 +33,16 @@ _DENSE = ("mlp_layers.0.weight", "mlp_head.0.weight", "decoder.mlp.0.weight")
 _HINT = "a model of your own code: surgery convert FILE --module PKG:CALLABLE -o OUT.onnx"
 
 
-@dataclass
-class Networks:
+@dataclass(kw_only=True)
+class Networks(Built):
     """An actor-critic in the making.
 
     Attributes:
-      layers: the graph. settings: of the experiment. reading: what a person knows.
-      inputs, outputs: what has been declared so far.
+      settings: of the experiment. reading: what a person knows.
     """
 
-    layers: Layers
     settings: Settings
     reading: Reading
-    inputs: list[Port] = field(default_factory=list)
-    outputs: list[Port] = field(default_factory=list)
     _seen: dict[str, tuple[ir.Value, tuple[int, ...]]] = field(default_factory=dict)
 
     def build(self) -> None:
@@ -63,7 +60,7 @@ class Networks:
         actor = self._trunk("" if shared else "actor_")
         critic = actor if shared else self._trunk("critic_")
         self._action(actor)
-        self._output("value", "value", self.layers.linear(critic, "critic_linear"), 1)
+        self.output(self.layers.linear(critic, "critic_linear"), "value", (1,), "value")
         self._check_whole()
 
     def _trunk(self, side: str) -> ir.Value:
@@ -197,7 +194,7 @@ class Networks:
         for layer, values, size in zip(names, after, sizes, strict=True):
             for name, value in zip(layer, values, strict=True):
                 self.inputs.append(Port(name, "state", declared=True))
-                self._output(f"{name}_next", "state", value, size)
+                self.output(value, f"{name}_next", (size,), "state")
         return x
 
     def _action(self, x: ir.Value) -> None:
@@ -210,19 +207,15 @@ class Networks:
                 factor = graph.constant(scale, "float32")
                 made = graph.op("Mul", graph.op("Tanh", graph.op("Div", made, factor)), factor)
             deviation = self.layers.parameter("action_parameterization.learned_stddev")
-            self._output("mean", "mean", made, width)
+            self.output(made, "mean", (width,), "mean")
             wide = graph.op("Expand", deviation, graph.op("Shape", made))
-            self._output("action_log_std", "log_std", wide, width)
+            self.output(wide, "action_log_std", (width,), "log_std")
         elif self.reading.head == "gaussian":
             mean, deviation = graph.ops("Split", made, outputs=2, axis=1, num_outputs=2)
-            self._output("mean", "mean", mean, width // 2)
-            self._output("action_log_std", "log_std", deviation, width // 2)
+            self.output(mean, "mean", (width // 2,), "mean")
+            self.output(deviation, "action_log_std", (width // 2,), "log_std")
         else:
-            self._output("logits", "logits", made, width)
-
-    def _output(self, name: str, kind: str, value: ir.Value, width: int) -> None:
-        self._graph.output(value, name, (width,))
-        self.outputs.append(Port(name, kind, declared=True))
+            self.output(made, "logits", (width,), "logits")
 
     def _check_whole(self) -> None:
         """Refuse a network with weights that nothing here has read."""

@@ -12,7 +12,7 @@ from surgery.adapters import Parity, Reading, TrainingState
 from surgery.checkpoint import Checkpoint
 from surgery.files import replacing
 from surgery.formats import is_kind
-from surgery.interface import Environment, Interface
+from surgery.interface import Environment
 from surgery_adapters.containers.torch_patch import Content, Edit, changes, replace_members, rewritten
 from surgery_adapters.installed import playing_in
 from surgery_adapters.sb3 import normaliser, optimizers
@@ -40,7 +40,6 @@ def load(path: Path, reading: Reading) -> Checkpoint:
     """All networks of a saved model in one graph; see `surgery.adapters.Adapter`."""
     file = Sb3File.open(path)
     networks = build(file, reading)
-    interface = _interface(networks)
     notes = Notes.parse(file.notes)
     environment = notes.environment
     if (
@@ -51,7 +50,7 @@ def load(path: Path, reading: Reading) -> Checkpoint:
         environment = Environment(environment.id, {**environment.settings, "normaliser": statistics})
     return Checkpoint(
         checked(networks.layers.graph.model()),
-        notes.meaning(interface),
+        notes.meaning(networks.interface),
         environment=environment,
         lineage=notes.lineage,
         optimizer=optimizers.state_of(file) if reading.optimizer else None,
@@ -78,7 +77,7 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
     changed |= optimizers.members(file, part.revised, checkpoint.optimizer)
     if part.settings != file.data:
         changed["data"] = json.dumps(part.settings, indent=4).encode()
-    if notes := notes_of(checkpoint, _interface(part.networks)):
+    if notes := notes_of(checkpoint, part.networks.interface):
         changed[NAME] = notes
     needed = sum(length for _, length in file.zip.members.values())
     beside = statistics(file, checkpoint, like)
@@ -159,7 +158,3 @@ def _fitted(checkpoint: Checkpoint, like: Path) -> _Fitted:
             "Stable-Baselines3",
         )
     return _Fitted(file, found, revised, settings, networks)
-
-
-def _interface(networks: Networks) -> Interface:
-    return Interface(tuple(networks.inputs), tuple(networks.outputs))

@@ -7,7 +7,7 @@ Which network an algorithm has is told by the names in `policy.pth`; activations
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -15,8 +15,9 @@ import onnx_ir as ir
 from surgery.adapters import Reading
 from surgery.builder import GraphBuilder
 from surgery.errors import ArgumentError, CorruptFile, Refused
-from surgery.interface import CRITIC_ACTION, Port
+from surgery.interface import Port
 from surgery_adapters.containers.spaces import Space, box_port
+from surgery_adapters.networks.built import Built
 from surgery_adapters.networks.layers import NATURE, Geometry, Layers, activation_of
 from surgery_adapters.sb3.file import Sb3File
 
@@ -24,21 +25,15 @@ LOG_STD = (-20.0, 2.0)
 """Where SAC and TQC clip the logarithm of the deviation."""
 
 
-@dataclass
-class Networks:
+@dataclass(kw_only=True)
+class Networks(Built):
     """What was built.
 
     Attributes:
-      layers: the graph. inputs, outputs: what they mean.
-      copies: prefixes of target networks -> of their originals.
       family: "dqn", "qrdqn", "actor-critic", "recurrent", "sac", "td3" or "tqc".
     """
 
-    layers: Layers
     family: str
-    inputs: list[Port] = field(default_factory=list)
-    outputs: list[Port] = field(default_factory=list)
-    copies: dict[str, str] = field(default_factory=dict)
 
 
 def build(file: Sb3File, reading: Reading) -> Networks:
@@ -75,7 +70,7 @@ class _Builder:
     def __init__(self, file: Sb3File, reading: Reading, layers: Layers, family: str) -> None:
         self.file, self.layers = file, layers
         self.graph: GraphBuilder = layers.graph
-        self.found = Networks(layers, family)
+        self.found = Networks(layers, family=family)
         self.observation = file.space("observation_space")
         self.action = file.space("action_space")
         default = "tanh" if family in ("actor-critic", "recurrent") else "relu"
@@ -155,11 +150,6 @@ class _Builder:
         off_on = self.graph.constant([0.0, 1.0], "float32")
         return self.graph.op("OneHot", column, self.graph.constant(count), off_on, axis=-1)
 
-    def output(self, value: ir.Value, name: str, shape: tuple[int | str, ...], kind: str) -> None:
-        """Declare an output."""
-        self.graph.output(value, name, shape)
-        self.found.outputs.append(Port(name, kind, declared=True))
-
     def gaussian(self, mean: ir.Value, latent: ir.Value, log_std: str, count: int) -> None:
         """The outputs `mean` and `log_std` of a Gaussian policy, with or without state-dependent exploration."""
         graph = self.graph
@@ -179,9 +169,9 @@ class _Builder:
             deviation = graph.op("Mul", graph.op("Log", floor), graph.constant(0.5, "float32"))
             if self.layers.shape(log_std)[1] == 1 != count:
                 deviation = graph.op("Expand", deviation, graph.op("Shape", mean))
-        self.output(mean, "mean", (count,), "mean")
+        self.found.output(mean, "mean", (count,), "mean")
         # PPO has a parameter of the name log_std already
-        self.output(deviation, "action_log_std", (count,), "log_std")
+        self.found.output(deviation, "action_log_std", (count,), "log_std")
 
     def action_size(self) -> int:
         """Number of components of a continuous action."""
@@ -204,7 +194,7 @@ class _Value(_Builder):
     def _head(self, x: ir.Value, suffix: str) -> None:
         count = self.action.features
         if self.found.family == "dqn":
-            self.output(x, f"q_values{suffix}", (count,), "other" if suffix else "q_values")
+            self.found.output(x, f"q_values{suffix}", (count,), "other" if suffix else "q_values")
             return
         heads = int(self.file.data.get("n_quantiles", 0))
         if heads < 1:
@@ -212,9 +202,9 @@ class _Value(_Builder):
         # (batch, quantiles · actions), and the mean over the quantiles of each action
         cube = self.graph.op("Reshape", x, self.graph.constant([0, heads, count]))
         mean = self.graph.op("ReduceMean", cube, self.graph.constant([1]), keepdims=0)
-        self.output(mean, f"q_values{suffix}", (count,), "other" if suffix else "q_values")
+        self.found.output(mean, f"q_values{suffix}", (count,), "other" if suffix else "q_values")
         by_action = self.graph.op("Transpose", cube, perm=[0, 2, 1])
-        self.output(by_action, f"quantiles{suffix}", (count, heads), "other" if suffix else "quantiles")
+        self.found.output(by_action, f"quantiles{suffix}", (count, heads), "other" if suffix else "quantiles")
 
 
 class _ActorCritic(_Builder):
@@ -229,13 +219,13 @@ class _ActorCritic(_Builder):
             self.gaussian(head, actor, "log_std", self.action.features)
         else:
             # MultiDiscrete: the logits of every component, one after the other; MultiBinary: one each
-            self.output(
+            self.found.output(
                 head,
                 "logits",
                 (self.action.features,),
                 "logits" if self.action.kind == "Discrete" else "other",
             )
-        self.output(self.layers.linear(critic, "value_net"), "value", (1,), "value")
+        self.found.output(self.layers.linear(critic, "value_net"), "value", (1,), "value")
         return self.found
 
     def latents(self) -> tuple[ir.Value, ir.Value]:
@@ -281,7 +271,7 @@ class _Recurrent(_ActorCritic):
         self._late: list[tuple[ir.Value, str, int]] = []
         super().build()
         for value, name, size in self._late:
-            self.output(value, name, (size,), "state")
+            self.found.output(value, name, (size,), "state")
         return self.found
 
 
@@ -295,14 +285,13 @@ class _OffPolicy(_Builder):
                 x = self.layers.mlp(
                     self.features(f"{prefix}features_extractor."), f"{prefix}mu.", self.activation, last=False
                 )
-                self.output(
+                self.found.output(
                     self.graph.op("Tanh", x), f"action{suffix}", (count,), "other" if suffix else "action"
                 )
             self.found.copies["actor_target."] = "actor."
         else:
             self._stochastic(count)
-        action = self.graph.input(CRITIC_ACTION, (count,))
-        self.found.inputs.append(Port(CRITIC_ACTION, "other", -1, 1, declared=True))
+        action = self.found.critic_action(count)
         for prefix, suffix in (("critic.", ""), ("critic_target.", "_target")):
             self._critics(prefix, suffix, action)
         self.found.copies["critic_target."] = "critic."
@@ -324,9 +313,9 @@ class _OffPolicy(_Builder):
             mean = self.layers.linear(latent, "actor.mu")
             bounds = (self.graph.constant(bound, "float32") for bound in LOG_STD)
             deviation = self.graph.op("Clip", self.layers.linear(latent, "actor.log_std"), *bounds)
-            self.output(mean, "mean", (count,), "mean")
-            self.output(deviation, "action_log_std", (count,), "log_std")
-        self.output(self.graph.op("Tanh", mean), "action", (count,), "action")
+            self.found.output(mean, "mean", (count,), "mean")
+            self.found.output(deviation, "action_log_std", (count,), "log_std")
+        self.found.output(self.graph.op("Tanh", mean), "action", (count,), "action")
 
     def _critics(self, prefix: str, suffix: str, action: ir.Value) -> None:
         x = self.graph.op("Concat", self.features(f"{prefix}features_extractor."), action, axis=1)
@@ -334,7 +323,7 @@ class _OffPolicy(_Builder):
             value = self.layers.mlp(x, f"{prefix}{name}.", self.activation, last=False)
             last = self.layers.places(f"{prefix}{name}.")[-1]
             width = self.layers.shape(f"{prefix}{name}.{last}.weight")[0]
-            self.output(value, f"{name}{suffix}", (width,), "other")
+            self.found.output(value, f"{name}{suffix}", (width,), "other")
 
 
 def geometry(kwargs: Mapping[str, Any], key: str) -> Geometry:
