@@ -183,6 +183,14 @@ def test_of_a_plan_that_was_read_the_proof_fails_for_its_editor(change: str) -> 
     assert theirs.value.where == ours.value.where and "outputs, float32" in theirs.value.where
 
 
+def test_what_undoes_a_plan_that_was_read_is_no_plan_of_ours_either() -> None:
+    checkpoint = original("conv_scalars", "dynamo").checkpoint
+    plan = surgery.widen(checkpoint, factor=2, init="net2net")
+    after = surgery.apply(plan, checkpoint).checkpoint
+    assert surgery.invert(Plan.from_json(plan.to_json()), after).read
+    assert not surgery.invert(plan, after).read
+
+
 def test_without_verification_the_same_plan_goes_through() -> None:
     """So it is the verifier that catches it, and `--no-verify` is what it says."""
     checkpoint = original("conv_scalars", "dynamo").checkpoint

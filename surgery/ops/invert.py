@@ -64,7 +64,7 @@ def invert(plan: Plan, checkpoint: Checkpoint) -> Plan:
     )  # fmt: skip
     check_duplicates(result, tensors)
     check_unread(replace(result, claim="equivalent"), tensors)
-    return replace(result, environment=_contract(plan, checkpoint))
+    return replace(result, environment=_contract(plan, checkpoint), read=plan.read)
 
 
 def _averaged(plan: Plan, analysis: Analysis) -> list[SpaceEdit]:
