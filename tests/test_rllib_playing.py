@@ -29,7 +29,7 @@ from ray.tune.registry import register_env
 
 import surgery
 from surgery.cli import main
-from surgery.errors import ArgumentError, Refused
+from surgery.errors import ArgumentError, Refused, RunFailed
 from surgery.interface import Environment
 from surgery_adapters.rllib import parity
 from surgery_adapters.rllib.connectors import Connectors
@@ -220,3 +220,17 @@ def test_environments_that_do_not_fit_are_one_clear_error(trained, tmp_path, cap
     assert "--trust" in capsys.readouterr().err
     assert main(["convert", str(path), "--check", "CartPole-v1", "--trust", "-o", graph]) == 0
     assert "3 episodes of CartPole-v1" in capsys.readouterr().out
+
+
+class Brittle(gymnasium.Wrapper):
+    """An environment that breaks in the midst of an episode."""
+
+    def step(self, action: Any) -> Any:
+        raise OSError("the simulator is gone")
+
+
+def test_an_environment_that_fails_is_no_bug_of_ours(trained):
+    gymnasium.register("Brittle-v0", lambda: Brittle(gymnasium.make("CartPole-v1")))
+    path = trained["ppo"]
+    with pytest.raises(RunFailed, match="the environment Brittle-v0 failed: OSError: the simulator is gone"):
+        parity(path, surgery.load(path), "Brittle-v0")

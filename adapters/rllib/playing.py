@@ -19,6 +19,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from surgery.adapters import Parity
 from surgery.checkpoint import Checkpoint
+from surgery.envs.step import alive
 from surgery_adapters.playing import MOST_STEPS, Array, Graph, Tally, loading, scale
 from surgery_adapters.rllib.connectors import Connectors
 from surgery_adapters.rllib.folder import RllibFolder
@@ -114,14 +115,16 @@ def parity(path: Path, checkpoint: Checkpoint, environment: str, *, episodes: in
 
 def _episode(env: Env, agent: _Agent, ours: _Ours, tally: Tally, seed: int | None) -> float:
     """Play one, and return what it gave."""
-    observation, _ = env.reset(seed=seed)
+    with alive(tally.environment):
+        observation, _ = env.reset(seed=seed)
     ours.graph.reset()
     agent.start(observation, env)
     total = 0.0
     for _ in range(MOST_STEPS):
         seen, wanted, taken, said = agent.act()
         tally.add(ours.act(observation, seen), wanted)
-        observation, reward, *over, _ = env.step(taken)
+        with alive(tally.environment):
+            observation, reward, *over, _ = env.step(taken)
         agent.went_on(observation, float(reward), (bool(over[0]), bool(over[1])), said)
         total += float(reward)
         if any(over):
