@@ -18,9 +18,10 @@ from surgery.cli._output import Output, number, table
 @_options.observations
 @_options.reported
 def command(*, before: Path, after: Path, seed: int, observations: Path | None, output: Output) -> int:
-    """Prove that two models compute the same, and that the optimizer state followed.
+    """Prove that two models compute the same.
 
     Exit status 1 if they do not. Recurrent states of other sizes begin at zero, and are carried over several steps.
+    Optimizer state is not looked at: that it followed is proved where a plan is carried out; surgery diff shows it.
 
     \b
     Example:
