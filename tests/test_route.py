@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import surgery
-from surgery.architectures import new
+from surgery.architectures import new, new_like
 from surgery.architectures.layers import Dense
 from surgery.architectures.recognise import recognise
 from surgery.builder import GraphBuilder
@@ -580,16 +580,12 @@ def test_by_side_car_a_nature_network_becomes_an_impala_exactly(tmp_path, capsys
 
 @pytest.mark.parametrize("verb", ["migrate", "widen"])
 def test_or_distill_teaches_where_there_is_no_route(tmp_path, capsys, verb):
-    out = tmp_path / "student.onnx"
-    words = [
-        verb,
-        str(TEACHERS / "cartpole-dqn.onnx"),
-        "--to",
-        "mlp-16",
-        "--or-distill",
-        "--frames",
-        "1000",
-    ]
+    """The student is made by the name of the architecture, or by that of a file's network."""
+    out, target, teacher = tmp_path / "student.onnx", "mlp-16", TEACHERS / "cartpole-dqn.onnx"
+    if verb == "migrate":
+        target = str(tmp_path / "like-this.onnx")
+        surgery.save(new_like("mlp-16", surgery.load(teacher, optimizer=False)), target)
+    words = [verb, str(teacher), "--to", target, "--or-distill", "--frames", "1000"]
     assert main([*words, "-o", str(out), "--json"]) == 0
     assert not json.loads(capsys.readouterr().out)["exact"]
     assert (tmp_path / "student.onnx.run" / "config.json").is_file()

@@ -197,6 +197,23 @@ def beside(
     output.show(record, lambda: f"{to} beside {model} · gate 0 · {found.summary()} · wrote {path}")
 
 
+def _named(checkpoint: surgery.Checkpoint, to: str) -> str:
+    """The name of an architecture, under which an untrained network can be made; a file says it by its layers.
+
+    Raises:
+      Refused: they are those of no architecture that has a name.
+    """
+    from surgery import route
+
+    name = to if route.file_of(to) is None else route.survey(checkpoint, to)[0].architecture
+    if name is None:
+        raise Refused(
+            f"the network of '{to}' is of no architecture with a name, so that none like it can be made",
+            hint="describe its layers in a file of your own: --to FILE.toml:NAME (docs/architectures.md)",
+        )
+    return name
+
+
 def _distill(model: Path, to: str, editing: _edits.Editing, play: Play) -> None:
     from surgery.cli import _live, _training
 
@@ -212,7 +229,7 @@ def _distill(model: Path, to: str, editing: _edits.Editing, play: Play) -> None:
     target, output = editing.target, editing.output
     folder = Path(f"{target or model}.run")
     contract = _training.contract(checkpoint, play.environment, (), model)
-    job = plan_distill(checkpoint, to, folder, environment=contract, options=options)
+    job = plan_distill(checkpoint, _named(checkpoint, to), folder, environment=contract, options=options)
     if editing.dry_run or target is None:
         _training.carry_out(job, options, output, dry_run=True)
         return
