@@ -375,6 +375,12 @@ def test_what_cannot_be_played_says_what_to_do(words, status, says, capsys, tmp_
     assert "Traceback" not in error
 
 
+def test_a_teacher_that_is_not_there_is_said_of_the_teacher_alone(capsys, tmp_path):
+    assert main(["evaluate", CARTPOLE, "--teacher", str(tmp_path / "none.onnx")]) == 2
+    error = capsys.readouterr().err
+    assert "none.onnx does not exist" in error and CARTPOLE not in error
+
+
 def test_the_verb_plays_records_and_normalises(tmp_path, capsys):
     scored = tmp_path / "scored.onnx"
     words = ["evaluate", MINATAR, "--episodes", "8", "--teacher", MINATAR, "--record", "-o", str(scored)]

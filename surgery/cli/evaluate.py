@@ -78,6 +78,7 @@ def command(
     if path == model and checkpoint.origin is not None:
         raise ArgumentError(f"{model} is a framework's own file, and is not changed in place", hint="-o OUT")
     contract = _environment.contract(checkpoint.environment, environment, settings)
+    known = _teacher(teacher)
     try:
         with output.counting("episodes") as show:
             done = evaluate.evaluate(
@@ -86,7 +87,7 @@ def command(
                 environment=contract,
                 mode=mode,
                 seed=seed,
-                teacher=_teacher(teacher),
+                teacher=known,
                 measure_random=measure,
                 device=device,
                 progress=lambda count: show(count, episodes),
