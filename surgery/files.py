@@ -183,7 +183,7 @@ def check_target(
         raise FileError(f"cannot write {target}: it is not a regular file")
     for source in sources:
         if target.exists() and source.exists() and target.samefile(source):
-            raise FileError(f"cannot write {target}: it is the input", hint="give another output with -o")
+            raise FileError(f"cannot write {target}: it is the input", hint="give another output")
     if not force and (target.exists() or target.is_symlink()):
         raise FileError(f"cannot write {target}: it exists", hint="pass --force (force=True) to replace it")
 
@@ -197,7 +197,7 @@ def _check_apart(target: Path, sources: Iterable[Path]) -> None:
         if place.is_relative_to(source) or source.is_relative_to(place):
             raise FileError(
                 f"cannot write {target}: one of it and the input {source} lies in the other",
-                hint="give another output with -o",
+                hint="give another output",
             )
 
 
