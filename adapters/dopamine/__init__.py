@@ -55,12 +55,13 @@ def load(path: Path, reading: Reading) -> Checkpoint:
     file = DopamineFile.open(path)
     notes = Notes.parse(file.notes)
     model, found = _graph(file, path, reading)
+    kept = _optimizer(file) if reading.optimizer else None
     return Checkpoint(
         model,
         notes.meaning(found),
         environment=notes.environment if notes.environment != Environment() else contract(found),
         lineage=notes.lineage,
-        optimizer=getattr(_optimizer(file), "state", None) if reading.optimizer else None,
+        optimizer=None if kept is None else kept.state,
         source=_source(file, path, reading),
         copies={f"{TARGET}.": f"{file.acting}."} if TARGET in file.networks else {},
     )
