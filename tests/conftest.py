@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import logging
 import os
 import random
 import sys
@@ -35,6 +36,17 @@ def _seed() -> None:
         torch.default_generator.manual_seed(0)
         if torch.cuda.is_available():
             torch.cuda.manual_seed_all(0)  # torch.manual_seed formats the whole stack where there is no GPU
+
+
+@pytest.fixture
+def quiet_log() -> Iterator[None]:
+    """The command line sends the log to a stream that lives as long as its test."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(False)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -85,3 +97,11 @@ def rng() -> np.random.Generator:
 def teachers() -> Path:
     """The folder of the trained agents that ship with the project."""
     return TEACHERS
+
+
+@pytest.fixture
+def model(tmp_path: Path, teachers: Path) -> Path:
+    """A copy of a small trained agent: spaces `network.0` (120 wide) and `network.2` (84 wide)."""
+    path = tmp_path / "agent.onnx"
+    path.write_bytes((teachers / "cartpole-dqn.onnx").read_bytes())
+    return path
