@@ -23,9 +23,6 @@ from surgery_adapters.writeback.matching import checked, followed, matched, resi
 
 Tensors = Mapping[str, ir.TensorProtocol]
 
-COPIES = ("target", "old", "ema", "avg")
-"""Words of the names of networks that are copies of others."""
-
 
 def with_graph(
     path: Path,

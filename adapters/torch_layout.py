@@ -12,9 +12,8 @@ from surgery.adapters import TrainingState
 from surgery.tensors import shape_of
 from surgery_adapters.networks.chains import Part
 from surgery_adapters.networks.statistics import are_statistics
+from surgery_adapters.networks.words import COPIES
 from surgery_adapters.writeback.torch_tree import entries
-
-_COPIES = ("target", "old", "ema", "avg")
 
 
 def state_of(content: Mapping[object, object]) -> TrainingState:
@@ -45,7 +44,7 @@ def prefixes(state: TrainingState) -> dict[str, str]:
         state.networks,
         key=lambda name: (
             are_statistics(name, state.networks[name]),
-            any(word in name.lower() for word in _COPIES),
+            any(word in name.lower() for word in COPIES),
         ),
     )
     return {name: f"{name}." if k else "" for k, name in enumerate(ordered) if not _is_carried(state, name)}
@@ -103,7 +102,7 @@ def parts_of(state: TrainingState) -> list[Part]:
 
 def _copies(named: Mapping[str, Mapping[str, ir.TensorProtocol]]) -> dict[str, tuple[str, str]]:
     """Target and averaged networks: what their names begin with, and those of the networks that they are copies of."""
-    copies = [prefix for prefix in named if any(word in prefix.lower() for word in _COPIES)]
+    copies = [prefix for prefix in named if any(word in prefix.lower() for word in COPIES)]
     shapes = {prefix: _layers_in(members) for prefix, members in named.items()}
     found: dict[str, tuple[str, str]] = {}
     for copy in copies:
@@ -143,7 +142,7 @@ def _beginning(names: Iterable[str]) -> str:
 
 def _without_words(prefix: str) -> str:
     words = prefix.lower().strip(".").split("_")
-    return "_".join(word for word in words if word not in _COPIES)
+    return "_".join(word for word in words if word not in COPIES)
 
 
 def is_network(value: Mapping[object, object]) -> bool:

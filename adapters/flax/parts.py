@@ -16,8 +16,8 @@ import onnx_ir as ir
 
 from surgery.errors import Refused
 from surgery.tensors import shape_of
-from surgery_adapters.array_files import COPIES
 from surgery_adapters.containers.optax_state import leaves
+from surgery_adapters.networks.words import COPIES
 
 Tensors = Mapping[str, ir.TensorProtocol]
 

@@ -25,6 +25,10 @@ _LAST = WORDS["mean"] | WORDS["log_std"] - {"log"} | {"logits"}
 """Words of what an agent takes its actions from: no layer reads that."""
 
 
+COPIES = ("target", "old", "ema", "avg")
+"""Words of the names of networks that are copies of others."""
+
+
 def words_of(name: str) -> set[str]:
     """The words that a name is made of."""
     return {word for part in name.lower().split(".") for word in (part, *part.split("_"))}
