@@ -18,6 +18,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 from surgery.cli import VERBS, cli, main
+from surgery.cli._output import number
 from surgery.errors import ArgumentError
 from surgery.optimizer import OptimizerState, ParamGroup
 from surgery.storage import load, save
@@ -75,6 +76,21 @@ def test_every_option_has_help(verb):
     command = cli.get_command(click.Context(cli), verb)
     options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
     assert [option.name for option in options if not option.help] == []
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (411.25, 3, "411"),
+        (143.2, 2, "143"),
+        (2.13, 2, "2.1"),
+        (-1234.5, 3, "-1,234"),
+        (999.7, 3, "1,000"),
+        (7e-5, 3, "7e-05"),
+    ],
+)
+def test_returns_and_their_deviations_are_written_out(value, digits, text):
+    assert number(value, digits) == text
 
 
 def test_help_lists_every_verb_and_is_what_surgery_alone_prints(capsys):

@@ -121,14 +121,15 @@ def section(title: str, body: str) -> str:
     return "\n".join([title, *(f"  {line}" if line else "" for line in body.splitlines())])
 
 
-def number(value: float) -> str:
-    """`yes` and `no`, whole numbers with thousands apart, others with three digits."""
+def number(value: float, digits: int = 3) -> str:
+    """`yes` and `no`, whole numbers with thousands apart, others with three digits and all before the point."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int) or (value.is_integer() and abs(value) < 1e15):
         value = int(value)
         return f"{value:,}"
-    return f"{value:.3g}"
+    whole = 10**digits - 0.5 <= abs(value) < 1e15
+    return f"{value:,.0f}" if whole else f"{value:.{digits}g}"
 
 
 def size(count: int) -> str:

@@ -9,7 +9,7 @@ import click
 
 import surgery
 from surgery.cli import _environment, _files, _options
-from surgery.cli._output import Output, section, table
+from surgery.cli._output import Output, number, section, table
 from surgery.errors import ArgumentError, SurgeryError
 
 if TYPE_CHECKING:
@@ -131,12 +131,12 @@ def _text(done: Evaluation, own: Score | None, findings: tuple[Finding, ...], wr
     from surgery.evaluate.scores import interval
 
     played, bounds = done.episodes, interval(done.score)
-    spread = f"{played.returns.min():g} … {played.returns.max():g}"
-    sure = "" if bounds is None else f"95% interval of the mean {bounds[0]:.3g} … {bounds[1]:.3g}; "
+    spread = f"{number(played.returns.min())} … {number(played.returns.max())}"
+    sure = "" if bounds is None else f"95% interval of the mean {number(bounds[0])} … {number(bounds[1])}; "
     rows = [
         ("return", f"{_score(done.score)} ({sure}episodes {spread})"),
         ("recorded", _recorded(done, own, written)),
-        *([("random", f"{done.random.mean:.3g} ({done.random.source})")] if done.random else []),
+        *([("random", f"{number(done.random.mean)} ({done.random.source})")] if done.random else []),
         *([("human", _share(done.human, done.normalised(done.human)))] if done.human is not None else []),
         *(
             [("teacher", _share(done.teacher, done.normalised(done.teacher)))]
@@ -157,15 +157,14 @@ def _text(done: Evaluation, own: Score | None, findings: tuple[Finding, ...], wr
         lines.append(section("likely causes", "\n".join(done.causes)))
     if findings:
         rows_found = [
-            (one.change, f"{one.score.mean:.3g} ± {one.score.std:.2g}", "reaches it" if one.reaches else "")
-            for one in findings
+            (one.change, _score(one.score), "reaches it" if one.reaches else "") for one in findings
         ]
         lines.append(section("with one thing changed", table(("change", "return", ""), rows_found)))
     return "\n".join([*lines, *(f"note: {note}" for note in done.notes)])
 
 
 def _score(score: Score) -> str:
-    return f"{score.mean:.3g} ± {score.std:.2g}"
+    return f"{number(score.mean)} ± {number(score.std, 2)}"
 
 
 def _recorded(done: Evaluation, own: Score | None, written: str | None) -> str:
@@ -181,7 +180,7 @@ def _recorded(done: Evaluation, own: Score | None, written: str | None) -> str:
 
 def _share(mean: float, share: float | None) -> str:
     return (
-        f"{mean:.3g}"
+        number(mean)
         if share is None
-        else f"{mean:.3g}: this is {share:.3g}, where random play is 0 and that is 1"
+        else f"{number(mean)}: this is {share:.3g}, where random play is 0 and that is 1"
     )

@@ -204,7 +204,7 @@ def _scores(report: Report) -> str:
     rows = [
         (
             score["mode"],
-            f"{number(score['mean'])} ± {score['std']:.2g}",
+            f"{number(score['mean'])} ± {number(score['std'], 2)}",
             score["episodes"],
             " · ".join(f"{key} {json.dumps(value)}" for key, value in score.get("settings", {}).items()),
             "" if score.get("model", report["digest"]) == report["digest"] else score["model"][:12],
