@@ -6,7 +6,6 @@ import json
 import os
 import pty
 import shlex
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -18,7 +17,6 @@ import pytest
 from onnx import numpy_helper, parser
 
 from surgery.cli import VERBS, cli, main
-from surgery.cli._output import number
 from surgery.errors import ArgumentError
 from surgery.optimizer import OptimizerState, ParamGroup
 from surgery.storage import load, save
@@ -76,21 +74,6 @@ def test_every_option_has_help(verb):
     command = cli.get_command(click.Context(cli), verb)
     options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
     assert [option.name for option in options if not option.help] == []
-
-
-@pytest.mark.parametrize(
-    ("value", "digits", "text"),
-    [
-        (411.25, 3, "411"),
-        (143.2, 2, "143"),
-        (2.13, 2, "2.1"),
-        (-1234.5, 3, "-1,234"),
-        (999.7, 3, "1,000"),
-        (7e-5, 3, "7e-05"),
-    ],
-)
-def test_returns_and_their_deviations_are_written_out(value, digits, text):
-    assert number(value, digits) == text
 
 
 def test_help_lists_every_verb_and_is_what_surgery_alone_prints(capsys):
@@ -197,26 +180,6 @@ def test_an_error_says_what_where_and_what_next(model, monkeypatch, capsys):
         "  space       fc = policy.fc.weight[0]\n"
         "hint: surgery narrow\n"
     )
-
-
-def test_the_command_that_a_hint_names_can_be_pasted(model, tmp_path, capsys):
-    spaced = tmp_path / "my agent.onnx"
-    shutil.copy(model, spaced)
-    assert main(["optimizer", str(spaced), "--to", "adam", "-o", str(tmp_path / "out.onnx")]) == 2
-    assert f"hint: surgery attach '{spaced}' CHECKPOINT -o OUT\n" in capsys.readouterr().err
-
-
-def test_a_model_whose_optimizer_state_is_gone_is_read_by_the_command_that_the_error_names(
-    teachers, tmp_path, capsys
-):
-    source, agent = teachers / "minatar-breakout-dqn.onnx", tmp_path / "an agent.onnx"
-    assert main(["attach", str(source), str(source.with_suffix(".pt")), "-o", str(agent)]) == 0
-    (tmp_path / "an agent.optimizer.safetensors").unlink()
-    capsys.readouterr()
-    assert main(["widen", str(agent), "--factor", "2", "-o", str(tmp_path / "wide.onnx")]) == 2
-    command = capsys.readouterr().err.partition("(optimizer=False): surgery ")[2]
-    assert main(shlex.split(command.replace("OUT.onnx", str(tmp_path / "bare.onnx")))) == 0
-    assert capsys.readouterr().out.startswith("observation → q_values · 6 tensors · wrote")
 
 
 @pytest.mark.parametrize(
