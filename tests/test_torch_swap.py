@@ -97,6 +97,19 @@ def test_groups_keep_their_own_settings_and_schedulers_their_start() -> None:
     assert scheduler.get_last_lr() == pytest.approx([rate / 10 for rate in rates])
 
 
+@pytest.mark.parametrize("given", ["to the old optimizer", "to the swap"])
+def test_groups_of_their_own_say_which_parameter_they_hold(given: str) -> None:
+    net, _ = trained(torch.optim.RMSprop, steps=0, lr=0.01)
+    ours = net.parameters() if given == "to the swap" else net.named_parameters()
+    old = torch.optim.RMSprop(ours, lr=0.01)
+    train(net, old, 20, seed=1)
+    named = net.named_parameters() if given == "to the swap" else None
+    groups = swap_optimizer(old, "adam", named_parameters=named).state_dict()["param_groups"]
+    assert [name for group in groups for name in group["param_names"]] == [
+        n for n, _ in net.named_parameters()
+    ]
+
+
 def test_the_old_optimizer_is_left_as_it_is() -> None:
     net, old = trained(torch.optim.RMSprop, steps=5)
     before = copy.deepcopy(old.state_dict())

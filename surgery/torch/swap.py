@@ -47,7 +47,7 @@ def swap_optimizer(
     Args:
       optimizer: of class Adam, AdamW, RMSprop, SGD, or Stable-Baselines3's RMSpropTFLike; it is left as it is.
       to: "adam", "adamw", "rmsprop" or "sgd".
-      named_parameters: of the model, for the report; numbers otherwise.
+      named_parameters: of the model, for the report and the new groups; those of the old groups or numbers otherwise.
       match, was, seed, options: see `surgery.swap_optimizer`.
       use_gradients: measure on the gradients that the parameters hold, where all do.
       report: is called with what is carried, what is not, and what was measured.
@@ -60,14 +60,16 @@ def swap_optimizer(
       Refused: a class or state that cannot be carried over. ArgumentError, UnknownName: see `surgery.swap_optimizer`.
     """
     kind, conventions = _kind(optimizer)
-    weights = _named(optimizer, named_parameters)
+    named = None if named_parameters is None else list(named_parameters)
+    weights = _named(optimizer, named)
     state = read_optimizer(optimizer, weights).replace(kind=kind)
     gradients = _gradients(weights) if use_gradients else None
     new, found = swap_state(
         state, to, weights={name: ir.tensor(to_numpy(weight)) for name, weight in weights.items()}, match=match,
         was={**conventions, **(was or {})}, gradients=gradients, seed=seed, options=options,
     )  # fmt: skip
-    made = _CLASSES[to](_groups(new, weights), lr=number(new.groups[0].hyper, "lr"))  # type: ignore[call-arg]
+    called = bool(named) or all("param_names" in group for group in optimizer.param_groups)
+    made = _CLASSES[to](_groups(new, weights, called), lr=number(new.groups[0].hyper, "lr"))  # type: ignore[call-arg]
     load_optimizer(new, made, weights)
     if report is not None:
         report(found)
@@ -116,7 +118,8 @@ def _gradients(weights: Mapping[str, Tensor]) -> dict[str, np.ndarray[Any, np.dt
     return arrays if usable and any(array.any() for array in arrays.values()) else None
 
 
-def _groups(state: OptimizerState, weights: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+def _groups(state: OptimizerState, weights: Mapping[str, Tensor], called: bool) -> list[dict[str, Any]]:
+    """The groups of the new optimizer; with `called`, its `state_dict` names their parameters."""
     groups = []
     for group in state.groups:
         for name in CONVENTIONS:
@@ -125,7 +128,8 @@ def _groups(state: OptimizerState, weights: Mapping[str, Tensor]) -> list[dict[s
                     f"PyTorch's {_CLASSES[state.kind].__name__} has no '{name}'", hint=f"leave out {name}"
                 )
         hyper = {name: _native(value) for name, value in group.hyper.items() if name not in CONVENTIONS}
-        groups.append({**hyper, "params": [weights[name] for name in group.parameters]})
+        members = [(name, weights[name]) if called else weights[name] for name in group.parameters]
+        groups.append({**hyper, "params": members})
     return groups
 
 
