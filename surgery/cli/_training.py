@@ -88,7 +88,8 @@ def contract(checkpoint: Checkpoint, name: str | None, words: tuple[str, ...], p
     found = _environment.contract(checkpoint.environment, name, words)
     if found.id is None:
         raise ArgumentError(
-            f"{path} does not say which environment it is for", hint="name it: --env ALE/Breakout-v5"
+            f"{path} does not say which environment it is for",
+            hint="name it: --env CartPole-v1, say, or --env ALE/Breakout-v5",
         )
     return found
 

@@ -47,7 +47,9 @@ def game(environment: Environment) -> Game:
     """
     name = environment.id
     if name is None:
-        raise ArgumentError("the environment is not known", hint="name it: --env ALE/Breakout-v5")
+        raise ArgumentError(
+            "the environment is not known", hint="name it: --env CartPole-v1, say, or --env ALE/Breakout-v5"
+        )
     if ":" in name:
         raise ArgumentError(
             f"the environment id '{name}' names a module to import, which a model file may not do",
