@@ -218,7 +218,7 @@ def fitted(checkpoint: Checkpoint, like: Path, made: Callable[[Fit], ir.Model] |
 
 def check(checkpoint: Checkpoint, *, like: Path) -> None:
     """Whether a copy of a checkpoint can hold other networks; see `surgery.adapters.Checking`."""
-    _fitted(checkpoint, like, training_state(like))
+    fitted(checkpoint, like)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ import surgery
 from surgery.adapters import Reading
 from surgery.cli import main
 from surgery.errors import Refused
+from surgery.operate import preview
+from surgery.storage import check_savable
 from surgery.torch import from_module
 from surgery_adapters.writeback.attention import KEY, scores_of
 
@@ -231,7 +233,10 @@ def test_what_the_code_makes_of_another_head_size_is_not_guessed(tmp_path, modul
     else:
         before = from_module(net, example_inputs=torch.randn(2, ENTITIES, FEATURES))
     assert [scores.size for scores in scores_of(before)] == [4]
-    wide = surgery.apply(surgery.widen(before, widths=widths(before)), before).checkpoint
+    plan = surgery.widen(before, widths=widths(before))
+    with pytest.raises(Refused, match="is not known"):
+        check_savable(lambda: preview(plan, before), before, tmp_path / "wide.pt", like=tmp_path / "x.pt")
+    wide = surgery.apply(plan, before).checkpoint
     with pytest.raises(Refused, match="is not known"):
         surgery.save(wide, tmp_path / "wide.pt", like=tmp_path / "x.pt")
     assert not (tmp_path / "wide.pt").exists()
