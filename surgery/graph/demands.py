@@ -194,21 +194,20 @@ class Asking:
         return together([travel(self._memo, atom, self._scaled) for atom in atoms])
 
     def _ranking(self, site: Site, asked: Iterable[Demand]) -> Callable[[Demand], tuple[int, ...]]:
-        if all(
-            site.constant
-        ):  # nobody trains, say, the vectors beside a weight whose spectral norm they give
+        # nobody trains, say, the vectors beside a weight whose spectral norm they give
+        if all(site.constant):
             return _level
+        # units that are read elsewhere, too, learn even if a table makes them zero here
         if any(not demand.through.isdisjoint(self.stopped) for demand in asked):
-            return (
-                self._ability
-            )  # units that are read elsewhere, too, learn even if a table makes them zero here
+            return self._ability
         return self._rank
 
     def _rank(self, demand: Demand) -> tuple[int, ...]:
         return demand.level > 0, self._trained(demand), *self._ability(demand)
 
     def _ability(self, demand: Demand) -> tuple[int, ...]:
-        return demand.flat is None, demand.level, demand.parameters.isdisjoint(self._several)
+        alone = demand.parameters.isdisjoint(self._several)
+        return demand.level > 0, demand.flat is None, demand.level, alone
 
     def _trained(self, demand: Demand) -> bool:
         return all(leaf.tensor not in self._tables for leaf in demand.parameters)
