@@ -40,7 +40,11 @@ class Record:
     @staticmethod
     def parse(text: str) -> Record:
         """Raises: FileError: of a schema that this version does not know. CorruptFile."""
-        record = loads(text, "surgery metadata")
+        try:
+            record = loads(text, "surgery metadata")
+        except CorruptFile as error:
+            hint = f"if another program wrote it, remove the metadata entry '{METADATA_KEY}'"
+            raise CorruptFile(error.message, hint=hint) from error
         check_schema(record, "surgery metadata", SCHEMA)
         fields = Fields(record, "surgery metadata")
         interface = Interface.from_json(fields.mapping("interface"))
