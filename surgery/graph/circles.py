@@ -36,14 +36,20 @@ def circles(
         still = left[answer.site.node, answer.site.operands[answer.side]]
         for leaf in answer.demand.parameters:
             for other in made.get(leaf, frozenset()) - still:
-                if (other, find(leaf)) in pairs:
+                if (other, find(leaf)) in pairs and not (leaf.frozen or other.frozen):
                     relying.setdefault((find(leaf), other), answer)
+    order = {leaf: k for k, leaf in enumerate(dict.fromkeys(map(find, _leaves(trace))))} if relying else {}
     given_up = set[Atom]()
-    for (zero, other), answer in sorted(relying.items(), key=lambda item: item[0][0] in uncopied):
+    for zero, other in sorted(relying, key=lambda pair: (pair[0] in uncopied, *map(order.__getitem__, pair))):
         if not given_up & {zero, other}:
+            answer = relying[zero, other]
             given_up.add(zero)
             where = f"node '{label(answer.site.node)}' ({answer.site.node.op_type})"
             yield zero, f"{where} sums over it where others are gone that another operand makes zero"
+
+
+def _leaves(trace: Trace) -> Iterator[Atom]:
+    return (leaf for axes in trace.tensors.values() for axis in axes for leaf in leaves(axis))
 
 
 def _made(axes: Sequence[Axis], consumers: Collection[Atom]) -> Iterator[tuple[Atom, Classes]]:

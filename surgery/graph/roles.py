@@ -198,9 +198,8 @@ def _dead(roles: Roles, found: Iterable[Answer]) -> Iterator[tuple[Atom, str]]:
     """Classes whose new units would be zero wherever they are multiplied, and without gradient for good."""
     reasons: dict[Atom, str | None] = {}
     for answer in found:
-        if (
-            answer.site.kind == "norm"
-        ):  # as flat as a norm is, units that are in nothing else have no other start
+        # flat as a norm is, what is in nothing else has no other start
+        if answer.site.kind == "norm":
             continue
         where = f"node '{label(answer.site.node)}' ({answer.site.node.op_type})"
         why = None
