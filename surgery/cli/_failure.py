@@ -29,7 +29,8 @@ def name_model(error: SurgeryError, model: Path | None) -> None:
         return _MODEL.sub(lambda verb: f"{verb[1]} {shlex.quote(str(named))}", text)
 
     error.hint = error.hint and pasteable(error.hint)
-    error.where.update((key, pasteable(error.where[key])) for key in ("without",) if key in error.where)
+    if "without" in error.where:
+        error.where["without"] = pasteable(error.where["without"])
 
 
 def expected(error: SurgeryError, words: Sequence[str]) -> int:

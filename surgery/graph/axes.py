@@ -280,10 +280,10 @@ def derive(
         atom = Atom(group[0].size)
         atom.origins, atom.mode = tuple(dict.fromkeys(group)), mode
         atom.passes, atom.barrier = passes, barrier
-        if mode == "any" and len(atom.origins) < len(group) and passes > 1:
+        squared = mode == "any" and len(atom.origins) < len(group)
+        if squared and passes > 1:
             atom.passes, atom.barrier = 1, SQUARE
         atom.linear = (passes == 2 if linear is None else linear) and (mode == "all" or len(group) == 1)
-        squared = mode == "any" and len(atom.origins) < len(group)
         atom.shared, atom.flat = shared, flat or (SQUARE if squared else None)
         if group[0].segments is not None:
             _derive_sum(atom, group)

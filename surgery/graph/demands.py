@@ -63,8 +63,8 @@ class Answer:
     root: Atom
     side: int
     demand: Demand
-    beside: tuple[Demand, ...] = ()
-    trained: bool = True
+    beside: tuple[Demand, ...]
+    trained: bool
 
     @property
     def scales(self) -> bool:
@@ -80,7 +80,7 @@ def together(demands: list[Demand]) -> Demand:
         frozenset().union(*(demand.reached for demand in demands)),
         frozenset().union(*(demand.through for demand in demands)),
         weakest.barrier,
-        next((demand.flat for demand in demands), None) if all(demand.flat for demand in demands) else None,
+        demands[0].flat if all(demand.flat for demand in demands) else None,
     )
 
 
