@@ -212,8 +212,19 @@ def fitted(checkpoint: Checkpoint, like: Path, made: Callable[[Fit], ir.Model] |
       ArgumentError, Refused: it does not go into it.
     """
     state = training_state(like)
-    old = {name: tensor for part in parts_of(state) for name, tensor in part.known.items()}
-    return _fitted(as_the_code_computes(checkpoint, old), like, state, made)
+    parts = parts_of(state)
+    old = {name: tensor for part in parts for name, tensor in part.known.items()}
+    checkpoint = as_the_code_computes(checkpoint, old)
+    found = fit(old, checkpoint, like)
+    whole = any(isinstance(network, ModuleState) for network in state.networks.values())
+    if found.numbering.added and whole:
+        raise Refused("the file is a whole module, whose code makes no new layers", hint=HINT)
+    told = not {"module", "trust", "architecture"}.isdisjoint(checkpoint.source)
+    own = checkpoint.source.get("adapter") in ("pytorch", "cleanrl") and not told and not whole
+    if own or found.numbering.added:
+        again = made or (lambda found: _again(checkpoint, state, found))
+        check_same(checkpoint, lambda: again(found), found, old, "the file")
+    return Fitted(like, state, old, found, checkpoint, _revisions(state, parts, checkpoint, found, old))
 
 
 def check(checkpoint: Checkpoint, *, like: Path) -> None:
@@ -281,28 +292,6 @@ class Fitted:
         for name, revision in self.revisions.items():
             if revision.needed and self.checkpoint.optimizer is not None:
                 write(nodes[name], revision, self.checkpoint.optimizer, make)
-
-
-def _fitted(
-    checkpoint: Checkpoint, like: Path, state: TrainingState, made: Callable[[Fit], ir.Model] | None = None
-) -> Fitted:
-    """Fit a checkpoint into a file that holds some state, by shapes alone.
-
-    Raises:
-      ArgumentError, Refused: it does not go into it.
-    """
-    parts = parts_of(state)
-    old = {name: tensor for part in parts for name, tensor in part.known.items()}
-    found = fit(old, checkpoint, like)
-    whole = any(isinstance(network, ModuleState) for network in state.networks.values())
-    if found.numbering.added and whole:
-        raise Refused("the file is a whole module, whose code makes no new layers", hint=HINT)
-    told = not {"module", "trust", "architecture"}.isdisjoint(checkpoint.source)
-    own = checkpoint.source.get("adapter") in ("pytorch", "cleanrl") and not told and not whole
-    if own or found.numbering.added:
-        again = made or (lambda found: _again(checkpoint, state, found))
-        check_same(checkpoint, lambda: again(found), found, old, "the file")
-    return Fitted(like, state, old, found, checkpoint, _revisions(state, parts, checkpoint, found, old))
 
 
 def _again(checkpoint: Checkpoint, state: TrainingState, found: Fit) -> ir.Model:
