@@ -448,17 +448,7 @@ def two_heads():
     return checkpoint(graph.model(), q1=PortPatch("q_values"), q2=PortPatch("q_values"))
 
 
-def two_observations():
-    graph = GraphBuilder("dictionary")
-    x = graph.op("Concat", graph.input("speed", (2,)), graph.input("place", (2,)), axis=1)
-    graph.output(graph.linear(x, "q", weights(3, 4), weights(3)), "q_values", (3,))
-    made = checkpoint(graph.model(), q_values=PortPatch("q_values"))
-    seen = PortPatch("observation")
-    return surgery.annotate(made, inputs={"speed": seen, "place": seen})
-
-
 REFUSED = {
-    "dictionary": (two_observations, ArgumentError, "2 inputs are observations (speed, place)"),
     "choices at once": (lambda: linear("y", (3,), "other"), ArgumentError, "MultiDiscrete"),
     "continuous": (lambda: linear("mu", (2,), "mean"), Refused, "continuous"),
     "nothing": (lambda: linear("y", (3,), "other"), ArgumentError, "surgery annotate"),

@@ -152,7 +152,7 @@ def test_images_that_vec_normalize_normalises_are_not_played_without_it(observat
         assert not checkpoint.environment.settings["normaliser"]
         return
     with pytest.raises(ArgumentError, match="2x36x36 means and variances") as caught:
-        Normaliser.only(checkpoint.environment)
+        Normaliser.whole(checkpoint.environment)
     assert "--check" in caught.value.hint
     with pytest.raises(ArgumentError, match="normaliser"):
         make(adjusted(checkpoint.environment, "ALE/Breakout-v5", {}), 1, seed=0, training=False)

@@ -48,7 +48,7 @@ def change(path: Path, edit: Callable[[Any], object]) -> None:
 
 def test_the_contract_normalises_as_the_filter_did(run):
     observation, wanted = recorded()
-    found = Normaliser.only(surgery.load(run).environment)(observation)
+    found = Normaliser.whole(surgery.load(run).environment)(observation)
     assert np.abs(wanted).max() == 1.5  # it clips
     np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-7)
 
@@ -68,7 +68,7 @@ def test_statistics_follow_new_features_which_come_out_as_they_are(run, tmp_path
     observation, wanted = recorded()
     shown = np.insert(observation, [1, 1], 0.625, axis=1)
     for checkpoint in (result.checkpoint, surgery.load(tmp_path / "more")):
-        found = Normaliser.only(checkpoint.environment)(shown)
+        found = Normaliser.whole(checkpoint.environment)(shown)
         np.testing.assert_allclose(np.delete(found, [1, 2], axis=1), wanted, rtol=1e-6, atol=1e-7)
         np.testing.assert_allclose(found[:, 1:3], 0.625, rtol=1e-6)
     folder = RllibFolder.open(tmp_path / "more")
@@ -84,7 +84,7 @@ def test_statistics_that_training_changed_win_over_what_was_noted(run, tmp_path)
     before = surgery.load(run)
     surgery.apply(surgery.widen(before, factor=2), before).save(tmp_path / "wide")
     change(tmp_path / "wide" / STATE, lambda root: root[None].update(clip_by_value=0.5))
-    assert Normaliser.only(surgery.load(tmp_path / "wide").environment).clip == 0.5
+    assert Normaliser.whole(surgery.load(tmp_path / "wide").environment).clip == 0.5
 
 
 def test_evaluation_runners_have_statistics_too(run, tmp_path):

@@ -33,6 +33,7 @@ from surgery.evaluate import fits
 from surgery.interface import Environment, Interface, LineageStep, PortPatch
 from surgery.json_values import Json
 from surgery.ops.swap_optimizer import swap_optimizer
+from surgery.policy.feeds import observation_port
 from surgery.replay import Transitions, read_transitions
 from surgery.torch.failures import ELSEWHERE, explained
 
@@ -284,6 +285,7 @@ def _check_fits(model: Checkpoint, part: Checkpoint, contract: Environment) -> t
     Returns:
       which actions its contract allows; None: all.
     """
+    observation_port(part)  # a student has one
     policy = policies.load(part, environment=contract)
     envs = make(contract, 1, seed=0, training=False)
     try:

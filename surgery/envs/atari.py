@@ -18,6 +18,7 @@ from typing import Any, cast
 import numpy as np
 
 from surgery.envs.contract import action_set, chosen, flag, missing, number, preprocessing, stated
+from surgery.envs.parts import Part
 from surgery.envs.step import Array, Ledger, Step, seeds
 from surgery.interface import Environment
 
@@ -42,6 +43,7 @@ class AtariEnvs:
         self.actions = len(actions)
         self.action_meanings: tuple[str, ...] | None = _names(actions)
         self.stacked = True
+        self.parts: tuple[Part, ...] = ()
         self.contract = stated(contract, actions)
 
     def reset(self) -> Array:

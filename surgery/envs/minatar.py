@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from surgery.envs.contract import chosen, flag, missing, number, stated
+from surgery.envs.parts import Part
 from surgery.envs.step import Array, Ledger, Step, seeds
 from surgery.interface import Environment
 
@@ -47,6 +48,7 @@ class MinAtarEnvs:
         self.actions = len(self._actions)
         self.action_meanings: tuple[str, ...] | None = tuple(MEANINGS[action] for action in self._actions)
         self.stacked = False
+        self.parts: tuple[Part, ...] = ()
         self.contract = stated(contract, self._actions)
 
     def reset(self) -> Array:

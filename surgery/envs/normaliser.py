@@ -7,13 +7,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from surgery.errors import ArgumentError
+from surgery.envs.parts import Part
+from surgery.errors import ArgumentError, shape_text
 from surgery.interface import Environment
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -30,12 +31,12 @@ class Normaliser:
 
     Attributes:
       mean: (features,) float64. deviation: (features,) float64, ε included, all above 0.
-      clip: largest magnitude of the result, or none.
+      clip: largest magnitude of the result, (features,) or one for all; infinite where there is none.
     """
 
     mean: Array
     deviation: Array
-    clip: float | None
+    clip: float | Array
 
     @staticmethod
     def of(environment: Environment, port: str) -> Normaliser | None:
@@ -64,14 +65,16 @@ class Normaliser:
             ) from error
 
     @staticmethod
-    def only(environment: Environment) -> Normaliser | None:
-        """What a contract says of the one input that there is.
+    def whole(environment: Environment, parts: Sequence[Part] = ()) -> Normaliser | None:
+        """What a contract says of the one observation that there is, or of parts of it.
 
         Raises:
-          ArgumentError: it speaks of several, or see `of`.
+          ArgumentError: it speaks of several inputs that are no parts, or see `of`.
         """
         every = environment.settings.get(NAME)
         names = list(every) if isinstance(every, Mapping) else []
+        if names and set(names) <= {part.name for part in parts}:
+            return _joined([(part, Normaliser.of(environment, part.name)) for part in parts])
         if len(names) > 1:
             raise ArgumentError(
                 f"{environment.id} cannot honour a {NAME} of several inputs: {', '.join(names)}"
@@ -81,7 +84,23 @@ class Normaliser:
     def __call__(self, observation: Array) -> Array:
         """Observations (…, features) as the network takes them, float32."""
         scaled = (np.asarray(observation, np.float64) - self.mean) / self.deviation
-        return (scaled if self.clip is None else np.clip(scaled, -self.clip, self.clip)).astype(np.float32)
+        return np.clip(scaled, -self.clip, self.clip).astype(np.float32)
+
+
+def _joined(parts: Sequence[tuple[Part, Normaliser | None]]) -> Normaliser:
+    """Of a flattened observation; parts without statistics stay as they are."""
+    mean, deviation, clip = [], [], []
+    for part, found in parts:
+        if found is not None and part.shape != found.mean.shape:
+            raise ArgumentError(
+                f"the contract's {NAME} of '{part.name}' is of {len(found.mean)} features, the environment shows "
+                f"{shape_text(part.shape)}",
+                hint="surgery annotate MODEL --env-setting normaliser=null -o OUT",
+            )
+        mean.append(np.zeros(part.size) if found is None else found.mean)
+        deviation.append(np.ones(part.size) if found is None else found.deviation)
+        clip.append(np.full(part.size, np.inf if found is None else found.clip))
+    return Normaliser(np.concatenate(mean), np.concatenate(deviation), np.concatenate(clip))
 
 
 def _read(found: Any) -> Normaliser:  # noqa: ANN401
@@ -93,4 +112,4 @@ def _read(found: Any) -> Normaliser:  # noqa: ANN401
     if not (np.isfinite(mean).all() and np.isfinite(deviation).all() and (deviation > 0).all()):
         raise ValueError("a variance that is not above 0")
     clip = found.get("clip")
-    return Normaliser(mean, deviation, None if clip is None else float(clip))
+    return Normaliser(mean, deviation, np.inf if clip is None else float(clip))

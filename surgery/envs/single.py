@@ -8,6 +8,7 @@ import numpy as np
 
 from surgery.envs.contract import MAX_STEPS, chosen, made_by_gymnasium, missing, number, preprocessing, stated
 from surgery.envs.normaliser import Normaliser
+from surgery.envs.parts import Part, parts_of
 from surgery.envs.step import Array, Ledger, Step, seeds
 from surgery.errors import ArgumentError, shape_text
 from surgery.interface import Environment
@@ -25,7 +26,8 @@ class SingleEnvs:
     """
 
     def __init__(self, contract: Environment, num_envs: int, *, seed: int) -> None:
-        self._envs = [_wrapped(contract) for _ in range(num_envs)]
+        made = [_wrapped(contract) for _ in range(num_envs)]
+        self._envs = [env for env, _ in made]
         self._seeds: list[int | None] = [int(one) for one in seeds(seed, num_envs)]
         space: Any = self._envs[0].observation_space
         self._actions = chosen(contract, _discrete(contract, self._envs[0].action_space))
@@ -34,6 +36,7 @@ class SingleEnvs:
         self.num_envs = num_envs
         self.observation_shape: tuple[int, ...] = space.shape
         self.observation_dtype: np.dtype[Any] = space.dtype
+        self.parts = made[0][1]
         self.actions = len(self._actions)
         self.action_meanings: tuple[str, ...] | None = None
         self.stacked = contract.settings.get("frame_stack", 1) != 1
@@ -76,41 +79,45 @@ class SingleEnvs:
         self._seeds[k] = None
 
 
-def _wrapped(contract: Environment) -> gymnasium.Env[Any, Any]:
-    """One environment, wrapped as the contract says."""
+def _wrapped(contract: Environment) -> tuple[gymnasium.Env[Any, Any], tuple[Part, ...]]:
+    """One environment, wrapped as the contract says, and the parts that its observations were flattened from."""
     try:
         from gymnasium import spaces, wrappers
     except ImportError as error:
         raise missing("gymnasium", "rl") from error
     env = _registered(contract)
-    if not isinstance(env.observation_space, spaces.Box):
-        env = wrappers.FlattenObservation(env)
     settings = contract.settings
     if "layout" in preprocessing(contract):
         env = _channels_first(env)
+    parts: tuple[Part, ...] = ()
+    if not isinstance(env.observation_space, spaces.Box):
+        parts = parts_of(env.observation_space)
+        env = wrappers.FlattenObservation(env)
     if settings.get("sticky_actions", 0):
         env = wrappers.StickyAction(env, repeat_action_probability=number(contract, "sticky_actions"))
     if settings.get("frame_stack", 1) != 1:
         padding = "zero" if preprocessing(contract).get("padding") == "zero" else "reset"
         env = wrappers.FrameStackObservation(env, int(number(contract, "frame_stack")), padding_type=padding)
-    return _normalised(env, contract)
+    return _normalised(env, contract, parts), parts
 
 
-def _normalised(env: gymnasium.Env[Any, Any], contract: Environment) -> gymnasium.Env[Any, Any]:
+def _normalised(
+    env: gymnasium.Env[Any, Any], contract: Environment, parts: tuple[Part, ...]
+) -> gymnasium.Env[Any, Any]:
     """The environment as the contract's statistics normalise what it shows, if it has any."""
-    normaliser = Normaliser.only(contract)
+    normaliser = Normaliser.whole(contract, parts)
     if normaliser is None:
         return env
     from gymnasium import spaces, wrappers
 
-    shape = env.observation_space.shape
+    shape = env.observation_space.shape or ()
     if shape != normaliser.mean.shape:
         raise ArgumentError(
             f"the contract's normaliser is of {len(normaliser.mean)} features, {contract.id} shows "
-            f"{shape_text(shape or ())}",
+            f"{shape_text(shape)}",
             hint="surgery annotate MODEL --env-setting normaliser=null -o OUT",
         )
-    bound = np.inf if normaliser.clip is None else normaliser.clip
+    bound = np.broadcast_to(np.asarray(normaliser.clip, np.float32), shape)
     return wrappers.TransformObservation(env, normaliser, spaces.Box(-bound, bound, shape, np.float32))
 
 
@@ -135,16 +142,34 @@ def _limited(contract: Environment, env: gymnasium.Env[Any, Any]) -> Environment
 
 
 def _channels_first(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    """Images, also those in a dictionary, with their channels first."""
     from gymnasium import spaces, wrappers
 
     space = env.observation_space
-    if not isinstance(space, spaces.Box) or len(space.shape) != 3:
+    if isinstance(space, spaces.Dict) and any(_is_image(part) for part in space.values()):
+        images = {key for key, part in space.items() if _is_image(part)}
+        moved = {key: _moved(part) if key in images else part for key, part in space.items()}
+        return wrappers.TransformObservation(
+            env,
+            lambda seen: {k: np.moveaxis(x, -1, 0) if k in images else x for k, x in seen.items()},
+            spaces.Dict(list(moved.items())),
+        )
+    if not _is_image(space):
         raise ArgumentError(
             f"observations of shape {shape_text(space.shape or ())} have no layout", hint="remove 'layout'"
         )
+    return wrappers.TransformObservation(env, lambda image: np.moveaxis(image, -1, 0), _moved(space))
+
+
+def _is_image(space: gymnasium.Space[Any]) -> bool:
+    return space.shape is not None and len(space.shape) == 3
+
+
+def _moved(space: Any) -> gymnasium.spaces.Box:  # noqa: ANN401
+    from gymnasium.spaces import Box
+
     low, high = (np.moveaxis(bound, -1, 0) for bound in (space.low, space.high))
-    moved = spaces.Box(low, high, dtype=space.dtype.type)
-    return wrappers.TransformObservation(env, lambda image: np.moveaxis(image, -1, 0), moved)
+    return Box(low, high, dtype=space.dtype.type)
 
 
 def _discrete(contract: Environment, space: gymnasium.Space[Any]) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from surgery.envs.parts import Part
 from surgery.errors import RunFailed, SurgeryError, first_line
 from surgery.interface import Environment
 
@@ -56,6 +57,7 @@ class Envs(Protocol):
       actions: number of actions; they are numbered as the policy's outputs are.
       action_meanings: a name per action, where the environment has names.
       stacked: whether axis 0 of an observation is a stack of frames, the newest last.
+      parts: of a dictionary or tuple that was flattened, in their order; empty where an observation is an array.
       contract: what these environments follow, with every setting and the action set stated.
     """
 
@@ -71,6 +73,8 @@ class Envs(Protocol):
     def action_meanings(self) -> tuple[str, ...] | None: ...
     @property
     def stacked(self) -> bool: ...
+    @property
+    def parts(self) -> tuple[Part, ...]: ...
     @property
     def contract(self) -> Environment: ...
 

@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -116,7 +116,7 @@ def measure(
 
 
 def fits(checkpoint: Checkpoint, policy: Policy, envs: Envs) -> None:
-    """Refuse an environment that the network does not fit, naming the command that makes it fit.
+    """Refuse an environment that the network does not fit, naming the command that makes it fit; else let it meet that.
 
     Actions beyond those of the environment are allowed as long as the contract forbids them.
 
@@ -127,7 +127,7 @@ def fits(checkpoint: Checkpoint, policy: Policy, envs: Envs) -> None:
     model = checkpoint.path or "MODEL"
     adapt = f"surgery adapt {model} --env {envs.contract.id} -o OUT"
     try:
-        policy.check(envs.observation_shape)
+        policy.meet(envs.observation_shape, envs.parts)
     except ArgumentError as error:
         hint = LAYOUT if _channels_elsewhere(policy, envs) else adapt
         raise ArgumentError(f"{envs.contract.id}: {error.message}", where=where, hint=hint) from error
@@ -151,11 +151,20 @@ def fits(checkpoint: Checkpoint, policy: Policy, envs: Envs) -> None:
 def _channels_elsewhere(policy: Policy, envs: Envs) -> bool:
     """Whether the network would take what the environment shows, were its last axis the first one."""
     shape = envs.observation_shape
+    parts = [replace(part, shape=_turned(part.shape)) for part in envs.parts]
+    turned = (_turned(shape), parts)
+    if turned == (shape, list(envs.parts)):
+        return False
     try:
-        policy.check((*shape[-1:], *shape[:-1]))
+        policy.meet(*turned)
     except ArgumentError:
         return False
-    return len(shape) == 3
+    return True
+
+
+def _turned(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The last of three axes as the first."""
+    return (*shape[-1:], *shape[:-1]) if len(shape) == 3 else shape
 
 
 def _mode(checkpoint: Checkpoint, policy: Policy) -> str:

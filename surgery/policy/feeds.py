@@ -12,6 +12,7 @@ import onnx_ir as ir
 from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, shape_text
 from surgery.graph.symbols import symbol
+from surgery.interface import Port
 from surgery.policy.arrays import Arrays
 
 KNOWN = frozenset(
@@ -91,13 +92,25 @@ class ObservationPort:
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Refuse an observation (without batch) that the input does not take."""
-        if self._one_of(shape):
-            return
-        wanted = self.shape[2:] if len(self.shape) == len(shape) + 2 else self.shape[1:]
-        if len(wanted) != len(shape) or any(w not in (None, s) for w, s in zip(wanted, shape, strict=True)):
+        if not self.takes(shape):
+            wanted = self._wanted(len(shape))
             raise ArgumentError(
                 f"input '{self.name}' takes observations of shape {shape_text(wanted)}, got {shape_text(shape)}"
             )
+
+    def check_moved(self, shape: tuple[int, ...]) -> None:
+        """The same for an observation as the environment shows it, channels first."""
+        self.check((*shape[1:], shape[0]) if self.last and len(shape) > 1 else shape)
+
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """Whether the input takes an observation (without batch)."""
+        wanted = self._wanted(len(shape))
+        return self._one_of(shape) or (
+            len(wanted) == len(shape) and all(w in (None, s) for w, s in zip(wanted, shape, strict=True))
+        )
+
+    def _wanted(self, ndim: int) -> tuple[int | None, ...]:
+        return self.shape[2:] if len(self.shape) == ndim + 2 else self.shape[1:]
 
     def settled(self, dtype: np.dtype[Any]) -> ObservationPort:
         """With its scale stated, for observations of an element type, whatever they are kept as."""
@@ -121,23 +134,31 @@ class ObservationPort:
 
 
 def observation_port(checkpoint: Checkpoint) -> ObservationPort:
-    """Raises: ArgumentError: none or several inputs are observations, or another input must be fed."""
+    """The one input that observations go to.
+
+    Raises:
+      ArgumentError: as `observation_ports`, or there are several.
+    """
+    found = observation_ports(checkpoint)
+    if len(found) > 1:
+        names = ", ".join(port.name for port in found)
+        raise ArgumentError(
+            f"a student has one input for observations, this model has {len(found)} ({names})",
+            hint="let it teach one that has: surgery distill MODEL --to ARCH -o DIR",
+        )
+    return found[0]
+
+
+def observation_ports(checkpoint: Checkpoint) -> tuple[ObservationPort, ...]:
+    """Raises: ArgumentError: no inputs are observations, or another input must be fed."""
     ports = checkpoint.interface.inputs
     found = [port for port in ports if port.kind == "observation"]
-    others = [port.name for port in ports if port.kind == "other"]
-    if len(found) > 1 and not others:
-        raise ArgumentError(
-            f"{len(found)} inputs are observations ({', '.join(port.name for port in found)}); this version plays with "
-            "one",
-            hint="its own framework plays a file of it: surgery convert FILE --check ENV --trust -o OUT",
-        )
-    if len(found) != 1 or others:
+    if not found or any(port.kind == "other" for port in ports):
         listed = ", ".join(f"{port.name} ({port.kind})" for port in ports)
         raise ArgumentError(
-            f"a policy has one observation, and beside it states and masks only; the inputs are: {listed}",
+            f"a policy has observations, and beside them states and masks only; the inputs are: {listed}",
             hint="surgery annotate MODEL --input NAME:observation -o OUT",
         )
-    port, value = found[0], _value(checkpoint, found[0].name)
     frames = checkpoint.environment.settings.get("preprocessing", {})
     assert isinstance(frames, Mapping)
     scale, layout = frames.get("scale"), frames.get("layout", "CHW")
@@ -145,16 +166,16 @@ def observation_port(checkpoint: Checkpoint) -> ObservationPort:
         raise ArgumentError(f"the preprocessing's scale is a number, got {scale!r}")
     if layout not in ("CHW", "HWC"):
         raise ArgumentError(f"the preprocessing's layout is CHW or HWC, got {layout!r}")
-    high = port.high if port.declared and isinstance(port.high, float) else None
-    return ObservationPort(
-        port.name,
-        _shape(value),
-        _dtype(value),
-        high,
-        None if scale is None else float(scale),
-        layout == "HWC",
-        _time(value),
+    return tuple(
+        _observation(port, _value(checkpoint, port.name), None if scale is None else float(scale), layout)
+        for port in found
     )
+
+
+def _observation(port: Port, value: ir.Value, scale: float | None, layout: str) -> ObservationPort:
+    high = port.high if port.declared and isinstance(port.high, float) else None
+    shape = _shape(value)
+    return ObservationPort(port.name, shape, _dtype(value), high, scale, layout == "HWC", _time(value))
 
 
 def mask_inputs(checkpoint: Checkpoint) -> dict[str, tuple[ir.DataType, int]]:

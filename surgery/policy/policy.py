@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -16,14 +16,9 @@ from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, GraphError, MissingDependency, shape_text
 from surgery.interface import Environment
 from surgery.policy.arrays import Array, Arrays, Host
-from surgery.policy.feeds import (
-    ObservationPort,
-    StatePort,
-    mask_inputs,
-    observation_port,
-    state_ports,
-)
+from surgery.policy.feeds import StatePort, mask_inputs, observation_ports, state_ports
 from surgery.policy.heads import TEMPERATURE, Head, Kind, find
+from surgery.policy.observed import Observations
 from surgery.policy.runtime import on_host
 
 Mode = Literal["greedy", "sample", "epsilon"]
@@ -32,6 +27,8 @@ Run = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 if TYPE_CHECKING:
     import torch
+
+    from surgery.envs.parts import Part
 
 
 @dataclass
@@ -48,9 +45,8 @@ class Policy:
     temperature: float
     backend: str
     arrays: Arrays
-    _observation: ObservationPort
+    _observations: Observations
     _states: tuple[StatePort, ...]
-    _masks: dict[str, tuple[ir.DataType, int]]
     _run: Run
     _carried: dict[str, Any] = field(default_factory=dict)
 
@@ -68,11 +64,10 @@ class Policy:
 
     @cached_property
     def _legal(self) -> dict[str, Any]:
-        """What goes into each input that is a mask, (1, width)."""
-        rows = {name: self.head.allowed or (True,) * width for name, (_, width) in self._masks.items()}
+        """What goes into each input that is a mask, (1, width), unless the environment shows one."""
         return {
-            name: self.arrays.cast(self.arrays.take(np.array([row])), self._masks[name][0])
-            for name, row in rows.items()
+            name: self.arrays.cast(self.arrays.take(np.array([self.head.allowed or (True,) * width])), dtype)
+            for name, (dtype, width) in self._observations.masks.items()
         }
 
     @property
@@ -96,7 +91,8 @@ class Policy:
         """What the network says about each action; a recurrent one goes on from its last call.
 
         Args:
-          observation: (n, …) as the environment gives them.
+          observation: (n, …) as the environment gives them; into several inputs a mapping of such arrays by input,
+            or flattened, once the policy has seen by `meet` what the parts are.
 
         Returns:
           (n, actions) float32, a tensor, or NumPy's array if it was loaded with `host`: Q-values (the expected ones
@@ -106,9 +102,9 @@ class Policy:
         Raises:
           ArgumentError: observations of another shape.
         """
-        x = self._observation.feed(observation, self.arrays)
-        count = len(observation)
-        outputs = self._ask(x, count, observation.ndim - 1)
+        given = self._observations.given(observation, self.arrays)
+        count = len(next(iter(given.values())))
+        outputs = self._ask(given, count)
         scores = self._read(outputs[self.head.output], count)
         return scores if self._forbidden is None else self.arrays.forbidden(scores, self._forbidden)
 
@@ -174,21 +170,22 @@ class Policy:
             for state in self._states:
                 self._carried[state.input] = state.cleared(self._carried[state.input], rows, self.arrays)
 
-    def check(self, observation_shape: tuple[int, ...]) -> None:
-        """Refuse an environment whose observations the network does not take.
+    def meet(self, observation_shape: tuple[int, ...], parts: Sequence[Part] = ()) -> None:
+        """Refuse an environment whose observations the network does not take, or see them from now on as it shows them.
+
+        Args:
+          observation_shape: of one observation.
+          parts: of a flattened one, which go to the inputs of their names.
 
         Raises:
           ArgumentError.
         """
-        shape = observation_shape
-        if self._observation.last and len(shape) > 1:
-            shape = (*shape[1:], shape[0])
-        self._observation.check(shape)
+        self._observations = self._observations.shown(observation_shape, parts)
 
-    def _ask(self, x: Any, count: int, ndim: int) -> dict[str, Any]:  # noqa: ANN401
-        size = self._observation.batch(ndim)
+    def _ask(self, given: Mapping[str, Any], count: int) -> dict[str, Any]:
+        size = self._observations.batch(given)
         if size is None or size == count:
-            return self._once(x, count)
+            return self._once(given, count)
         if self._states:
             raise ArgumentError(
                 f"the graph takes batches of {size}, and its state is of as many environments: got {count}",
@@ -197,15 +194,17 @@ class Policy:
         # A graph with a fixed batch: as many calls as it takes, the last one filled up.
         parts = []
         for first in range(0, count, size):
-            part = x[first : first + size]
-            filled = self.arrays.joined([part, self.arrays.repeated(part[-1:], size - len(part))])
-            parts.append(self._once(filled, size))
+            part = {name: self.arrays.take(rows[first : first + size]) for name, rows in given.items()}
+            parts.append(self._once({name: self._filled(rows, size) for name, rows in part.items()}, size))
         return {name: self.arrays.joined([part[name] for part in parts])[:count] for name in parts[0]}
 
-    def _once(self, x: Any, count: int) -> dict[str, Any]:  # noqa: ANN401
-        feeds = {self._observation.name: x}
+    def _filled(self, rows: Any, size: int) -> Any:  # noqa: ANN401
+        return self.arrays.joined([rows, self.arrays.repeated(rows[-1:], size - len(rows))])
+
+    def _once(self, given: Mapping[str, Any], count: int) -> dict[str, Any]:
+        feeds = self._observations.feeds(given, self.arrays)
         for name, row in self._legal.items():
-            feeds[name] = self.arrays.repeated(row, count)
+            feeds.setdefault(name, self.arrays.repeated(row, count))
         for state in self._states:
             known = self._carried.get(state.input)
             if known is not None and known.shape[state.batch] != count:
@@ -271,13 +270,13 @@ def load(
     if temperature is not None and not temperature > 0:
         raise ArgumentError(f"a temperature is more than 0, got {temperature}")
     head = find(checkpoint, output)
-    observation, states = observation_port(checkpoint), state_ports(checkpoint)
+    observations = Observations(observation_ports(checkpoint), mask_inputs(checkpoint))
+    states = state_ports(checkpoint)
     temperature = TEMPERATURE[head.kind] if temperature is None else temperature
-    masks = mask_inputs(checkpoint)
     if host and device == "cpu" and backend != "torch":
         try:
             run: Run = on_host(checkpoint)
-            return Policy(head, temperature, "onnxruntime", Host(), observation, states, masks, run)
+            return Policy(head, temperature, "onnxruntime", Host(), observations, states, run)
         except GraphError:
             if backend == "onnxruntime":
                 raise
@@ -289,7 +288,7 @@ def load(
         name, run = "onnxruntime", backends.in_runtime(checkpoint, place, note=note)
     else:
         name, run = backends.best(checkpoint, place, note=note)
-    return Policy(head, temperature, name, tensors.Tensors(place), observation, states, masks, run)
+    return Policy(head, temperature, name, tensors.Tensors(place), observations, states, run)
 
 
 def _with_torch(part: str) -> Any:  # noqa: ANN401
