@@ -1,4 +1,4 @@
-"""What can go exactly goes exactly: dead, constant and duplicated units; everything else only on request."""
+"""What can go exactly goes exactly: unread, constant and duplicated units; everything else only on request."""
 
 from __future__ import annotations
 
@@ -173,10 +173,66 @@ def test_a_plan_of_another_checkpoint_is_refused_where_its_units_are_not_the_sam
         surgery.apply(merge, convolutional(pad=0, norm=False))
 
 
+def deep(*, used: float = 0.0) -> Checkpoint:
+    """4 → 6 → 5 → 3, twice: only unit 3 of `body` reads units 1 and 2 of `first`, and unit 3 is read by `used`.
+
+    Unit 4 of `first` is read by nothing, unit 0 of `body` in the target network only.
+    """
+    rng, graph = np.random.default_rng(0), GraphBuilder("deep")
+    x = graph.input("observation", (4,))
+    for prefix in ("online", "target"):
+        first, body, head = (
+            rng.standard_normal(shape).astype(np.float32) for shape in ((6, 4), (5, 6), (3, 5))
+        )
+        body[np.arange(5) != 3, 1:3] = body[:, 4] = head[:, 3] = 0
+        head[1, 3] = used
+        if prefix == "online":
+            head[:, 0] = 0
+        y = graph.op("Tanh", graph.linear(x, f"{prefix}.first", first, np.full(6, 0.1, np.float32)))
+        y = graph.op("Tanh", graph.linear(y, f"{prefix}.body", body, np.full(5, 0.1, np.float32)))
+        graph.output(graph.linear(y, f"{prefix}.head", head), f"{prefix}_q", (3,))
+    return replace(checkpoint(graph), copies={"target.": "online."})
+
+
+def test_what_nothing_reads_goes_and_what_only_that_reads_with_it() -> None:
+    before = deep()
+    plan = surgery.narrow(before)
+    found = {edit.space.partition(".")[2]: edit.dropped for edit in plan.spaces}
+    assert found == {"first": (1, 2, 4), "body": (3,)} and len(plan.spaces) == 4
+    after = proved(plan, before)
+    weight = before.tensors["online.body.weight"].numpy()
+    kept = np.ix_([0, 1, 2, 4], [0, 3, 5])
+    np.testing.assert_array_equal(after.tensors["online.body.weight"].numpy(), weight[kept])
+    with pytest.raises(Refused, match="no unit"):
+        surgery.narrow(after)
+
+
+def test_one_space_by_itself_loses_what_no_unit_that_stays_reads() -> None:
+    before = deep()
+    (edit, _) = surgery.narrow(before, widths={"online.first": 5}).spaces
+    assert edit.dropped == (4,)
+    with pytest.raises(Refused, match="1 are unread, 0 constant"):
+        surgery.narrow(before, widths={"online.first": 4})
+
+
+def test_a_plan_is_refused_where_training_has_connected_what_nothing_read() -> None:
+    with pytest.raises(Refused, match=r"in use: '.*head.weight'\[1, 3\] is 0.5"):
+        surgery.apply(surgery.narrow(deep()), deep(used=0.5))
+
+
+def test_of_units_that_nothing_reads_one_stays() -> None:
+    before = dense("Tanh")
+    weight = np.zeros((3, 6), np.float32)
+    before.model.graph.initializers["head.weight"].const_value = ir.tensor(weight, name="head.weight")
+    plan = surgery.narrow(before)
+    assert [edit.after for edit in plan.spaces] == [1]
+    proved(plan, before)
+
+
 @pytest.mark.parametrize("by", SCORES)
 def test_other_units_go_by_importance_and_the_change_is_measured(by: str) -> None:
     before = dense("Tanh", **zeroed(2))
-    with pytest.raises(Refused, match="1 are constant") as refusal:
+    with pytest.raises(Refused, match="1 constant") as refusal:
         surgery.narrow(before, widths={"body": 4})
     assert "5 is exact; for fewer" in (refusal.value.hint or "")
     assert "surgery narrow MODEL --width body=4 --by l2" in (refusal.value.hint or "")

@@ -39,8 +39,8 @@ def command(
     by: Score | None,
     editing: _edits.Editing,
 ) -> None:
-    """Remove units so that the outputs stay the same: dead and constant ones are folded into biases, duplicates
-    are merged, optimizer state included.
+    """Remove units so that the outputs stay the same: those that nothing reads go, dead and constant ones are folded
+    into biases, duplicates are merged, optimizer state included.
 
     Which units are constant is proved by bounds on every value, for all inputs in the declared range. A network
     that was widened by copies comes back bit by bit. Other units go only with --by SCORE: l1 or l2 (norms of

@@ -1,4 +1,4 @@
-"""Narrow: fewer units; dead, constant and duplicated ones go exactly, others by importance."""
+"""Narrow: fewer units; unread, constant and duplicated ones go exactly, others by importance."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from surgery.numeric.bounds import Bounds
 from surgery.ops.build import build
 from surgery.ops.importance import Score, classes, importance
 from surgery.ops.seats import Seats, seats_of_fewer, with_linked
+from surgery.ops.unread import unread
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -38,10 +39,11 @@ def narrow(
 ) -> Plan:
     """Remove units from spaces, exactly as far as that goes.
 
-    *Constant* units (dead ones are constantly zero) are those whose bounds, for every input in the declared range, are
-    equal: their contribution is added to the biases behind them. *Duplicates* are made by the same numbers: the
-    outgoing weights of one are added to the other's. Both leave the function as it is. Any other unit is removed only
-    on request, and then the outputs change by what the report says.
+    *Unread* units are those whose outgoing weights are zero, as after widening with a zero start, or make unread units
+    only. *Constant* units (dead ones are constantly zero) are those whose bounds, for every input in the declared
+    range, are equal: their contribution is added to the biases behind them. *Duplicates* are made by the same numbers:
+    the outgoing weights of one are added to the other's. All leave the function as it is. Any other unit is removed
+    only on request, and then the outputs change by what the report says.
 
     Args:
       checkpoint: its weights are read.
@@ -51,7 +53,7 @@ def narrow(
       seed: of random inputs.
 
     Returns:
-      A plan that claims "equivalent", or "changed" if other units than constant and duplicated ones go.
+      A plan that claims "equivalent", or "changed" if other units than unread, constant and duplicated ones go.
 
     Raises:
       UnknownName: a space that is not there. ArgumentError: a width that is not a shrinkage.
@@ -70,11 +72,15 @@ def narrow(
     free = list(wanted) or [space for space in analysis.spaces if not space.reasons]
     families = {space.name: _family(checkpoint, analysis, space) for space in free}
     known = _bounds(checkpoint, analysis, [member for family in families.values() for member in family])
+    nobody = unread(analysis, list(families.values()), together=not wanted)
     edits, changed = [], False
     for group in _groups(analysis, free):
         if not wanted and any(families[space.name][0] is not space for space in group):
             continue  # a copy follows its original
-        spares = {space.name: _spare(analysis, families[space.name], known) for space in group}
+        spares = {
+            space.name: _spare(analysis, families[space.name], known, nobody.get(space.name, []))
+            for space in group
+        }
         goal = wanted.get(group[0]) or _least(analysis, group, spares)
         places = _places(analysis, group, goal)
         for space in group if goal < group[0].size else ():
@@ -87,7 +93,7 @@ def narrow(
             edits.append(_edit(space, places[space.name], own, scores))
     if not edits:
         raise Refused(
-            "no unit of this model is dead, constant or a duplicate",
+            "no unit of this model is unread, dead, constant or a duplicate",
             hint="remove others by importance: surgery narrow MODEL --width SPACE=N --by l2",
         )
     arguments = {"widths": {s.name: n for s, n in wanted.items()} or None, "by": by}
@@ -111,8 +117,9 @@ def _check(space: Space, width: int) -> None:
 
 @dataclass(frozen=True)
 class Spare:
-    """Units of a space that can go exactly: constant ones, and (duplicate, the unit that it is equal to)."""
+    """Units of a space that can go exactly: unread, constant, and (duplicate, the unit that it is equal to)."""
 
+    unread: list[int]
     constant: list[int]
     merged: list[tuple[int, int]]
 
@@ -120,7 +127,7 @@ class Spare:
         """Those among some units, the equal unit included."""
         here = set(units.tolist())
         pairs = [(k, kept) for k, kept in self.merged if k in here and kept in here]
-        return Spare([k for k in self.constant if k in here], pairs)
+        return Spare([k for k in self.unread if k in here], [k for k in self.constant if k in here], pairs)
 
     def suffices(self, places: Seats) -> bool:
         """Whether the units that find no place are all to spare."""
@@ -129,7 +136,7 @@ class Spare:
     @property
     def count(self) -> int:
         """How many."""
-        return len(self.constant) + len(self.merged)
+        return len(self.unread) + len(self.constant) + len(self.merged)
 
 
 def _groups(analysis: Analysis, spaces: Sequence[Space]) -> list[list[Space]]:
@@ -169,8 +176,8 @@ def _least(analysis: Analysis, group: Sequence[Space], spares: Mapping[str, Spar
 
 def _too_few(space: Space, goal: int, own: Spare, least: int) -> Refused:
     return Refused(
-        f"space '{space.name}' cannot go to {goal} exactly: of its {space.size} units {len(own.constant)} are constant"
-        f" and {len(own.merged)} duplicates",
+        f"space '{space.name}' cannot go to {goal} exactly: of its {space.size} units {len(own.unread)} are unread, "
+        f"{len(own.constant)} constant and {len(own.merged)} duplicates",
         hint=(f"{least} is exact; for fewer, " if least < space.size else "")
         + f"remove units by importance: surgery narrow MODEL --width {space.name}={goal} --by l2",
     )
@@ -186,18 +193,21 @@ def _family(checkpoint: Checkpoint, analysis: Analysis, space: Space) -> list[Sp
     return [analysis.by_name[name] for name in related([space.name], analysis, checkpoint.copies)]
 
 
-def _spare(analysis: Analysis, family: Sequence[Space], known: Mapping[str, Bounds | None]) -> Spare:
+def _spare(
+    analysis: Analysis, family: Sequence[Space], known: Mapping[str, Bounds | None], unread: list[int]
+) -> Spare:
     """What can go exactly from a space and its copies; one unit is always left."""
     space = family[0]
     if any(mixed_parameters(analysis, member.name) for member in family):
-        return Spare([], [])
+        return Spare(unread, [], [])
     constant = set(range(space.size))
     for member in family:
         found = _constant(readers(analysis, member.name), member, known) if member.no_zero is None else []
         constant &= set(found)
-    gone = sorted(constant)[1:] if len(constant) == space.size else sorted(constant)
+    free = sorted(constant - set(unread))
+    gone = free[1:] if len(free) + len(unread) == space.size else free
     if any(member.no_net2net is not None for member in family):
-        return Spare(gone, [])
+        return Spare(unread, gone, [])
     _, first, label = np.unique(
         np.stack([classes(analysis, member) for member in family], 1),
         axis=0,
@@ -206,10 +216,11 @@ def _spare(analysis: Analysis, family: Sequence[Space], known: Mapping[str, Boun
     )
     same = first[label.reshape(-1)]
     if space.whole is not None and len(set(np.bincount(same)[np.unique(same)])) > 1:
-        return Spare(gone, [])
+        return Spare(unread, gone, [])
+    others = constant | set(unread)
     pairs = [(k, int(same[k])) for k in range(space.size) if same[k] != k]
-    pairs = [(k, kept) for k, kept in pairs if k not in constant and kept not in constant]
-    return Spare(gone, pairs if all(_same(analysis, member, pairs) for member in family) else [])
+    pairs = [(k, kept) for k, kept in pairs if k not in others and kept not in others]
+    return Spare(unread, gone, pairs if all(_same(analysis, member, pairs) for member in family) else [])
 
 
 def _same(analysis: Analysis, space: Space, pairs: Sequence[tuple[int, int]]) -> bool:
@@ -254,7 +265,7 @@ def _padded(place: Reader) -> bool:
 
 
 def _edit(space: Space, places: Seats, own: Spare, scores: Array | None) -> SpaceEdit:
-    """Constant units go first, then duplicates, then those of the smallest score."""
+    """Unread units go first, then constant ones, then duplicates, then those of the smallest score."""
     goal = sum(len(new) for _, new in places)
     if space.whole is not None and own.merged and scores is None and space.size - goal != len(own.merged):
         raise Refused(
@@ -278,9 +289,10 @@ def _removed(
     units: Array, count: int, own: Spare, scores: Array | None
 ) -> tuple[list[int], list[tuple[int, int]], set[int]]:
     """Of some units so many: constant ones, duplicates, and all that go."""
-    fold = own.constant[:count]
-    merge = own.merged[: count - len(fold)]
-    gone = {*fold, *(k for k, _ in merge)}
+    drop = own.unread[:count]
+    fold = own.constant[: count - len(drop)]
+    merge = own.merged[: count - len(drop) - len(fold)]
+    gone = {*drop, *fold, *(k for k, _ in merge)}
     if scores is not None:
         here = set(units.tolist())
         ranked = [int(k) for k in np.argsort(scores, kind="stable") if int(k) in here - gone]

@@ -1,0 +1,80 @@
+"""Units that nothing reads: every weight that would is zero, or makes only units that nothing reads either."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from surgery.edits.axis_maps import belonging, units_along
+from surgery.edits.execute import constants
+from surgery.graph.layout import Layout, Units, units
+from surgery.graph.spaces import Analysis, Space
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def unread(
+    analysis: Analysis, families: Sequence[Sequence[Space]], *, together: bool
+) -> dict[str, list[int]]:
+    """Units that can go without a trace, by the name of the first space of a family.
+
+    Where units may start at zero, the weights that read fresh ones do, and so removing units that only such weights
+    read undoes it. Units under a normaliser or in a shuffle are left alone: others depend on their number.
+
+    Args:
+      families: spaces that are edited alike (those of a network and of its copies), each first the one that leads.
+      together: all that is found goes, so that units may be read by others that do; one of a space always stays.
+    """
+    padded = {part.space for part in _parts(analysis) if part.role in ("mean", "zero")}
+    led = {
+        member.name: family[0].name
+        for family in families
+        for member in family
+        if not any(one.name in padded or one.no_zero or one.whole or one.linked for one in family)
+    }
+    found = {lead: np.ones(analysis.by_name[lead].size, bool) for lead in led.values()}
+    nonzero = {
+        name: tensor.numpy() != 0
+        for name, tensor in constants(analysis.model).items()
+        if name in analysis.tensors
+    }
+    before = -1
+    while before != (before := sum(int(mask.sum()) for mask in found.values())):
+        gone = {name: np.flatnonzero(found[lead]).tolist() for name, lead in led.items()} if together else {}
+        for name, array in nonzero.items():
+            _strike(found, led, analysis.tensors[name], array, gone)
+        for mask in found.values():
+            mask[0] &= not mask.all()
+    return {lead: np.flatnonzero(mask).tolist() for lead, mask in found.items()}
+
+
+def _parts(analysis: Analysis) -> list[Units]:
+    return [part for axes in analysis.tensors.values() for axis in axes for part in units(axis)]
+
+
+def _strike(
+    found: Mapping[str, Array],
+    led: Mapping[str, str],
+    axes: Sequence[Layout],
+    nonzero: Array,
+    gone: Mapping[str, Any],
+) -> None:
+    """Leave out of `found`, in place, what one tensor reads for units that stay.
+
+    Args:
+      found: leading space -> mask of its units.
+      led: space -> the one that leads it.
+      axes, nonzero: layouts of the tensor, and where it is not zero.
+      gone: space -> units that are thought to go, and so what makes them.
+    """
+    stays = nonzero
+    for k, axis in enumerate(axes):
+        made = ~np.logical_or.reduce([belonging(axis, gone, role) for role in ("out", "mean", "zero")])
+        stays = stays & made.reshape(-1, *(1,) * (nonzero.ndim - k - 1))
+    for k, axis in enumerate(axes):
+        for space in {part.space for part in units(axis) if part.role == "in" and part.space in led}:
+            unit, _ = units_along(axis, space, "in")
+            used = stays.any(axis=tuple(j for j in range(nonzero.ndim) if j != k)) & (unit >= 0)
+            found[led[space]][unit[used]] = False
