@@ -268,7 +268,7 @@ def test_what_the_atari_contract_leaves_open_is_what_the_id_says():
         ("CartPol-v1", {}, UnknownName, "CartPole-v1"),
         ("CartPole", {}, UnknownName, "CartPole-v1"),
         ("os:Thing-v0", {}, ArgumentError, "names a module"),
-        (None, {}, ArgumentError, "not known"),
+        (None, {}, ArgumentError, "nothing says"),
         ("Pendulum-v1", {}, ArgumentError, "discrete"),
         ("CartPole-v1", {"frame_skip": 4}, ArgumentError, "frame_skip"),
         ("MinAtar/Breakout-v1", {"frame_stack": 4}, ArgumentError, "frame_stack"),

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from surgery.errors import ArgumentError, MissingDependency, UnknownName
+from surgery.cli import _options
+from surgery.errors import MissingDependency, UnknownName
 
 if TYPE_CHECKING:
     from surgery.interface import Environment
     from surgery.json_values import Json
 
 F = TypeVar("F", bound=Callable[..., object])
+
+
+def _setting(word: str) -> tuple[str, Json]:
+    """A value is JSON, or else plain text."""
+    from surgery.interface import SETTINGS
+
+    key, equals, text = word.partition("=")
+    if not (key and equals):
+        raise ValueError
+    if key not in SETTINGS:
+        raise UnknownName("setting of an environment", key, SETTINGS)
+    try:
+        return key, json.loads(text)
+    except json.JSONDecodeError:
+        return key, text
+
+
+settings = _options.by_name(_setting, "KEY=JSON")
 
 
 def options(function: F) -> F:
@@ -31,12 +50,13 @@ def options(function: F) -> F:
         "settings",
         metavar="KEY=JSON",
         multiple=True,
+        callback=settings,
         help="Otherwise than the contract says: sticky_actions=0.25.",
     )
     return chosen(adjusted(function))
 
 
-def contract(own: Environment, environment: str | None, words: tuple[str, ...]) -> Environment:
+def contract(own: Environment, environment: str | None, changes: Mapping[str, Json]) -> Environment:
     """The contract to play by.
 
     Raises:
@@ -44,31 +64,7 @@ def contract(own: Environment, environment: str | None, words: tuple[str, ...]) 
     """
     from surgery.envs import adjusted
 
-    return adjusted(own, None if environment is None else imported(environment), settings(words))
-
-
-def settings(words: tuple[str, ...]) -> dict[str, Json]:
-    """`KEY=VALUE …` as a mapping; a value is JSON, or else plain text.
-
-    Raises:
-      UnknownName: a setting that nothing reads. ArgumentError: not KEY=JSON, or given twice.
-    """
-    from surgery.interface import SETTINGS
-
-    found: dict[str, Json] = {}
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not (key and equals) or key in found:
-            raise ArgumentError(
-                f"--env-setting '{word}' is {'given twice' if key in found else 'not KEY=JSON'}"
-            )
-        if key not in SETTINGS:
-            raise UnknownName("setting of an environment", key, SETTINGS)
-        try:
-            found[key] = json.loads(text)
-        except json.JSONDecodeError:
-            found[key] = text
-    return found
+    return adjusted(own, None if environment is None else imported(environment), changes)
 
 
 def plain(name: str) -> str:

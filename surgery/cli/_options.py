@@ -12,6 +12,7 @@ import click
 from surgery.cli._output import Output
 
 F = TypeVar("F", bound=Callable[..., object])
+V = TypeVar("V")
 
 FILE = click.Path(path_type=Path)
 MODEL = "surgery.model"
@@ -96,17 +97,39 @@ def reported(function: Callable[..., int | None]) -> Callable[..., int | None]:
     return command
 
 
-def widths(ctx: click.Context, parameter: click.Parameter, words: tuple[str, ...]) -> dict[str, int] | None:
-    """`SPACE=N …` as a mapping."""
-    found: dict[str, int] = {}
-    for word in words:
-        space, equals, count = word.rpartition("=")
-        if not (equals and space and count.isdecimal()):
-            raise click.BadParameter(f"'{word}' is not SPACE=N, with N a whole number", ctx, parameter)
-        if space in found:
-            raise click.BadParameter(f"space '{space}' is given twice", ctx, parameter)
-        found[space] = int(count)
-    return found or None
+def by_name(
+    read: Callable[[str], tuple[str, V]], wanted: str
+) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], dict[str, V]]:
+    """A callback that makes a mapping of all that a repeatable option says; of no name it may say two things.
+
+    Args:
+      read: a word as name and value; ValueError if it is not `wanted`.
+      wanted: the form of a word, for messages.
+    """
+
+    def callback(ctx: click.Context, parameter: click.Parameter, words: tuple[str, ...]) -> dict[str, V]:
+        found: dict[str, V] = {}
+        for word in words:
+            try:
+                name, value = read(word)
+            except ValueError as error:
+                raise click.BadParameter(f"'{word}' is not {wanted}") from error
+            if name in found:
+                raise click.BadParameter(f"'{name}' is given twice")
+            found[name] = value
+        return found
+
+    return callback
+
+
+def _width(word: str) -> tuple[str, int]:
+    space, _, count = word.rpartition("=")
+    if not (space and count.isdecimal()):
+        raise ValueError
+    return space, int(count)
+
+
+widths = by_name(_width, "SPACE=N, with N a whole number")
 
 
 def shape(ctx: click.Context, parameter: click.Parameter, word: str | None) -> tuple[int, ...] | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 import surgery
-from surgery.cli import _edits, _files
+from surgery.cli import _edits, _environment, _files
 from surgery.cli._output import Output, plural, section, table
 from surgery.errors import Refused
 
@@ -228,7 +228,7 @@ def _distill(model: Path, to: str, editing: _edits.Editing, play: Play) -> None:
     )
     target, output = editing.target, editing.output
     folder = Path(f"{target or model}.run")
-    contract = _training.contract(checkpoint, play.environment, (), model)
+    contract = _environment.contract(checkpoint.environment, play.environment, {})
     job = plan_distill(checkpoint, _named(checkpoint, to), folder, environment=contract, options=options)
     if editing.dry_run or target is None:
         _training.carry_out(job, options, output, dry_run=True)

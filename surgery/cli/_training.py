@@ -12,31 +12,22 @@ import click
 
 from surgery.cli import _environment, _live, _options
 from surgery.cli._output import Output, number, size, table
-from surgery.errors import ArgumentError, MissingDependency
+from surgery.errors import MissingDependency
 
 if TYPE_CHECKING:
-    from surgery.checkpoint import Checkpoint
     from surgery.distill import Job, Options, Outcome
-    from surgery.interface import Environment
 
 F = TypeVar("F", bound=Callable[..., object])
 
 
-def settings(ctx: click.Context, parameter: click.Parameter, words: tuple[str, ...]) -> dict[str, object]:
-    """`NAME=VALUE …` as a mapping; values are JSON."""
-    found: dict[str, object] = {}
-    for word in words:
-        name, _, text = word.partition("=")
-        if name in found:
-            raise click.BadParameter(f"'{name}' is given twice")
-        try:
-            value = json.loads(text if name else "")
-        except ValueError as error:
-            raise click.BadParameter(
-                f"'{word}' is not NAME=VALUE, with a number, true, false or null"
-            ) from error
-        found[name] = value
-    return found
+def _setting(word: str) -> tuple[str, object]:
+    name, _, text = word.partition("=")
+    if not name:
+        raise ValueError
+    return name, json.loads(text)
+
+
+_settings = _options.by_name(_setting, "NAME=VALUE, with a number, true, false or null")
 
 
 def options(function: F) -> F:
@@ -52,7 +43,7 @@ def options(function: F) -> F:
                          help="Where the networks run; auto: on a GPU if PyTorch sees one."),
             click.option("--envs", metavar="N", type=click.IntRange(min=1), default=8, show_default=True,
                          help="Environments played at once."),
-            click.option("--set", "changes", metavar="NAME=VALUE", multiple=True, callback=settings,
+            click.option("--set", "changes", metavar="NAME=VALUE", multiple=True, callback=_settings,
                          help="Any setting of config.json, such as n_step=5 or prioritised=true."),
             click.option("-n", "--dry-run", is_flag=True, help="Say what would be done and what it takes."),
             click.option("-o", "--out", "folder", metavar="DIR", required=True,
@@ -77,21 +68,6 @@ def library() -> None:
         raise MissingDependency(
             f"training needs {error.name}, which is not installed", hint="pip install 'policy-surgery[rl]'"
         ) from error
-
-
-def contract(checkpoint: Checkpoint, name: str | None, words: tuple[str, ...], path: Path) -> Environment:
-    """The contract that a model carries, or what was asked for instead.
-
-    Raises:
-      ArgumentError: no environment is named anywhere.
-    """
-    found = _environment.contract(checkpoint.environment, name, words)
-    if found.id is None:
-        raise ArgumentError(
-            f"{path} does not say which environment it is for",
-            hint="name it: --env CartPole-v1, say, or --env ALE/Breakout-v5",
-        )
-    return found
 
 
 def carry_out(job: Job, run: Options, output: Output, *, dry_run: bool) -> None:

@@ -17,20 +17,11 @@ if TYPE_CHECKING:
     from surgery.description import SpaceDescription
 
 
-def _constants(ctx: click.Context, parameter: click.Parameter, words: tuple[str, ...]) -> dict[str, float]:
-    """`INPUT.FEATURE=VALUE …`"""
-    found: dict[str, float] = {}
-    for word in words:
-        name, equals, number = word.rpartition("=")
-        if name in found:
-            raise click.BadParameter(f"'{name}' is given twice", ctx, parameter)
-        try:
-            found[name] = float(number)
-        except ValueError:
-            equals = ""
-        if not equals:
-            raise click.BadParameter(f"'{word}' is not INPUT.FEATURE=VALUE", ctx, parameter)
-    return found
+def _constant(word: str) -> tuple[str, float]:
+    name, equals, number = word.rpartition("=")
+    if not equals:
+        raise ValueError
+    return name, float(number)
 
 
 @click.command("adapt", short_help="Fit a model to an environment whose spaces have changed.")
@@ -50,7 +41,7 @@ def _constants(ctx: click.Context, parameter: click.Parameter, words: tuple[str,
     "constants",
     metavar="INPUT.FEATURE=VALUE",
     multiple=True,
-    callback=_constants,
+    callback=_options.by_name(_constant, "INPUT.FEATURE=VALUE"),
     help="What an observation that is gone holds from now on.",
 )
 @click.option(

@@ -44,6 +44,7 @@ SPEC = "SPEC is KIND,low=X,high=X,labels=[A,B]: any of these"
     "settings",
     metavar="KEY=JSON",
     multiple=True,
+    callback=_environment.settings,
     help="What its returns depend on: sticky_actions=0.25.",
 )
 @_options.output_file(required=True)
@@ -55,7 +56,7 @@ def command(
     inputs: tuple[str, ...],
     outputs: tuple[str, ...],
     environment: str | None,
-    settings: tuple[str, ...],
+    settings: dict[str, Json],
     target: Path,
     force: bool,
     output: Output,
@@ -79,7 +80,7 @@ def command(
         inputs=_ports(inputs, "--input"),
         outputs=_ports(outputs, "--output"),
         environment=None if environment is None else _environment.plain(environment),
-        settings=_environment.settings(settings),
+        settings=settings,
     )
     surgery.save(annotated, path, force=force)
     output.show(

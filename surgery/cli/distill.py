@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 import surgery
-from surgery.cli import _options, _training
+from surgery.cli import _environment, _options, _training
 from surgery.cli._output import Output
+
+if TYPE_CHECKING:
+    from surgery.json_values import Json
 
 
 @click.command("distill", short_help="Teach another architecture what a model can do.")
@@ -44,7 +48,7 @@ def command(
     noisy: bool,
     teacher_replay: Path | None,
     environment: str | None,
-    settings: tuple[str, ...],
+    settings: dict[str, Json],
     frames: int,
     seed: int,
     device: str,
@@ -77,7 +81,7 @@ def command(
             checkpoint,
             architecture,
             folder,
-            environment=_training.contract(checkpoint, environment, settings, teacher),
+            environment=_environment.contract(checkpoint.environment, environment, settings),
             method=method,
             options=run,
             teacher_replay=teacher_replay,

@@ -14,6 +14,7 @@ from surgery.errors import ArgumentError, SurgeryError
 
 if TYPE_CHECKING:
     from surgery.evaluate import Evaluation, Finding, Score
+    from surgery.json_values import Json
 
 
 @click.command("evaluate", short_help="Play a model in its environment and compare its score.")
@@ -42,7 +43,7 @@ def command(
     *,
     model: Path,
     environment: str | None,
-    settings: tuple[str, ...],
+    settings: dict[str, Json],
     episodes: int,
     mode: str | None,
     seed: int,

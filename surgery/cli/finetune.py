@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 import surgery
-from surgery.cli import _options, _training
+from surgery.cli import _environment, _options, _training
 from surgery.cli._output import Output
+
+if TYPE_CHECKING:
+    from surgery.json_values import Json
 
 
 @click.command("finetune", short_help="Go on training a model by playing.")
@@ -34,7 +38,7 @@ def command(
     optimizer: str,
     replay: Path | None,
     environment: str | None,
-    settings: tuple[str, ...],
+    settings: dict[str, Json],
     frames: int,
     seed: int,
     device: str,
@@ -63,7 +67,7 @@ def command(
         job = plan_finetune(
             checkpoint,
             folder,
-            environment=_training.contract(checkpoint, environment, settings, model),
+            environment=_environment.contract(checkpoint.environment, environment, settings),
             optimizer=optimizer,
             options=run,
             replay=replay,

@@ -11,26 +11,23 @@ from surgery.cli import _edits, _options
 from surgery.errors import ArgumentError
 
 
-def _sizes(
-    ctx: click.Context, parameter: click.Parameter, words: tuple[str, ...]
-) -> dict[str, int | tuple[int, ...]]:
-    """`LAYER=N` or `LAYER=NxM …` as a mapping."""
-    sizes: dict[str, int | tuple[int, ...]] = {}
-    for word in words:
-        layer, equals, text = word.rpartition("=")
-        numbers = text.split("x")
-        if not (equals and layer and all(number.isdecimal() for number in numbers)):
-            raise click.BadParameter(f"'{word}' is not LAYER=N or LAYER=NxM", ctx, parameter)
-        if layer in sizes:
-            raise click.BadParameter(f"layer '{layer}' is given twice", ctx, parameter)
-        sizes[layer] = int(text) if len(numbers) == 1 else tuple(int(number) for number in numbers)
-    return sizes
+def _size(word: str) -> tuple[str, int | tuple[int, ...]]:
+    layer, _, text = word.rpartition("=")
+    numbers = text.split("x")
+    if not (layer and all(number.isdecimal() for number in numbers)):
+        raise ValueError
+    return layer, int(text) if len(numbers) == 1 else tuple(int(number) for number in numbers)
 
 
 @click.command("kernel", short_help="Grow the kernels of convolutions, exactly.")
 @_options.file_argument("model")
 @click.option(
-    "--size", "sizes", metavar="LAYER=N", multiple=True, callback=_sizes, help="New size of a layer's kernel."
+    "--size",
+    "sizes",
+    metavar="LAYER=N",
+    multiple=True,
+    callback=_options.by_name(_size, "LAYER=N or LAYER=NxM"),
+    help="New size of a layer's kernel.",
 )
 @_edits.options
 def command(

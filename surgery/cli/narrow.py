@@ -35,7 +35,7 @@ _SCORES = ("l1", "l2", "activation", "taylor")
 def command(
     *,
     model: Path,
-    widths: dict[str, int] | None,
+    widths: dict[str, int],
     by: Score | None,
     editing: _edits.Editing,
 ) -> None:
@@ -56,7 +56,11 @@ def command(
 
     def describe(checkpoint: surgery.Checkpoint) -> surgery.Plan:
         return surgery.narrow(
-            checkpoint, widths=widths, by=by, observations=editing.proof.observations, seed=editing.proof.seed
+            checkpoint,
+            widths=widths or None,
+            by=by,
+            observations=editing.proof.observations,
+            seed=editing.proof.seed,
         )
 
     editing.edit(model, describe)

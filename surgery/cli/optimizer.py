@@ -18,25 +18,16 @@ if TYPE_CHECKING:
     from surgery.ops.swap_optimizer import Match, Swap
 
 
-def _settings(ctx: click.Context, parameter: click.Parameter, words: tuple[str, ...]) -> dict[str, Json]:
-    """`NAME=VALUE …`; a value is a number, true, false, or numbers with commas between them."""
-    found: dict[str, Json] = {}
-    for word in words:
-        name, equals, text = word.partition("=")
-        try:
-            value = json.loads(f"[{text}]" if "," in text else text)
-        except ValueError:
-            value = None
-        if not equals or not name or value is None or isinstance(value, str | dict):
-            raise click.BadParameter(
-                f"'{word}' is not NAME=VALUE, with true, false, a number, or numbers between commas",
-                ctx,
-                parameter,
-            )
-        if name in found:
-            raise click.BadParameter(f"'{name}' is given twice", ctx, parameter)
-        found[name] = value
-    return found
+def _setting(word: str) -> tuple[str, Json]:
+    """A value is a number, true, false, or numbers with commas between them."""
+    name, _, text = word.partition("=")
+    value = json.loads(f"[{text}]" if "," in text else text)
+    if not name or value is None or isinstance(value, str | dict):
+        raise ValueError
+    return name, value
+
+
+_settings = _options.by_name(_setting, "NAME=VALUE, with true, false, a number, or numbers between commas")
 
 
 @click.command("optimizer", short_help="Swap the optimizer, and carry its state over.")

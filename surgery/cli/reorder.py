@@ -10,19 +10,11 @@ import surgery
 from surgery.cli import _edits, _options
 
 
-def _orders(
-    ctx: click.Context, parameter: click.Parameter, words: tuple[str, ...]
-) -> dict[str, tuple[str, ...]]:
-    """`INPUT=FEATURE,… …`"""
-    found: dict[str, tuple[str, ...]] = {}
-    for word in words:
-        name, equals, features = word.partition("=")
-        if not (equals and name and features):
-            raise click.BadParameter(f"'{word}' is not INPUT=FEATURE,FEATURE,…", ctx, parameter)
-        if name in found:
-            raise click.BadParameter(f"'{name}' is given twice", ctx, parameter)
-        found[name] = tuple(features.split(","))
-    return found
+def _order(word: str) -> tuple[str, tuple[str, ...]]:
+    name, _, features = word.partition("=")
+    if not (name and features):
+        raise ValueError
+    return name, tuple(features.split(","))
 
 
 @click.command("reorder", short_help="Put observations into another order, exactly.")
@@ -32,7 +24,7 @@ def _orders(
     "orders",
     metavar="INPUT=FEATURE,…",
     multiple=True,
-    callback=_orders,
+    callback=_options.by_name(_order, "INPUT=FEATURE,FEATURE,…"),
     help="All features of an input, by name or number, in their new order.",
 )
 @_edits.options

@@ -53,7 +53,7 @@ from surgery.errors import ArgumentError
 def command(
     *,
     model: Path,
-    widths: dict[str, int] | None,
+    widths: dict[str, int],
     factor: float | None,
     architecture: str | None,
     init: Literal["auto", "zero", "net2net"],
@@ -89,7 +89,7 @@ def command(
     def describe(checkpoint: surgery.Checkpoint) -> surgery.Plan:
         return surgery.widen(
             checkpoint,
-            widths=widths,
+            widths=widths or None,
             factor=factor,
             init=init,
             shares=shares,
@@ -101,15 +101,15 @@ def command(
 
 
 def _check_request(
-    widths: dict[str, int] | None, factor: float | None, architecture: str | None, model: Path
+    widths: dict[str, int], factor: float | None, architecture: str | None, model: Path
 ) -> None:
     if architecture is not None:
         if widths or factor is not None:
             raise ArgumentError("--to and --width or --factor say different things", hint="give one of them")
         return
-    if widths is None and factor is None:
+    if not widths and factor is None:
         raise ArgumentError(
             "nothing to widen to", hint=f"give --factor F or --width SPACE=N; spaces: surgery inspect {model}"
         )
-    if widths is not None and factor is not None:
+    if widths and factor is not None:
         raise ArgumentError("--factor and --width say different things", hint="give one of them")

@@ -48,7 +48,8 @@ def game(environment: Environment) -> Game:
     name = environment.id
     if name is None:
         raise ArgumentError(
-            "the environment is not known", hint="name it: --env CartPole-v1, say, or --env ALE/Breakout-v5"
+            "nothing says which environment is played",
+            hint="name it: --env CartPole-v1, say, or --env ALE/Breakout-v5",
         )
     if ":" in name:
         raise ArgumentError(
