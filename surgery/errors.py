@@ -29,6 +29,17 @@ def shape_text(shape: Iterable[object]) -> str:
     return "×".join("?" if str(size) == "None" else str(size) for size in shape) or "scalar"
 
 
+def number_text(value: float, digits: int = 3) -> str:
+    """`yes` and `no`, whole numbers with thousands apart, others with so many digits and all before the point."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) or (value.is_integer() and abs(value) < 1e15):
+        value = int(value)
+        return f"{value:,}"
+    whole = 10**digits - 0.5 <= abs(value) < 1e15
+    return f"{value:,.0f}" if whole else f"{value:.{digits}g}"
+
+
 def first_line(error: BaseException, *, typed: bool = False) -> str:
     """What another program's exception says, its first line; of one without words, its class.
 

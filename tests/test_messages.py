@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from surgery.cli import main
-from surgery.cli._output import number
+from surgery.errors import number_text
 
 
 def test_the_command_that_a_hint_names_can_be_pasted(teachers, tmp_path, capsys):
@@ -43,4 +43,4 @@ def test_a_model_whose_optimizer_state_is_gone_is_read_by_the_command_that_the_e
     ],
 )
 def test_returns_and_their_deviations_are_written_out(value, digits, text):
-    assert number(value, digits) == text
+    assert number_text(value, digits) == text

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import surgery
 from surgery.cli import _files, _options
-from surgery.cli._output import Output, number, plural, section
-from surgery.errors import SurgeryError
+from surgery.cli._output import Output, plural, section
+from surgery.errors import SurgeryError, number_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -200,7 +200,7 @@ def _measurements(result: surgery.Result) -> list[str]:
     if result.report is None or result.plan.claim == "changed":
         return []
     checks = [check for check in result.report.checks if check.limit is None]
-    return [f"{check.name}: {number(check.value)} ({check.detail})" for check in checks]
+    return [f"{check.name}: {number_text(check.value)} ({check.detail})" for check in checks]
 
 
 def _recipe(result: surgery.Result) -> Recipe | None:

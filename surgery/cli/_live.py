@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from surgery.cli._output import Output, number
+from surgery.cli._output import Output
+from surgery.errors import number_text
 
 if TYPE_CHECKING:
     from surgery.distill import Status
@@ -48,7 +49,7 @@ def text(status: Status) -> str:
     rate = f"{status.rate:,.0f}" if status.rate >= 10 else f"{status.rate:.2g}"
     parts = [f"{status.phase} {status.done:,} of {status.total:,} {status.unit}", f"{rate}/s"]
     if status.mean_return is not None:
-        parts.append(f"return {number(status.mean_return, 4)}")
+        parts.append(f"return {number_text(status.mean_return, 4)}")
     parts.append(f"λ {status.weight:.2f}")
     if status.seconds_left is not None:
         parts.append(f"{duration(status.seconds_left)} left")

@@ -15,6 +15,8 @@ from io import StringIO
 
 import click
 
+from surgery.errors import number_text
+
 UNBOUNDED = 10_000  # columns of a table that no terminal shows: nothing is wrapped, so that grep finds it
 
 
@@ -108,7 +110,9 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         numeric = all(isinstance(cell, (int, float)) for cell in cells)
         grid.add_column(Text(heading), overflow="fold", justify="right" if numeric else "left")
     for row in zip(*(cells for _, cells in columns), strict=True):
-        grid.add_row(*(Text(number(cell) if isinstance(cell, (int, float)) else str(cell)) for cell in row))
+        grid.add_row(
+            *(Text(number_text(cell) if isinstance(cell, (int, float)) else str(cell)) for cell in row)
+        )
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else UNBOUNDED
     console = Console(file=StringIO(), width=width, color_system=None)
     with console.capture() as text:
@@ -119,17 +123,6 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def section(title: str, body: str) -> str:
     """A titled, indented block."""
     return "\n".join([title, *(f"  {line}" if line else "" for line in body.splitlines())])
-
-
-def number(value: float, digits: int = 3) -> str:
-    """`yes` and `no`, whole numbers with thousands apart, others with three digits and all before the point."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int) or (value.is_integer() and abs(value) < 1e15):
-        value = int(value)
-        return f"{value:,}"
-    whole = 10**digits - 0.5 <= abs(value) < 1e15
-    return f"{value:,.0f}" if whole else f"{value:.{digits}g}"
 
 
 def size(count: int) -> str:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from surgery.cli import _environment, _live, _options
-from surgery.cli._output import Output, number, size, table
-from surgery.errors import MissingDependency
+from surgery.cli._output import Output, size, table
+from surgery.errors import MissingDependency, number_text
 
 if TYPE_CHECKING:
     from surgery.distill import Job, Options, Outcome
@@ -111,15 +111,15 @@ def report_of(outcome: Outcome) -> dict[str, object]:
 
 def text_of(outcome: Outcome) -> str:
     """One line: what the student is worth, what it took, where it is."""
-    others = [f"random {number(outcome.random, 4)}"]
+    others = [f"random {number_text(outcome.random, 4)}"]
     if outcome.teacher is not None:
-        others = [f"teacher {number(outcome.teacher, 4)}", *others, f"score {outcome.score or 0:.2f}"]
+        others = [f"teacher {number_text(outcome.teacher, 4)}", *others, f"score {outcome.score or 0:.2f}"]
     if outcome.best_return > outcome.mean_return:
-        best = f"{number(outcome.best_return, 4)} after {outcome.best_frames:,} frames"
+        best = f"{number_text(outcome.best_return, 4)} after {outcome.best_frames:,} frames"
         others.append(f"best {best}: {outcome.best.name}")
     return " · ".join(
         (
-            f"return {number(outcome.mean_return, 4)} ({', '.join(others)})",
+            f"return {number_text(outcome.mean_return, 4)} ({', '.join(others)})",
             f"{outcome.frames:,} frames, {outcome.updates:,} updates, {_live.duration(outcome.seconds)}",
             f"wrote {outcome.student}{f' and {outcome.native.name}' if outcome.native else ''}",
         )

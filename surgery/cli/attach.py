@@ -10,7 +10,8 @@ import click
 
 import surgery
 from surgery.cli import _files, _options
-from surgery.cli._output import Output, number, plural, section
+from surgery.cli._output import Output, plural, section
+from surgery.errors import number_text
 
 
 @click.command("attach", short_help="Give a graph the optimizer state of a training checkpoint.")
@@ -70,7 +71,7 @@ def _text(report: dict[str, Any]) -> str:
     line = [
         f"{bound['kind']} of {bound['network']}",
         plural(sum(report["slots"].values()), "slot"),
-        *([f"step {number(step)}"] if step is not None else []),
+        *([f"step {number_text(step)}"] if step is not None else []),
         f"wrote {report['output']}",
     ]
     left = {"not in the graph": bound["dropped"], "without state": bound["stateless"]}

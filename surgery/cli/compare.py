@@ -9,6 +9,7 @@ import click
 
 from surgery.cli import _files, _options
 from surgery.cli._output import Output, section, table
+from surgery.errors import number_text
 
 if TYPE_CHECKING:
     from surgery.compare import Comparison, Interval
@@ -81,9 +82,9 @@ def _text(done: Comparison) -> str:
         (
             group.name,
             len(group.runs),
-            f"{group.iqm.value:.3g}",
+            number_text(group.iqm.value),
             _bounds(group.iqm),
-            f"{group.mean.value:.3g}",
+            number_text(group.mean.value),
             _bounds(group.mean),
             "" if group.name == best else f"{chances[group.name].value:.2f}",
             "" if group.name == best else _bounds(chances[group.name]),
@@ -98,7 +99,7 @@ def _text(done: Comparison) -> str:
             section(
                 "scale",
                 "\n".join(
-                    f"{game}: 0 is {zero:.3g}, 1 is {one:.3g}"
+                    f"{game}: 0 is {number_text(zero)}, 1 is {number_text(one)}"
                     for game, (zero, one) in done.references.items()
                 ),
             )
@@ -107,4 +108,6 @@ def _text(done: Comparison) -> str:
 
 
 def _bounds(interval: Interval) -> str:
-    return "" if interval.low is None else f"{interval.low:.3g} … {interval.high:.3g}"
+    if interval.low is None or interval.high is None:
+        return ""
+    return f"{number_text(interval.low)} … {number_text(interval.high)}"

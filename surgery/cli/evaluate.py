@@ -9,8 +9,8 @@ import click
 
 import surgery
 from surgery.cli import _environment, _files, _options
-from surgery.cli._output import Output, number, section, table
-from surgery.errors import ArgumentError, SurgeryError
+from surgery.cli._output import Output, section, table
+from surgery.errors import ArgumentError, SurgeryError, number_text
 
 if TYPE_CHECKING:
     from surgery.evaluate import Evaluation, Finding, Score
@@ -132,19 +132,20 @@ def _text(done: Evaluation, own: Score | None, findings: tuple[Finding, ...], wr
     from surgery.evaluate.scores import interval
 
     played, bounds = done.episodes, interval(done.score)
-    spread = f"{number(played.returns.min())} … {number(played.returns.max())}"
-    sure = "" if bounds is None else f"95% interval of the mean {number(bounds[0])} … {number(bounds[1])}; "
+    spread = f"{number_text(played.returns.min())} … {number_text(played.returns.max())}"
+    sure = (
+        ""
+        if bounds is None
+        else f"95% interval of the mean {number_text(bounds[0])} … {number_text(bounds[1])}; "
+    )
     rows = [
         ("return", f"{_score(done.score)} ({sure}episodes {spread})"),
         ("recorded", _recorded(done, own, written)),
-        *([("random", f"{number(done.random.mean)} ({done.random.source})")] if done.random else []),
-        *([("human", _share(done.human, done.normalised(done.human)))] if done.human is not None else []),
-        *(
-            [("teacher", _share(done.teacher, done.normalised(done.teacher)))]
-            if done.teacher is not None
-            else []
-        ),
+        ("random", f"{number_text(done.random.mean)} ({done.random.source})"),
     ]
+    for label, mean in (("human", done.human), ("teacher", done.teacher)):
+        if mean is not None:
+            rows.append((label, _share(mean, done.normalised(mean))))
     head = [
         str(done.environment.id),
         done.mode,
@@ -165,7 +166,7 @@ def _text(done: Evaluation, own: Score | None, findings: tuple[Finding, ...], wr
 
 
 def _score(score: Score) -> str:
-    return f"{number(score.mean)} ± {number(score.std, 2)}"
+    return f"{number_text(score.mean)} ± {number_text(score.std, 2)}"
 
 
 def _recorded(done: Evaluation, own: Score | None, written: str | None) -> str:
@@ -181,7 +182,7 @@ def _recorded(done: Evaluation, own: Score | None, written: str | None) -> str:
 
 def _share(mean: float, share: float | None) -> str:
     return (
-        number(mean)
+        number_text(mean)
         if share is None
-        else f"{number(mean)}: this is {share:.3g}, where random play is 0 and that is 1"
+        else f"{number_text(mean)}: this is {share:.3g}, where random play is 0 and that is 1"
     )

@@ -10,8 +10,8 @@ import click
 
 import surgery
 from surgery.cli import _files, _options
-from surgery.cli._output import Output, number, plural, section, size, table
-from surgery.errors import shape_text
+from surgery.cli._output import Output, plural, section, size, table
+from surgery.errors import number_text, shape_text
 
 if TYPE_CHECKING:
     from surgery.graph.spaces import Analysis
@@ -184,7 +184,7 @@ def _optimizer(state: Report | None) -> str:
     if state is None:
         return "none"
     slots = ", ".join(f"{slot} ({count})" for slot, count in state["slots"].items())
-    lines = [f"{state['kind']} · step {number(state['step'] or 0)} · slots {slots}"]
+    lines = [f"{state['kind']} · step {number_text(state['step'] or 0)} · slots {slots}"]
     for group in state["groups"]:
         hyper = " · ".join(
             f"{key} {value}" for key, value in group["hyper"].items() if value not in (None, False)
@@ -204,7 +204,7 @@ def _scores(report: Report) -> str:
     rows = [
         (
             score["mode"],
-            f"{number(score['mean'])} ± {number(score['std'], 2)}",
+            f"{number_text(score['mean'])} ± {number_text(score['std'], 2)}",
             score["episodes"],
             " · ".join(f"{key} {json.dumps(value)}" for key, value in score.get("settings", {}).items()),
             "" if score.get("model", report["digest"]) == report["digest"] else score["model"][:12],

@@ -8,7 +8,8 @@ import click
 
 import surgery
 from surgery.cli import _files, _options
-from surgery.cli._output import Output, number, table
+from surgery.cli._output import Output, table
+from surgery.errors import number_text
 
 
 @click.command("verify", short_help="Prove that two models compute the same.")
@@ -44,4 +45,4 @@ def _text(report: surgery.Report) -> str:
 
 
 def _amount(value: float | None) -> str:
-    return "" if value is None else number(value)
+    return "" if value is None else number_text(value)

@@ -22,7 +22,7 @@ from surgery.distill.mixing import mixed
 from surgery.distill.session import Session
 from surgery.distill.weaning import Weaning
 from surgery.envs import Step
-from surgery.errors import RunFailed
+from surgery.errors import RunFailed, number_text
 from surgery.evaluate import Score, evaluate
 from surgery.json_values import Json
 from surgery.replay import Batch, Replay, fill
@@ -306,8 +306,8 @@ class Loop:
         until = "from here on, and learning goes on without it" if now.over else "until the next evaluation"
         self._event(name, score=now.score, student=student, teacher=teacher[0])
         self._note(
-            f"{name} after {session.frames:,} frames (student {student:.4g}, teacher {teacher[0]:.4g}): "
-            f"λ is 0 {until}"
+            f"{name} after {session.frames:,} frames (student {number_text(student, 4)}, "
+            f"teacher {number_text(teacher[0], 4)}): λ is 0 {until}"
         )
 
     def _play(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from surgery.errors import Refused
+from surgery.errors import Refused, number_text
 from surgery.evaluate import Evaluation, Score
 
 
@@ -20,8 +20,8 @@ def check_record(found: Evaluation) -> None:
     if found.confirmed is not False or found.known is None:
         return
     raise Refused(
-        f"the teacher plays worse here than it is recorded to: {found.mean:.4g}, recorded {found.known.mean:.4g} "
-        f"({found.mode}, {found.known.episodes} episodes)",
+        f"the teacher plays worse here than it is recorded to: {number_text(found.mean, 4)}, recorded "
+        f"{number_text(found.known.mean, 4)} ({found.mode}, {found.known.episodes} episodes)",
         where={f"cause {number}": cause for number, cause in enumerate(found.causes, 1)},
         hint="find out why: surgery evaluate --diagnose; or record what is true now: surgery evaluate --record",
     )
@@ -43,8 +43,8 @@ def check_teacher(teacher: float, teacher_error: float, random: float, random_er
     if teacher - random > noise:
         return
     raise Refused(
-        f"the teacher plays no better than chance: {teacher:.4g} ± {teacher_error:.2g}, random play "
-        f"{random:.4g} ± {random_error:.2g}",
+        f"the teacher plays no better than chance: {number_text(teacher, 4)} ± {number_text(teacher_error, 2)}, "
+        f"random play {number_text(random, 4)} ± {number_text(random_error, 2)}",
         hint="check its environment (sticky actions, action set, frame stack, scale) with surgery evaluate, "
         "or learn without it: --method scratch",
     )
