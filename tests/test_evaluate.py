@@ -108,9 +108,15 @@ def test_a_teacher_confirms_its_recorded_score(path, mode, episodes):
     assert done.known is not None
     assert done.confirmed is True
     assert done.causes == ()
-    assert done.random is not None
     assert done.random.source == "recorded"
     assert done.normalised(done.known.mean) == pytest.approx(1, abs=0.35)
+
+
+def test_random_play_takes_no_forbidden_action():
+    made = new("mlp-8", observation=(4,), actions=2)
+    done = evaluate(made, episodes=8, environment=Environment("CartPole-v1", {"action_mask": [True, False]}))
+    assert done.random.source == "measured"
+    assert done.random.mean < 11  # pushed to one side a pole falls in 8 to 10 steps, pushed at random in 22
 
 
 def test_the_atari_teacher_plays_far_above_people_at_random_and_is_not_below_its_record():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from surgery.distill.methods import RollIn
+from surgery.evaluate import at_random
 
 if TYPE_CHECKING:
     from surgery.envs import Envs
@@ -27,7 +28,7 @@ def epsilon(agent_steps: int, decay: int, end: float) -> float:
 
 def explore(actions: Array, chance: float, allowed: Array, generator: np.random.Generator) -> Array:
     """Actions (n,), each replaced by a uniform one of those that are `allowed` with some probability."""
-    random = allowed[generator.integers(len(allowed), size=len(actions))]
+    random = at_random(allowed, generator)(actions)
     return np.where(generator.random(len(actions)) < chance, random, actions)
 
 

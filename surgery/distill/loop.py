@@ -23,7 +23,7 @@ from surgery.distill.session import Session
 from surgery.distill.weaning import Weaning
 from surgery.envs import Step
 from surgery.errors import RunFailed, number_text
-from surgery.evaluate import Score, evaluate
+from surgery.evaluate import Score, at_random, evaluate
 from surgery.json_values import Json
 from surgery.replay import Batch, Replay, fill
 
@@ -80,7 +80,7 @@ class Loop:
         session, episodes = self._session, 2 * self._settings.evaluation_episodes
         if session.teacher is None:
             generator = np.random.default_rng([self._settings.seed, 1])
-            chance = self._play(lambda x: generator.choice(session.allowed, len(x)), 1, episodes, "random")
+            chance = self._play(at_random(session.allowed, generator), 1, episodes, "random")
             self._progress.random = [chance.mean, standard_error(chance)]
             self._event("measured", random=chance.mean)
             return
@@ -92,7 +92,7 @@ class Loop:
                 progress=lambda done: self._check_stop(),
             )  # fmt: skip
         check_record(found)
-        assert found.random is not None and found.random.score is not None
+        assert found.random.score is not None
         score, chance = found.score, found.random.score
         self._progress.teacher = [score.mean, standard_error(score)]
         self._progress.teacher_length = float(found.episodes.lengths.mean())

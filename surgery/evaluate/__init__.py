@@ -5,7 +5,7 @@ print(evaluation.mean, evaluation.confirmed)
 """
 
 from surgery.evaluate.diagnosis import Finding, diagnose
-from surgery.evaluate.episodes import Episodes, play
+from surgery.evaluate.episodes import Episodes, at_random, play
 from surgery.evaluate.evaluation import Evaluation, evaluate, record
 from surgery.evaluate.measure import fits
 from surgery.evaluate.scores import Score, below, recorded, recorded_scores
@@ -15,6 +15,7 @@ __all__ = [
     "Evaluation",
     "Finding",
     "Score",
+    "at_random",
     "below",
     "diagnose",
     "evaluate",

@@ -23,8 +23,8 @@ class Episodes:
       lengths: (episodes,) int64, in agent steps.
       truncated: how many were cut off by a limit of time; they count as they stood.
       steps: agent steps that were taken in all, also in environments that had their share.
-      low: smallest number in any observation.
-      high: largest number in any observation.
+      low: smallest number in an observation, of one step in 16.
+      high: largest number in an observation, of one step in 16.
     """
 
     returns: Array
@@ -45,10 +45,10 @@ def play(
 ) -> Episodes:
     """Play episodes to their end.
 
-    An agent that never serves the ball plays on to the limit of its contract (`max_episode_steps`: 27,000 steps of an
-    Atari game are 108,000 frames), where its environment cuts it off. How many each environment plays is fixed
-    beforehand. The first N to end among many that run at once would be the
-    shorter ones, and short episodes have other returns than long ones.
+    How many each environment plays is fixed beforehand: the first N to end among many that run at once would be the
+    shorter ones, and short episodes have other returns than long ones. An agent that never serves the ball plays on to
+    the limit of its contract (`max_episode_steps`: 27,000 steps of an Atari game are 108,000 frames), where its
+    environment cuts it off.
 
     Args:
       envs: made with `training=False`.
@@ -96,6 +96,11 @@ def play(
     returns = np.array([total for total, _ in played], np.float64)
     lengths = np.array([length for _, length in played], np.int64)
     return Episodes(returns, lengths, truncated, steps, low, high)
+
+
+def at_random(allowed: Array, generator: np.random.Generator) -> Callable[[Array], Array]:
+    """Random play: any of the actions that may be taken (a,), each as likely as the other."""
+    return lambda observation: allowed[generator.integers(len(allowed), size=len(observation))]
 
 
 def _range(observation: Array) -> tuple[float, float]:

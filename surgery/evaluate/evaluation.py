@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -13,13 +13,11 @@ from surgery.envs import make
 from surgery.envs.contract import OF_THE_MODEL, game
 from surgery.evaluate.baselines import SOURCE, normalised, random_and_human
 from surgery.evaluate.causes import changed, likely_causes
-from surgery.evaluate.episodes import Episodes, play
-from surgery.evaluate.measure import MOST_AT_ONCE, measure, on_device
+from surgery.evaluate.episodes import Episodes, at_random, play
+from surgery.evaluate.measure import MOST_AT_ONCE, Measured, measure, on_device
 from surgery.evaluate.scores import Score, below, interval, recorded, recorded_scores
 from surgery.interface import Environment
 from surgery.json_values import Json
-
-MEASURED = "measured"
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Evaluation:
       episodes: returns and lengths.
       score: the same in short.
       seconds: that it took.
-      random: what random play reaches; None: not known.
+      random: what random play reaches.
       human: mean return of a person; None: not known.
       teacher: mean return of the teacher; None: not given.
       known: the score recorded for this action selection; None: there is none.
@@ -62,7 +60,7 @@ class Evaluation:
     episodes: Episodes
     score: Score
     seconds: float
-    random: Baseline | None
+    random: Baseline
     human: float | None
     teacher: float | None
     known: Score | None
@@ -88,8 +86,8 @@ class Evaluation:
         return f"{count} cut off after {limit:,} steps{f' ({frames:,} frames)' if frames != limit else ''}"
 
     def normalised(self, one: float | None) -> float | None:
-        """The mean where random play is 0 and another score is 1; None where either is not known."""
-        return None if self.random is None or one is None else normalised(self.mean, self.random.mean, one)
+        """The mean where random play is 0 and another score is 1; None where that is not known, or is 0 as well."""
+        return None if one is None else normalised(self.mean, self.random.mean, one)
 
     def to_json(self) -> dict[str, Json]:
         bounds = interval(self.score)
@@ -109,9 +107,7 @@ class Evaluation:
             "steps": self.episodes.steps,
             "frames": self.episodes.steps * cast(int, skip),
             "seconds": self.seconds,
-            "random": None
-            if self.random is None
-            else {"mean": self.random.mean, "source": self.random.source},
+            "random": {"mean": self.random.mean, "source": self.random.source},
             "human": self.human,
             "human_normalised": self.normalised(self.human),
             "teacher": self.teacher,
@@ -172,21 +168,20 @@ def evaluate(
     known = recorded(checkpoint, chosen, differ)
     score = Score.of(played.returns.tolist(), chosen, differ, checkpoint.digest())
     fails = known is not None and below(score, known)
-    done = Evaluation(
+    return Evaluation(
         environment=contract,
         mode=chosen,
         seed=seed,
         episodes=played,
         score=score,
         seconds=measured.seconds,
-        random=None,
+        random=_random(checkpoint, measured, differ, episodes, seed, measure_random),
         human=_human(contract),
         teacher=teacher,
         known=known,
         causes=likely_causes(checkpoint, contract, known, chosen, played) if known and fails else (),
         notes=(*_notes(contract, chosen), *measured.notes),
     )
-    return replace(done, random=_random(checkpoint, contract, differ, done, measure_random))
 
 
 def record(checkpoint: Checkpoint, evaluation: Evaluation) -> Checkpoint:
@@ -200,7 +195,7 @@ def record(checkpoint: Checkpoint, evaluation: Evaluation) -> Checkpoint:
         mask = {name: own.settings[name] for name in OF_THE_MODEL if name in own.settings}
         own = Environment(evaluation.environment.id, {**evaluation.environment.settings, **mask})
     fresh = [evaluation.score]
-    if evaluation.random is not None and evaluation.random.score is not None:
+    if evaluation.random.score is not None:
         fresh.append(evaluation.random.score)
     listed = list(recorded_scores(own))
     for new in fresh:
@@ -216,23 +211,26 @@ def _human(contract: Environment) -> float | None:
 
 
 def _random(
-    checkpoint: Checkpoint, contract: Environment, differ: Mapping[str, Json], done: Evaluation, measure: bool
-) -> Baseline | None:
-    """Random play: as recorded, as published, or measured now, in this order."""
-    known = recorded(checkpoint, "random", differ)
-    if not measure and known is not None:
+    checkpoint: Checkpoint,
+    measured: Measured,
+    differ: Mapping[str, Json],
+    episodes: int,
+    seed: int,
+    anew: bool,
+) -> Baseline:
+    """Random play: as recorded, as published, or measured now, in this order; `anew`: measured in any case."""
+    known, pair = recorded(checkpoint, "random", differ), random_and_human(str(measured.contract.id))
+    if not anew and known is not None:
         return Baseline(known.mean, "recorded")
-    pair = random_and_human(str(contract.id))
-    if not measure and pair is not None:
+    if not anew and pair is not None:
         return Baseline(pair[0], SOURCE)
-    envs = make(contract, min(done.score.episodes, MOST_AT_ONCE), seed=done.seed + 1, training=False)
-    generator = np.random.default_rng(done.seed + 1)
+    envs = make(measured.contract, min(episodes, MOST_AT_ONCE), seed=seed + 1, training=False)
     try:
-        played = play(envs, lambda x: generator.integers(0, envs.actions, len(x)), done.score.episodes)
+        played = play(envs, at_random(measured.allowed, np.random.default_rng(seed + 1)), episodes)
     finally:
         envs.close()
     score = Score.of(played.returns.tolist(), "random", differ, None)
-    return Baseline(score.mean, MEASURED, score)
+    return Baseline(score.mean, "measured", score)
 
 
 def _notes(contract: Environment, mode: str) -> tuple[str, ...]:

@@ -52,6 +52,7 @@ class Measured:
     Attributes:
       contract: completed.
       mode: how actions were chosen.
+      allowed: (a,) numbers of the actions that may be taken.
       seconds: that the playing took.
       notes: what had to be said of the policy.
     """
@@ -59,6 +60,7 @@ class Measured:
     episodes: Episodes
     contract: Environment
     mode: str
+    allowed: Array
     seconds: float
     notes: tuple[str, ...]
 
@@ -110,7 +112,8 @@ def measure(
         fits(checkpoint, policy, envs)
         start = time.perf_counter()
         played = play(envs, act, episodes, ended=policy.reset, progress=progress)
-        return Measured(played, envs.contract, chosen, time.perf_counter() - start, tuple(notes))
+        seconds = time.perf_counter() - start
+        return Measured(played, envs.contract, chosen, policy.allowed, seconds, tuple(notes))
     finally:
         envs.close()
 

@@ -79,6 +79,11 @@ class Policy:
         return self.head.actions
 
     @property
+    def allowed(self) -> Array:
+        """Numbers of the actions that may be taken, in order."""
+        return np.flatnonzero(self.head.allowed or np.ones(self.actions))
+
+    @property
     def recurrent(self) -> bool:
         return bool(self._states)
 
@@ -153,8 +158,7 @@ class Policy:
         actions = np.asarray(scores.argmax(-1))
         if mode == "greedy":
             return actions
-        allowed = np.flatnonzero(self.head.allowed or np.ones(self.actions))
-        random = generator.choice(allowed, len(actions))
+        random = generator.choice(self.allowed, len(actions))
         return np.where(generator.random(len(actions)) < epsilon, random, actions)
 
     def reset(self, mask: Array | None = None) -> None:
@@ -252,7 +256,7 @@ def load(
 
     Args:
       checkpoint: whose interface says what its inputs and outputs are.
-      device: where it runs, `cpu`, `cuda` or `cuda:N`.
+      device: where it runs, `cpu`, `cuda`, `cuda:N` or `auto`.
       environment: a contract to play by instead of the checkpoint's own.
       temperature: of a softmax over its scores; None: 1 for logits, 0.1 for values.
       output: the output to ask; None: the only one that can be a policy.
