@@ -477,6 +477,8 @@ def test_the_command_says_what_it_will_take_and_what_became_of_it(
         ("n_steps=3", "unknown setting 'n_steps'"),
         ("n_step=x", "is not NAME=VALUE"),
         ("replay=1e3", "is a whole number"),
+        ('method="dqfd"', "--method"),
+        ("skip=2", "frame_skip"),
     ],
 )
 def test_a_setting_that_is_wrong_costs_nothing(

@@ -72,7 +72,9 @@ def test_a_run_of_another_configuration_is_refused(teacher: surgery.Checkpoint, 
     with pytest.raises(ArgumentError, match=r"another configuration: settings\.n_step was 3, now 5") as error:
         execute(job_of(teacher, finished, n_step=5))
     assert "another folder" in str(error.value.hint)
-    with pytest.raises(ArgumentError, match="student was"):
+    with pytest.raises(ArgumentError, match=r"configuration: settings\.seed was 0, now 1\n"):
+        execute(job_of(teacher, finished, seed=1))
+    with pytest.raises(ArgumentError, match=r"student was \w{12}, now \w{12}\n"):
         execute(job_of(teacher, finished, to="mlp-16"))
 
 

@@ -180,6 +180,8 @@ class Settings:
         for name in changes:
             if name not in known:
                 raise UnknownName("setting", name, known)
+            if name in _DERIVED:
+                raise ArgumentError(f"the setting '{name}' is not given by hand", hint=_DERIVED[name])
         done = replace(self, **{name: _like(name, value, self) for name, value in changes.items()})
         _check(done)
         return done
@@ -213,6 +215,10 @@ def _clip(environment: Environment) -> float | None:
     return 1.0 if clip is True else float(clip) if isinstance(clip, int | float) and clip else None
 
 
+_DERIVED = {
+    "method": "choose it with --method, and the other settings follow",
+    "skip": "it is what the environment does: --env-setting frame_skip=N",
+}
 _KINDS: Mapping[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
 _OPTIONAL = {"cutoff", "teacher_temperature", "clip"}
 

@@ -25,7 +25,7 @@ from surgery.files import check_readable, replacing, write_error
 from surgery.json_values import Json, dumps, loads
 
 SCHEMA = 6
-"""Of a run directory: 5 says of λ whether it is 0 for good, and holds the student that was best."""
+"""Of a checkpoint's record; none of another schema is gone on with."""
 KEPT = 2
 """Checkpoints that are kept: the newest, and one more should it be damaged."""
 CONFIG, CHECKPOINTS, STUDENT, BEST = "config.json", "checkpoints", "student.onnx", "best.onnx"
@@ -87,21 +87,30 @@ def agree_on(folder: Path, config: Mapping[str, Json]) -> None:
         return
     check_readable(path)
     old = loads(path.read_text(errors="replace"), CONFIG)
-    differing = list(_differences(old, loads(dumps(config), CONFIG)))
+    differing = dict(_differences(old, loads(dumps(config), CONFIG)))
+    if len(differing) > 1:
+        differing.pop("student", None)  # an untrained one follows from all the rest
     if differing:
-        more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
+        listed = list(differing.values())
+        more = f"; and {len(listed) - 5} more" if len(listed) > 5 else ""
         raise ArgumentError(
-            f"{folder} holds a run of another configuration: {'; '.join(differing[:5])}{more}",
+            f"{folder} holds a run of another configuration: {'; '.join(listed[:5])}{more}",
             hint="repeat its command to go on with it, or give another folder with -o",
         )
 
 
-def _differences(old: Json, new: Json, name: str = "") -> Iterator[str]:
+def _differences(old: Json, new: Json, name: str = "") -> Iterator[tuple[str, str]]:
+    """What is called by which name, and in words how it was and is now."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted({*old, *new}):
             yield from _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
     elif old != new:
-        yield f"{name} was {json.dumps(old)}, now {json.dumps(new)}"
+        yield name, f"{name} was {_brief(old)}, now {_brief(new)}"
+
+
+def _brief(value: Json) -> str:
+    """Of a digest its beginning."""
+    return value[:12] if isinstance(value, str) and len(value) == 64 else json.dumps(value)
 
 
 def save(folder: Path, number: int, tensors: Mapping[str, Any], record: Mapping[str, Json]) -> Path:
