@@ -12,6 +12,7 @@ from torch import Tensor
 
 from surgery.distill import losses
 from surgery.distill.captured import Captured, Recorder, Staging
+from surgery.distill.methods import Auxiliary
 from surgery.distill.network import Network
 from surgery.distill.settings import Settings
 from surgery.distill.tensors import Answers, Tensors, answers
@@ -32,11 +33,11 @@ class Objective:
 
     Attributes:
       temporal: whether temporal differences are learned.
-      auxiliary: one of `methods.AUXILIARIES`.
+      auxiliary: what else is.
     """
 
     temporal: bool
-    auxiliary: str
+    auxiliary: Auxiliary
 
 
 Kind: TypeAlias = tuple[Objective, tuple[torch.Size, ...]]
@@ -186,7 +187,7 @@ class Learner:
         here, there = losses.pick(found.output, tensors.action), losses.pick(found.after, best)
         return self.student.values.loss(here, there, tensors.returns, tensors.discount)
 
-    def _auxiliary(self, values: Tensor, tensors: Tensors, kind: str) -> Tensor:
+    def _auxiliary(self, values: Tensor, tensors: Tensors, kind: Auxiliary) -> Tensor:
         settings = self._settings
         if kind == "conservative":
             return losses.conservative(values, tensors.action, settings.temperature)

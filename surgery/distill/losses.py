@@ -30,11 +30,6 @@ def cross_entropy(teacher: Tensor, student: Tensor) -> Tensor:
     return -(functional.softmax(teacher, dim=1) * functional.log_softmax(student, dim=1)).sum(dim=1)
 
 
-def entropy(scores: Tensor) -> Tensor:
-    """Entropy of softmax(scores), (B,): what `cross_entropy` has at its least."""
-    return -(functional.softmax(scores, dim=1) * functional.log_softmax(scores, dim=1)).sum(dim=1)
-
-
 def best_action(teacher: Tensor, student: Tensor) -> Tensor:
     """−log softmax(student)[argmax teacher]: imitation of a teacher of whom only actions are known; (B,).
 

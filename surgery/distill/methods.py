@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from surgery.errors import UnknownName
 
@@ -15,7 +16,8 @@ OFFLINE = 0.4
 """Gradient steps on the teacher's data per agent step of the online budget: 1 M at 2.5 M."""
 CUTOFF = 0.6
 """t₀ as a fraction of the budget: 6 M of 10 M frames."""
-AUXILIARIES = ("none", "imitate", "conservative", "margin")
+Auxiliary = Literal["none", "imitate", "conservative", "margin"]
+"""What is learned beside temporal differences."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Method:
       teacher: whether it needs one.
       temporal: whether it learns by temporal differences.
       offline: gradient steps on the teacher's data before the online phase, per agent step of the budget.
-      offline_loss: auxiliary loss of that phase, one of `AUXILIARIES`.
+      offline_loss: auxiliary loss of that phase.
       online_loss: auxiliary loss of the online phase.
       coefficient: what the auxiliary loss is multiplied with, besides λ.
       weaned: whether λ follows the student's score; else it stays 1.
@@ -77,8 +79,8 @@ class Method:
     teacher: bool = True
     temporal: bool = True
     offline: float = 0.0
-    offline_loss: str = "none"
-    online_loss: str = "none"
+    offline_loss: Auxiliary = "none"
+    online_loss: Auxiliary = "none"
     coefficient: float = 1.0
     weaned: bool = False
     cutoff: float | None = None
