@@ -18,8 +18,8 @@ from surgery.cli import main
 from surgery.draw import draw
 from surgery.draw.boxes import diagram
 from surgery.draw.layers import place
+from surgery.graph.labels import label
 from surgery.graph.spaces import Analysis, analyse
-from surgery.graph.trace import label
 from tests.rule_graphs import activation, model_of, row, weight
 from tests.zoo import load
 

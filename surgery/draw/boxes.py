@@ -11,9 +11,9 @@ import onnx_ir as ir
 from surgery.graph import layout
 from surgery.graph.atoms import Atom, Axis, factors, leaves, summands
 from surgery.graph.control import captured
+from surgery.graph.labels import label
 from surgery.graph.modules import module, scope
 from surgery.graph.spaces import Analysis, Space
-from surgery.graph.trace import label
 
 LETTER = 6.7  # pixels a letter of an 11 px monospaced font takes, a little more than in any common one
 LINE = 19.0

@@ -14,7 +14,8 @@ import onnx_ir as ir
 
 from surgery.graph.atoms import Atom, Axis, factors, find, leaves, summands
 from surgery.graph.demands import Answer
-from surgery.graph.trace import Trace, label
+from surgery.graph.labels import full_label
+from surgery.graph.trace import Trace
 
 Classes = frozenset[Atom]
 
@@ -44,7 +45,7 @@ def circles(
         if not given_up & {zero, other}:
             answer = relying[zero, other]
             given_up.add(zero)
-            where = f"node '{label(answer.site.node)}' ({answer.site.node.op_type})"
+            where = full_label(answer.site.node)
             yield zero, f"{where} sums over it where others are gone that another operand makes zero"
 
 

@@ -203,7 +203,8 @@ class Asking:
         return self._rank
 
     def _rank(self, demand: Demand) -> tuple[int, ...]:
-        return demand.level > 0, self._trained(demand), *self._ability(demand)
+        able, *others = self._ability(demand)
+        return able, self._trained(demand), *others
 
     def _ability(self, demand: Demand) -> tuple[int, ...]:
         alone = demand.parameters.isdisjoint(self._several)

@@ -9,10 +9,10 @@ import onnx_ir as ir
 
 from surgery.errors import Refused, UnknownName
 from surgery.graph.control import captured
+from surgery.graph.labels import full_label, label
 from surgery.graph.layout import units
 from surgery.graph.modules import modules
 from surgery.graph.spaces import Analysis
-from surgery.graph.trace import label
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
@@ -158,8 +158,7 @@ def find(analysis: Analysis, name: str) -> tuple[str, list[Layer]]:
     for layer in uses:
         if layer.node.op_type in CONTROL:
             raise Refused(
-                f"layer '{module}' lies inside node '{label(layer.node)}' ({layer.node.op_type}), "
-                "where no layer can be inserted",
+                f"layer '{module}' lies inside {full_label(layer.node)}, where no layer can be inserted",
                 hint="export the model with the loop unrolled",
             )
     return module, uses
@@ -301,7 +300,7 @@ def _spot(
     producer = value.producer()
     if producer is not None and producer.op_type in _DISTRIBUTIONS:
         raise Refused(
-            f"'{value.name}' is what node '{label(producer)}' ({producer.op_type}) makes of its units: "
+            f"'{value.name}' is what {full_label(producer)} makes of its units: "
             "a layer behind it would not keep it that",
             hint="put the layer before that node",
         )

@@ -9,10 +9,10 @@ from typing import Literal
 import onnx_ir as ir
 
 from surgery.graph.atoms import find, leaves
+from surgery.graph.labels import full_label
 from surgery.graph.layout import Layout
 from surgery.graph.records import Site
 from surgery.graph.spaces import Analysis
-from surgery.graph.trace import label
 
 MOVES = frozenset(
     [
@@ -50,7 +50,7 @@ class Reader:
     @property
     def where(self) -> str:
         """For messages."""
-        return f"node '{label(self.node)}' ({self.node.op_type})"
+        return full_label(self.node)
 
 
 def readers(analysis: Analysis, space: str) -> list[Reader]:
@@ -79,7 +79,7 @@ def mixed_parameters(analysis: Analysis, space: str) -> str | None:
         if any(_has(analysis, axis, space) for axis in site.axes) and not any(
             _operands(analysis, site, space)
         ):
-            return f"weights are mixed over it by node '{label(site.node)}' ({site.node.op_type})"
+            return f"weights are mixed over it by {full_label(site.node)}"
     return None
 
 

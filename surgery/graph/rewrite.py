@@ -11,9 +11,9 @@ import onnx_ir as ir
 from surgery.errors import ProofFailed, Refused
 from surgery.graph.atoms import Axis
 from surgery.graph.facts import Facts
+from surgery.graph.labels import full_label, label
 from surgery.graph.records import Computed, Number, Operand
 from surgery.graph.spaces import Analysis
-from surgery.graph.trace import label
 from surgery.graph.unused import drop_unused
 from surgery.tensors import shape_of
 
@@ -238,7 +238,7 @@ def _left_to_graph(
             out.append(0 if copies and k < len(now) and now[k] == 0 else -1)
     if out.count(-1) > (1 if node.op_type == "Reshape" else 0):
         raise Refused(
-            f"node '{label(node)}' ({node.op_type}) computes several dimensions from a symbolic one and from units",
+            f"{full_label(node)} computes several dimensions from a symbolic one and from units",
             hint="export the model with a fixed number there",
         )
     return tuple(out)
@@ -263,6 +263,4 @@ def _agree(
             continue
         wanted = tuple(resize(axis) for axis in axes)
         if wanted != shape:
-            raise ProofFailed(
-                f"node '{label(new)}' ({new.op_type}) would give {list(shape)}, its axes ask for {list(wanted)}"
-            )
+            raise ProofFailed(f"{full_label(new)} would give {list(shape)}, its axes ask for {list(wanted)}")

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from surgery.graph.atoms import Atom, Freeze, Place, factors, find, freeze, leaves, size_of, spans, summands
 from surgery.graph.circles import circles
 from surgery.graph.demands import Answer, Demand, Places, answers, parameters, places
+from surgery.graph.labels import full_label
 from surgery.graph.records import Site
-from surgery.graph.trace import Trace, label
+from surgery.graph.trace import Trace
 
 
 @dataclass
@@ -169,7 +170,7 @@ def _why(fixed: Sequence[Atom]) -> str:
 
 def _compared(roles: Roles, site: Site) -> None:
     """What is compared keeps its size; what is averaged is copied."""
-    where = f"node '{label(site.node)}' ({site.node.op_type})"
+    where = full_label(site.node)
     if site.kind == "order":
         for leaf in leaves(site.axes[0]):
             freeze(
@@ -182,7 +183,7 @@ def _compared(roles: Roles, site: Site) -> None:
 def _settle(roles: Roles, answer: Answer) -> None:
     """What a class can start with after the answer to a demand on it."""
     site, root, best = answer.site, answer.root, answer.demand
-    where = f"node '{label(site.node)}' ({site.node.op_type})"
+    where = full_label(site.node)
     if best.level == 0:
         reason = f"{where} sums over it and neither operand can be made zero: {best.barrier}"
         freeze((root,), Freeze("mixer", reason))
@@ -201,7 +202,7 @@ def _dead(roles: Roles, found: Iterable[Answer]) -> Iterator[tuple[Atom, str]]:
         # flat as a norm is, what is in nothing else has no other start
         if answer.site.kind == "norm":
             continue
-        where = f"node '{label(answer.site.node)}' ({answer.site.node.op_type})"
+        where = full_label(answer.site.node)
         why = None
         if any(_zero(roles, beside) for beside in answer.beside):
             why = f"new units would be zero in all that {where} multiplies, and stay so"

@@ -14,13 +14,14 @@ from surgery.graph import layout
 from surgery.graph.atoms import UNIT, Atom, Axis, factors, find, leaves, size_of, spans, summands
 from surgery.graph.atoms import Part as PartOf
 from surgery.graph.demands import Demand, travel
+from surgery.graph.labels import label
 from surgery.graph.layout import Factor, Layout, Part, Role, Sum, Units, Weave
 from surgery.graph.modules import modules
 from surgery.graph.padding import Padding, averaged, paddings
 from surgery.graph.prepare import prepared
 from surgery.graph.records import Operand
 from surgery.graph.roles import Roles, assign
-from surgery.graph.trace import Trace, label
+from surgery.graph.trace import Trace
 from surgery.graph.walk import walk
 from surgery.interface import Interface
 from surgery.port_kinds import infer

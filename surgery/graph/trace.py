@@ -14,6 +14,7 @@ from surgery.graph.atoms import Atom, Axis, Freeze, Mismatch, factors, freeze, s
 from surgery.graph.axes import cut, derive, take, unify
 from surgery.graph.control import captured
 from surgery.graph.facts import Facts
+from surgery.graph.labels import full_label, label
 from surgery.graph.records import Kind, Number, Operand, Resize, Site
 from surgery.graph.unknown import unknown_shape
 
@@ -230,7 +231,7 @@ class Trace:
 
     def freeze(self, node: ir.Node, axis: Axis, kind: str, reason: str) -> None:
         """Freeze an axis, naming the node."""
-        freeze(axis, Freeze(kind, f"{reason} by node '{label(node)}' ({node.op_type})"))
+        freeze(axis, Freeze(kind, f"{reason} by {full_label(node)}"))
 
     def same(self, node: ir.Node, *axes: Axis) -> bool:
         """Unify axes; where that is impossible freeze just these axes, naming the node."""
@@ -240,7 +241,7 @@ class Trace:
                 unify(axes[0], other)
         except Mismatch as mismatch:
             for axis in axes:
-                freeze(axis, Freeze("mismatch", f"{mismatch} at node '{label(node)}' ({node.op_type})"))
+                freeze(axis, Freeze("mismatch", f"{mismatch} at {full_label(node)}"))
             return False
         return True
 
@@ -256,16 +257,16 @@ class Trace:
     ) -> Axis:
         """The axis of a result computed from these operands' axes, unit by unit."""
         axes = [axis for _, axis in operands]
-        barrier = None if passes == 2 else f"node '{label(node)}' ({node.op_type})"
+        barrier, slope = None if passes == 2 else full_label(node), full_label(node) if flat else None
+        differ = f"operands differ at node '{label(node)}'"
         if not self.same(node, *axes):
-            return self.fixed(size_of(axes[0]), "mismatch", f"operands differ at node '{label(node)}'")
+            return self.fixed(size_of(axes[0]), "mismatch", differ)
         try:
-            slope = f"node '{label(node)}' ({node.op_type})" if flat else None
             result = derive(axes, mode=mode, passes=passes, barrier=barrier, linear=linear, flat=slope)
         except Mismatch as mismatch:
             for axis in axes:
-                freeze(axis, Freeze("mismatch", f"{mismatch} at node '{label(node)}' ({node.op_type})"))
-            return self.fixed(size_of(axes[0]), "mismatch", f"operands differ at node '{label(node)}'")
+                freeze(axis, Freeze("mismatch", f"{mismatch} at {full_label(node)}"))
+            return self.fixed(size_of(axes[0]), "mismatch", differ)
         if not self.constant(node.outputs[0]):
             self.productions.extend((axis, result) for value, axis in operands if self.constant(value))
         return result
@@ -296,7 +297,7 @@ class Trace:
         try:
             return cut(axis, sizes)
         except Mismatch as mismatch:
-            why = Freeze("mismatch", f"{mismatch} at node '{label(node)}' ({node.op_type})")
+            why = Freeze("mismatch", f"{mismatch} at {full_label(node)}")
             freeze(axis, why)
             return [self.fixed(size, why.kind, why.reason) for size in sizes]
 
@@ -306,7 +307,7 @@ class Trace:
             head, tail = take(factors(axis), outer)
             return tuple(head), tuple(tail)
         except Mismatch as mismatch:
-            why = Freeze("mismatch", f"{mismatch} at node '{label(node)}' ({node.op_type})")
+            why = Freeze("mismatch", f"{mismatch} at {full_label(node)}")
             freeze(axis, why)
             inner = size_of(axis) // outer
             return self.fixed(outer, why.kind, why.reason), self.fixed(inner, why.kind, why.reason)
@@ -382,15 +383,10 @@ def data_of(node: ir.Node) -> ir.Value:
     return value
 
 
-def label(node: ir.Node) -> str:
-    """How a node is called in messages: its name, or its first output."""
-    return node.name or (node.outputs[0].name if node.outputs else None) or node.op_type
-
-
 def give_up(trace: Trace, node: ir.Node, reason: str) -> None:
     """Freeze everything that a node touches."""
     trace.opaque[label(node)] = reason
-    why = Freeze("opaque", f"{reason}: node '{label(node)}' ({node.op_type})")
+    why = Freeze("opaque", f"{reason}: {full_label(node)}")
     for value in [v for v in node.inputs if v is not None] + captured(node):
         trace.freeze_measured(value)
         for axis in trace.touched(value):

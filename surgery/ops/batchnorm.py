@@ -13,10 +13,10 @@ from surgery.edits.norms import FoldedNorm
 from surgery.edits.plan import Plan
 from surgery.edits.rewiring import Rewiring
 from surgery.errors import Refused
+from surgery.graph.labels import full_label, label
 from surgery.graph.layers import Spot, behind, find
 from surgery.graph.ranges import bounds
 from surgery.graph.spaces import Analysis
-from surgery.graph.trace import label
 from surgery.ops import blocks, naming
 from surgery.optimizer import slots_of_each
 
@@ -112,9 +112,7 @@ def _folded(
         or weight not in held
         or any(name not in held for name in found)
     ):
-        raise Refused(
-            f"the batch normalisation of '{module}' cannot be folded into node '{label(node)}' ({node.op_type})"
-        )
+        raise Refused(f"the batch normalisation of '{module}' cannot be folded into {full_label(node)}")
     own = node.inputs[2] if len(node.inputs) > 2 else None
     bare = own is None or _literal_zero(analysis, own, held)
     bias = f"{module}.bias" if own is None or bare else str(own.name)

@@ -14,10 +14,10 @@ from surgery.edits.copies import original_name
 from surgery.edits.parts import OperandEdit, TensorEdit
 from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError, Refused, shape_text
+from surgery.graph.labels import label
 from surgery.graph.layers import CONVOLUTIONS, Layer, find, layers
 from surgery.graph.layout import Layout, Units
 from surgery.graph.spaces import Analysis
-from surgery.graph.trace import label
 from surgery.optimizer import slots_of_each
 
 MOST_TAPS = 1 << 12

@@ -13,8 +13,8 @@ import onnx_ir as ir
 from surgery.checkpoint import Checkpoint
 from surgery.edits.insertion import Attribute, NewPort
 from surgery.errors import ArgumentError, Refused
+from surgery.graph.labels import label
 from surgery.graph.layers import RECURRENT, Spot
-from surgery.graph.trace import label
 from surgery.ops.blocks import Shape, Sketch
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}

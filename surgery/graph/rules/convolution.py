@@ -8,9 +8,10 @@ import numpy as np
 import onnx_ir as ir
 
 from surgery.graph.atoms import UNIT, Axis
+from surgery.graph.labels import full_label, label
 from surgery.graph.rules.movement import dims
 from surgery.graph.rules.table import Table
-from surgery.graph.trace import Opaque, Trace, label
+from surgery.graph.trace import Opaque, Trace
 
 RULES = Table()
 
@@ -96,7 +97,7 @@ def _put_spatial(t: Trace, node: ir.Node, x: ir.Value, batch: Axis, channels: Ax
     data, shape = t.axes(x), t.shape(node.outputs[0])
     for axis in data[2:]:
         t.freeze(node, axis, "spatial", "slid over")
-    why = f"a spatial axis of node '{label(node)}' ({node.op_type})"
+    why = f"a spatial axis of {full_label(node)}"
     spatial = [t.fixed(n, "spatial", why) for n in shape[2:]]
     t.put(node.outputs[0], [batch, channels, *spatial])
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from surgery.graph.atoms import UNIT, Atom, Axis, leaves
+from surgery.graph.labels import full_label
 from surgery.graph.ranges import bounds, finite
 from surgery.graph.rules.table import Table
-from surgery.graph.trace import Trace, data_of, label
+from surgery.graph.trace import Trace, data_of
 
 RULES = Table()
 
@@ -210,11 +211,9 @@ def _limited_domain(t: Trace, node: ir.Node, value: ir.Value) -> None:
         return
     axes = [axis for axis in t.axes(_unrepeated(value)) if axis]
     if t.constant(value):
-        t.domains.extend(
-            (axis, f"zeros may not be finite after node '{label(node)}' ({node.op_type})") for axis in axes
-        )
+        t.domains.extend((axis, f"zeros may not be finite after {full_label(node)}") for axis in axes)
         return
-    reason = f"random units may not be finite after node '{label(node)}' ({node.op_type})"
+    reason = f"random units may not be finite after {full_label(node)}"
     t.limits.extend((axis, "zero", reason) for axis in axes)
 
 

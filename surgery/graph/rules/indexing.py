@@ -5,8 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from surgery.graph.atoms import UNIT, Axis, size_of
+from surgery.graph.labels import full_label
 from surgery.graph.rules.table import Table
-from surgery.graph.trace import Trace, label
+from surgery.graph.trace import Trace
 
 RULES = Table()
 
@@ -99,7 +100,7 @@ def one_hot(t: Trace, node: ir.Node) -> None:
     indices = _inputs(node)[0]
     rows, shape = t.axes(indices), t.shape(node.outputs[0])
     at = node.attributes.get_int("axis", -1) % len(shape)
-    classes = t.fixed(shape[at], "literal", f"the classes of node '{label(node)}' (OneHot)")
+    classes = t.fixed(shape[at], "literal", f"the classes of {full_label(node)}")
     listed = [_together(t, node, [(indices, axis)], passes=0) for axis in rows]
     t.put(node.outputs[0], [*listed[:at], classes, *listed[at:]])
 

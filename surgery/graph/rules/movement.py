@@ -9,10 +9,11 @@ import onnx_ir as ir
 
 from surgery.graph.atoms import UNIT, Axis, Freeze, Mismatch, concat, factors, freeze
 from surgery.graph.axes import take
+from surgery.graph.labels import full_label, label
 from surgery.graph.records import Computed, Number, Resize
 from surgery.graph.rules import shuffle
 from surgery.graph.rules.table import Table
-from surgery.graph.trace import Opaque, Trace, data_of, is_symbolic, label
+from surgery.graph.trace import Opaque, Trace, data_of, is_symbolic
 
 RULES = Table()
 
@@ -52,7 +53,7 @@ def regroup(t: Trace, node: ir.Node, axes: Sequence[Axis], shape: Sequence[int])
                 head, parts = take(parts, n)
                 made.append(tuple(head))
         except Mismatch as mismatch:
-            why = Freeze("mismatch", f"{mismatch} at node '{label(node)}' ({node.op_type})")
+            why = Freeze("mismatch", f"{mismatch} at {full_label(node)}")
             for axis in axes[before]:
                 freeze(axis, why)
             made = [t.fixed(n, why.kind, why.reason) for n in target]
@@ -166,5 +167,5 @@ def tile(t: Trace, node: ir.Node) -> None:
     """The whole value again and again along an axis."""
     data = t.axes(data_of(node))
     repeats = t.numbers(node, 1) or []
-    why = f"the repeats of node '{label(node)}' (Tile)"
+    why = f"the repeats of {full_label(node)}"
     t.put(node.outputs[0], [t.fixed(n, "literal", why) + axis for n, axis in zip(repeats, data, strict=True)])

@@ -5,9 +5,10 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from surgery.graph.atoms import UNIT, Axis
+from surgery.graph.labels import full_label
 from surgery.graph.records import Kind
 from surgery.graph.rules.table import Table
-from surgery.graph.trace import Trace, label
+from surgery.graph.trace import Trace
 
 RULES = Table()
 
@@ -96,7 +97,7 @@ def top_k(t: Trace, node: ir.Node) -> None:
     rest = t.broadcast(node, [x], passes=0)
     for value in node.outputs:
         count = t.shape(value)[axis]
-        rest[axis] = t.fixed(count, "literal", f"the count of node '{label(node)}' (TopK)")
+        rest[axis] = t.fixed(count, "literal", f"the count of {full_label(node)}")
         t.put(value, rest)
 
 

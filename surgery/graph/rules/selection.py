@@ -10,9 +10,10 @@ import onnx_ir as ir
 
 from surgery.graph.atoms import UNIT, Axis, concat, factors, size_of
 from surgery.graph.axes import derive
+from surgery.graph.labels import full_label, label
 from surgery.graph.records import Number, Resize
 from surgery.graph.rules.table import Table
-from surgery.graph.trace import Opaque, Trace, data_of, is_symbolic, label
+from surgery.graph.trace import Opaque, Trace, data_of, is_symbolic
 
 RULES = Table()
 
@@ -111,7 +112,7 @@ def slice_(t: Trace, node: ir.Node) -> None:
             bounds = _throughout(whole, begin)
         else:
             t.freeze(node, whole, "opaque", "every so many units taken, or in reverse,")
-            why = f"a stride over {n} units at node '{label(node)}' (Slice)"
+            why = f"a stride over {n} units at {full_label(node)}"
             data[k] = t.fixed(count, "opaque", why)
         follow.append(None if is_symbolic(whole) else bounds)
     t.put(out, data)
@@ -263,7 +264,7 @@ def pad(t: Trace, node: ir.Node) -> None:
             t.freeze(node, data[k], "spatial", "padded or cropped")
             data[k] = t.fixed(t.shape(out)[k], "spatial", f"padded by node '{label(node)}'")
             continue
-        why = f"padding of node '{label(node)}' (Pad)"
+        why = f"padding of {full_label(node)}"
         edges = [[t.fixed(n, "literal", why)] if n else [] for n in (before, after)]
         data[k] = concat([*edges[0], data[k], *edges[1]])
     t.put(out, data)
