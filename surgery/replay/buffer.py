@@ -66,14 +66,14 @@ class Replay:
                 f"a replay of {capacity:,} rows leaves {self.length} for each of {layout.envs} environments: "
                 f"at least {least} are needed"
             )
-        stride = 1 if window is None else window.stride
-        self.length -= self.length % stride
+        self._stride = 1 if window is None else window.stride
+        self.length -= self.length % self._stride
         rows = self.length * layout.envs
         self._frames: Frames = make_frames(rows, layout.frame, np.dtype(layout.dtype), device)
         self._scores = make_frames(rows, (scores,), np.dtype(np.float32), device) if scores else None
         self._states: Frames | None = None
         if window is not None and window.state:
-            self._states = make_frames(rows // stride, (window.state,), np.dtype(np.float32), device)
+            self._states = make_frames(rows // self._stride, (window.state,), np.dtype(np.float32), device)
         self._rows = Rows(rows)
         self.written = np.zeros(layout.envs, np.int64)
         self._expected: Array | None = None
@@ -147,8 +147,8 @@ class Replay:
         if column is None:
             return
         rows = self._row(used, self.written[used] - 1)
-        if column is self._states and self.window is not None:
-            used, rows = used[rows % self.window.stride == 0], self._state_rows(rows)
+        if column is self._states:
+            used, rows = used[rows % self._stride == 0], self._state_rows(rows)
         if not len(used):
             return
         if given is None:
@@ -251,7 +251,7 @@ class Replay:
         weight = counts * (counts.size / max(1, int(counts.sum())))
         since = np.repeat(np.arange(window.unroll), size) + window.burn_in
         after = (since + np.where(counts, steps, 0)) * size + np.tile(np.arange(size), window.unroll)
-        place = self._row(streams, begin) // window.stride
+        place = self._row(streams, begin) // self._stride
         state = np.zeros((size, 0), np.float32) if self._states is None else self._states.gather(place)
         return Batch(
             drawn, observation.reshape(-1, size, *self._shape), self._rows.action[drawn], returns, discount,
@@ -356,14 +356,12 @@ class Replay:
     def export(self, streams: Array, counts: Array) -> dict[str, Array]:
         """The rows that some entries of some streams lie in: frames and columns, for `segments`."""
         rows = self._row(streams, counts)
-        scores = {} if self._scores is None else {"scores": self._scores.read(rows)}
+        columns = {"frames": self._frames.read(rows), **self._rows.read(rows)}
+        if self._scores is not None:
+            columns["scores"] = self._scores.read(rows)
         if self._states is not None:
-            scores["states"] = self._states.read(self._state_rows(rows))
-        return {
-            "frames": self._frames.read(rows),
-            **self._rows.read(rows),
-            **scores,
-        }
+            columns["states"] = self._states.read(self._state_rows(rows))
+        return columns
 
     def append_rows(self, stream: int, columns: dict[str, Array]) -> None:
         """Append rows that `export` gave to one stream, as they were; the stream is left as if it had been cut."""
@@ -376,7 +374,7 @@ class Replay:
                 states = states[len(begins) :]
 
     def _append_part(self, stream: int, columns: dict[str, Array]) -> Array:
-        """Where the states of these rows lie."""
+        """Append rows that fit into the ring; where the states among them are to lie."""
         kind = columns["kind"]
         counts = self.written[stream] + np.arange(len(kind))
         rows = self._row(np.full(len(kind), stream), counts)
@@ -393,11 +391,9 @@ class Replay:
 
     def beginnings(self, begin: int, end: int) -> int:
         """At how many entries of a stream, from one up to another, a stretch may begin."""
-        stride = 1 if self.window is None else self.window.stride
-        return -(-end // stride) - -(-begin // stride)
+        return -(-end // self._stride) - -(-begin // self._stride)
 
     def _state_rows(self, rows: Array) -> Array:
         """Where the states of some rows lie: of those at which a stretch may begin."""
-        stride = 1 if self.window is None else self.window.stride
-        found: Array = rows[rows % stride == 0] // stride
+        found: Array = rows[rows % self._stride == 0] // self._stride
         return found
