@@ -356,7 +356,6 @@ class Endless:
         return SimpleNamespace(
             observation=np.zeros((3, 1)),
             reward=ones,
-            valid=~never,
             finished=finished,
             terminated=over,
             begins=never,

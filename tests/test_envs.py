@@ -98,7 +98,6 @@ def test_stacks_follow_on_within_an_episode_and_start_anew_after_it():
             assert not step.observation[k, :-1].any()  # one frame, before it zeros
             assert not np.array_equal(step.observation[k], step.next_observation[k])
             ends += 1
-        assert step.valid.all()
     assert ends >= 2
 
 

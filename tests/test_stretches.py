@@ -45,7 +45,7 @@ def played(session: Session, steps: int) -> dict[bytes, np.ndarray]:
         step = session.envs.step(session.actions.integers(2, size=len(observation)))
         session.replay.add(
             observation, np.zeros(3, np.int64), step.reward, step.terminated, step.truncated,
-            step.next_observation, step.valid, state=before, begins=begins,
+            step.next_observation, state=before, begins=begins,
         )  # fmt: skip
         session.forget(step.begins)
         observation, begins = step.observation, step.begins

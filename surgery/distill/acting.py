@@ -111,7 +111,7 @@ def play_games(
     for _ in range(limit):
         step = envs.step(act(observation))
         ended(step.begins)
-        running += np.where(step.valid, step.reward, 0.0)
+        running += step.reward
         for env, total, _ in step.finished:
             running[env] = 0.0
             if len(returns[env]) < share[env]:

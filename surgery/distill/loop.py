@@ -19,6 +19,7 @@ from surgery.distill.journal import Pace, Status
 from surgery.distill.learner import Objective
 from surgery.distill.measuring import check_record, check_teacher, standard_error
 from surgery.distill.mixing import mixed
+from surgery.distill.replays import keep
 from surgery.distill.session import Session
 from surgery.distill.weaning import Weaning
 from surgery.envs import Step
@@ -130,9 +131,9 @@ class Loop:
             wanted = teacher.choose(scores, session.actions)
             actions = explore(wanted, chance, session.allowed, session.actions)
             step = session.envs.step(actions)
-            _add(replay, observation, begins, actions, step, scores)
+            keep(replay, observation, begins, actions, step, scores)
             session.forget(step.begins)
-            progress.collected += int(step.valid.sum())
+            progress.collected += len(step.reward)
             observation, begins = step.observation, step.begins
         replay.cut()
         session.renew_envs()
@@ -176,7 +177,7 @@ class Loop:
             actions, scores = self._act(observation, turns)
             self._learn()  # queued on a device, it runs while the environments step
             step = session.envs.step(actions)
-            _add(session.replay, observation, begins, actions, step, scores, state)
+            keep(session.replay, observation, begins, actions, step, scores, state)
             session.forget(step.begins)
             self._count(step, turns)
             observation, begins = step.observation, step.begins
@@ -390,18 +391,3 @@ class Loop:
                 "updates": progress.updates, "seconds": round(session.tick(), 3), **values,
             }
         )  # fmt: skip
-
-
-def _add(
-    replay: Replay,
-    observation: Array,
-    begins: Array,
-    actions: Array,
-    step: Step,
-    scores: torch.Tensor | None,
-    state: torch.Tensor | None = None,
-) -> None:
-    replay.add(
-        observation, actions, step.reward, step.terminated, step.truncated, step.next_observation,
-        step.valid, scores, state, begins,
-    )  # fmt: skip

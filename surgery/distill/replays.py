@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
+from surgery.distill.acting import Array
 from surgery.distill.methods import Method
 from surgery.distill.network import Network
 from surgery.distill.settings import Settings
-from surgery.envs import Envs
+from surgery.envs import Envs, Step
 from surgery.replay import (
     Layout,
     Replay,
@@ -92,6 +93,22 @@ def make_replays(
         for shape in shapes
     ]  # fmt: skip
     return made[0], made[1] if method.collects else None
+
+
+def keep(
+    replay: Replay,
+    observation: Array,
+    begins: Array,
+    actions: Array,
+    step: Step,
+    scores: torch.Tensor | None,
+    state: torch.Tensor | None = None,
+) -> None:
+    """Add what one step of the environments gave to a replay; see `Replay.add`."""
+    replay.add(
+        observation, actions, step.reward, step.terminated, step.truncated, step.next_observation,
+        scores=scores, state=state, begins=begins,
+    )  # fmt: skip
 
 
 def _free() -> int:

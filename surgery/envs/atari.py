@@ -71,7 +71,6 @@ class AtariEnvs:
             reward=reward.astype(np.float32),
             terminated=terminated | lost if self._life_loss else terminated,
             truncated=truncated,
-            valid=np.ones(self.num_envs, bool),
             finished=self._ledger.add(reward, over),
         )
 

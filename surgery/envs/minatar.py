@@ -73,8 +73,8 @@ class MinAtarEnvs:
                 self._games[k].reset()
             self._age[over] = 0
             observation = self._observe()
-        valid, finished = np.ones(self.num_envs, bool), self._ledger.add(reward, over)
-        return Step(observation, reached, reward, terminated, truncated, valid, finished)
+        finished = self._ledger.add(reward, over)
+        return Step(observation, reached, reward, terminated, truncated, finished)
 
     def close(self) -> None:
         self._games.clear()

@@ -65,7 +65,6 @@ class SingleEnvs:
             reward=reward,
             terminated=terminated,
             truncated=truncated,
-            valid=np.ones(self.num_envs, bool),
             finished=finished,
         )
 

@@ -27,7 +27,6 @@ class Step:
       terminated: (n,) bool: nothing follows, so that nothing is bootstrapped. In training this includes the loss of
         a life where the contract says so; the episode itself goes on then.
       truncated: (n,) bool: the episode was cut off by a limit of time.
-      valid: (n,) bool: false where nothing was acted on; no such row may be learned from.
       finished: (environment, return, length in agent steps) of every episode that ended with this step.
     """
 
@@ -36,7 +35,6 @@ class Step:
     reward: Array
     terminated: Array
     truncated: Array
-    valid: Array
     finished: tuple[tuple[int, float, int], ...]
 
     @property
