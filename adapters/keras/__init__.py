@@ -15,7 +15,6 @@ from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, Refused, SurgeryError
 from surgery.files import replacing
 from surgery.formats import is_kind
-from surgery.interface import Interface
 from surgery.optimizer import power
 from surgery.port_kinds import infer
 from surgery.tensors import Region, equal, shape_of
@@ -92,7 +91,9 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
     file = KerasFile.open(like)
     layers, new, config = _grown(file, checkpoint, like)
     checkpoint, new = _with_roots(file, checkpoint, new)
-    config, found = _settings(file, checkpoint, new, config)
+    config, network = _settings(file, checkpoint, new, config)
+    if network is not None:
+        _check(checkpoint, network)
     if layers or _swapped(file, checkpoint):
         weights, record = _rearranged(file, checkpoint, new, config, layers)
         config = config if record is None else _with_optimizer(config, record)
@@ -101,7 +102,8 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
         changed = _rewritten(file, checkpoint, new)
     if config != file.config:
         changed[CONFIG] = json.dumps(config).encode()
-    if notes := notes_of(checkpoint, found):
+    told = bare(checkpoint.interface) if network is None else infer(network.graph.model())
+    if notes := notes_of(checkpoint, told):
         changed[NAME] = notes
     needed = sum(length for _, length in file.zip.members.values())
     with replacing([path], force=force, needed=needed, sources=[like]) as [part], part.open("wb") as out:
@@ -153,7 +155,7 @@ def check(checkpoint: Checkpoint, *, like: Path) -> None:
     """Whether a copy of a saved model can hold other networks; see `surgery.adapters.Checking`."""
     file = KerasFile.open(like)
     layers, new, config = _grown(file, checkpoint, like)
-    config = with_widths(config, new, checkpoint, _resized(file, new))
+    config, _ = _settings(file, checkpoint, new, config)
     if layers or _swapped(file, checkpoint):
         optimizer.rebuilt(file, tree(config), {*new}, checkpoint.optimizer)
     else:
@@ -299,14 +301,14 @@ def _scaled(tensor: ir.TensorProtocol, factor: float) -> ir.TensorProtocol:
 
 def _settings(
     file: KerasFile, checkpoint: Checkpoint, tensors: Tensors, config: Mapping[str, Any]
-) -> tuple[Any, Interface]:
-    """The configuration of a model with these variables, and the interface that the file tells by itself.
+) -> tuple[Any, Network | None]:
+    """The configuration of a model with these variables, and what it describes; None where that has no graph of ours.
 
     Args:
       config: the file's, with new layers in it.
 
     Raises:
-      Refused: Keras would compute something else with it.
+      Refused: it cannot say what the model is.
     """
     resized = _resized(file, tensors)
     config = with_widths(config, tensors, checkpoint, resized)
@@ -314,15 +316,14 @@ def _settings(
         _check_followed(file, checkpoint, resized)
         check_reshapes(file.config, config)
         with_kernels(config, {name: shape_of(tensor) for name, tensor in tensors.items()})
-        return config, bare(checkpoint.interface)
+        return config, None
     with_reshapes(config, build(file.config, file.tensors).literals, checkpoint)
     try:
         network = build(config, tensors)
     except SurgeryError as error:
         raise Refused(f"Keras could not build the changed model: {error.message}") from error
     with_shapes(config, network.shapes, network.calls)
-    _check(checkpoint, network)
-    return config, infer(network.graph.model())
+    return config, network
 
 
 def _check_followed(file: KerasFile, checkpoint: Checkpoint, resized: list[str]) -> None:
