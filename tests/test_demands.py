@@ -263,3 +263,30 @@ def test_units_that_a_relu_would_keep_at_zero_are_copies() -> None:
     assert space.inits == ("net2net",)
     assert "has no slope" in str(space.no_zero)
     assert surgery.apply(surgery.widen(before, widths={space.name: 9}), before).report.ok
+
+
+class KeysAreValues(nn.Module):
+    """One projection for keys and values; what three heads of two units have found is added up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.query, self.out = nn.Linear(5, 6), nn.Linear(1, 2)
+        self.both = nn.Linear(5, 6, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            y.view(-1, 6, 3, 2).transpose(1, 2) for y in (self.query(x).tanh(), self.both(x), self.both(-x))
+        )
+        mixed = (q @ k.transpose(2, 3)).softmax(-1) @ v
+        return self.out(mixed.transpose(1, 2).reshape(-1, 6, 6).sum(-1, keepdim=True))
+
+
+def test_a_share_that_values_expect_is_not_one_that_keys_of_the_same_weights_expect() -> None:
+    before = from_module(KeysAreValues(), example_inputs=torch.randn(4, 6, 5))
+    heads, size = (space for space in before.analysis.spaces if space.hidden)
+    assert (heads.inits, size.inits) == (("zero",), BOTH)
+    for space in (heads, size):
+        for init in space.inits:
+            plan = surgery.widen(before, widths={space.name: 2 * space.size}, init=init)
+            assert surgery.apply(plan, before).report.ok

@@ -260,11 +260,10 @@ def _produced(roles: Roles, trace: Trace, asked: set[Atom], through: set[Atom]) 
     """
     produced: set[Atom] = set()
     for source, result in trace.productions:
-        made = parameters([source])
-        produced |= made
-        clash = made & asked
-        if clash and not any(leaf in through for leaf in leaves(result)):
-            for leaf in _in_order(clash):
+        for maker, unit in zip(leaves(source), leaves(result), strict=True):
+            made = parameters([(maker,)])
+            produced |= made
+            for leaf in _in_order(made & asked) if unit not in through else ():
                 reason = f"'{leaf.tensor}' makes units that are scaled in one place and not in another"
                 roles.no_net2net.setdefault(find(leaf), reason)
     return produced
