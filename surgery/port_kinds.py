@@ -14,7 +14,7 @@ _MOVES = frozenset(
     {"Identity", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Slice", "Split", "Gather", "Concat"}
 )
 _INPUT_WORDS: Mapping[str, frozenset[str]] = {
-    "mask": frozenset({"mask", "legal", "invalid"}),
+    "mask": frozenset({"mask", "masks", "legal", "invalid"}),
     "observation": frozenset({"observation", "obs"}),
     "state": _STATE_WORDS,
 }
@@ -39,7 +39,10 @@ def infer(model: ir.Model) -> Interface:
     initialised = set(graph.initializers)
     inputs = [value for value in graph.inputs if value.name not in initialised]
     kinds_in = {_name(value): _kind(_name(value), _INPUT_WORDS) for value in inputs}
-    kinds_out = {_name(value): _kind(_name(value), _OUTPUT_WORDS) for value in graph.outputs}
+    kinds_out = {
+        _name(value): _kind(_name(value), _OUTPUT_WORDS) if _answers(value, inputs) else "other"
+        for value in graph.outputs
+    }
     first, last = _recurrent_state(graph)
     for kinds, found in ((kinds_in, first), (kinds_out, last)):
         kinds.update({name: "state" for name in found if first and last and kinds.get(name) == "other"})
@@ -61,6 +64,19 @@ def _recurrent_state(graph: ir.Graph) -> tuple[set[str], set[str]]:
     last = _ends([value for node in cells for value in node.outputs[1:3]], _results)
     inputs, outputs = ({_name(value) for value in side} for side in (graph.inputs, graph.outputs))
     return first & inputs, last & outputs
+
+
+def _answers(output: ir.Value, inputs: list[ir.Value]) -> bool:
+    """Whether anything that goes in changes what comes out: the version number of a format is the answer to nothing."""
+
+    def operands(value: ir.Value) -> list[ir.Value]:
+        node = value.producer()
+        if node is None:
+            return []
+        inner = any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values())
+        return inputs if inner else [operand for operand in node.inputs if operand is not None]
+
+    return not _ends([output], operands).isdisjoint(_name(value) for value in inputs)
 
 
 def _ends(values: list[ir.Value], step: Callable[[ir.Value], list[ir.Value]]) -> set[str]:

@@ -123,8 +123,8 @@ def _draw(
     value: ir.Value, port: Port, shape: tuple[int, ...], rng: np.random.Generator
 ) -> np.ndarray[Any, np.dtype[Any]]:
     dtype = _dtype(value)
-    if dtype.kind == "b":
-        return rng.random(shape) < 0.5
+    if dtype.kind == "b" or (port.kind == "mask" and port.low is port.high is None):
+        return (rng.random(shape) < 0.5).astype(dtype)
     if dtype.kind in "iu":
         low, high = _ends(port, shape, 0, 255 if dtype == np.uint8 else 1)
         return rng.integers(low, high, shape, endpoint=True).astype(dtype)

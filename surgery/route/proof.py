@@ -15,6 +15,7 @@ from surgery.errors import ClaimFailed, ProofFailed
 from surgery.operate import Result
 from surgery.probes import Arrays, probes
 from surgery.verify import Report, versions
+from surgery.verify.choices import comparable
 from surgery.verify.outputs import (
     FLOAT32_LIMIT,
     FLOAT64_LIMIT,
@@ -63,23 +64,25 @@ def end_to_end(
     def kept(arrays: Arrays) -> Arrays:
         return reduce(lambda x, plan: shrink(plan, x), reversed(plans), dict(arrays))
 
-    tool = float32_tool(before.model, after.model)
-    old = float32_outputs(before.model, inputs, tool)
-    new = kept(float32_outputs(after.model, _complete(grown(inputs), after, seed), tool))
+    structure = check_structure(after.model, before.model)
+    exact = reduce(lambda checkpoint, plan: execute(plan, checkpoint, double=True), plans, before)
+    first, last, exact = comparable(before, after, exact)
+    tool = float32_tool(first.model, last.model)
+    old = float32_outputs(first.model, inputs, tool)
+    new = kept(float32_outputs(last.model, _complete(grown(inputs), after, seed), tool))
     new = {name: array for name, array in new.items() if name in old}
     absolute, relative, worst = difference(old, new)
-    exactly = float64_outputs(before.model, inputs)
+    exactly = float64_outputs(first.model, inputs)
     limit = max(FLOAT32_LIMIT, 4 * noise(exactly, old))
-    exact = reduce(lambda checkpoint, plan: execute(plan, checkpoint, double=True), plans, before)
     ends = (
         lambda arrays: _complete(grown(arrays), after, seed),
         lambda arrays: {name: array for name, array in kept(arrays).items() if name in old},
         dict,
     )
     checks = [
-        check_structure(after.model, before.model),
+        structure,
         measured("outputs, float32", relative, limit, f"{tool}{', worst ' + worst if worst else ''}"),
-        *compare_double(before.model, exact.model, inputs, ends, FLOAT64_LIMIT, exactly),
+        *compare_double(first.model, exact.model, inputs, ends, FLOAT64_LIMIT, exactly),
     ]
     if before.optimizer is not None:
         checks += _slots(results, before, inputs, seed)

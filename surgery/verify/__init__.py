@@ -17,6 +17,7 @@ from surgery.errors import ArgumentError, GraphError, shape_text
 from surgery.graph.layout import units
 from surgery.numeric import Unsupported
 from surgery.probes import Arrays, probes
+from surgery.verify.choices import comparable
 from surgery.verify.outputs import (
     FLOAT32_LIMIT,
     FLOAT64_LIMIT,
@@ -101,6 +102,7 @@ def _judge(
     shrunk = (lambda arrays: shrink(plan, arrays)) if plan else dict
     common = (lambda arrays: kept(plan, arrays)) if plan else dict
     structure = check_structure(after.model, before.model)
+    before, after, exact = comparable(before, after, exact)
     old, tool = _before(before, after, inputs)
     try:
         found = float32_outputs(after.model, grown(inputs), tool)
@@ -136,6 +138,7 @@ def _judge_over_time(
     states = probes(after, ROWS["outputs"], seed)
     grown = [{**step, **{name: states[name] for name in after.interface.states()}} for step in steps]
     structure = check_structure(after.model, before.model)
+    before, after = comparable(before, after)
     sides = (before, steps), (after, grown)
     tool = float32_tool(before.model, after.model)
     try:

@@ -29,6 +29,9 @@ FLOAT64_LIMIT = 1e-13
 KL_LIMIT = 1e-8
 """Nats, between the policies that two sets of logits define."""
 
+FORBIDDEN = 1e6
+"""From this magnitude on, numbers are taken for those of a mask, in place of -inf."""
+
 Carry = Callable[[Arrays], Arrays]
 
 _INSIDE = 1 << 16
@@ -45,7 +48,8 @@ class UnfitGraph(Exception):
 def difference(before: Arrays, after: Arrays) -> tuple[float, float, str]:
     """The largest absolute difference, the largest relative to its output's magnitude, and that output's name.
 
-    NaN or infinity in one place but not in the other is an infinite difference.
+    What stands for -inf (scores of actions that a mask forbids) is judged by its own magnitude: nothing could be seen
+    beside it. NaN or infinity in one place but not in the other is an infinite difference.
     """
     worst = (0.0, 0.0, "")
     for name, old in before.items():
@@ -56,10 +60,12 @@ def difference(before: Arrays, after: Arrays) -> tuple[float, float, str]:
             same = (old == new) | (np.isnan(_real(old)) & np.isnan(_real(new)))
             gap = np.where(same, 0.0, np.abs(_real(new) - _real(old)))
         gap = np.where(np.isnan(gap), np.inf, gap)
-        finite = np.abs(_real(old)[np.isfinite(_real(old))])
-        scale = float(finite.max(initial=0.0)) or 1.0
-        largest = float(gap.max(initial=0.0))
-        worst = max(worst, (largest, largest / scale, name), key=lambda found: (found[1], found[0]))
+        size = np.where(np.isfinite(_real(old)), np.abs(_real(old)), 0.0)
+        scale = float(size[size < FORBIDDEN].max(initial=0.0)) or 1.0
+        relative = float((gap / np.where(size < FORBIDDEN, scale, size)).max(initial=0.0))
+        worst = max(
+            worst, (float(gap.max(initial=0.0)), relative, name), key=lambda found: (found[1], found[0])
+        )
     return worst
 
 
