@@ -116,17 +116,12 @@ def _deterministic(
 def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list[Path]:
     """Write a copy of a file with other arrays; see `surgery.adapters.Adapter`."""
     old = flat(read(like))
-    new = fit(old, checkpoint, like).now  # a compact module names its layers itself: there are no new ones
+    new = _fitted(old, checkpoint, like)
     replaced = {
         span[0]: new[name]
         for name, tensor in old.items()
         if name in new and (span := span_of(tensor)) is not None and not equal(tensor, new[name])
     }
-    for name, tensor in old.items():
-        if name in new and new[name].dtype != tensor.dtype:
-            raise Refused(
-                f"'{name}' is {tensor.dtype.name} in the file, and would become {new[name].dtype.name}"
-            )
     with replacing([path], force=force, sources=[like]) as [part], part.open("wb") as out:
         rewrite(like, replaced, out)
     return [path]
@@ -134,7 +129,24 @@ def save(checkpoint: Checkpoint, path: Path, *, like: Path, force: bool) -> list
 
 def check(checkpoint: Checkpoint, *, like: Path) -> None:
     """Whether a copy of a file can hold other networks; see `surgery.adapters.Checking`."""
-    fit(flat(read(like)), checkpoint, like)
+    _fitted(flat(read(like)), checkpoint, like)
+
+
+def _fitted(
+    old: Mapping[str, ir.TensorProtocol], checkpoint: Checkpoint, like: Path
+) -> Mapping[str, ir.TensorProtocol]:
+    """The arrays of a file as they are to be.
+
+    Raises:
+      ArgumentError, Refused: the file has no place for them.
+    """
+    new = fit(old, checkpoint, like).now  # a compact module names its layers itself: there are no new ones
+    for name, tensor in old.items():
+        if name in new and new[name].dtype != tensor.dtype:
+            raise Refused(
+                f"'{name}' is {tensor.dtype.name} in the file, and would become {new[name].dtype.name}"
+            )
+    return new
 
 
 def networks(path: Path) -> dict[str, Mapping[str, ir.TensorProtocol]]:
