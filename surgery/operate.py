@@ -133,9 +133,6 @@ def _answerable(plan: Plan) -> Iterator[None]:
 def _enforce(report: Report, plan: Plan) -> None:
     if report.ok:
         return
-    failed = {
-        check.name: f"{check.value:.3g}, limit {check.limit}; {check.detail}" for check in report.failed
-    }
     proofs = [
         check
         for check in report.failed
@@ -143,10 +140,11 @@ def _enforce(report: Report, plan: Plan) -> None:
     ]
     if proofs:
         raise ProofFailed(
-            f"the proof of '{plan.operation}' fails: {proofs[0].name} {proofs[0].value:.3g}", where=failed,
+            f"the proof of '{plan.operation}' fails: {proofs[0].name} {proofs[0].value:.3g}", where=report.failures,
             hint="this is a bug of ours: please report it, with the model and the plan",
         )  # fmt: skip
     raise ClaimFailed(
-        f"'{plan.operation}' claims {plan.claim}, but the stored result is not: {report.failed[0].name}", where=failed,
+        f"'{plan.operation}' claims {plan.claim}, but the stored result is not: {report.failed[0].name}",
+        where=report.failures,
         hint="write it all the same with --no-verify, or store the model in a wider precision",
     )  # fmt: skip

@@ -362,11 +362,8 @@ def _proved(
     report = prove(plan, before, after, after, observations=observations, seed=seed)
     if report.ok:
         return report
-    failed = {
-        check.name: f"{check.value:.3g}, limit {check.limit}; {check.detail}" for check in report.failed
-    }
     raise ClaimFailed(
-        f"'{operation}' would change the function: {report.failed[0].name}", where=failed,
+        f"'{operation}' would change the function: {report.failed[0].name}", where=report.failures,
         hint="the numbers of one of the networks overflow, or it is not a function of its inputs alone",
     )  # fmt: skip
 

@@ -126,11 +126,10 @@ def _complete(arrays: Arrays, after: Checkpoint, seed: int) -> Arrays:
 def _enforce(report: Report) -> None:
     if report.ok:
         return
-    failed = {check.name: f"{check.value:.3g}, limit {check.limit}" for check in report.failed}
     if any("float64" in check.name or check.name == "structure" for check in report.failed):
-        raise ProofFailed("the ends of the route differ, though no plan of it failed", where=failed)
+        raise ProofFailed("the ends of the route differ, though no plan of it failed", where=report.failures)
     raise ClaimFailed(
         "the ends of the route differ by more than rounding",
-        where=failed,
+        where=report.failures,
         hint="write it all the same: --no-verify",
     )

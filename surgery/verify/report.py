@@ -75,6 +75,13 @@ class Report:
         """The checks that do not hold."""
         return tuple(check for check in self.checks if not check.ok)
 
+    @property
+    def failures(self) -> dict[str, str]:
+        """The checks that do not hold -> what was found, for an error."""
+        return {
+            check.name: f"{check.value:.3g}, limit {check.limit}; {check.detail}" for check in self.failed
+        }
+
     def check(self, name: str) -> Check | None:
         """A check by name."""
         return next((check for check in self.checks if check.name == name), None)
