@@ -25,7 +25,7 @@ from surgery.replay import (
     write_segment,
 )
 from surgery.replay.frames import make_frames
-from surgery.replay.recorded import Transitions
+from surgery.replay.transitions import Transitions
 
 
 @dataclass(frozen=True)

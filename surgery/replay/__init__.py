@@ -8,10 +8,11 @@ batch = replay.sample(32, generator)
 from surgery.replay.batch import Batch, Layout, Stretch
 from surgery.replay.buffer import NOWHERE, Replay
 from surgery.replay.memory import check_memory, estimate
-from surgery.replay.recorded import Transitions, check_fits, fill, read_transitions
+from surgery.replay.recorded import check_fits, fill, read_transitions
 from surgery.replay.segments import Segment, restore, write_segment
 from surgery.replay.sequences import Window
 from surgery.replay.sum_tree import SumTree
+from surgery.replay.transitions import Transitions
 
 __all__ = [
     "NOWHERE",

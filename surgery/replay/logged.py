@@ -13,9 +13,7 @@ import math
 import pickletools
 import re
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,6 +21,7 @@ from surgery.errors import CorruptFile, FileError, shape_text
 from surgery.files import check_readable
 from surgery.replay.frames import Array
 from surgery.replay.memory import check_memory, estimate
+from surgery.replay.transitions import Stacked, Transitions
 
 STACK = 4
 """Frames in an observation of Dopamine's agents, where frames are images."""
@@ -32,54 +31,12 @@ _MOST = 1 << 24
 """Bytes of a list of episode ends."""
 
 
-@dataclass(frozen=True)
-class Stacked:
-    """Observations as stacks of frames that are kept once.
-
-    Attributes:
-      frames: (n, *frame). rows: (N, stack) which of them each observation is made of, newest last.
-    """
-
-    frames: Array
-    rows: Array
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(N, stack, *frame), or (N, *frame) without a stack."""
-        stack = self.rows.shape[1:] if self.rows.shape[1] > 1 else ()
-        return (len(self.rows), *stack, *self.frames.shape[1:])
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.frames.dtype
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: Any) -> Array:  # noqa: ANN401
-        rows = self.rows[index]
-        found: Array = self.frames[rows if self.rows.shape[1] > 1 else rows[..., 0]]
-        return found
-
-
-@dataclass(frozen=True)
-class Logged:
-    """What was logged, N whole transitions in order; the columns of `surgery.replay.Transitions`."""
-
-    observation: Stacked
-    action: Array
-    reward: Array
-    terminated: Array
-    next_observation: Stacked
-    begins: Array
-
-
 def is_logged(path: Path) -> bool:
     """Whether a file is, by its name, a column of a logged replay."""
     return _COLUMN.fullmatch(path.name) is not None
 
 
-def read_logged(path: Path, stack: int | None = None) -> Logged:
+def read_logged(path: Path, stack: int | None = None) -> Transitions:
     """Read the log that a column belongs to; nothing in it is executed.
 
     Args:
@@ -116,7 +73,7 @@ def read_logged(path: Path, stack: int | None = None) -> Logged:
     size = stack or (STACK if frames.ndim > 2 else 1)
     rows, following, begins = _whole(ends, cut, added, size)
     newest = rows[:, -1]
-    return Logged(
+    return Transitions(
         Stacked(frames, rows),
         action[newest].astype(np.int64),
         reward[newest].astype(np.float32),

@@ -2,14 +2,13 @@
 
 The arrays are a ring buffer in storage order. Between index i and i + 1 lies a seam (the end of an episode, a cut, the
 ring's own end) wherever `terminated[i]`, `truncated[i]` or `next_obs[i] != obs[i + 1]`: no return reaches across one.
-An episode begins after `terminated` or `truncated`, or, should losses of lives be among
-those, where `begins` says so. With `packed` true the observations are bits (`np.packbits`) of the shape `obs_shape`.
+An episode begins after `terminated` or `truncated`, or, should losses of lives be among those, where `begins` says so.
+With `packed` true the observations are bits (`np.packbits`) of the shape `obs_shape`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +18,9 @@ from surgery.errors import ArgumentError, CorruptFile, shape_text
 from surgery.replay.batch import Layout
 from surgery.replay.buffer import Replay
 from surgery.replay.frames import Array
-from surgery.replay.logged import Stacked, is_logged, read_logged
+from surgery.replay.logged import is_logged, read_logged
 from surgery.replay.npz import read_npz
+from surgery.replay.transitions import Transitions
 
 if TYPE_CHECKING:
     import torch
@@ -28,30 +28,6 @@ if TYPE_CHECKING:
 Label = Callable[[Array, Array], "Array | torch.Tensor"]
 """Observations (envs, *observation), and which of them do not follow from those before (envs,) bool -> a teacher's
 scores (envs, A)."""
-
-
-@dataclass(frozen=True)
-class Transitions:
-    """What was recorded, N transitions in order.
-
-    Attributes:
-      observation: (N, *observation).
-      action: (N,) whole numbers.
-      reward: (N,)
-      terminated: (N,) true where the episode ended by its own rules.
-      next_observation: (N, *observation) the true successors.
-      begins: (N,) where an episode begins, even if what was observed does not show it; None: after each terminated one.
-    """
-
-    observation: Array | Stacked
-    action: Array
-    reward: Array
-    terminated: Array
-    next_observation: Array | Stacked
-    begins: Array | None = None
-
-    def __len__(self) -> int:
-        return len(self.action)
 
 
 def read_transitions(path: Path) -> Transitions:
@@ -65,10 +41,7 @@ def read_transitions(path: Path) -> Transitions:
       CorruptFile: damaged, or without the arrays that make a transition.
     """
     if is_logged(path):
-        log = read_logged(path)
-        return Transitions(
-            log.observation, log.action, log.reward, log.terminated, log.next_observation, log.begins
-        )
+        return read_logged(path)
     arrays = read_npz(path, "recorded replay")
     try:
         return _transitions(arrays)
