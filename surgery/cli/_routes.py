@@ -61,7 +61,10 @@ def travel(
     Where there is none and `play` is given, a new network is taught in the run directory OUT.run and written to OUT.
     """
     try:
-        _travel(model, to, editing, init)
+        if editing.dry_run:
+            _show(model, to, editing, init)
+        else:
+            _travel(model, to, editing, init)
     except Refused as refusal:
         if play is None:
             raise
@@ -69,27 +72,27 @@ def travel(
         _distill(model, to, editing, play)
 
 
+def _show(model: Path, to: str, editing: _edits.Editing, init: Init) -> None:
+    """The route, unless the target that is named cannot hold what it leads to."""
+    from surgery import route
+
+    with editing.output.step(f"looking for a route to {to}"):
+        checkpoint = surgery.load(model)
+        name, found = route.survey(checkpoint, to)
+        route.check(found, name, checkpoint)
+        if editing.target is not None and checkpoint.origin is not None:
+            accept = _accepted(checkpoint, editing.target)
+            route.migrate(checkpoint, to, init=init, verify=False, seed=editing.proof.seed, accept=accept)
+    editing.output.show(_survey(found, to), lambda: _rows(found.rows))
+
+
 def _travel(model: Path, to: str, editing: _edits.Editing, init: Init) -> None:
     from surgery import route
-    from surgery.storage import check_savable
 
-    proof, output, force = editing.proof, editing.output, editing.force
-    path = None if editing.dry_run else _files.check_target(editing.target, [model], force=force)
-    with output.step(f"looking for a route to {to}"):
+    proof, output = editing.proof, editing.output
+    path = _files.check_target(editing.target, [model], force=editing.force)
+    with output.step(f"reading {model}"):
         checkpoint = surgery.load(model)
-        if path is None:
-            name, found = route.survey(checkpoint, to)
-            route.check(found, name, checkpoint)
-
-    def accept(result: surgery.Checkpoint) -> None:
-        if editing.target is not None:
-            check_savable(lambda: result, checkpoint, editing.target)
-
-    if path is None:
-        if editing.target is not None and checkpoint.origin is not None:
-            route.migrate(checkpoint, to, init=init, verify=False, seed=proof.seed, accept=accept)
-        output.show(_survey(found, to), lambda: _rows(found.rows))
-        return
     with output.step("applying and verifying"):
         journey = route.migrate(
             checkpoint,
@@ -98,11 +101,18 @@ def _travel(model: Path, to: str, editing: _edits.Editing, init: Init) -> None:
             verify=proof.verify,
             observations=proof.observations,
             seed=proof.seed,
-            accept=accept,
+            accept=_accepted(checkpoint, path),
         )
     with output.step(f"writing {path}"):
-        journey.save(path, force=force)
+        journey.save(path, force=editing.force)
     output.show(report(journey, path), lambda: text(journey, path))
+
+
+def _accepted(checkpoint: surgery.Checkpoint, target: Path) -> Callable[[surgery.Checkpoint], None]:
+    """Refuses a result that the target cannot hold."""
+    from surgery.storage import check_savable
+
+    return lambda result: check_savable(lambda: result, checkpoint, target)
 
 
 def report(journey: Journey, path: Path) -> dict[str, object]:
