@@ -159,43 +159,18 @@ class Session:
         )
 
     def _make_learner(self) -> Learner:
-        job, settings = self.job, self.settings
-        shape = self.envs.observation_shape
-        values, states = values_of(job.student), state_ports(job.student)
-        precision = job.precision or choose_precision(job.device, shape)
-        port = observation_port(job.student.replace(environment=job.environment))
-        port = port.settled(self.envs.observation_dtype)
-        student, target = (
-            Network(
-                modules.to_module(job.student),
-                values,
-                shape,
-                dtype=TYPES[port.dtype],
-                device=job.device,
-                precision=precision,
-                states=states,
-                allowed=job.allowed,
-                feed=None if port.plain(shape) else port,
-            )
-            for _ in range(2)
-        )
+        job, settings, teacher = self.job, self.settings, self.teacher
+        student, target = self._make_network(), self._make_network()
         target.module.requires_grad_(False)
         if job.whole is not None:
             target.load(target_of(job.whole), all_of_them=False)
         if settings.target_period // settings.update_period >= STEPS:
             target.freeze(job.student)
-        held = job.student.optimizer
-        held = held if held is not None and held.kind == job.optimizer else None
-        centered = held is None or "grad_avg" in held.slots
-        optimizer = make_optimizer(job.optimizer, student, settings.rate, centered=centered)
-        if held is not None:
-            modules.load_optimizer(held, optimizer, student.module)
-        teacher = self.teacher
         temperature = settings.teacher_temperature or (teacher.temperature if teacher else 1.0)
         return Learner(
             student,
             target,
-            optimizer,
+            self._make_optimizer(student),
             settings,
             actions=self.envs.actions,
             teacher_temperature=temperature,
@@ -203,6 +178,33 @@ class Session:
             recorder=self._recorder,
             note=lambda text: self.note(text),
         )
+
+    def _make_network(self) -> Network:
+        """The student as it is in the job."""
+        job, shape = self.job, self.envs.observation_shape
+        port = observation_port(job.student.replace(environment=job.environment))
+        port = port.settled(self.envs.observation_dtype)
+        return Network(
+            modules.to_module(job.student),
+            values_of(job.student),
+            shape,
+            dtype=TYPES[port.dtype],
+            device=job.device,
+            precision=job.precision or choose_precision(job.device, shape),
+            states=state_ports(job.student),
+            allowed=job.allowed,
+            feed=None if port.plain(shape) else port,
+        )
+
+    def _make_optimizer(self, student: Network) -> torch.optim.Optimizer:
+        """With the state that the student brings, if that is of this kind."""
+        job, held = self.job, self.job.student.optimizer
+        carried = held if held is not None and held.kind == job.optimizer else None
+        centered = carried is None or "grad_avg" in carried.slots
+        optimizer = make_optimizer(job.optimizer, student, self.settings.rate, centered=centered)
+        if carried is not None:
+            modules.load_optimizer(carried, optimizer, student.module)
+        return optimizer
 
     def free_teacher_replay(self) -> None:
         """Let the teacher's transitions go: nothing draws from them any more."""
