@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from surgery.distill.methods import RollIn
-from surgery.evaluate import at_random
+from surgery.evaluate import at_random, shares
 
 if TYPE_CHECKING:
     from surgery.envs import Envs
@@ -103,8 +103,7 @@ def play_games(
       limit: steps of each environment. A game that goes on then counts as it stands, if it is one of those to be
         played.
     """
-    share = np.full(envs.num_envs, count // envs.num_envs)
-    share[: count % envs.num_envs] += 1
+    share = shares(count, envs.num_envs)
     returns: list[list[float]] = [[] for _ in range(envs.num_envs)]
     running = np.zeros(envs.num_envs)
     observation = envs.reset()

@@ -5,7 +5,7 @@ print(evaluation.mean, evaluation.confirmed)
 """
 
 from surgery.evaluate.diagnosis import Finding, diagnose
-from surgery.evaluate.episodes import Episodes, at_random, play
+from surgery.evaluate.episodes import Episodes, at_random, play, shares
 from surgery.evaluate.evaluation import Evaluation, evaluate, record
 from surgery.evaluate.measure import fits
 from surgery.evaluate.scores import Score, below, recorded, recorded_scores
@@ -24,4 +24,5 @@ __all__ = [
     "record",
     "recorded",
     "recorded_scores",
+    "shares",
 ]

@@ -10,6 +10,7 @@ import numpy as np
 
 from surgery.envs.step import Envs, alive
 from surgery.errors import RunFailed
+from surgery.interface import Environment
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -60,9 +61,7 @@ def play(
     Raises:
       RunFailed: an environment fails, or goes on beyond the limit of its contract.
     """
-    limit, ages = envs.contract.settings.get("max_episode_steps"), np.zeros(envs.num_envs, np.int64)
-    share = np.full(envs.num_envs, episodes // envs.num_envs)
-    share[: episodes % envs.num_envs] += 1
+    share, ages = shares(episodes, envs.num_envs), np.zeros(envs.num_envs, np.int64)
     found: list[list[tuple[float, int]]] = [[] for _ in range(envs.num_envs)]
     done = truncated = steps = 0
     with alive(envs.contract.id):
@@ -78,11 +77,7 @@ def play(
             least, most = _range(observation)
             low, high = min(low, least), max(high, most)
         ages = np.where(step.begins, 0, ages + 1)
-        if isinstance(limit, int) and ages.max() > limit:
-            raise RunFailed(
-                f"an episode of {envs.contract.id} has gone on for {ages.max():,} steps: the environment does not "
-                f"end it after the {limit:,} of its contract"
-            )
+        _check_age(int(ages.max()), envs.contract)
         if not step.finished:
             continue
         for k, total, length in step.finished:
@@ -96,6 +91,22 @@ def play(
     returns = np.array([total for total, _ in played], np.float64)
     lengths = np.array([length for _, length in played], np.int64)
     return Episodes(returns, lengths, truncated, steps, low, high)
+
+
+def shares(episodes: int, envs: int) -> Array:
+    """How many of some episodes each environment plays (n,)."""
+    found = np.full(envs, episodes // envs)
+    found[: episodes % envs] += 1
+    return found
+
+
+def _check_age(steps: int, contract: Environment) -> None:
+    limit = contract.settings.get("max_episode_steps")
+    if isinstance(limit, int) and steps > limit:
+        raise RunFailed(
+            f"an episode of {contract.id} has gone on for {steps:,} steps: the environment does not end it after the "
+            f"{limit:,} of its contract"
+        )
 
 
 def at_random(allowed: Array, generator: np.random.Generator) -> Callable[[Array], Array]:

@@ -144,6 +144,19 @@ def action_edit(checkpoint: Checkpoint, analysis: Analysis, space: Space, new: N
     Raises:
       ArgumentError: a count, start or label that does not fit. Refused: a start that would change the old actions.
     """
+    _check_request(new)
+    _check_exact(analysis, space, new)
+    if new.start == "split":
+        return _split(checkpoint, analysis, space, new)
+    start = Start(
+        "mean" if new.start in ("never", "mean") else "zero", new.bias if new.start == "logit" else 0.0
+    )
+    source = (*range(space.size), *[space.size - 1] * new.count)
+    fresh = frozenset(range(space.size, space.size + new.count))
+    return SpaceEdit(space.name, space.size, source, fresh, start=start)
+
+
+def _check_request(new: NewAction) -> None:
     if not 0 < new.count <= MOST_UNITS:
         raise ArgumentError(
             f"'{new.output}' cannot be extended by {new.count}", hint="a whole number, 1 or more"
@@ -152,6 +165,12 @@ def action_edit(checkpoint: Checkpoint, analysis: Analysis, space: Space, new: N
         raise ArgumentError(f"{new.count} new actions of '{new.output}', but {len(new.labels)} names")
     if new.start not in KINDS:
         raise ArgumentError(f"unknown start '{new.start}' of an action", hint=", ".join(KINDS))
+    if new.start == "logit" and not abs(new.bias) <= LARGEST:
+        raise ArgumentError(f"a new action cannot start at the logit {new.bias}: float32 does not hold it")
+
+
+def _check_exact(analysis: Analysis, space: Space, new: NewAction) -> None:
+    """Refuse a start that would change the old actions, or that the head has no number for."""
     if new.start in ("zero", "logit") and (space.no_zero or space.whole):
         raise Refused(
             f"a new action that starts at '{new.start}' would change the old ones: {space.whole or space.no_zero}",
@@ -164,22 +183,12 @@ def action_edit(checkpoint: Checkpoint, analysis: Analysis, space: Space, new: N
             where={"averaged by": f"node '{node}'"},
             hint="export the network without noise and with its weights multiplied out (as it plays), or distil",
         )
-    if new.start == "split":
-        return _split(checkpoint, analysis, space, new)
-    if new.start == "logit" and not abs(new.bias) <= LARGEST:
-        raise ArgumentError(f"a new action cannot start at the logit {new.bias}: float32 does not hold it")
     makers = [ref.tensor for ref in space.axes if ref.role == "out"]
     if new.start == "logit" and not any(analysis.fills[tensor] == "zero" for tensor in makers):
         raise Refused(
             f"the head of '{space.name}' has no bias that could be set to {new.bias}",
             hint="start it at the mean, or at zero: --new-action mean, zero",
         )
-    start = Start(
-        "mean" if new.start in ("never", "mean") else "zero", new.bias if new.start == "logit" else 0.0
-    )
-    source = (*range(space.size), *[space.size - 1] * new.count)
-    fresh = frozenset(range(space.size, space.size + new.count))
-    return SpaceEdit(space.name, space.size, source, fresh, start=start)
 
 
 def _split(checkpoint: Checkpoint, analysis: Analysis, space: Space, new: NewAction) -> SpaceEdit:
