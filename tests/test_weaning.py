@@ -8,7 +8,7 @@ from surgery.distill.acting import epsilon
 from surgery.distill.measuring import check_teacher
 from surgery.distill.methods import METHODS
 from surgery.distill.settings import PAPER, Settings
-from surgery.distill.weaning import Weaning, normalised
+from surgery.distill.weaning import Weaning
 from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.interface import Environment
 
@@ -108,7 +108,7 @@ def test_a_teacher_no_better_than_chance_is_refused(
 def test_a_teacher_better_than_chance_is_taken():
     check_teacher(2.0, 0.1, 1.0, 0.1)
     check_teacher(-100.0, 5.0, -200.0, 5.0)
-    assert normalised(-100.0, -200.0, -100.0) == 1
+    assert Weaning(-200.0, -100.0, None).step(-100.0, 0).score == 1
 
 
 def test_at_the_papers_budget_the_numbers_are_the_papers():

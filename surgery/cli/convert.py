@@ -99,7 +99,10 @@ def command(
             f"which {path.suffix or 'file'} to write a changed copy of is not said",
             hint="name it with --like FILE",
         )
-    reading = Reading(activation, observation, module, architecture, head, trust, graph)
+    reading = Reading(
+        activation=activation, observation=observation, module=module, architecture=architecture, head=head,
+        trust=trust, graph=graph,
+    )  # fmt: skip
     with output.step(f"reading {source}"):
         checkpoint = surgery.load(source, optimizer=not no_optimizer, reading=reading)
     parity = None if environment is None else _played(source, checkpoint, environment, output, trust=trust)

@@ -132,19 +132,22 @@ def compare(
     kept = {name: [run for run in members if run.game in games] for name, members in groups.items()}
     least = min(int(run.frames[-1]) for members in kept.values() for run in members)
     place = least if at is None else at
-    scored = {name: _scores(members, games, references, np.array([place])) for name, members in kept.items()}
-    flat = np.concatenate([one for scores in scored.values() for one in scores])
+    final = {
+        name: [one[:, 0] for one in _scores(members, games, references, np.array([place]))]
+        for name, members in kept.items()
+    }
+    flat = np.concatenate([one for scores in final.values() for one in scores])
     thresholds = np.linspace(min(0.0, float(flat.min())), float(flat.max()) * 1.05 + 1e-9, 101)
     done = [
-        _group(name, kept[name], games, references, [one[:, 0] for one in scores], thresholds, samples, seed)
-        for name, scores in scored.items()
+        _group(name, kept[name], games, references, scores, thresholds, samples, seed)
+        for name, scores in final.items()
     ]
     done.sort(key=lambda group: -group.iqm.value)
     improvements = [
         Improvement(
             a.name,
             b.name,
-            probability_of_improvement(_at(scored[a.name]), _at(scored[b.name]), samples=samples, seed=seed),
+            probability_of_improvement(final[a.name], final[b.name], samples=samples, seed=seed),
         )
         for a, b in permutations(done, 2)
     ]
@@ -176,10 +179,6 @@ def _read(paths: Sequence[Path], at: int | None) -> tuple[list[Run], list[Run], 
         named = ", ".join(str(run.folder) for run in late)
         notes.append(f"left out, as they have not taken {at:,} frames: {named}")
     return runs, late, notes
-
-
-def _at(scores: Games) -> Games:
-    return [one[:, 0] for one in scores]
 
 
 def _label(run: Run, by: str) -> str:

@@ -59,7 +59,7 @@ class Weaning:
           agent_steps: taken online so far.
           error: standard error of the difference between its mean and the teacher's.
         """
-        score = normalised(mean_return, self.random, self.teacher)
+        score = (mean_return - self.random) / (self.teacher - self.random)
         beaten = self.floor == 0 and score >= 1 and mean_return - self.teacher >= 2 * error
         over = self.over or beaten or self._cut_off(agent_steps)
         value = 0.0 if over else min(1.0, max(self.floor, 1.0 - score))
@@ -77,8 +77,3 @@ class Weaning:
 
     def _cut_off(self, agent_steps: int) -> bool:
         return self.cutoff is not None and agent_steps >= self.cutoff
-
-
-def normalised(mean_return: float, random: float, teacher: float) -> float:
-    """(G − random) / (teacher − random): 0 for random play, 1 for the teacher."""
-    return (mean_return - random) / (teacher - random)

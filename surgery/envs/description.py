@@ -88,14 +88,14 @@ def _observed(space: gymnasium.Space[Any], name: str, labels: Any) -> Iterator[O
         case spaces.Tuple():
             members = {str(k): member for k, member in enumerate(space.spaces)}
         case spaces.Box():
-            shape, names = tuple(int(n) for n in space.shape), _names(labels, name)
+            shape, names = tuple(int(n) for n in space.shape), _names(labels)
             yield Observed(name, shape, names, _bound(space.low), _bound(space.high))
             return
         case spaces.MultiBinary():
-            yield Observed(name, tuple(int(n) for n in space.shape or ()), _names(labels, name))
+            yield Observed(name, tuple(int(n) for n in space.shape or ()), _names(labels))
             return
         case spaces.Discrete():
-            yield Observed(name, (int(space.n),), _names(labels, name))
+            yield Observed(name, (int(space.n),), _names(labels))
             return
         case _:
             where = f"observation '{name}'" if name else "the observation"
@@ -116,8 +116,8 @@ def _bound(bound: Any) -> float | tuple[float | None, ...] | None:  # noqa: ANN4
     return tuple(values) if bound.ndim == 1 else None
 
 
-def _names(labels: Any, name: str) -> tuple[str, ...] | None:  # noqa: ANN401
-    if labels is None or isinstance(labels, str | Mapping) or not isinstance(labels, Sequence):
+def _names(labels: object) -> tuple[str, ...] | None:
+    if isinstance(labels, str) or not isinstance(labels, Sequence):
         return None
     return tuple(str(label) for label in labels)
 

@@ -12,7 +12,7 @@ from surgery.architectures.layers import Activation, Branches, Layer, Recurrent,
 from surgery.architectures.library import Architecture
 from surgery.architectures.like import Setting, observed, setting
 from surgery.architectures.names import parse
-from surgery.architectures.recognise import Found, Network, Tree, recognise, weighted
+from surgery.architectures.recognise import Found, Network, Tree, flat, recognise, weighted
 from surgery.architectures.untrained import channels_first
 from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, FileError, Refused, shape_text
@@ -73,7 +73,7 @@ def named(architecture: Architecture, observation: Shape, tree: Tree) -> tuple[L
 def _closed(architecture: Architecture, tree: Tree) -> tuple[Layer, ...]:
     """The activation and the encoder are the network's own where the name says nothing of them."""
     layers = architecture.layers
-    kinds = [found.layer for found in _all(tree) if isinstance(found.layer, Activation)]
+    kinds = [found.layer for found in flat(tree) if isinstance(found.layer, Activation)]
     if "activation" in architecture.open and kinds:
         layers = change(layers, lambda layer: kinds[0] if isinstance(layer, Activation) else layer)
     if "encoder" in architecture.open:
@@ -81,10 +81,6 @@ def _closed(architecture: Architecture, tree: Tree) -> tuple[Layer, ...]:
         if own is not None:
             layers = (*own, *layers[len(_before_recurrent(layers) or ()) :])
     return layers
-
-
-def _all(tree: Sequence[Found]) -> list[Found]:
-    return [inner for found in tree for inner in (found, *(x for b in found.branches for x in _all(b)))]
 
 
 def _before_recurrent(layers: Sequence[Layer]) -> tuple[Layer, ...] | None:
