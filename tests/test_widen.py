@@ -190,6 +190,17 @@ def test_a_wrong_request_is_refused_in_words(
         surgery.widen(original("conv_scalars", "dynamo").checkpoint, **how)  # type: ignore[arg-type]
 
 
+def test_units_that_several_layers_make_are_known_by_each_and_given_once() -> None:
+    """A residual stream has the name of the layer before the blocks; a message says what was widened."""
+    checkpoint = original("residual_layernorm", "dynamo").checkpoint
+    wide = 2 * checkpoint.analysis.space("embed").size
+    plan = surgery.widen(checkpoint, widths={"down.1": wide}, init="net2net")
+    assert [change.space for change in plan.changes] == ["embed"]
+    for verb, given in ((surgery.widen, wide), (surgery.narrow, 2)):
+        with pytest.raises(ArgumentError, match="'embed' is given twice, once as 'down.1'"):
+            verb(checkpoint, widths={"embed": given, "down.1": given})
+
+
 @pytest.mark.parametrize("name", zoo.NETS)
 def test_the_layout_of_every_axis_agrees_with_its_tensor(name: str) -> None:
     before = original(name, "dynamo")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 
 import onnx_ir as ir
 
-from surgery.errors import UnknownName
+from surgery.errors import ArgumentError, UnknownName
 from surgery.graph import layout
 from surgery.graph.atoms import UNIT, Atom, Axis, factors, find, leaves, size_of, spans, summands
 from surgery.graph.atoms import Part as PartOf
@@ -25,6 +25,8 @@ from surgery.graph.trace import Trace
 from surgery.graph.walk import walk
 from surgery.interface import Interface
 from surgery.port_kinds import infer
+
+_T = TypeVar("_T")
 
 Fill = Literal["random", "zero", "donor"]
 """How entries of new units start: drawn like the tensor's own entries, zero, or as a copy of another unit's."""
@@ -42,6 +44,10 @@ class AxisRef:
     axis: int
     role: Role
     layout: str
+
+    def makes(self, layer: str) -> bool:
+        """Whether it is the units that a layer makes."""
+        return self.role == "out" and self.tensor.rpartition(".")[0] == layer
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,7 @@ class Analysis:
         return self.trace.literals
 
     def space(self, name: str) -> Space:
-        """Find a space by name, alias, or an unambiguous ending of its name.
+        """Find a space by name, alias, an unambiguous ending of its name, or a layer that makes no other units.
 
         Raises:
           UnknownName: with the nearest names.
@@ -146,7 +152,26 @@ class Analysis:
         ending = {id(space): space for known, space in self.by_name.items() if known.endswith("." + name)}
         if len(ending) == 1:
             return next(iter(ending.values()))
+        made = [space for space in self.spaces if any(axis.makes(name) for axis in space.axes)]
+        if len(made) == 1:
+            return made[0]
         raise UnknownName("space", name, [space.name for space in self.spaces if space.hidden])
+
+    def asked(self, given: Mapping[str, _T]) -> dict[Space, _T]:
+        """What is given for spaces by their names.
+
+        Raises:
+          UnknownName: with the nearest names. ArgumentError: two names of one space.
+        """
+        found: dict[Space, _T] = {}
+        for name, value in given.items():
+            space = self.space(name)
+            if space in found:
+                raise ArgumentError(
+                    f"space '{space.name}' is given twice, once as '{name}'", hint="give it once"
+                )
+            found[space] = value
+        return found
 
     def padding(self, space: str) -> Padding:
         """How fresh units of a space vanish under its normalisers; for spaces that have a `padding`."""

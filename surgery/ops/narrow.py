@@ -64,9 +64,7 @@ def narrow(
         raise ArgumentError(
             "nothing to narrow to", hint="give widths (SPACE=N), or none at all for all that is exact"
         )
-    wanted = with_linked(
-        analysis, {analysis.space(name): int(width) for name, width in (widths or {}).items()}
-    )
+    wanted = with_linked(analysis, analysis.asked(widths or {}))
     for space, width in wanted.items():
         _check(space, width)
     free = list(wanted) or [space for space in analysis.spaces if not space.reasons]

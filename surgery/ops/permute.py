@@ -32,8 +32,7 @@ def permute(checkpoint: Checkpoint, orders: Mapping[str, Sequence[int]]) -> Plan
         raise ArgumentError("nothing to permute", hint="give at least one space and its order")
     analysis = checkpoint.analysis
     edits = []
-    for name, order in orders.items():
-        space = analysis.space(name)
+    for space, order in analysis.asked(orders).items():
         source = tuple(int(k) for k in order)
         if sorted(source) != list(range(space.size)):
             raise ArgumentError(

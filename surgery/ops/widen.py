@@ -65,8 +65,7 @@ def widen(
     analysis = checkpoint.analysis
     frozen: list[tuple[str, str]] = []
     if widths is not None:
-        asked = {analysis.space(name): int(width) for name, width in widths.items()}
-        wanted = with_linked(analysis, asked)
+        wanted = with_linked(analysis, analysis.asked(widths))
         for space, width in wanted.items():
             _check_width(analysis, space, width, init)
             _check_multiple(space, width, wanted, init, shares)
