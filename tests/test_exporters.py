@@ -19,6 +19,7 @@ from onnx import version_converter
 import surgery
 from surgery.graph.spaces import Analysis
 from surgery.numeric import run
+from surgery.torch import from_module
 from surgery.verify.outputs import runtime
 from tests import other_sources, zoo
 from tests.fixtures import recording
@@ -233,6 +234,27 @@ def test_other_precisions_are_widened(
     result = surgery.apply(surgery.widen(checkpoint, factor=2), checkpoint)
     assert result.report is not None and result.report.ok
     assert {name: tensor.dtype for name, tensor in result.checkpoint.tensors.items()} == dtypes
+
+
+class Attention(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = torch.nn.Linear(6, 24), torch.nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (part.unflatten(-1, (2, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+def test_the_scale_that_attention_computes_keeps_its_type(dtype: torch.dtype) -> None:
+    """The exporter notes no type where it takes the roots of 1/√d."""
+    torch.manual_seed(0)
+    made = from_module(Attention().to(dtype), example_inputs=torch.randn(3, 5, 6).to(dtype))
+    result = surgery.apply(surgery.widen(made, widths={"qkv[1]": 7}), made)
+    assert result.report is not None
+    assert result.report.ok
 
 
 @pytest.mark.parametrize("name", ["mlp_relu", "impala"])

@@ -103,8 +103,17 @@ def _literal(
 def _fraction(old: ir.Value | None) -> np.dtype:
     """The type of a fraction: that of the operand whose place it takes."""
     tensor = None if old is None else ir.convenience.get_const_tensor(old)
-    known = tensor.dtype if tensor is not None else None if old is None else old.dtype
+    known = tensor.dtype if tensor is not None else _type(old)
     return known.numpy() if known is not None and known.is_floating_point() else np.dtype(np.float32)
+
+
+def _type(value: ir.Value | None) -> ir.DataType | None:
+    """The type of a value: as the graph says, or else that of what it is computed from."""
+    while value is not None and value.dtype is None and (node := value.producer()) is not None:
+        if node.op_type == "Cast":
+            return ir.DataType(node.attributes.get_int("to", 0))
+        value = next(iter(node.inputs[node.op_type == "CastLike" :]), None)
+    return None if value is None else value.dtype
 
 
 def _mixed(model: ir.Model, node: ir.Node, where: int, old: ir.Value, value: Sequence[Number]) -> ir.Value:
