@@ -25,6 +25,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import surgery
 from surgery.torch import operate, to_module
 from tests import zoo
 
@@ -100,7 +101,7 @@ def live(parameters: int, prove: bool, everything: bool) -> tuple[float, float, 
     optimizer.zero_grad()
     start = time.process_time()
     how = {"factor": 1.25} if everything else {"widths": {"2": width + width // 4}}
-    operate(net, optimizer, x, prove=prove, **how)
+    operate(net, optimizer, x, lambda c: surgery.widen(c, **how), prove=prove)
     seconds = time.process_time() - start
     peak = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base)
     return seconds, seconds / one, peak / (12 * parameters)

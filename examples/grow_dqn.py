@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+import surgery
 from surgery.torch import follow, operate
 
 
@@ -28,6 +29,10 @@ class QNetwork(nn.Module):
 
     def forward(self, observation: torch.Tensor) -> torch.Tensor:
         return self.head(self.body(observation))
+
+
+def wider(found: surgery.Checkpoint) -> surgery.Plan:
+    return surgery.widen(found, widths={"body.0": 64, "body.2": 64})
 
 
 def train(steps: int = 20_000, grow_at: int = 10_000, seed: int = 1) -> tuple[QNetwork, list[float]]:
@@ -43,7 +48,7 @@ def train(steps: int = 20_000, grow_at: int = 10_000, seed: int = 1) -> tuple[QN
     for step in range(steps):
         if step == grow_at:
             example = torch.as_tensor(observation)[None].repeat(2, 1)
-            done = operate(q, optimizer, example, widths={"body.0": 64, "body.2": 64}, also=[target])  # grow
+            done = operate(q, optimizer, example, wider, also=[target])  # grow
             follow(optimizer, q, done.plan)  # step counts for what is new
             print(f"step {step}: {done.describe()}")
         if random.random() < max(0.05, 1 - step / (0.4 * steps)):

@@ -15,7 +15,7 @@ from maze import JUMP, Maze
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
-from surgery import NewAction, NewObservation, extend
+from surgery import NewAction, NewObservation, extend, widen
 from surgery.torch import follow, grow_states, operate
 
 
@@ -49,16 +49,16 @@ def train(iterations: int = 240, games: int = 64, seed: int = 1) -> tuple[Policy
     names = {"output_names": ("logits", "value", "h_next", "c_next")}
     h, c, rewards_seen = torch.zeros(1, games, 16), torch.zeros(1, games, 16), []
     surgeries = {
-        iterations // 4: {"plan": lambda found: extend(found, [NewObservation("observation", 1)])},
-        iterations // 2: {"plan": lambda found: extend(found, (), [NewAction("logits", 1, "logit", 1.0)])},
-        3 * iterations // 4: {"widths": {"lstm": 32}},
+        iterations // 4: lambda found: extend(found, [NewObservation("observation", 1)]),
+        iterations // 2: lambda found: extend(found, (), [NewAction("logits", 1, "logit", 1.0)]),
+        3 * iterations // 4: lambda found: widen(found, widths={"lstm": 32}),
     }
     for iteration in range(iterations):
         if iteration in surgeries:
             if trajectory is not None:
                 trajectory.detach()
             example = (maze.observation(policy.encoder.in_features), h, c)
-            done = operate(policy, optimizer, example, **surgeries[iteration], export_options=names)
+            done = operate(policy, optimizer, example, surgeries[iteration], export_options=names)
             trajectory = follow(optimizer, policy, done.plan)  # what is new counts its own steps
             h, c = grow_states(done, {"h": h, "c": c}).values()  # of the games that are running
             print(f"iteration {iteration}: {done.describe()}")

@@ -15,6 +15,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 
+import surgery
 from surgery.torch import follow, operate
 
 
@@ -43,7 +44,7 @@ def train(steps: int = 20_000, seed: int = 1) -> PPO:
     towers = [
         f"policy.mlp_extractor.{tower}_net.{layer}" for tower in ("policy", "value") for layer in (0, 2)
     ]
-    done = operate(net, optimizer, example, widths=dict.fromkeys(towers, 64))
+    done = operate(net, optimizer, example, lambda c: surgery.widen(c, widths=dict.fromkeys(towers, 64)))
     print(done.describe())
     trajectory = follow(optimizer, net, done.plan)
     model.learn(steps, reset_num_timesteps=False)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+import surgery
 
 FRAMES = torch.randn(4, 3, 11, 11, generator=torch.Generator().manual_seed(1))
 
@@ -32,6 +35,10 @@ class Agent(nn.Module):
         x = F.relu(self.norm(self.conv2(F.relu(self.conv1(frames)))))
         x = F.relu(self.fc(x.flatten(1)))
         return self.policy(x), self.value(x)
+
+
+def wider(**how: Any) -> Callable[[surgery.Checkpoint], surgery.Plan]:
+    return lambda checkpoint: surgery.widen(checkpoint, **how)
 
 
 def trained(net: nn.Module, optimizer: torch.optim.Optimizer, x: Any = FRAMES, steps: int = 3) -> None:

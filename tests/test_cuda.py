@@ -30,6 +30,7 @@ from surgery.replay import Layout, Replay, Segment, Window, restore, write_segme
 from surgery.torch import from_module, operate, to_module
 from surgery.torch.failures import explained
 from surgery.torch.travel import moved
+from tests.live_models import wider
 from tests.small_runs import job_of, lines, weights
 from tests.test_captured import STEPS, STUDENTS, filled, learner_of, remembers
 from tests.test_distill import leave_at
@@ -289,7 +290,7 @@ def test_live_surgery_there_keeps_what_tf32_makes_of_a_network(init: str):
         return loss.detach()
 
     losses = [step() for _ in range(3)]
-    operate(model, optimizer, x, widths={"0": 17, "2": 31}, init=init, seed=0)
+    operate(model, optimizer, x, wider(widths={"0": 17, "2": 31}, init=init, seed=0))
     assert model[0].weight.shape[0] == 17
     losses += [step() for _ in range(20)]
     assert all(one.is_cuda for state in optimizer.state.values() for one in state.values())

@@ -18,7 +18,7 @@ from surgery.errors import Refused
 from surgery.torch import from_module, operate
 from surgery.torch.live import layers as operate_layers
 from surgery.torch.live import outputs as operate_outputs
-from tests.live_models import Agent, everything, loss_of, same
+from tests.live_models import Agent, everything, loss_of, same, wider
 
 
 class Block(nn.Module):
@@ -180,7 +180,7 @@ def test_a_new_layer_changes_no_bit_and_learns(name):
     gradients = {key: p.grad.clone() for key, p in old.items()}
     optimizer.zero_grad()
 
-    done = operate(net, optimizer, x, plan=lambda c: surgery.deepen(c, row.after, **row.how), also=[target])
+    done = operate(net, optimizer, x, lambda c: surgery.deepen(c, row.after, **row.how), also=[target])
 
     now = {**dict(net.named_parameters()), **dict(net.named_buffers())}
     assert set(done.layers.values()) == set(row.new) and set(row.new) <= set(now)
@@ -223,7 +223,7 @@ def test_parameters_join_the_group_of_the_layer_before_them():
     first = optimizer.param_groups[0]
     first["params"] = [p for p in first["params"] if p is not net[4].weight]
     optimizer.add_param_group({"params": [net[4].weight], "lr": 5.0})
-    operate(net, optimizer, x, plan=lambda c: surgery.deepen(c, "4", kind="residual"))
+    operate(net, optimizer, x, lambda c: surgery.deepen(c, "4", kind="residual"))
     assert {id(p) for p in net[5].parameters()} <= {id(p) for p in optimizer.param_groups[2]["params"]}
 
 
@@ -233,7 +233,7 @@ def test_the_state_fits_an_optimizer_of_the_same_class_with_the_layer_written_in
     optimizer = torch.optim.Adam([*other.parameters(), *net.parameters()])
     loss_of(net, X).backward()
     optimizer.step()
-    operate(net, optimizer, X, plan=lambda c: surgery.deepen(c, "0"))
+    operate(net, optimizer, X, lambda c: surgery.deepen(c, "0"))
     again = [*other.parameters(), *net.parameters()]
     assert list(map(id, optimizer.param_groups[0]["params"])) == list(map(id, again))
     fresh = torch.optim.Adam(again)
@@ -246,7 +246,7 @@ def test_what_networks_share_is_deepened_once():
     actor, critic = (nn.Sequential(trunk, nn.Linear(6, 3)) for _ in range(2))
     x = X.float()
     before = actor(x), critic(x)
-    operate(actor, None, x, plan=lambda c: surgery.deepen(c, "0.0"), also=[critic])
+    operate(actor, None, x, lambda c: surgery.deepen(c, "0.0"), also=[critic])
     assert len(trunk) == 4
     torch.testing.assert_close((actor(x), critic(x)), before, rtol=0, atol=0)
 
@@ -255,11 +255,11 @@ def test_a_deepened_module_is_operated_on_again():
     """Names in the module and in its next export agree, so that what was inserted can be widened."""
     net, x, optimizer = ready(ROWS["before an activation in the code"])
     before = net(x)
-    operate(net, optimizer, x, plan=lambda c: surgery.deepen(c, "fc"))
+    operate(net, optimizer, x, lambda c: surgery.deepen(c, "fc"))
     loss_of(net, x).backward()
     optimizer.step()
     before = net(x)
-    operate(net, optimizer, x, widths={"fc2.1": 20})
+    operate(net, optimizer, x, wider(widths={"fc2.1": 20}))
     assert net.fc2[1].out_features == net.policy.in_features == 20
     torch.testing.assert_close(net(x), before, rtol=1e-12, atol=1e-12)
     assert set(from_module(net, example_inputs=x, optimizer=optimizer).optimizer.steps.values()) == {
@@ -280,7 +280,7 @@ def test_a_compiled_module_is_compiled_once_more(name):
     counter = torch._dynamo.testing.CompileCounter()
     compiled = torch.compile(net, backend=counter, fullgraph=True)
     before = compiled(x)
-    operate(compiled, optimizer, x, plan=lambda c: surgery.deepen(c, row.after))
+    operate(compiled, optimizer, x, lambda c: surgery.deepen(c, row.after))
     for _ in range(3):
         torch.testing.assert_close(compiled(x), before)
     assert counter.frame_count == 2
@@ -320,7 +320,7 @@ def test_what_has_no_place_for_a_layer_is_refused_and_nothing_changes(case):
     net, x, optimizer = ready(Row(make, after, [], x=FRAMES if make is Agent else X))
     before, modules = everything(net, optimizer), [id(m) for m in net.modules()]
     with pytest.raises(Refused, match=words) as caught:
-        operate(net, optimizer, x, plan=lambda c: surgery.deepen(c, after, **how))
+        operate(net, optimizer, x, lambda c: surgery.deepen(c, after, **how))
     assert caught.value.hint
     assert same(everything(net, optimizer), before) and [id(m) for m in net.modules()] == modules
 
@@ -346,7 +346,7 @@ def test_after_a_failure_the_module_has_its_old_layers(fault, name, monkeypatch)
 
     monkeypatch.setattr(holder, method, failing)
     with pytest.raises(RuntimeError, match="injected"):
-        operate(net, optimizer, x, plan=lambda c: surgery.deepen(c, row.after, **row.how), prove=False)
+        operate(net, optimizer, x, lambda c: surgery.deepen(c, row.after, **row.how), prove=False)
     monkeypatch.undo()
     assert same(everything(net, optimizer), before) and repr(net) == shown
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())

@@ -18,7 +18,7 @@ from surgery.torch.live import groups as operate_groups
 from surgery.torch.live import journal as operate_journal
 from surgery.torch.live import outputs as operate_outputs
 from tests import zoo
-from tests.live_models import FRAMES, Agent, X, everything, loss_of, mlp, same, trained
+from tests.live_models import FRAMES, Agent, X, everything, loss_of, mlp, same, trained, wider
 
 
 def agent(make=torch.optim.Adam, **settings) -> tuple[Agent, torch.optim.Optimizer]:
@@ -38,7 +38,9 @@ def test_a_module_its_target_and_its_optimizer_grow_together():
     net.eval(), target.eval()
     before, behind = net(FRAMES), target(FRAMES)
     identities = [id(p) for p in net.parameters()]
-    operation = operate(net, optimizer, FRAMES, widths={"conv2": 16, "fc": 20}, also=[target])
+    operation = operate(
+        net, optimizer, FRAMES, wider(widths={"conv2": 16, "fc": 20}), also=[target]
+    )
     assert (net.conv2.out_channels, net.norm.num_features, net.fc.in_features) == (16, 16, 144)
     assert (net.fc.out_features, net.policy.in_features, net.value.in_features) == (20, 20, 20)
     assert net.norm.running_var.shape == target.norm.running_var.shape == (16,)
@@ -61,7 +63,7 @@ def test_what_lies_channels_last_goes_on_as_the_same_net_does_with_a_fused_optim
         net = Agent().to(memory_format=torch.channels_last)
         optimizer = torch.optim.Adam(net.parameters(), lr=1e-2, fused=fused, foreach=False)
         trained(net, optimizer)
-        operate(net, optimizer, FRAMES, widths={"conv2": 16}, seed=1)
+        operate(net, optimizer, FRAMES, wider(widths={"conv2": 16}, seed=1))
         assert not net.conv2.weight.is_contiguous()
         trained(net, optimizer)
         found.append(net.conv2.weight)
@@ -74,7 +76,7 @@ def test_the_live_result_is_that_of_the_file():
     checkpoint = from_module(net, example_inputs=FRAMES, optimizer=optimizer)
     plan = surgery.widen(checkpoint, widths={"conv1": 9, "fc": 20}, seed=3)
     wanted = surgery.apply(plan, checkpoint).checkpoint
-    operate(net, optimizer, FRAMES, plan=surgery.Plan.from_json(plan.to_json()))
+    operate(net, optimizer, FRAMES, surgery.Plan.from_json(plan.to_json()))
     found = from_module(net, example_inputs=FRAMES, optimizer=optimizer)
     for name in dict(net.named_parameters()):
         np.testing.assert_array_equal(found.tensors[name].numpy(), wanted.tensors[name].numpy(), err_msg=name)
@@ -96,7 +98,12 @@ def test_copies_and_the_recipe_continue_the_same_trajectory(make):
     slow.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     schedules = [torch.optim.lr_scheduler.ExponentialLR(each, 0.97) for each in (optimizer, slow)]
     operation = operate(
-        net, optimizer, X.double(), factor=2, init="net2net", follow_recipe=True, schedulers=schedules[:1]
+        net,
+        optimizer,
+        X.double(),
+        wider(factor=2, init="net2net"),
+        follow_recipe=True,
+        schedulers=schedules[:1],
     )
     assert operation.regrouped and len(optimizer.param_groups) > 1
     for seed in range(20):
@@ -117,7 +124,7 @@ def test_hooks_references_and_live_graphs_survive():
     held = [weight, net[0].weight]
     alive = loss_of(net, X)  # a graph of the old sizes that nobody has let go
     loss_of(net, X).backward()
-    operate(net, None, X, widths={"0": 9, "2": 8})
+    operate(net, None, X, wider(widths={"0": 9, "2": 8}))
     assert weight.grad is None
     loss_of(net, X).backward()
     assert seen[-1] == accumulated[-1] == weight.grad.shape == (8, 9)
@@ -139,7 +146,7 @@ def test_tied_parameters_and_shared_modules_stay_one():
     optimizer = torch.optim.Adam(net.parameters())
     trained(net, optimizer, X)
     before = net(X)
-    operate(net, optimizer, X, widths={"first": 9})
+    operate(net, optimizer, X, wider(widths={"first": 9}))
     assert net.again is net.middle and net.middle.weight.shape == (9, 9)
     torch.testing.assert_close(net(X), before)
     trained(net, optimizer, X)
@@ -151,7 +158,7 @@ def test_what_companions_share_with_the_model_is_changed_once():
     optimizer = torch.optim.Adam([*actor.parameters(), *critic[2].parameters()])
     trained(actor, optimizer, X)
     before = actor(X), critic(X)
-    operate(actor, optimizer, X, widths={"0": 10}, also=[critic], init="net2net")
+    operate(actor, optimizer, X, wider(widths={"0": 10}, init="net2net"), also=[critic])
     assert trunk.weight.shape == (10, 5) and critic[2].weight.shape == (3, 10)
     torch.testing.assert_close((actor(X), critic(X)), before)
 
@@ -177,7 +184,7 @@ def test_parametrised_layers_grow_by_their_originals(norm, mode):
     net.eval()
     before = net(FRAMES)
     net.train(mode)
-    operate(net, optimizer, FRAMES, widths={"0": 9}, prove=False)
+    operate(net, optimizer, FRAMES, wider(widths={"0": 9}), prove=False)
     net.eval()
     assert (net[0].out_channels, net[3].in_features, net[3].weight.shape) == (9, 225, (3, 225))
     torch.testing.assert_close(net(FRAMES), before, rtol=1e-5, atol=1e-6)
@@ -203,7 +210,7 @@ def test_normalisers_that_are_padded_get_another_epsilon(norm):
     torch.manual_seed(0)
     net, x = nn.Sequential(nn.Linear(5, 8), NORMS[norm](), nn.Tanh(), nn.Linear(8, 3)).double(), X.double()
     before = net(x)
-    operate(net, None, x, widths={"0": 11})
+    operate(net, None, x, wider(widths={"0": 11}))
     torch.testing.assert_close(net(x), before, rtol=1e-13, atol=1e-14)
 
 
@@ -231,7 +238,7 @@ def test_attention_grows_by_a_factor_in_heads_as_much_as_outside(first):
     trained(net, optimizer, x)
     net.eval()
     before = net(x)
-    done = operate(net, optimizer, x, factor=1.4 if first else 2, prove=False)
+    done = operate(net, optimizer, x, wider(factor=1.4 if first else 2), prove=False)
     width = 12 if first else 16  # a multiple of both head sizes
     assert [layer.self_attn.num_heads for layer in net.layers] == [width // 4, width // 2]
     assert net.embed.out_features == net.layers[0].self_attn.embed_dim == width
@@ -251,7 +258,7 @@ def test_recurrent_states_of_rollouts_grow():
         *_, h, c = net(*inputs)
         before = net(inputs[0], h, c)
     named = {"output_names": list(zoo.NETS["lstm_policy"].outputs)}
-    operation = operate(net, optimizer, inputs, widths={"lstm": 17}, export_options=named)
+    operation = operate(net, optimizer, inputs, wider(widths={"lstm": 17}), export_options=named)
     assert net.lstm.hidden_size == 17
     states = grow_states(operation, {"h": h, "c": c})
     assert states["h"].shape == (1, 3, 17)
@@ -275,7 +282,7 @@ def test_observations_and_actions_are_extended_in_place():
             checkpoint, [surgery.NewObservation("observation", 2)], [surgery.NewAction("logits", 1)]
         )
 
-    operate(net, optimizer, X, plan=longer, export_options=names)
+    operate(net, optimizer, X, longer, export_options=names)
     assert net[0].in_features == 7 and net[4].out_features == 4
     after = net(torch.cat([X, torch.randn(8, 2)], 1))
     torch.testing.assert_close(after[:, :3], before)
@@ -291,7 +298,7 @@ def test_a_compiled_module_is_compiled_once_more():
     compiled = torch.compile(net, backend=counter, fullgraph=True)
     before = compiled(X)
     compiled(X)
-    operate(compiled, optimizer, X, widths={"0": 9})
+    operate(compiled, optimizer, X, wider(widths={"0": 9}))
     for _ in range(3):
         torch.testing.assert_close(compiled(X), before)
     assert counter.frame_count == 2
@@ -348,7 +355,7 @@ def test_unusual_modules_grow_with_their_optimizer(case):
     net = make()
     optimizer = torch.optim.Adam(net.parameters())
     trained(net, optimizer, inputs, steps=1)
-    operation = operate(net, optimizer, inputs, widths=widths, export_options=options)
+    operation = operate(net, optimizer, inputs, wider(widths=widths), export_options=options)
     assert len(operation.tensors[0]) == 3 and operation.slots == 6 and operation.difference < 1e-6
     trained(net, optimizer, inputs, steps=1)
     for parameter in net.parameters():
@@ -365,7 +372,7 @@ def test_what_was_operated_on_in_inference_mode_trains_on():
     net = mlp()
     optimizer = torch.optim.Adam(net.parameters())
     with torch.inference_mode():
-        operation = operate(net, optimizer, X, widths={"0": 9})
+        operation = operate(net, optimizer, X, wider(widths={"0": 9}))
         follow(optimizer, net, operation.plan)
     trained(net, optimizer, X)
 
@@ -406,7 +413,13 @@ def test_schedules_go_on_when_groups_are_split(kind):
     (net, optimizer, schedule), (_, plain, same_schedule) = both
     first = plain.param_groups[0]["lr"]
     operate(
-        net, optimizer, X, factor=2, init="net2net", follow_recipe=True, schedulers=[schedule], prove=False
+        net,
+        optimizer,
+        X,
+        wider(factor=2, init="net2net"),
+        follow_recipe=True,
+        schedulers=[schedule],
+        prove=False,
     )
     ratios = [group["lr"] / first for group in optimizer.param_groups]
     assert sorted(set(np.round(ratios, 9))) == [0.5, 1.0]
@@ -425,7 +438,13 @@ def test_phases_of_a_schedule_are_none_of_its_groups():
     optimizer = torch.optim.Adam(groups, lr=0.1)
     schedule = RATES.OneCycleLR(optimizer, 0.1, 20)  # two phases, two groups
     operate(
-        net, optimizer, X, factor=2, init="net2net", follow_recipe=True, schedulers=[schedule], prove=False
+        net,
+        optimizer,
+        X,
+        wider(factor=2, init="net2net"),
+        follow_recipe=True,
+        schedulers=[schedule],
+        prove=False,
     )
     assert len(schedule._schedule_phases) == 2 < len(schedule.base_lrs) == len(optimizer.param_groups)
 
@@ -436,7 +455,7 @@ def test_a_schedule_with_one_floor_for_all_groups_is_refused(make):
     optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
     schedule = make(optimizer, 9, eta_min=1e-3)
     before = everything(net, optimizer, schedule)
-    how = {"factor": 2, "init": "net2net", "schedulers": [schedule], "prove": False}
+    how = {"plan": wider(factor=2, init="net2net"), "schedulers": [schedule], "prove": False}
     with pytest.raises(Refused, match="eta_min"):
         operate(net, optimizer, X, follow_recipe=True, **how)
     assert same(everything(net, optimizer, schedule), before)
@@ -472,7 +491,12 @@ def test_after_a_failure_everything_is_as_it_was(fault, monkeypatch):
         return original(*arguments, **keywords)
 
     monkeypatch.setattr(holder, name, failing)
-    how = {"factor": 2, "init": "net2net", "also": [target], "schedulers": [schedule], "follow_recipe": True}
+    how = {
+        "plan": wider(factor=2, init="net2net"),
+        "also": [target],
+        "schedulers": [schedule],
+        "follow_recipe": True,
+    }
     with pytest.raises(RuntimeError, match="injected"):
         operate(net, optimizer, X, prove=False, **how)
     monkeypatch.undo()
@@ -491,7 +515,7 @@ def test_networks_of_the_zoo_grow_in_place(name):
     trained(net, optimizer, inputs, 2)
     net.eval()
     before = net(*inputs)
-    operation = operate(net, optimizer, inputs, factor=2)
+    operation = operate(net, optimizer, inputs, wider(factor=2))
     torch.testing.assert_close(net(*inputs), before, rtol=2e-4, atol=2e-5)
     for path, (_, value) in operation.attributes.items():
         owner, _, attribute = path.rpartition(".")

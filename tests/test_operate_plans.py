@@ -16,7 +16,7 @@ import surgery
 from surgery import NewAction, NewObservation, Retired
 from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.torch import from_module, operate
-from tests.live_models import everything, loss_of, same
+from tests.live_models import everything, loss_of, same, wider
 
 NAMED = {"input_names": ["observation"], "output_names": ["logits"]}
 
@@ -122,7 +122,7 @@ def test_what_comes_of_the_module_is_what_comes_of_the_file(name):
     wanted = surgery.apply(plan, checkpoint).checkpoint
     before, identities = net(row.x), [id(p) for p in net.parameters()]
 
-    done = operate(net, optimizer, row.x, plan=row.plan, also=[target], export_options=NAMED)
+    done = operate(net, optimizer, row.x, row.plan, also=[target], export_options=NAMED)
 
     assert [id(p) for p in net.parameters()] == identities
     for key, parameter in net.named_parameters():
@@ -148,8 +148,8 @@ def test_what_comes_of_the_module_is_what_comes_of_the_file(name):
 def test_what_was_widened_is_narrowed_again():
     net, optimizer = trained(ROWS["permute"])
     before = copy.deepcopy((net.state_dict(), optimizer.state_dict()["state"]))
-    done = operate(net, optimizer, X, factor=2, init="net2net", export_options=NAMED)
-    operate(net, optimizer, X, plan=lambda c: surgery.invert(done.plan, c), export_options=NAMED)
+    done = operate(net, optimizer, X, wider(factor=2, init="net2net"), export_options=NAMED)
+    operate(net, optimizer, X, lambda c: surgery.invert(done.plan, c), export_options=NAMED)
     torch.testing.assert_close(
         (net.state_dict(), optimizer.state_dict()["state"]), before, rtol=1e-14, atol=1e-16
     )
@@ -159,8 +159,11 @@ def test_a_kernel_that_would_need_one_sided_padding_is_refused():
     net = cnn()
     before = everything(net)
     with pytest.raises(Refused, match="pads both sides alike"):
-        operate(net, None, FRAMES, plan=lambda c: surgery.grow_kernel(c, {"0": 4}))
+        operate(net, None, FRAMES, lambda c: surgery.grow_kernel(c, {"0": 4}))
     assert same(everything(net), before)
+
+
+COPIES = {"target.": "online."}
 
 
 class Together(nn.Module):
@@ -180,7 +183,12 @@ def test_copies_inside_the_module_are_edited_alike_with_the_same_random_numbers(
     net = Together().double()
     optimizer = torch.optim.Adam(net.online.parameters())
     before = net(X)
-    done = operate(net, optimizer, X, widths={"online.0": 9}, copies={"target.": "online."}, seed=3)
+    done = operate(
+        net,
+        optimizer,
+        X,
+        lambda c: surgery.widen(c.replace(copies=COPIES), widths={"online.0": 9}, seed=3),
+    )
     assert {c.space for c in done.plan.changes} == {"online.0", "target.0"}
     torch.testing.assert_close(net(X), before, rtol=1e-12, atol=1e-12)
     fresh = [part[0].weight[6:] / part[0].weight[6:].norm() for part in (net.online, net.target)]
@@ -205,16 +213,16 @@ def test_a_part_is_known_by_all_its_names(name):
     net = Twice()
     x = X.float()
     before = net(x)
-    operate(net, None, x, widths={name: 9})
+    operate(net, None, x, wider(widths={name: 9}))
     assert net.tail is net.tied and net.tail.out_features == 9
     torch.testing.assert_close(net(x), before)
 
 
 def test_a_part_under_two_names_at_once_is_refused():
-    with pytest.raises(ArgumentError, match="two of its names"):
-        operate(Twice(), None, X.float(), widths={"tail": 9, "tied": 8})
+    with pytest.raises(ArgumentError, match="given twice"):
+        operate(Twice(), None, X.float(), wider(widths={"tail": 9, "tied": 8}))
     with pytest.raises(UnknownName):
-        operate(Twice(), None, X.float(), widths={"toil": 9})
+        operate(Twice(), None, X.float(), wider(widths={"toil": 9}))
 
 
 def test_names_of_a_recognised_architecture_are_taken():
@@ -222,5 +230,5 @@ def test_names_of_a_recognised_architecture_are_taken():
         nn.Conv2d(4, 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU(), nn.Conv2d(64, 64, 3, 1), nn.ReLU(),
         nn.Flatten(), nn.Linear(3136, 16), nn.ReLU(), nn.Linear(16, 3),
     )  # fmt: skip
-    operate(net, None, torch.zeros(2, 4, 84, 84), widths={"fc": 24}, prove=False)
+    operate(net, None, torch.zeros(2, 4, 84, 84), wider(widths={"fc": 24}), prove=False)
     assert net[7].out_features == net[9].in_features == 24

@@ -22,7 +22,7 @@ from surgery.errors import (
 )
 from surgery.torch import from_module, operate
 from surgery.torch.live import outputs as operate_outputs
-from tests.live_models import FRAMES, X, everything, loss_of, mlp, same, trained
+from tests.live_models import FRAMES, X, everything, loss_of, mlp, same, trained, wider
 
 
 class Heads(nn.Module):
@@ -153,52 +153,53 @@ def pruned() -> nn.Module:
     return net
 
 
+NINE, DOUBLE = {"plan": wider(widths={"0": 9})}, {"plan": wider(factor=2)}
 REFUSALS = {
-    "a weight that is computed": (pruned, lambda net: None, X, {"widths": {"0": 9}}, Refused, "undo that"),
-    "one state for all": (mlp, lbfgs, X, {"widths": {"2": 9}}, Refused, "new LBFGS"),
-    "quantised": (quantised, lambda net: None, X, {"widths": {"0": 9}}, Refused, "before the model is quantised"),
-    "several devices": (on_two_devices, adam, X, {"widths": {"0": 9}}, Refused, "one device"),
-    "a size in the code": (Hard, adam, FRAMES, {"widths": {"inner.conv": 9}}, Refused, "attributes="),
-    "a module that branches": (Branching, adam, X, {"widths": {"fc": 9}}, GraphError, "torch.where"),
-    "no forward": (Heads, adam, X, {"factor": 2}, GraphError, "def forward(self, x)"),
-    "noise unseen": (Unseen, adam, X, {"widths": {"fc": 9}}, Refused, "training=True"),
-    "no such space": (mlp, adam, X, {"widths": {"9": 9}}, UnknownName, "0"),
-    "too narrow": (mlp, adam, X, {"widths": {"0": 3}}, ArgumentError, "narrower"),
-    "others' optimizer": (mlp, lambda net: adam(mlp()), X, {"widths": {"0": 9}}, ArgumentError, "parameters()"),
-    "no optimizer": (mlp, lambda net: "adam", X, {"widths": {"0": 9}}, ArgumentError, ""),
-    "a class without rules": (mlp, lambda net: Lion(net.parameters()), X, {"widths": {"0": 9}}, Refused, "reset"),
-    "sparse": (lambda: split(mlp()), lambda net: None, X, {"widths": {"0": 9}}, Refused, "dense"),
-    "not a leaf": (lambda: computed(mlp()), lambda net: None, X, {"widths": {"0": 9}}, Refused, "owns"),
+    "a weight that is computed": (pruned, lambda net: None, X, NINE, Refused, "undo that"),
+    "one state for all": (mlp, lbfgs, X, {"plan": wider(widths={"2": 9})}, Refused, "new LBFGS"),
+    "quantised": (quantised, lambda net: None, X, NINE, Refused, "before the model is quantised"),
+    "several devices": (on_two_devices, adam, X, NINE, Refused, "one device"),
+    "a size in the code": (Hard, adam, FRAMES, {"plan": wider(widths={"inner.conv": 9})}, Refused, "attributes="),
+    "a module that branches": (Branching, adam, X, {"plan": wider(widths={"fc": 9})}, GraphError, "torch.where"),
+    "no forward": (Heads, adam, X, DOUBLE, GraphError, "def forward(self, x)"),
+    "noise unseen": (Unseen, adam, X, {"plan": wider(widths={"fc": 9})}, Refused, "training=True"),
+    "no such space": (mlp, adam, X, {"plan": wider(widths={"9": 9})}, UnknownName, "0"),
+    "too narrow": (mlp, adam, X, {"plan": wider(widths={"0": 3})}, ArgumentError, "narrower"),
+    "others' optimizer": (mlp, lambda net: adam(mlp()), X, NINE, ArgumentError, "parameters()"),
+    "no optimizer": (mlp, lambda net: "adam", X, NINE, ArgumentError, ""),
+    "a class without rules": (mlp, lambda net: Lion(net.parameters()), X, NINE, Refused, "reset"),
+    "sparse": (lambda: split(mlp()), lambda net: None, X, NINE, Refused, "dense"),
+    "not a leaf": (lambda: computed(mlp()), lambda net: None, X, NINE, Refused, "owns"),
     "parametrised by what has no rule": (
         lambda: nn.Sequential(nn.utils.parametrizations.orthogonal(nn.Linear(5, 4)), nn.Linear(4, 3)), adam, X,
-        {"widths": {"0": 9}}, GraphError, "householder",
+        NINE, GraphError, "householder",
     ),
     "without sizes yet": (
-        lambda: nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 3)), adam, X, {"widths": {"0": 9}}, Refused,
+        lambda: nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 3)), adam, X, NINE, Refused,
         "run the module",
     ),
     "a projected state": (
-        lambda: nn.LSTM(5, 4, proj_size=2), adam, torch.randn(3, 2, 5), {"factor": 2}, GraphError, "proj_size",
+        lambda: nn.LSTM(5, 4, proj_size=2), adam, torch.randn(3, 2, 5), DOUBLE, GraphError, "proj_size",
     ),
-    "an epsilon in the code": (Normed, adam, X, {"widths": {"fc": 11}}, Refused, "'eps'"),
+    "an epsilon in the code": (Normed, adam, X, {"plan": wider(widths={"fc": 11})}, Refused, "'eps'"),
     "one width of attention": (
         lambda: nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), adam, torch.randn(2, 3, 8),
-        {"widths": {"self_attn[1]": 8}}, Refused, "heads × their size",
+        {"plan": wider(widths={"self_attn[1]": 8})}, Refused, "heads × their size",
     ),
-    "data parallel": (lambda: nn.DataParallel(mlp()), adam, X, {"widths": {"0": 9}}, Refused, ".module"),
-    "another companion": (mlp, adam, X, {"widths": {"0": 9}, "also": [nn.Linear(5, 3)]}, Refused, "same architecture"),
-    "no numbers": (lambda: mlp().to("meta"), adam, X, {"widths": {"0": 9}}, Refused, ""),
-    "wrong attribute": (mlp, adam, X, {"widths": {"0": 9}, "attributes": {"0.size": 1}}, UnknownName, ""),
-    "no module": (lambda: len, lambda net: None, X, {"widths": {"0": 9}}, ArgumentError, "no torch.nn.Module"),
-    "no tensor": (mlp, adam, X.numpy(), {"widths": {"0": 9}}, ArgumentError, "a tensor"),
-    "a width that is no number": (mlp, adam, X, {"widths": {"0": 9.5}}, ArgumentError, "9.5"),
+    "data parallel": (lambda: nn.DataParallel(mlp()), adam, X, NINE, Refused, ".module"),
+    "another companion": (mlp, adam, X, NINE | {"also": [nn.Linear(5, 3)]}, Refused, "same architecture"),
+    "no numbers": (lambda: mlp().to("meta"), adam, X, NINE, Refused, ""),
+    "wrong attribute": (mlp, adam, X, NINE | {"attributes": {"0.size": 1}}, UnknownName, ""),
+    "no module": (lambda: len, lambda net: None, X, NINE, ArgumentError, "no torch.nn.Module"),
+    "no tensor": (mlp, adam, X.numpy(), NINE, ArgumentError, "a tensor"),
+    "a width that is no number": (mlp, adam, X, {"plan": wider(widths={"0": 9.5})}, ArgumentError, "9.5"),
     "a plan that is a text": (mlp, adam, X, {"plan": "widen"}, ArgumentError, "no plan"),
     "a function that makes no plan": (mlp, adam, X, {"plan": lambda c: None}, ArgumentError, "no plan"),
-    "a schedule of nothing": (mlp, adam, X, {"factor": 2, "schedulers": ["step"]}, ArgumentError, "no schedule"),
-    "a class of optimizers": (mlp, lambda net: torch.optim.Adam, X, {"factor": 2}, ArgumentError, "in use"),
-    "other inputs": (mlp, adam, torch.zeros(4, 9), {"widths": {"0": 9}}, ArgumentError, "does not run on the ex"),
-    "other types": (mlp, adam, X.double(), {"widths": {"0": 9}}, ArgumentError, "does not run on the example"),
-    "two orders": (mlp, adam, X, {"widths": {"0": 9}, "plan": lambda c: None}, ArgumentError, ""),
+    "a schedule of nothing": (mlp, adam, X, DOUBLE | {"schedulers": ["step"]}, ArgumentError, "no schedule"),
+    "a class of optimizers": (mlp, lambda net: torch.optim.Adam, X, DOUBLE, ArgumentError, "in use"),
+    "other inputs": (mlp, adam, torch.zeros(4, 9), NINE, ArgumentError, "does not run on the ex"),
+    "other types": (mlp, adam, X.double(), NINE, ArgumentError, "does not run on the example"),
+    "widths without a verb": (mlp, adam, X, {"plan": {"0": 9}}, ArgumentError, "surgery.widen"),
 }  # fmt: skip
 
 
@@ -253,7 +254,7 @@ def test_layouts_and_types_are_the_parameters_own(make):
     net = make()
     types, before = [p.dtype for p in net.parameters()], net(X)
     optimizer = torch.optim.SGD(net.parameters(), 1e-3)
-    operate(net, optimizer, X, widths={"0" if make is strided else "first": 9})
+    operate(net, optimizer, X, wider(widths={"0" if make is strided else "first": 9}))
     assert [p.dtype for p in net.parameters()] == types
     torch.testing.assert_close(
         net(X), before, rtol=2e-2 if make is Mixed else 1e-5, atol=1e-2 if make is Mixed else 1e-6
@@ -266,15 +267,15 @@ def test_a_size_in_an_attribute_can_be_given():
     net = Sized()
     before = net(FRAMES)
     with pytest.raises(Refused) as caught:
-        operate(net, None, FRAMES, widths={"inner.conv": 9})
+        operate(net, None, FRAMES, wider(widths={"inner.conv": 9}))
     assert caught.value.where["module"] == "inner.fc (Linear)"
-    operate(net, None, FRAMES, widths={"inner.conv": 9}, attributes={"flat": 225})
+    operate(net, None, FRAMES, wider(widths={"inner.conv": 9}), attributes={"flat": 225})
     torch.testing.assert_close(net(FRAMES), before)
 
 
 def test_noise_of_training_follows_in_training_mode():
     net = Unseen()
-    operate(net, adam(net), X, widths={"fc": 9}, training=True)
+    operate(net, adam(net), X, wider(widths={"fc": 9}), training=True)
     assert net.fc.sigma.shape == (9, 5)
     net.train()(X)
 
@@ -283,7 +284,7 @@ def test_state_without_rules_is_dropped_on_request_and_reported():
     net = mlp()
     optimizer = Lion(net.parameters())
     optimizer.step()
-    operation = operate(net, optimizer, X, widths={"0": 9}, reset_unknown=True)
+    operation = operate(net, optimizer, X, wider(widths={"0": 9}), reset_unknown=True)
     assert operation.not_carried == ("'trend' of Lion",)
     assert "not carried" in operation.describe()
     assert "trend" in optimizer.state[net[4].weight]
@@ -294,30 +295,14 @@ def test_parameters_of_other_networks_are_left_alone_and_counted():
     net, other = mlp(), nn.Linear(2, 2)
     optimizer = torch.optim.Adam([*net.parameters(), *other.parameters()])
     trained(net, optimizer, X)
-    assert operate(net, optimizer, X, widths={"0": 9}).others == 2
-
-
-def test_a_scaler_between_unscaling_and_update_is_refused():
-    net, scaler = mlp(), torch.amp.GradScaler("cpu", init_scale=8.0)
-    optimizer = adam(net)
-    scaler.scale(loss_of(net, X)).backward()
-    scaler.unscale_(optimizer)
-    with pytest.raises(ArgumentError, match="scaler"):
-        operate(net, optimizer, X, widths={"0": 9}, scaler=scaler)
-    scaler.step(optimizer)
-    scaler.update()
-    operate(net, optimizer, X, widths={"0": 9}, scaler=scaler)
-    optimizer.zero_grad()
-    scaler.scale(loss_of(net, X)).backward()
-    scaler.step(optimizer)
-    scaler.update()
+    assert operate(net, optimizer, X, wider(widths={"0": 9})).others == 2
 
 
 def test_a_plan_for_another_network_does_not_fit():
     plan = surgery.widen(from_module(mlp(), example_inputs=X), widths={"0": 9})
     net = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3))
     with pytest.raises(PlanMismatch, match=r"0\.weight"):
-        operate(net, adam(net), X, plan=plan)
+        operate(net, adam(net), X, plan)
 
 
 def test_a_module_that_computes_otherwise_than_its_export_is_caught(monkeypatch):
@@ -331,5 +316,5 @@ def test_a_module_that_computes_otherwise_than_its_export_is_caught(monkeypatch)
     monkeypatch.setattr(operate_outputs.Runner, "outputs", outputs)
     before = everything(net)
     with pytest.raises(ClaimFailed, match="moves by"):
-        operate(net, None, X, widths={"0": 9})
+        operate(net, None, X, wider(widths={"0": 9}))
     assert same(everything(net), before)

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from surgery.errors import Refused
 from surgery.torch import follow, operate
 from tests import conftest
+from tests.live_models import wider
 
 X = torch.randn(8, 5, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
 TIMEOUT = datetime.timedelta(seconds=120)
@@ -49,11 +50,11 @@ def data_parallel(rank: int) -> None:
     for seed in range(3):
         update(small, optimizer, rank, seed)
     with pytest.raises(Refused, match="wrapped in DistributedDataParallel"):
-        operate(small, optimizer, X, widths={"0": 9})
+        operate(small, optimizer, X, wider(widths={"0": 9}))
     net = copy.deepcopy(small.module)
     grown = adamw(net)
     grown.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    done = operate(net, grown, X, widths={"0": 9, "2": 7}, init="net2net", seed=1)
+    done = operate(net, grown, X, wider(widths={"0": 9, "2": 7}, init="net2net", seed=1))
     wide = DistributedDataParallel(net)
     trajectory = follow(grown, wide, done.plan)
     shrink = functools.partial(nn.utils.clip_grad_norm_, list(small.parameters()))
@@ -82,7 +83,7 @@ def fully_sharded(rank: int) -> None:
     optimizer = adamw(sharded)
     update(sharded, optimizer, rank, 0)
     with pytest.raises(Refused, match="sharded"):
-        operate(sharded, optimizer, X, widths={"0": 9})
+        operate(sharded, optimizer, X, wider(widths={"0": 9}))
 
     net = mlp()
     net.load_state_dict(get_model_state_dict(sharded, options=whole))
@@ -90,7 +91,7 @@ def fully_sharded(rank: int) -> None:
     state = get_optimizer_state_dict(sharded, optimizer, options=whole)
     set_optimizer_state_dict(net, plain, optim_state_dict=state)
     before = net(X)
-    done = operate(net, plain, X, widths={"0": 9}, seed=1)
+    done = operate(net, plain, X, wider(widths={"0": 9}, seed=1))
     state = get_optimizer_state_dict(net, plain, options=whole)
     wide = fully_shard(net, mesh=mesh)
     optimizer = adamw(wide)
@@ -124,7 +125,7 @@ def recipe_on_shards(rank: int) -> None:
     net = copy.deepcopy(small.module)
     grown = adamw(net)
     grown.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    operate(net, grown, X, factor=2, init="net2net", follow_recipe=True)
+    operate(net, grown, X, wider(factor=2, init="net2net"), follow_recipe=True)
     state = get_optimizer_state_dict(net, grown, options=whole)
     names = {id(p): name for name, p in net.named_parameters()}
     settings = [({k: v for k, v in g.items() if k != "params"}, [names[id(p)] for p in g["params"]])

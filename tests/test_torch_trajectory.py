@@ -17,6 +17,7 @@ from surgery.edits.arithmetic import axis_maps
 from surgery.errors import ArgumentError, PlanMismatch, Refused, SurgeryError, UnknownName
 from surgery.torch import break_symmetry, follow, operate
 from tests.growing import Pair, grow, train
+from tests.live_models import wider
 
 STEPS, LIMIT = 80, 1e-12
 Make = Callable[[Any], torch.optim.Optimizer]
@@ -499,15 +500,15 @@ def test_a_module_grows_twice_and_follows_the_small_one_for_as_long_as_it_is_tol
     optimizer = OPTIMIZERS["adamw"](wide.parameters())
     optimizer.load_state_dict(copy.deepcopy(both.old.state_dict()))
     x = torch.randn(4, 4, dtype=torch.float64)
-    done = operate(wide, optimizer, x, widths={"0": 7, "2": 8}, init="net2net")
+    done = operate(wide, optimizer, x, wider(widths={"0": 7, "2": 8}, init="net2net"))
     trajectory = follow(optimizer, wide, done.plan)
     train(both.net, both.old, 100, seed=2)
     train(wide, optimizer, 100, seed=2)
     torch.testing.assert_close(wide(x), both.net(x), rtol=1e-11, atol=1e-12)
     with pytest.raises(ArgumentError, match="follows a trajectory"):
-        operate(wide, optimizer, x, widths={"0": 12})
+        operate(wide, optimizer, x, wider(widths={"0": 12}))
     trajectory.detach()
-    again = follow(optimizer, wide, operate(wide, optimizer, x, widths={"0": 12}).plan)
+    again = follow(optimizer, wide, operate(wide, optimizer, x, wider(widths={"0": 12})).plan)
     torch.testing.assert_close(wide(x), both.net(x), rtol=1e-11, atol=1e-12)
     train(wide, optimizer, 5, seed=3)
     assert again.tracked["0.weight"].counts is not None

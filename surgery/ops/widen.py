@@ -75,10 +75,12 @@ def widen(
         wanted, frozen = _by_factor(analysis, factor, init, shares)
     chosen = {space: _choose(space, width, init) for space, width in wanted.items()}
     edits = [_edit(analysis, space, width, chosen[space], shares, seed) for space, width in wanted.items()]
-    arguments = {
+    arguments: dict[str, Any] = {
         "widths": {space.name: width for space, width in wanted.items()},
         "init": init, "shares": shares, "noise": noise,
     }  # fmt: skip
+    if factor is not None:
+        arguments["factor"] = factor
     return build(
         checkpoint, analysis, "widen", edits, arguments=arguments, claim="changed" if noise else "equivalent",
         seed=seed, noise=noise, frozen=frozen,

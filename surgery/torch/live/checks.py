@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,10 +18,11 @@ _WRAPPED = {
     "DataParallel": "operate on its .module, and wrap it again",
     "FullyShardedDataParallel": "gather the full parameters into a plain module, operate, and shard it again",
 }
+PLAN = "lambda c: surgery.widen(c, widths={'fc': 1024}), or another verb that makes one"
 
 
 def check_arguments(
-    networks: Sequence[object], inputs: object, widths: object, plan: object, schedulers: Sequence[object]
+    networks: Sequence[object], inputs: object, plan: object, schedulers: Sequence[object]
 ) -> None:
     """Refuse what is none of the things that live surgery takes, before anything is looked at."""
     for network in networks:
@@ -33,17 +33,11 @@ def check_arguments(
             f"a {type(inputs).__name__} is no example input",
             hint="a tensor, a tuple of arguments, or a mapping of keyword arguments",
         )
-    if widths is not None and not (isinstance(widths, Mapping) and all(map(_is_width, widths.values()))):
-        raise ArgumentError(f"widths are {widths!r:.60}", hint="space -> new number of units: {'fc': 1024}")
-    if not (plan is None or isinstance(plan, Plan) or callable(plan)):
-        raise ArgumentError(f"a {type(plan).__name__} is no plan", hint="plan=lambda c: surgery.extend(c, …)")
+    if not (isinstance(plan, Plan) or callable(plan)):
+        raise ArgumentError(f"a {type(plan).__name__} is no plan", hint=PLAN)
     for scheduler in schedulers:
         if not hasattr(scheduler, "optimizer"):
             raise ArgumentError(f"a {type(scheduler).__name__} is no schedule of an optimizer")
-
-
-def _is_width(width: object) -> bool:
-    return isinstance(width, int | np.integer) and not isinstance(width, bool)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -132,17 +126,6 @@ def check_optimizers(optimizers: Sequence[torch.optim.Optimizer], networks: Sequ
             )
         others += len(set(held) - own)
     return others
-
-
-def check_scaler(scaler: torch.amp.GradScaler | None, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Refuse to operate between a gradient scaler's unscaling and its update."""
-    for optimizer in optimizers:
-        state = scaler._per_optimizer_states.get(id(optimizer)) if scaler is not None else None
-        if state and state["stage"] is not torch.amp.grad_scaler.OptState.READY:
-            raise ArgumentError(
-                "the gradient scaler has unscaled gradients of a step that is not finished",
-                hint="operate after scaler.step(optimizer) and scaler.update()",
-            )
 
 
 def state_without_rules(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, str]:

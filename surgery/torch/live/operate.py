@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from surgery.aliases import aliased
+from surgery.architectures.family import with_aliases
 from surgery.checkpoint import Checkpoint
 from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError, Refused, UnknownName
@@ -37,22 +37,20 @@ def operate(
     model: nn.Module,
     optimizer: Optimizers,
     example_inputs: Inputs,
+    plan: Plan | Callable[[Checkpoint], Plan],
     *,
-    widths: Mapping[str, int] | None = None,
-    plan: Plan | Callable[[Checkpoint], Plan] | None = None,
     also: Sequence[nn.Module] = (),
-    copies: Mapping[str, str] | None = None,
     attributes: Mapping[str, Any] | None = None,
-    schedulers: Sequence[Any] = (),
-    scaler: torch.amp.GradScaler | None = None,
     follow_recipe: bool = False,
+    schedulers: Sequence[Any] = (),
     reset_unknown: bool = False,
     prove: bool = True,
     training: bool = False,
     export_options: Mapping[str, Any] | None = None,
-    **how: Any,  # noqa: ANN401
 ) -> Operation:
     """Change a module, its optimizer and its companions in place, with the same plan, or change nothing.
+
+        operate(model, optimizer, x, lambda c: surgery.widen(c, widths={"fc": 1024}), also=[target])
 
     The module is exported and analysed; what a plan says of the graph is then done to the live objects. Parameters and
     buffers stay the same objects with other numbers: references, hooks, tied weights, `optimizer.param_groups` and
@@ -62,24 +60,20 @@ def operate(
       model: any module that exports. Behind `torch.compile` it is found; data-parallel wrappers are refused.
       optimizer: that trains it; several, or None. Parameters of other networks in it are left alone.
       example_inputs: a tensor, a tuple of arguments, or a mapping of keyword arguments, with a batch of at least 2.
-      widths: space -> new number of units, as for `surgery.widen`; spaces have the names of the module's parts (any of
-        its names, where a part has several), or those of a recognised architecture.
-      plan: instead of `widths`: a plan made elsewhere for this graph, or what makes one from the exported checkpoint
-        (`lambda c: surgery.extend(c, …)`). New layers (`surgery.deepen`) become modules: in the sequence that holds the
-        layer before them, in its activation's place, or beside it, called by a hook.
+      plan: what makes one of the module as a checkpoint (`surgery.widen`, `extend`, `deepen` …), or one that was made
+        elsewhere for this graph. Spaces have the names of the module's parts (any of its names, where a part has
+        several), or those of a recognised architecture. Target networks inside the model are told by
+        `c.replace(copies=…)`. New layers become modules: in the sequence that holds the layer before them, in its
+        activation's place, or beside it, called by a hook.
       also: networks with the same parameters, which follow the same plan with the same random numbers: targets,
         averages. What they share with the model is changed once.
-      copies: prefix of names -> prefix of their originals, of target networks inside the model: as in
-        `Checkpoint.copies`, they are edited alike.
       attributes: "path.name" -> new value, of modules whose own sizes nobody can guess.
-      schedulers: learning-rate schedules, which follow where groups are split.
-      scaler: a gradient scaler, to be sure that no step is half done.
       follow_recipe: split the optimizer's groups so that the trajectory goes on as before; else it is only reported.
+      schedulers: learning-rate schedules, which follow where groups are split.
       reset_unknown: drop the state that no rule carries, of the parameters that change, and say so; else it is refused.
       prove: prove the plan in float64 on the exported graph, too; the module's own outputs are compared in any case.
       training: look at what the module computes in training mode.
       export_options: for the exporter: dynamic_shapes, input_names, output_names.
-      how: further arguments of `surgery.widen` (init, factor, shares, noise, seed).
 
     Returns:
       What was done, and the settings that continue the trajectory.
@@ -91,7 +85,7 @@ def operate(
       ClaimFailed, ProofFailed: the result is not what the plan claims.
       In all cases the model, its companions and the optimizer are exactly as they were.
     """
-    checks.check_arguments((model, *also), example_inputs, widths, plan, schedulers)
+    checks.check_arguments((model, *also), example_inputs, plan, schedulers)
     if isinstance(optimizer, type):
         raise ArgumentError(
             f"the class {optimizer.__name__} is no optimizer", hint="give the one that is in use"
@@ -101,10 +95,9 @@ def operate(
     for at, network in enumerate(networks):
         checks.check_module(network, "the model" if at == 0 else f"network {at} of also")
     others = checks.check_optimizers(optimizers, networks)
-    checks.check_scaler(scaler, optimizers)
     options = dict(export_options or {})
-    checkpoint = _described(networks[0], example_inputs, options, training).replace(copies=copies or {})
-    planned = _planned(checkpoint, networks[0], widths, plan, how)
+    checkpoint = _described(networks[0], example_inputs, options, training)
+    planned = plan if isinstance(plan, Plan) else _planned(plan, checkpoint, networks[0])
     check_stateless(planned)
     runner = Runner(networks[0], example_inputs, planned, checkpoint.model, training)
     before = runner.before()
@@ -152,68 +145,46 @@ def _described(
             value.const_value = ir.tensor(to_numpy(held[str(value.name)]), name=value.name)
     # no slots: it only says which tensors are parameters, each with one history
     state = OptimizerState("sgd", {}, {}, (ParamGroup(tuple(trained)),))
-    return Checkpoint(model, infer(model), optimizer=state)
+    checkpoint = Checkpoint(model, infer(model), optimizer=state)
+    vars(checkpoint)["analysis"] = with_aliases(checkpoint.analysis, _names(checkpoint, network))
+    return checkpoint
 
 
-def _planned(
-    checkpoint: Checkpoint,
-    network: nn.Module,
-    widths: Mapping[str, int] | None,
-    plan: Plan | Callable[[Checkpoint], Plan] | None,
-    how: Mapping[str, Any],
-) -> Plan:
-    if plan is None:
-        if widths is None:
-            return _by_factor(checkpoint, network, how)
-        named = _exported_names(widths, checkpoint, network)
-        return aliased(widen, "widths")(checkpoint, widths=named, **how)
-    if widths or how:
-        raise ArgumentError("widths and a plan at once", hint="give one of them")
-    made = plan if isinstance(plan, Plan) else plan(checkpoint)
+def _names(checkpoint: Checkpoint, network: nn.Module) -> dict[str, str]:
+    """Names of the module's parts that the exporter did not choose -> space: of a part with several, of a parametrised
+    one that of its originals."""
+    known = checkpoint.analysis.by_name
+    paths: dict[nn.Module, list[str]] = {}
+    for path, part in network.named_modules(remove_duplicate=False):
+        paths.setdefault(part, []).append(path)
+    found: dict[str, str] = {}
+    for part, own in paths.items():
+        tensors = getattr(part, "parametrizations", {})
+        tries = (*own, *(f"{path}.parametrizations.{tensor}" for path in own for tensor in tensors))
+        space = next((name for name in tries if name in known), None)
+        if space is not None:
+            found |= {path: space for path in own if path != space}
+    return found
+
+
+def _planned(make: Callable[[Checkpoint], Plan], checkpoint: Checkpoint, network: nn.Module) -> Plan:
+    made = make(checkpoint)
     if not isinstance(made, Plan):
-        raise ArgumentError(f"the function gives a {type(made).__name__}, and no plan")
-    return made
+        raise ArgumentError(f"the function gives a {type(made).__name__}, and no plan", hint=checks.PLAN)
+    return _fitted(made, checkpoint, network) if "factor" in made.arguments else made
 
 
-def _by_factor(checkpoint: Checkpoint, network: nn.Module, how: Mapping[str, Any]) -> Plan:
-    """Everything that can grow, as far as PyTorch's attention lets it."""
-    made = widen(checkpoint, **how)
+def _fitted(made: Plan, checkpoint: Checkpoint, network: nn.Module) -> Plan:
+    """Everything that can grow by a factor, as far as PyTorch's attention lets it."""
     widths, left = fitted(network, made)
     if widths == {edit.space: edit.after for edit in made.spaces}:
         return made
     if not widths:
         raise Refused("no space of this module can grow", where=dict(left),
                       hint="give widths: heads × their size must be as many units as outside")  # fmt: skip
-    others = {name: value for name, value in how.items() if name != "factor"}
-    return dataclasses.replace(
-        widen(checkpoint, widths=widths, **others), frozen=tuple(sorted([*made.frozen, *left]))
-    )
-
-
-def _exported_names(widths: Mapping[str, int], checkpoint: Checkpoint, network: nn.Module) -> dict[str, int]:
-    """The names that the exporter chose, where a part of the module has several."""
-    paths: dict[int, list[str]] = {}
-    for path, part in network.named_modules(remove_duplicate=False):
-        paths.setdefault(id(part), []).append(path)
-    chosen = {name.rpartition(".")[0] for name in checkpoint.tensors}
-    others = {path: own for own in paths.values() for path in own if path not in chosen}
-    found: dict[str, int] = {}
-    for name, width in widths.items():
-        same = [path for path in others.get(name, ()) if path in chosen]
-        found[_parametrised(checkpoint, network, same[0] if same else name)] = width
-    if len(found) < len(widths):
-        raise ArgumentError("a part of the module is given twice, by two of its names", hint="give it once")
-    return found
-
-
-def _parametrised(checkpoint: Checkpoint, network: nn.Module, name: str) -> str:
-    """The name of a space that belongs to an original of a parametrised tensor, by the name of the part that has it."""
-    lists = getattr(dict(network.named_modules()).get(name), "parametrizations", {})
-    if not lists:
-        return name
-    known = {space.name for space in checkpoint.analysis.spaces}
-    tries = [name, *(f"{name}.parametrizations.{tensor}" for tensor in lists)]
-    return next((each for each in tries if each in known), name)
+    how = {name: value for name, value in made.arguments.items() if name not in ("factor", "widths")}
+    again = widen(checkpoint, widths=widths, seed=made.seed, **how)
+    return dataclasses.replace(again, frozen=tuple(sorted([*made.frozen, *left])))
 
 
 def _check_same_tensors(plan: Plan, before: Checkpoint, after: Checkpoint) -> None:
