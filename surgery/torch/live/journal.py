@@ -21,9 +21,16 @@ class Journal:
 
     def data(self, tensor: Tensor, new: Tensor) -> None:
         """Give a tensor other numbers, in another shape; it stays the same object, with its hooks."""
-        old, gradient = tensor.data, tensor.grad
-        self._undo.append(lambda: _set(tensor, old, gradient))
-        _set(tensor, new, None)
+        self.no_gradient(tensor)
+        old = tensor.data
+        self._undo.append(lambda: _set(tensor, old))
+        _set(tensor, new)
+
+    def no_gradient(self, tensor: Tensor) -> None:
+        """tensor.grad = None."""
+        old = tensor.grad
+        self._undo.append(lambda: setattr(tensor, "grad", old))
+        tensor.grad = None
 
     def item(self, mapping: MutableMapping[Any, Any], key: Any, new: Any) -> None:  # noqa: ANN401
         """mapping[key] = new."""
@@ -60,15 +67,13 @@ class Journal:
             self._undo.pop()()
 
 
-def _set(tensor: Tensor, data: Tensor, gradient: Tensor | None) -> None:
-    tensor.grad = None
+def _set(tensor: Tensor, data: Tensor) -> None:
     if tensor.shape != data.shape:
         # Autograd keeps a node for the parameter as long as someone refers to it, and with it the old shape. It lets
         # go when the type changes, and only then.
         other = torch.float16 if data.dtype != torch.float16 else torch.float32
         tensor.data = torch.empty(0, dtype=other, device=data.device)
     tensor.data = data
-    tensor.grad = gradient
 
 
 @contextlib.contextmanager

@@ -39,6 +39,7 @@ class Prepared:
         self.plan, self.checkpoint, self.optimizers = plan, checkpoint, optimizers
         self.reset_unknown = reset_unknown
         self.data: dict[int, tuple[Tensor, Tensor]] = {}
+        self.parameters: list[nn.Parameter] = []
         self.attributes: dict[tuple[nn.Module, str], Any] = {}
         self.paths: dict[tuple[nn.Module, str], str] = {}
         self.state: list[tuple[dict[Any, Any], Any, Any]] = []
@@ -51,6 +52,7 @@ class Prepared:
 
     def add(self, network: nn.Module, given: Collection[tuple[nn.Module, str]] = ()) -> None:
         """Prepare one network; attributes that are given need not be found."""
+        self.parameters += network.parameters()
         held = checks.tensors_of(network)
         missing = sorted(tensor.name for tensor in self.plan.tensors if tensor.name not in held)
         if missing:
@@ -146,12 +148,18 @@ class Prepared:
     def _follow(self, found: Recipe, named: Mapping[str, Tensor]) -> None:
         if self.recipe is None or not found.exact:
             self.recipe = found
+        elif found.exact and self.recipe.exact:
+            known = {name for group in self.recipe.groups for name in group.parameters}
+            more = (group for group in found.groups if not known.issuperset(group.parameters))
+            self.recipe = Recipe((*self.recipe.groups, *more), True)
         for group in found.groups:
             for name in group.parameters:
                 self.factors[id(named[name])] = (group.lr, group.eps, group.weight_decay)
 
     def carry_out(self, journal: Journal) -> None:
-        """Change everything."""
+        """Change everything; a step whose gradients are there in part is worse than none."""
+        for parameter in self.parameters:
+            journal.no_gradient(parameter)
         for tensor, new in self.data.values():
             journal.data(tensor, new)
         for (module, name), value in self.attributes.items():
