@@ -2,10 +2,69 @@
 
 from __future__ import annotations
 
-import torch
+import copy
 
-from surgery.torch import operate
+import pytest
+import torch
+from torch import nn
+
+from surgery.torch import follow, operate
 from tests.live_models import X, everything, loss_of, mlp, same, wider
+
+
+class Shared(nn.Module):
+    """An actor-critic with a shared trunk, and a deviation that no observation changes."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(5, width), nn.Tanh())
+        self.actor, self.critic = nn.Linear(width, 3), nn.Linear(width, 1)
+        self.log_std = nn.Parameter(torch.zeros(1, 3))
+
+    def forward(self, x):
+        hidden = self.trunk(x)
+        return self.actor(hidden), self.log_std.expand(len(x), -1), self.critic(hidden)
+
+
+def apart(net: Shared) -> list[torch.optim.Optimizer]:
+    """The trunk with the actor, and the critic by itself."""
+    first = [*net.trunk.parameters(), *net.actor.parameters(), net.log_std]
+    settings = {"lr": 1e-2, "eps": 1e-3}
+    return [
+        torch.optim.Adam(first, **settings),
+        torch.optim.AdamW(net.critic.parameters(), **settings | {"lr": 0.03}),
+    ]
+
+
+def step(net: nn.Module, optimizers: list[torch.optim.Optimizer], seed: int) -> None:
+    net.zero_grad()
+    loss_of(net, X.double(), seed).backward()
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+@pytest.mark.parametrize("recipe", [True, False])
+def test_several_optimizers_go_on_and_all_of_their_settings_are_told(recipe):
+    torch.manual_seed(0)
+    net = Shared().double()
+    optimizers = apart(net)
+    for seed in range(3):
+        step(net, optimizers, seed)
+    small = copy.deepcopy(net)
+    slow = apart(small)
+    for old, new in zip(optimizers, slow, strict=True):
+        new.load_state_dict(copy.deepcopy(old.state_dict()))
+    done = operate(net, optimizers, X.double(), wider(factor=2, init="net2net"), follow_recipe=recipe)
+    told = {name: group for group in done.recipe.groups for name in group.parameters}
+    assert told.keys() == dict(net.named_parameters()).keys()
+    assert (told["actor.weight"].hyper["lr"], told["critic.weight"].hyper["lr"]) == (0.005, 0.015)
+    if not recipe:
+        for optimizer in optimizers:
+            follow(optimizer, net, done.plan)
+    for seed in range(20):
+        step(net, optimizers, seed)
+        step(small, slow, seed)
+    torch.testing.assert_close(net(X.double()), small(X.double()), rtol=1e-12, atol=1e-12)
 
 
 def test_no_gradient_of_a_step_that_was_half_done_is_left():

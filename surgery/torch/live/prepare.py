@@ -146,7 +146,7 @@ class Prepared:
             self.state.append((optimizer.state, parameter, made))
 
     def _follow(self, found: Recipe, named: Mapping[str, Tensor]) -> None:
-        if self.recipe is None or not found.exact:
+        if self.recipe is None or (self.recipe.exact and not found.exact):
             self.recipe = found
         elif found.exact and self.recipe.exact:
             known = {name for group in self.recipe.groups for name in group.parameters}
