@@ -35,7 +35,13 @@ POWERS: Mapping[str, Mapping[str, int]] = {
     "rmsprop": {"square_avg": 2, "grad_avg": 1, "momentum_buffer": 0, "step": 0},
     "adagrad": {"sum": 2, "step": 0},
     "adadelta": {"square_avg": 2, "acc_delta": 0, "step": 0},
+    "muon": {"momentum_buffer": 1},
 }
+WHOLE: Mapping[str, str] = {
+    "lamb": "LAMB scales the step of a tensor by its norm",
+    "muon": "Muon moves a matrix as a whole",
+}
+"""Optimizers that do not treat elements one by one: a widened network cannot go on exactly as the small one would."""
 
 
 SCALARS = frozenset({"step", "mu_product"})

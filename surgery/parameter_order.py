@@ -103,6 +103,7 @@ def _kind(group: Mapping[str, object], slots: set[str]) -> str:
         ({"lr_decay", "initial_accumulator_value"}, "adagrad"),
         ({"rho"}, "adadelta"),
         ({"momentum", "dampening", "nesterov"}, "sgd"),
+        ({"momentum", "ns_steps"}, "muon"),
     )
     for keys, kind in signatures:
         if keys <= set(group):

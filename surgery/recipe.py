@@ -23,7 +23,7 @@ import numpy as np
 from surgery.edits.arithmetic import AxisMap, SpaceEdit, axis_maps
 from surgery.edits.plan import Plan
 from surgery.json_values import Json
-from surgery.optimizer import OptimizerState, ParamGroup
+from surgery.optimizer import WHOLE, OptimizerState, ParamGroup
 
 NORMALISED = frozenset({"adam", "adamw", "nadam", "adamax", "rmsprop", "adagrad"})
 """Optimizers whose step does not change when all gradients are multiplied by one number, ε aside."""
@@ -108,6 +108,8 @@ def recipe(plan: Plan, state: OptimizerState) -> Recipe:
 
 
 def _no_rule(plan: Plan, state: OptimizerState) -> str | None:
+    if state.kind in WHOLE:
+        return WHOLE[state.kind]
     if state.kind not in NORMALISED | {"sgd"}:
         return f"there is no rule for '{state.kind}'"
     if any(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from surgery.errors import Refused
 from surgery.torch import follow, operate
 from tests.live_models import X, everything, loss_of, mlp, same, wider
 
@@ -65,6 +66,37 @@ def test_several_optimizers_go_on_and_all_of_their_settings_are_told(recipe):
         step(net, optimizers, seed)
         step(small, slow, seed)
     torch.testing.assert_close(net(X.double()), small(X.double()), rtol=1e-12, atol=1e-12)
+
+
+def muon(net: Shared, lr: float = 0.0) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside, AdamW for the rest."""
+    inside = [net.trunk[0].weight, net.actor.weight, net.critic.weight]
+    rest = [p for p in net.parameters() if not any(p is one for one in inside)]
+    return [torch.optim.Muon(inside, lr=lr), torch.optim.AdamW(rest, lr=lr)]
+
+
+def test_momenta_of_muon_are_those_of_the_wide_network():
+    """With a learning rate of 0 both see the same gradients: the wide one is judged by its own."""
+    torch.manual_seed(0)
+    net = Shared().double()
+    optimizers = muon(net)
+    for seed in range(3):
+        step(net, optimizers, seed)
+    done = operate(net, optimizers, X.double(), wider(widths={"trunk.0": 13}, init="net2net"))
+    assert "Muon moves a matrix as a whole" in done.describe()
+    wide = Shared(13).double()
+    wide.load_state_dict(net.state_dict())
+    own = muon(wide)
+    for seed in range(3):
+        step(wide, own, seed)
+    for ours, theirs in zip(optimizers, own, strict=True):
+        torch.testing.assert_close(
+            ours.state_dict()["state"], theirs.state_dict()["state"], rtol=1e-12, atol=1e-15
+        )
+    with pytest.raises(Refused, match="as a whole"):
+        follow(optimizers[0], net, done.plan)
+    follow(optimizers[1], net, done.plan)
+    step(net, optimizers, 3)
 
 
 def test_no_gradient_of_a_step_that_was_half_done_is_left():

@@ -26,6 +26,7 @@ KINDS: Mapping[str, str] = {
     "Adagrad": "adagrad",
     "Adadelta": "adadelta",
     "SGD": "sgd",
+    "Muon": "muon",
 }
 """Classes whose state has rules, by name, the most special first."""
 _INSIDE_ROOT = {"RMSpropTFLike"}

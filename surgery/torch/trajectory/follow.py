@@ -29,7 +29,7 @@ from surgery.edits.arithmetic import SpaceEdit
 from surgery.edits.parts import TensorEdit
 from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError, PlanMismatch, Refused, shape_text
-from surgery.optimizer import POWERS, SCALARS, power
+from surgery.optimizer import POWERS, SCALARS, WHOLE, power
 from surgery.torch.optimizer_state import is_sharded, kind_of, named, plain_name
 from surgery.torch.trajectory.factors import Factors, factors
 from surgery.torch.trajectory.steps import CORRECTED, correct, grown_up
@@ -106,6 +106,11 @@ class Trajectory:
             )
         self.optimizer, self.plan, self.own_steps = optimizer, plan, own_steps
         self.kind = ruled_kind(optimizer)
+        if self.kind in WHOLE:
+            raise Refused(
+                f"{WHOLE[self.kind]}: nothing goes on exactly as before",
+                hint="follow the optimizer of the other parameters, and keep this one as it is",
+            )
         self.edits: dict[str, SpaceEdit] = dict(plan.edits)
         if merging := [name for name, edit in self.edits.items() if edit.merged]:
             raise Refused(f"'{merging[0]}' merges units: there is no one trajectory to follow")
