@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from surgery.errors import Refused
-from surgery.torch import follow, operate
-from tests.live_models import X, everything, loss_of, mlp, same, wider
+from surgery.torch import follow, from_module, operate
+from tests.live_models import X, everything, loss_of, mlp, same, trained, wider
 
 
 class Shared(nn.Module):
@@ -116,3 +116,35 @@ def test_no_gradient_of_a_step_that_was_half_done_is_left():
     scaler.step(optimizer)
     scaler.update()
     assert scaler.get_scale() == 8.0
+
+
+class Parts(nn.Module):
+    """A part of it behind torch.compile, and a dropout that is on in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        body = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 6), nn.Tanh())
+        self.body = torch.compile(body, backend="eager")
+        self.drop, self.head = nn.Dropout(0.5), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(self.drop(self.body(x)))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("training", [False, True])
+def test_what_a_module_compiles_of_itself_has_its_plain_names_and_stays_compiled(training):
+    net = Parts()
+    optimizer = torch.optim.Adam(net.parameters())
+    trained(net, optimizer, X)
+    compiled = net.body
+    assert "body.0.weight" in from_module(net, example_inputs=X).tensors
+    net.eval()
+    before = net(X)
+    done = operate(net.train(), optimizer, X, wider(widths={"body.0": 9}), training=training)
+    assert net.body is compiled and net.drop.training and compiled._orig_mod[0].out_features == 9
+    assert done.slots == 6 and "body.0.out_features" in done.attributes
+    net.eval()
+    torch.testing.assert_close(net(X), before)
+    follow(optimizer, net, done.plan)
+    trained(net.train(), optimizer, X)

@@ -20,7 +20,7 @@ from surgery.graph.prepare import prepared
 from surgery.graph.walk import walk
 from surgery.port_kinds import infer
 from surgery.tensors import shape_of
-from surgery.torch.optimizer_state import bare, named, plain_name, read_optimizer
+from surgery.torch.optimizer_state import bare, named, plain_name, read_optimizer, uncompiled
 from surgery.torch.stored import initializers, to_numpy
 
 Inputs: TypeAlias = "Tensor | Sequence[Any] | Mapping[str, Any]"
@@ -197,7 +197,7 @@ def export(
     def exported(shapes: Any) -> ir.Model:  # noqa: ANN401
         return _bare(_exported(module, arguments, keywords, shapes, names), kept)
 
-    with quiet(), mode(module, training), torch.random.fork_rng(devices=[]):
+    with quiet(), mode(module, training), uncompiled(module), torch.random.fork_rng(devices=[]):
         if dynamic_shapes is None and (found := _with_free_batch(exported, arguments, keywords)) is not None:
             return found
         try:
@@ -340,10 +340,13 @@ def _reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def mode(module: nn.Module, training: bool) -> Iterator[None]:
-    """All modules in one mode, and back in theirs afterwards."""
+    """All modules in one mode, and back in theirs afterwards; nothing is dropped out: that is random."""
     before = {child: child.training for child in module.modules()}
     try:
         module.train(training)
+        for child in module.modules():
+            if isinstance(child, nn.modules.dropout._DropoutNd):
+                child.eval()
         yield
     finally:
         for child, was in before.items():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import onnx_ir as ir
@@ -53,6 +54,26 @@ def bare(model: nn.Module) -> nn.Module:
     """The module behind all wrappers."""
     inner = inside(model)
     return model if inner is None else bare(inner)
+
+
+@contextlib.contextmanager
+def uncompiled(*models: nn.Module) -> Iterator[None]:
+    """Modules without `torch.compile` around parts of them, and with it again afterwards."""
+    found = [
+        (part._modules, name, child, bare(child))
+        for model in models
+        for part in model.modules()
+        for name, child in part._modules.items()
+        if child is not None and hasattr(child, "_orig_mod")
+    ]
+    try:
+        for children, name, _, inner in found:
+            children[name] = inner
+        yield
+    finally:
+        for children, name, child, inner in found:
+            if children[name] is inner:  # else new layers have taken its place
+                children[name] = child
 
 
 def plain_name(name: str) -> str:

@@ -27,6 +27,7 @@ from surgery.torch.live.layers import NewLayers, check_stateless
 from surgery.torch.live.outputs import Runner
 from surgery.torch.live.prepare import Prepared
 from surgery.torch.live.report import Operation
+from surgery.torch.optimizer_state import uncompiled
 from surgery.torch.stored import initializers, to_numpy
 
 Optimizers: TypeAlias = "torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None"
@@ -95,42 +96,43 @@ def operate(
     for at, network in enumerate(networks):
         checks.check_module(network, "the model" if at == 0 else f"network {at} of also")
     others = checks.check_optimizers(optimizers, networks)
-    options = dict(export_options or {})
-    checkpoint = _described(networks[0], example_inputs, options, training)
-    planned = plan if isinstance(plan, Plan) else _planned(plan, checkpoint, networks[0])
-    check_stateless(planned)
-    runner = Runner(networks[0], example_inputs, planned, checkpoint.model, training)
-    before = runner.before()
-    after = apply(planned, checkpoint, verify=prove)
-    _check_same_tensors(planned, checkpoint, after.checkpoint)
-    prepared = Prepared(planned, checkpoint, optimizers, reset_unknown)
-    asked = _asked(networks, attributes or {})
-    for network in networks:
-        prepared.add(network, asked)
-    prepared.attributes.update(asked)
-    layers = NewLayers(planned, checkpoint, runner) if planned.insertions else None
-    with all_or_nothing() as journal:
-        prepared.carry_out(journal)
-        if layers is not None:
-            layers.install(journal, [(network, checks.tensors_of(network)) for network in networks])
-            layers.join(journal, optimizers)
-        if follow_recipe and prepared.recipe is not None and prepared.recipe.exact:
-            for each in optimizers:
-                regroup(journal, each, prepared.factors, schedulers)
-        difference = runner.compare(before)
-    return Operation(
-        plan=planned,
-        proof=after.report,
-        difference=difference,
-        tensors=tuple(prepared.names),
-        attributes=prepared.changed,
-        layers={} if layers is None else layers.names,
-        slots=prepared.slots,
-        others=others,
-        not_carried=tuple(prepared.not_carried.values()),
-        recipe=prepared.recipe,
-        regrouped=follow_recipe and prepared.recipe is not None and prepared.recipe.exact,
-    )
+    with uncompiled(*networks):
+        options = dict(export_options or {})
+        checkpoint = _described(networks[0], example_inputs, options, training)
+        planned = plan if isinstance(plan, Plan) else _planned(plan, checkpoint, networks[0])
+        check_stateless(planned)
+        runner = Runner(networks[0], example_inputs, planned, checkpoint.model, training)
+        before = runner.before()
+        after = apply(planned, checkpoint, verify=prove)
+        _check_same_tensors(planned, checkpoint, after.checkpoint)
+        prepared = Prepared(planned, checkpoint, optimizers, reset_unknown)
+        asked = _asked(networks, attributes or {})
+        for network in networks:
+            prepared.add(network, asked)
+        prepared.attributes.update(asked)
+        layers = NewLayers(planned, checkpoint, runner) if planned.insertions else None
+        with all_or_nothing() as journal:
+            prepared.carry_out(journal)
+            if layers is not None:
+                layers.install(journal, [(network, checks.tensors_of(network)) for network in networks])
+                layers.join(journal, optimizers)
+            if follow_recipe and prepared.recipe is not None and prepared.recipe.exact:
+                for each in optimizers:
+                    regroup(journal, each, prepared.factors, schedulers)
+            difference = runner.compare(before)
+        return Operation(
+            plan=planned,
+            proof=after.report,
+            difference=difference,
+            tensors=tuple(prepared.names),
+            attributes=prepared.changed,
+            layers={} if layers is None else layers.names,
+            slots=prepared.slots,
+            others=others,
+            not_carried=tuple(prepared.not_carried.values()),
+            recipe=prepared.recipe,
+            regrouped=follow_recipe and prepared.recipe is not None and prepared.recipe.exact,
+        )
 
 
 def _described(
