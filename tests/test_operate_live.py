@@ -456,6 +456,8 @@ def test_a_schedule_with_one_floor_for_all_groups_is_refused(make):
     schedule = make(optimizer, 9, eta_min=1e-3)
     before = everything(net, optimizer, schedule)
     how = {"plan": wider(factor=2, init="net2net"), "schedulers": [schedule], "prove": False}
+    with pytest.raises(ArgumentError, match="has a learning-rate schedule"):
+        operate(net, optimizer, X, follow_recipe=True, **how | {"schedulers": []})
     with pytest.raises(Refused, match="eta_min"):
         operate(net, optimizer, X, follow_recipe=True, **how)
     assert same(everything(net, optimizer, schedule), before)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from surgery.errors import Refused
+from surgery.errors import ArgumentError, Refused
 from surgery.torch.live.journal import Journal
 
 Factors = tuple[float, float, float]
@@ -16,6 +16,8 @@ _RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
 _SCALED_LISTS = ("base_lrs", "_last_lr", "min_lrs", "max_lrs")
 _OTHER_LISTS = ("_schedulers", "_milestones", "_schedule_phases")
 """Lists of PyTorch's schedules that have no entry per group, however many they have."""
+_SCHEDULED = "_wrapped_by_lr_sched"
+"""A mark that PyTorch's schedules put on the optimizer's `step`."""
 _FLOOR = "eta_min"
 """A learning rate of cosine schedules that is one number for all groups."""
 
@@ -36,6 +38,7 @@ def regroup(
 
     Raises:
       Refused: a schedule with one lowest rate for all groups, which would need one for each.
+      ArgumentError: the optimizer has a schedule that is not given.
     """
     groups = optimizer.param_groups
     kept: list[tuple[int, Factors]] = []
@@ -56,10 +59,15 @@ def regroup(
         for key, value in {**_scaled(group, first), **_members(members, names)}.items():
             journal.item(group, key, value)
     journal.contents(groups, [*groups, *added])
-    for scheduler in _all(schedulers):
-        if scheduler.optimizer is optimizer:
-            _check_floor(scheduler, [*kept, *split])
-            _extend(journal, scheduler, len(kept), [*kept, *split])
+    own = [scheduler for scheduler in _all(schedulers) if scheduler.optimizer is optimizer]
+    if added and not own and hasattr(optimizer.step, _SCHEDULED):
+        raise ArgumentError(
+            f"the {type(optimizer).__name__} has a learning-rate schedule, which has to know of its new groups",
+            hint="schedulers=[…]",
+        )
+    for scheduler in own:
+        _check_floor(scheduler, [*kept, *split])
+        _extend(journal, scheduler, len(kept), [*kept, *split])
 
 
 def _members(parameters: list[Any], names: Mapping[int, str]) -> dict[str, Any]:
