@@ -39,7 +39,7 @@ def test_a_module_its_target_and_its_optimizer_grow_together():
     before, behind = net(FRAMES), target(FRAMES)
     identities = [id(p) for p in net.parameters()]
     operation = operate(
-        net, optimizer, FRAMES, wider(widths={"conv2": 16, "fc": 20}), also=[target]
+        net, optimizer, FRAMES, wider(widths={"conv2": 16, "fc": 20}), also=(each for each in [target])
     )
     assert (net.conv2.out_channels, net.norm.num_features, net.fc.in_features) == (16, 16, 144)
     assert (net.fc.out_features, net.policy.in_features, net.value.in_features) == (20, 20, 20)

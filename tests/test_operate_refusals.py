@@ -134,6 +134,12 @@ def quantised() -> nn.Module:
         return torch.ao.quantization.quantize_dynamic(net, {nn.Linear}, dtype=torch.qint8)
 
 
+def scripted() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, and in use
+        return nn.Sequential(torch.jit.script(mlp()))
+
+
 def lbfgs(net: nn.Module) -> torch.optim.Optimizer:
     optimizer = torch.optim.LBFGS(net.parameters())
 
@@ -186,6 +192,7 @@ REFUSALS = {
         lambda: nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), adam, torch.randn(2, 3, 8),
         {"plan": wider(widths={"self_attn[1]": 8})}, Refused, "heads × their size",
     ),
+    "scripted": (scripted, adam, X, NINE, Refused, "script it again"),
     "data parallel": (lambda: nn.DataParallel(mlp()), adam, X, NINE, Refused, ".module"),
     "another companion": (mlp, adam, X, NINE | {"also": [nn.Linear(5, 3)]}, Refused, "same architecture"),
     "no numbers": (lambda: mlp().to("meta"), adam, X, NINE, Refused, ""),
@@ -196,6 +203,8 @@ REFUSALS = {
     "a plan that is a text": (mlp, adam, X, {"plan": "widen"}, ArgumentError, "no plan"),
     "a function that makes no plan": (mlp, adam, X, {"plan": lambda c: None}, ArgumentError, "no plan"),
     "a schedule of nothing": (mlp, adam, X, DOUBLE | {"schedulers": ["step"]}, ArgumentError, "no schedule"),
+    "a schedule by itself": (mlp, adam, X, DOUBLE | {"schedulers": object()}, ArgumentError, "schedulers=[…]"),
+    "a companion by itself": (mlp, adam, X, NINE | {"also": mlp()}, ArgumentError, "also=[…]"),
     "a class of optimizers": (mlp, lambda net: torch.optim.Adam, X, DOUBLE, ArgumentError, "in use"),
     "other inputs": (mlp, adam, torch.zeros(4, 9), NINE, ArgumentError, "does not run on the ex"),
     "other types": (mlp, adam, X.double(), NINE, ArgumentError, "does not run on the example"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,20 @@ from surgery.optimizer import POWERS, SCALARS
 from surgery.torch.optimizer_state import inside, is_sharded, kind_of, plain_name
 from surgery.torch.trajectory.follow import DETACH, trajectory_of
 
+_T = TypeVar("_T")
 _WRAPPED = {
     "DistributedDataParallel": "operate on its .module on every rank, and wrap it again",
     "DataParallel": "operate on its .module, and wrap it again",
     "FullyShardedDataParallel": "gather the full parameters into a plain module, operate, and shard it again",
 }
 PLAN = "lambda c: surgery.widen(c, widths={'fc': 1024}), or another verb that makes one"
+
+
+def several(given: Iterable[_T], word: str) -> list[_T]:
+    """What is given as several things; one alone is none of them."""
+    if isinstance(given, nn.Module) or not isinstance(given, Iterable):
+        raise ArgumentError(f"{word} is one {type(given).__name__}", hint=f"a list: {word}=[…]")
+    return list(given)
 
 
 def check_arguments(
@@ -61,6 +70,11 @@ def check_module(model: nn.Module, what: str) -> None:
                 f"'{path or '(the model)'}' of {what} is quantised", where={"module": type(module).__name__},
                 hint="operate before the model is quantised",
             )  # fmt: skip
+        if isinstance(module, torch.jit.ScriptModule):
+            raise Refused(
+                f"'{path or '(the model)'}' of {what} is TorchScript, whose code and sizes are fixed",
+                hint="operate on the module that it was made from, and script it again",
+            )
         if any(parent.__name__ == "FSDPModule" for parent in type(module).__mro__):
             raise Refused(
                 f"'{path or '(the model)'}' of {what} is sharded (fully_shard)",

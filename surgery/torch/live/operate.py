@@ -86,6 +86,7 @@ def operate(
       ClaimFailed, ProofFailed: the result is not what the plan claims.
       In all cases the model, its companions and the optimizer are exactly as they were.
     """
+    also, schedulers = checks.several(also, "also"), checks.several(schedulers, "schedulers")
     checks.check_arguments((model, *also), example_inputs, plan, schedulers)
     if isinstance(optimizer, type):
         raise ArgumentError(
