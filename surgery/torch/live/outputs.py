@@ -99,7 +99,8 @@ class Runner:
                 raise ClaimFailed(
                     f"the output '{name}' of {type(self.network).__name__} moves by {gap:.2g} (relative); "
                     f"the limit is {limit:g}",
-                    hint="a module that computes otherwise than its export: another mode, or numbers kept elsewhere",
+                    hint="code with a number of its own: kept in an attribute, as the number of heads (attributes="
+                    "{'path.name': value}), or derived from a size, as 1/√d of attention (leave that size as it is)",
                 )
             worst = max(worst, gap)
         return worst
