@@ -197,7 +197,7 @@ def test_units_that_several_layers_make_are_known_by_each_and_given_once() -> No
     plan = surgery.widen(checkpoint, widths={"down.1": wide}, init="net2net")
     assert [change.space for change in plan.changes] == ["embed"]
     for verb, given in ((surgery.widen, wide), (surgery.narrow, 2)):
-        with pytest.raises(ArgumentError, match="'embed' is given twice, once as 'down.1'"):
+        with pytest.raises(ArgumentError, match=r"'embed' is given twice, once as 'down\.1'"):
             verb(checkpoint, widths={"embed": given, "down.1": given})
 
 
