@@ -111,7 +111,8 @@ def command(
 
     The weights that read new observations start at zero, optimizer state included, and learn at once. An input
     with several axes of features is named with its axis: observation[1]+2. Old actions keep their values; the
-    result says how often the policy would take a new one.
+    result says how often the policy would take a new one. An output that holds the number of an action means the
+    values that it was chosen from; what the graph makes of all actions together (probabilities) changes.
 
     \b
     Example:

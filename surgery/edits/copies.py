@@ -96,10 +96,8 @@ def with_copies(
 
 
 def _check(original: Space, copy: Space, edit: SpaceEdit) -> None:
-    more = [
-        reason for kind, reason in zip(copy.kinds, copy.reasons, strict=False) if kind not in original.kinds
-    ]
+    more = copy.beside(*original.kinds)
     limits = [copy.no_zero, copy.no_net2net] if original.widenable else []
     wanted = [limits[0 if edit.fresh else 1]] if limits else []
-    if reason := next(filter(None, [*more, *wanted]), None):
+    if reason := next(filter(None, [more, *wanted]), None):
         raise Refused(f"'{copy.name}', a copy of '{original.name}', cannot follow exactly: {reason}")

@@ -200,7 +200,7 @@ def _described_port(port: Port, plan: Plan, side: str) -> Port:
     edit = next((edit for edit in plan.ports if (edit.side, edit.name) == (side, port.name)), None)
     maps = [] if edit is None else [axis for axis in axis_maps(edit.axes, plan.edits) if axis is not None]
     if edit is None or len(maps) != 1:
-        return port
+        return replace(port, labels=edit.labels) if edit is not None and edit.labels and not maps else port
     low, high = (_follow_bound(bound, maps[0]) for bound in (port.low, port.high))
     return replace(port, low=low, high=high, labels=edit.labels or None)
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+import onnx_ir as ir
 
 Axis = tuple["Atom", ...]
 Place = tuple["Atom", int]
@@ -72,10 +74,12 @@ class Freeze:
     Attributes:
       kind: "input", "output", "symbolic", "spatial", "kernel", "opaque", "mismatch", "mixer", "tied", "literal" …
       reason: one sentence that names the node or the value which caused it.
+      node: that node, if it is one.
     """
 
     kind: str
     reason: str
+    node: ir.Node | None = field(default=None, compare=False, repr=False)
 
 
 class Atom:

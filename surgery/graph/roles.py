@@ -173,9 +173,8 @@ def _compared(roles: Roles, site: Site) -> None:
     where = full_label(site.node)
     if site.kind == "order":
         for leaf in leaves(site.axes[0]):
-            freeze(
-                (leaf,), Freeze("mixer", f"its units are compared or normalised with each other by {where}")
-            )
+            why = f"its units are compared or normalised with each other by {where}"
+            freeze((leaf,), Freeze("mixer", why, site.node))
     elif site.kind == "mean":
         _average(roles, site, f"its units are averaged by {where}")
 
@@ -186,7 +185,7 @@ def _settle(roles: Roles, answer: Answer) -> None:
     where = full_label(site.node)
     if best.level == 0:
         reason = f"{where} sums over it and neither operand can be made zero: {best.barrier}"
-        freeze((root,), Freeze("mixer", reason))
+        freeze((root,), Freeze("mixer", reason, site.node))
     elif site.kind == "norm":
         roles.no_net2net.setdefault(root, f"{where} takes a norm over it, which copies change")
     elif best.level == 1:

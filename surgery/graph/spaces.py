@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from surgery.errors import ArgumentError, UnknownName
 from surgery.graph import layout
-from surgery.graph.atoms import UNIT, Atom, Axis, factors, find, leaves, size_of, spans, summands
+from surgery.graph.atoms import UNIT, Atom, Axis, Freeze, factors, find, leaves, size_of, spans, summands
 from surgery.graph.atoms import Part as PartOf
 from surgery.graph.demands import Demand, travel
 from surgery.graph.labels import label
@@ -58,8 +58,7 @@ class Space:
       name: the module path of the first parameter that makes the units.
       size: number of units.
       axes: every (tensor, axis) in which they occur.
-      kinds: why the space is frozen, by kind ("input", "output", "spatial", "mixer", "opaque" …); empty if free.
-      reasons: the same in words, each naming its node.
+      freezes: why the space is frozen; empty if it is free.
       no_zero, no_net2net: why an initialisation is not exact here; None if it is.
       whole: why copies come in whole multiples only; None if there can be any number of them.
       alike: the spaces that must then grow by the same multiple.
@@ -70,8 +69,7 @@ class Space:
     name: str
     size: int
     axes: tuple[AxisRef, ...]
-    kinds: tuple[str, ...] = ()
-    reasons: tuple[str, ...] = ()
+    freezes: tuple[Freeze, ...] = ()
     no_zero: str | None = None
     no_net2net: str | None = None
     whole: str | None = None
@@ -79,6 +77,20 @@ class Space:
     linked: tuple[str, ...] = ()
     padding: Literal["layer", "rms"] | None = None
     aliases: tuple[str, ...] = ()
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Why it is frozen, by kind, each once: "input", "output", "spatial", "mixer", "opaque" …"""
+        return tuple(dict.fromkeys(why.kind for why in self.freezes))
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """The same in words, each naming its node."""
+        return tuple(why.reason for why in self.freezes)
+
+    def beside(self, *kinds: str) -> str | None:
+        """Why it is frozen for another reason than these kinds; None if it is not."""
+        return next((why.reason for why in self.freezes if why.kind not in kinds), None)
 
     @property
     def widenable(self) -> bool:
@@ -265,8 +277,7 @@ def _space(
         name=names[root],
         size=root.size,
         axes=tuple(refs),
-        kinds=tuple(dict.fromkeys(why.kind for why in root.frozen)),
-        reasons=tuple(why.reason for why in root.frozen),
+        freezes=tuple(root.frozen),
         no_zero=roles.no_zero.get(root),
         no_net2net=roles.no_net2net.get(root),
         whole=roles.whole.get(root),

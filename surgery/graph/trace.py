@@ -231,7 +231,7 @@ class Trace:
 
     def freeze(self, node: ir.Node, axis: Axis, kind: str, reason: str) -> None:
         """Freeze an axis, naming the node."""
-        freeze(axis, Freeze(kind, f"{reason} by {full_label(node)}"))
+        freeze(axis, Freeze(kind, f"{reason} by {full_label(node)}", node))
 
     def same(self, node: ir.Node, *axes: Axis) -> bool:
         """Unify axes; where that is impossible freeze just these axes, naming the node."""
@@ -386,7 +386,7 @@ def data_of(node: ir.Node) -> ir.Value:
 def give_up(trace: Trace, node: ir.Node, reason: str) -> None:
     """Freeze everything that a node touches."""
     trace.opaque[label(node)] = reason
-    why = Freeze("opaque", f"{reason}: {full_label(node)}")
+    why = Freeze("opaque", f"{reason}: {full_label(node)}", node)
     for value in [v for v in node.inputs if v is not None] + captured(node):
         trace.freeze_measured(value)
         for axis in trace.touched(value):

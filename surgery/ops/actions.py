@@ -10,6 +10,7 @@ from typing import Literal
 from surgery.checkpoint import Checkpoint
 from surgery.edits.arithmetic import MOST_UNITS, SpaceEdit, Start
 from surgery.errors import ArgumentError, Refused, UnknownName
+from surgery.graph.choices import Answers, answers, behind
 from surgery.graph.layout import Units, units
 from surgery.graph.spaces import Analysis, Space
 from surgery.interface import CRITIC_ACTION
@@ -50,35 +51,61 @@ class NewAction:
 def action_space(analysis: Analysis, wanted: str) -> tuple[str, Space]:
     """The output and the space that a request means.
 
+    An output that holds the number of an action means the values or logits that it was chosen from.
+
     Raises:
-      UnknownName: no such output or space. Refused: a space that cannot be extended, with the reason.
-      ArgumentError: an output with several axes of units.
+      UnknownName: no such output or space. ArgumentError: an output with several axes of units.
+      Refused: no axis of the output is one of units.
     """
     ports = [name for side, name, _ in analysis.ports if side == "output"]
-    by_name = {space.name: space for space in analysis.spaces if "output" in space.kinds}
-    for name in ports:
-        found = made_of(analysis, name)
-        if wanted in found:
-            return name, _free(by_name[wanted])
-        if wanted == name and len(found) == 1:
-            return name, _free(by_name[found[0]])
-        if wanted == name and not found:
+    made = {name: made_of(analysis, name) for name in ports}
+    fixed = [value.name for value in analysis.model.graph.outputs if value in analysis.trace.facts.constant]
+    if wanted in fixed:
+        raise Refused(f"output '{wanted}' is a constant of the file: it holds no actions")
+    heads = {name: made[name] or behind(analysis, name) for name in ports}
+    for name in [name for name in ports if wanted in (name, *made[name])] or [
+        name for name in ports if wanted in heads[name]
+    ]:
+        found = [wanted] if wanted in heads[name] else heads[name]
+        if not found:
             raise Refused(
                 f"no axis of output '{name}' can be followed back to parameters"
                 " (one that is 1 long cannot: wherever it meets another, it is repeated)"
             )
-        if wanted == name:
+        if len(found) > 1:
             raise ArgumentError(
-                f"output '{name}' has several axes of units", hint="name one of them: " + ", ".join(found)
-            )
-    raise UnknownName("output", wanted, [*ports, *by_name])
+                f"output '{name}' has several axes of units" if made[name]
+                else f"output '{name}' holds several choices",
+                hint="name one of them: " + ", ".join(found),
+            )  # fmt: skip
+        own = name if found[0] in made[name] else next((n for n in ports if found[0] in made[n]), name)
+        return own, analysis.by_name[found[0]]
+    raise UnknownName(
+        "output", wanted, [*ports, *dict.fromkeys(name for names in made.values() for name in names)]
+    )
+
+
+def continuous(checkpoint: Checkpoint, analysis: Analysis, output: str) -> bool:
+    """Whether an output has a number for every continuous action; one that holds the number of an action has not."""
+    return checkpoint.interface.output(output).kind in _CONTINUOUS and bool(made_of(analysis, output))
+
+
+def numbered(analysis: Analysis, output: str) -> bool:
+    """Whether an output holds the number of an action."""
+    return not made_of(analysis, output) and bool(behind(analysis, output))
+
+
+def single(checkpoint: Checkpoint, analysis: Analysis, space: Space) -> list[str]:
+    """The outputs that hold one number, of an action of this space."""
+    numbers = answers(analysis, space, checkpoint.interface).numbers
+    return [name for name in numbers if behind(analysis, name) == [space.name]]
 
 
 def settled(checkpoint: Checkpoint, analysis: Analysis, new: NewAction) -> NewAction:
     """With a start that its output knows: a continuous action cannot be forbidden, and is zero instead."""
     name, _ = action_space(analysis, new.output)
-    continuous = checkpoint.interface.output(name).kind in _CONTINUOUS
-    return replace(new, start="zero") if continuous and new.start == "never" else new
+    zero = new.start == "never" and continuous(checkpoint, analysis, name)
+    return replace(new, start="zero") if zero else new
 
 
 def made_of(analysis: Analysis, output: str) -> list[str]:
@@ -97,7 +124,7 @@ def following(
       taken: spaces that are extended anyhow.
     """
     name, space = action_space(analysis, new.output)
-    if checkpoint.interface.output(name).kind not in _CONTINUOUS:
+    if not continuous(checkpoint, analysis, name):
         return []
     found: dict[str, NewAction] = {}
     for port in checkpoint.interface.outputs:
@@ -115,7 +142,7 @@ def critics_action(
     """The actions that critics read beside a policy of continuous actions; None if there are none, or taken ones."""
     name, space = action_space(analysis, new.output)
     known = any(port.name == CRITIC_ACTION for port in checkpoint.interface.inputs)
-    if not known or checkpoint.interface.output(name).kind not in _CONTINUOUS:
+    if not known or not continuous(checkpoint, analysis, name):
         return None
     _, read = input_space(analysis, CRITIC_ACTION)
     return read if read.size == space.size and read.name not in taken else None
@@ -129,23 +156,43 @@ def forbidden(output: str) -> str:
     )
 
 
-def _free(space: Space) -> Space:
-    if set(space.kinds) - {"output"}:
-        others = [
-            reason for kind, reason in zip(space.kinds, space.reasons, strict=False) if kind != "output"
-        ]
-        raise Refused(f"'{space.name}' cannot be extended exactly: {(others or space.reasons)[0]}")
-    return space
+def in_the_graph(checkpoint: Checkpoint, analysis: Analysis, space: Space, start: Kind) -> list[str]:
+    """What there is to know of outputs that are made of all actions, the new ones included."""
+    made, found = answers(analysis, space, checkpoint.interface), list[str]()
+    masked = any(why.kind == "input" for why in space.freezes)
+    for name in made.numbers:
+        if name in made.drawn:
+            found.append(
+                f"'{name}' is drawn in the graph, which knows no action_mask: new actions among others"
+            )
+        elif start in ("never", "mean") and not masked:
+            found.append(
+                f"'{name}' chooses among new actions too; none is chosen while they are the mean of the old"
+            )
+        else:
+            found.append(
+                f"'{name}' chooses among new actions too, and where one is the largest, it is chosen"
+            )
+    if made.counted:
+        names = ", ".join(f"'{name}'" for name in made.counted)
+        found.append(f"made of all actions together, and not equal to what they were: {names}")
+    fixed = [value.name for value in analysis.model.graph.outputs if value in analysis.trace.facts.constant]
+    if fixed and made.numbers:
+        names = ", ".join(f"'{name}'" for name in fixed)
+        found.append(f"constants of the file, which stay, though one of them may count the actions: {names}")
+    return found
 
 
 def action_edit(checkpoint: Checkpoint, analysis: Analysis, space: Space, new: NewAction) -> SpaceEdit:
     """The edit of the space, checked.
 
     Raises:
-      ArgumentError: a count, start or label that does not fit. Refused: a start that would change the old actions.
+      ArgumentError: a count, start or label that does not fit. Refused: a start that would change the old actions,
+        or a space that cannot grow.
     """
     _check_request(new)
-    _check_exact(analysis, space, new)
+    made = answers(analysis, space, checkpoint.interface)
+    _check_exact(analysis, space, new, made)
     if new.start == "split":
         return _split(checkpoint, analysis, space, new)
     start = Start(
@@ -169,9 +216,9 @@ def _check_request(new: NewAction) -> None:
         raise ArgumentError(f"a new action cannot start at the logit {new.bias}: float32 does not hold it")
 
 
-def _check_exact(analysis: Analysis, space: Space, new: NewAction) -> None:
+def _check_exact(analysis: Analysis, space: Space, new: NewAction, made: Answers) -> None:
     """Refuse a start that would change the old actions, or that the head has no number for."""
-    if new.start in ("zero", "logit") and (space.no_zero or space.whole):
+    if new.start in ("zero", "logit") and (space.whole or (space.no_zero and not made.counted)):
         raise Refused(
             f"a new action that starts at '{new.start}' would change the old ones: {space.whole or space.no_zero}",
             hint="start it at the mean: --new-action mean",
@@ -182,6 +229,12 @@ def _check_exact(analysis: Analysis, space: Space, new: NewAction) -> None:
             "the mean of the others",
             where={"averaged by": f"node '{node}'"},
             hint="export the network without noise and with its weights multiplied out (as it plays), or distil",
+        )
+    if new.start == "split" and made.greedy:
+        raise Refused(
+            f"a probability cannot be split where the graph takes the largest one: {made.greedy[0]} would take"
+            " another action",
+            hint="start it at the mean: --new-action mean",
         )
     makers = [ref.tensor for ref in space.axes if ref.role == "out"]
     if new.start == "logit" and not any(analysis.fills[tensor] == "zero" for tensor in makers):

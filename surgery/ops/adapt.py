@@ -17,7 +17,7 @@ from surgery.graph.prepare import prepared
 from surgery.graph.readers import mixed_parameters
 from surgery.graph.spaces import Analysis
 from surgery.interface import CRITIC_ACTION, Port
-from surgery.ops.actions import action_space, alone, forbidden
+from surgery.ops.actions import action_space, alone, forbidden, in_the_graph, numbered, single
 from surgery.ops.build import build
 from surgery.ops.features import qualified
 from surgery.ops.input_axes import arranged, input_axis, input_space
@@ -295,8 +295,12 @@ def _actions(
     new_action: str,
     unnamed: Unnamed | None,
 ) -> None:
-    kinds = [port.kind for port in checkpoint.interface.outputs]
-    has = "discrete" if set(kinds) & set(DISCRETE) else "continuous" if set(kinds) & set(CONTINUOUS) else None
+    outputs = checkpoint.interface.outputs
+    kinds = {port.kind for port in outputs}
+    # where there are no values or logits beside it, the number of an action stands for those that it was chosen from
+    numbers = [port for port in outputs if port.kind == "action" and numbered(analysis, port.name)]
+    discrete = [port for port in outputs if port.kind in DISCRETE] or numbers
+    has = "discrete" if discrete else "continuous" if kinds & set(CONTINUOUS) else None
     if has is not None and has != wanted.kind:
         raise Refused(
             f"the model's actions are {has} and the environment's {wanted.kind}: no plan turns one into the other",
@@ -305,9 +309,8 @@ def _actions(
     # a deterministic policy has no mean; what others call an action is made of theirs
     continuous = CONTINUOUS if has == "continuous" else ("action",)
     order: list[int | None] = []
-    for port in checkpoint.interface.outputs:
-        if port.kind in (DISCRETE if wanted.kind == "discrete" else continuous):
-            order = _arrange_actions(checkpoint, analysis, draft, port, wanted, current, new_action, unnamed)
+    for port in discrete if wanted.kind == "discrete" else [p for p in outputs if p.kind in continuous]:
+        order = _arrange_actions(checkpoint, analysis, draft, port, wanted, current, new_action, unnamed)
     critics = any(port.name == CRITIC_ACTION for port in checkpoint.interface.inputs)
     if critics and wanted.kind == "continuous" and order != sorted(k for k in order if k is not None):
         _, space = input_space(analysis, CRITIC_ACTION)
@@ -341,8 +344,10 @@ def _arrange_actions(
     start = Start("mean" if wanted.kind == "discrete" else "zero")
     draft.edits.append(replace(edit, start=start if edit.fresh else None))
     draft.averaged += [space.name] if space.whole and edit.fresh else []
-    if wanted.labels is not None and alone(analysis, port.name, space):
-        draft.labels[port.name] = wanted.labels
+    if wanted.labels is not None:
+        own = [port.name] if alone(analysis, port.name, space) else []
+        draft.labels |= dict.fromkeys([*own, *single(checkpoint, analysis, space)], wanted.labels)
+    draft.notes += in_the_graph(checkpoint, analysis, space, "mean")
     allowed = wanted.kind == "continuous" or new_action != "never"
     draft.notes += [forbidden(port.name)] if None in order and not allowed else []
     mask = _mask(checkpoint, port.name, order, allowed=allowed)

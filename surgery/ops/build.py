@@ -127,7 +127,7 @@ def _ports(
             side, name, tuple(axis if _changes(axis, edited) else () for axis in axes), labels.get(name, ())
         )
         for side, name, axes in analysis.ports
-        if any(_changes(axis, edited) for axis in axes)
+        if labels.get(name) or any(_changes(axis, edited) for axis in axes)
     )
 
 

@@ -20,7 +20,9 @@ from surgery.ops.actions import (
     critics_action,
     following,
     forbidden,
+    in_the_graph,
     settled,
+    single,
 )
 from surgery.ops.build import build
 from surgery.ops.input_axes import arranged, input_axis
@@ -82,9 +84,10 @@ def extend(
         "observations": [asdict(new) | {"labels": list(new.labels)} for new in observations],
         "actions": [asdict(new) | {"labels": list(new.labels)} for new in actions],
     }
+    notes = [note for action in actions for note in _notes(checkpoint, analysis, action)]
     plan = build(
         checkpoint, analysis, "extend", list(draft.edits.values()), arguments=arguments, claim="equivalent",
-        labels=draft.labels, notes=[*draft.notes, *(note for action in actions for note in _notes(action))],
+        labels=draft.labels, notes=[*draft.notes, *notes],
     )  # fmt: skip
     return replace(
         plan, inexact_slots=tuple(draft.averaged), environment=_contract(checkpoint, analysis, actions)
@@ -114,6 +117,7 @@ class _Draft:
 
 def _observe(checkpoint: Checkpoint, analysis: Analysis, draft: _Draft, new: NewObservation) -> None:
     """What one insertion into an input changes."""
+    _no_mask(checkpoint, new.input)
     axis, space = input_axis(analysis, new.input)
     if space is None and axis.table:
         raise axis.ambiguous()
@@ -131,6 +135,16 @@ def _observe(checkpoint: Checkpoint, analysis: Analysis, draft: _Draft, new: New
     draft.labels[axis.input] = _labels(port, axis.size, order, new.labels, inner)
 
 
+def _no_mask(checkpoint: Checkpoint, wanted: str) -> None:
+    """Raises: ArgumentError: the input says which actions are legal."""
+    masks = [port.name for port in checkpoint.interface.inputs if port.kind == "mask"]
+    if wanted.partition("[")[0] in masks:
+        raise ArgumentError(
+            f"'{wanted}' says which actions are legal: it grows with the actions",
+            hint="name the output of the actions: --action OUTPUT+K",
+        )
+
+
 def _act(checkpoint: Checkpoint, analysis: Analysis, draft: _Draft, actions: Sequence[NewAction]) -> None:
     """What new actions change: their outputs, those that follow, and what critics read."""
     taken = {*draft.edits, *(action_space(analysis, action.output)[1].name for action in actions)}
@@ -139,23 +153,26 @@ def _act(checkpoint: Checkpoint, analysis: Analysis, draft: _Draft, actions: Seq
         name, space = action_space(analysis, action.output)
         draft.add(action_edit(checkpoint, analysis, space, action))
         draft.averaged += [space.name] if space.whole else []
-        if alone(analysis, name, space):
-            order = [*range(space.size), *[None] * action.count]
-            draft.labels[name] = _labels(checkpoint.interface.output(name), space.size, order, action.labels)
+        order = [*range(space.size), *[None] * action.count]
+        named = [name] if alone(analysis, name, space) else []
+        for output in (*named, *single(checkpoint, analysis, space)):
+            draft.labels[output] = _labels(
+                checkpoint.interface.output(output), space.size, order, action.labels
+            )
     for action in actions:
         if (read := critics_action(checkpoint, analysis, action, taken)) is not None:
             draft.edits[read.name] = arranged(read, [*range(read.size), *[None] * action.count], {})
 
 
-def _notes(action: NewAction) -> list[str]:
-    if action.start == "never":
-        return [forbidden(action.output)]
+def _notes(checkpoint: Checkpoint, analysis: Analysis, action: NewAction) -> list[str]:
+    name, space = action_space(analysis, action.output)
+    found = [forbidden(name)] if action.start == "never" else []
     if action.start == "split":
-        return [
+        found.append(
             f"action {action.of} of '{action.output}' keeps 1/{action.count + 1} of its probability, each new action"
             " gets as much; the others keep theirs, and the greedy action is the same one"
-        ]
-    return []
+        )
+    return [*found, *in_the_graph(checkpoint, analysis, space, action.start)]
 
 
 def _contract(checkpoint: Checkpoint, analysis: Analysis, actions: Sequence[NewAction]) -> dict[str, Any]:

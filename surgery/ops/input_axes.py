@@ -371,9 +371,6 @@ def _checked(axis: InputAxis) -> InputAxis:
 
 def _free(space: Space) -> Space:
     """Only its being an input may keep the space from changing."""
-    others = [reason for kind, reason in zip(space.kinds, space.reasons, strict=False) if kind != "input"]
-    if set(space.kinds) - {"input"}:
-        raise Refused(f"'{space.name}' cannot change exactly: {(others or space.reasons)[0]}")
-    if space.no_zero is not None:
-        raise Refused(f"'{space.name}' cannot change exactly: {space.no_zero}")
+    if why := space.beside("input") or space.no_zero:
+        raise Refused(f"'{space.name}' cannot change exactly: {why}")
     return space

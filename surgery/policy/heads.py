@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, Refused, shape_text
+from surgery.graph.choices import behind
 from surgery.interface import Port
 
 Kind = Literal["logits", "q_values", "atom_logits", "quantiles", "action"]
@@ -115,6 +116,7 @@ def _sizes(checkpoint: Checkpoint, port: Port, kind: Kind, value: ir.Value) -> t
                 f"output '{port.name}' gives actions as {value.dtype.name}, which are continuous",
                 hint="discrete actions are whole numbers",
             )
+        named = _chosen(checkpoint, port) if named is None else named
         if named is None:
             raise ArgumentError(
                 f"'{port.name}' names actions, but nothing says how many there are",
@@ -139,6 +141,13 @@ def _named(checkpoint: Checkpoint, port: Port) -> int | None:
     actions = checkpoint.environment.settings.get("action_set")
     listed = len(actions) if isinstance(actions, tuple) else None
     return len(port.labels) if port.labels is not None else listed
+
+
+def _chosen(checkpoint: Checkpoint, port: Port) -> int | None:
+    """Among how many actions the graph chooses; None if that cannot be told, or if it makes several choices."""
+    analysis = checkpoint.analysis
+    found = behind(analysis, port.name)
+    return analysis.space(found[0]).size if len(found) == 1 else None
 
 
 def _support(port: Port, atoms: int) -> tuple[float, ...]:

@@ -18,6 +18,7 @@ from surgery.graph.layout import units
 from surgery.numeric import Unsupported
 from surgery.probes import Arrays, probes
 from surgery.verify.choices import comparable
+from surgery.verify.new_actions import NewActions
 from surgery.verify.outputs import (
     FLOAT32_LIMIT,
     FLOAT64_LIMIT,
@@ -99,10 +100,12 @@ def _judge(
     inputs = probes(before, ROWS["outputs"], seed, observations)
     inputs = settled(plan, inputs) if plan else inputs
     grown = (lambda arrays: grow(plan, arrays, np.random.default_rng(seed))) if plan else dict
-    shrunk = (lambda arrays: shrink(plan, arrays)) if plan else dict
-    common = (lambda arrays: kept(plan, arrays)) if plan else dict
+    new_ones = NewActions.of(plan, before) if plan else None
+    shrunk = (lambda arrays: new_ones.without(shrink(new_ones.plan, arrays))) if new_ones else dict
+    common = (lambda arrays: new_ones.without(kept(new_ones.plan, arrays))) if new_ones else dict
     structure = check_structure(after.model, before.model)
-    before, after, exact = comparable(before, after, exact)
+    shown = (new_ones.entries, new_ones.made) if new_ones else ((), ())
+    before, after, exact = comparable(before, after, exact, values=shown[0], apart=shown[1])
     old, tool = _before(before, after, inputs)
     try:
         found = float32_outputs(after.model, grown(inputs), tool)
@@ -113,6 +116,7 @@ def _judge(
         return Report(claim, (structure, broken), float("inf"), float("inf"), _context(seed, observations))
     exactly = float64_outputs(before.model, inputs)
     floor = noise(exactly, old)
+    counted = new_ones.checks(old, found) if new_ones else []
     old, new = common(old), shrunk(found)
     absolute, relative, worst = difference(old, new)
     limit = _limit(claim, floor + (_cancelled(plan, old) if plan else 0.0))
@@ -124,10 +128,14 @@ def _judge(
     double = (FLOAT64_LIMIT if plan else limit) if strict else None
     checks += compare_double(before.model, exact.model, inputs, (grown, shrunk, common), double, exactly)
     checks += policy_checks(before, old, new, KL_LIMIT if strict else None)
-    checks += new_actions(plan, after, found) if plan else []
-    if plan is not None and strict and before.optimizer is not None:
-        checks += check_slots(plan, before, exact, _rows(before.model, inputs, ROWS["slots"]), seed)
-    return Report(claim, tuple(checks), absolute, relative, _context(seed, observations))
+    checks += [*counted, *new_actions(plan, after, found)] if plan else []
+    if new_ones is not None and strict and before.optimizer is not None:
+        rows = _rows(before.model, inputs, ROWS["slots"])
+        checks += check_slots(new_ones.plan, before, exact, rows, seed, apart=new_ones.apart)
+    return Report(
+        claim, tuple(checks), absolute, relative, _context(seed, observations),
+        apart=new_ones.counted if new_ones else (),
+    )  # fmt: skip
 
 
 def _judge_over_time(
@@ -173,7 +181,7 @@ def _cancelled(plan: Plan, outputs: Arrays) -> float:
         spaces = {part.space for axis in port.axes for part in units(axis)}
         starts = [edit.start for edit in plan.spaces if edit.start is not None and edit.space in spaces]
         moved = max((abs(start.bias) for start in starts if start.kind == "split"), default=0.0)
-        if moved and port.side == "output":
+        if moved and port.name in outputs:
             largest = float(np.abs(outputs[port.name]).max(initial=0.0))
             found = max(found, float(np.finfo(np.float32).eps) * moved / (largest or 1.0))
     return found

@@ -7,86 +7,65 @@ numbers wherever the order of the nodes changes; in what is compared it gives fi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 import onnx_ir as ir
 
 from surgery.checkpoint import Checkpoint
+from surgery.graph.choices import scores
 
-CHOICES = frozenset({"ArgMax", "ArgMin", "TopK", "Multinomial"})
-_MOVES = frozenset(
-    [
-        "Identity",
-        "Cast",
-        "Reshape",
-        "Flatten",
-        "Squeeze",
-        "Unsqueeze",
-        "Transpose",
-        "Concat",
-        "Expand",
-        "Slice",
-    ]
-)
 _DRAWN = 0.625
 """In place of a draw from between 0 and 1, or from a standard normal distribution; float32 holds it exactly."""
 
 
-def comparable(*checkpoints: Checkpoint) -> list[Checkpoint]:
+def comparable(
+    *checkpoints: Checkpoint, values: Collection[str] = (), apart: Collection[str] = ()
+) -> list[Checkpoint]:
     """Clones with fixed numbers in place of draws, and the scores behind choices as further outputs.
 
     Such an output is called "scores of NAME", after the output that holds the choice; only those that all of the
     checkpoints have are added. A checkpoint without choices and draws comes back as it is.
+
+    Args:
+      values: names of values to show as well, as "values of NAME". apart: names of values not to show.
     """
-    found = [_choices(checkpoint.model) for checkpoint in checkpoints]
-    common = set.intersection(*(set(names) for names in found)) if found else set()
-    return [_comparable(checkpoint, common) for checkpoint in checkpoints]
+    found = [shown(checkpoint.model, values, apart) for checkpoint in checkpoints]
+    common = {name: value.name for name, value in found[0].items() if all(name in names for names in found)}
+    return [
+        _comparable(checkpoint, {name: str(names[name].name) for name in common})
+        for checkpoint, names in zip(checkpoints, found, strict=True)
+    ]
 
 
-def _comparable(checkpoint: Checkpoint, scores: set[str]) -> Checkpoint:
-    if not scores and not any(node.op_type in _FIXED for node in checkpoint.model.graph):
+def _comparable(checkpoint: Checkpoint, more: Mapping[str, str]) -> Checkpoint:
+    """Args: more: new output -> the value that it shows."""
+    if not more and not any(node.op_type in _FIXED for node in checkpoint.model.graph):
         return checkpoint
     model = checkpoint.model.clone()
-    for name, value in _choices(model).items():
-        if name in scores:
-            shown = ir.node(
-                "Identity", [value], outputs=[ir.Value(name=name, shape=value.shape, type=value.type)]
-            )
-            model.graph.append(shown)
-            model.graph.outputs.append(shown.outputs[0])
+    inside = {value.name: value for node in model.graph for value in node.outputs}
+    for name, value in [(name, inside[value]) for name, value in more.items()]:
+        copy = ir.node("Identity", [value], outputs=[ir.Value(name=name, shape=value.shape, type=value.type)])
+        model.graph.append(copy)
+        model.graph.outputs.append(copy.outputs[0])
     for node in list(model.graph):
         if node.op_type in _FIXED and node.domain in ("", "ai.onnx"):
             _replace(model.graph, node, _FIXED[node.op_type](node))
     return checkpoint.replace(model=model)
 
 
-def _choices(model: ir.Model) -> dict[str, ir.Value]:
-    """The scores behind the outputs that hold choices; scores that are outputs themselves are left out."""
-    found: dict[str, ir.Value] = {}
+def shown(model: ir.Model, values: Collection[str], apart: Collection[str]) -> dict[str, ir.Value]:
+    """The values of some names, and the scores behind choices; what is an output itself is left out."""
+    inside = {
+        value.name: value for node in model.graph for value in node.outputs if not value.is_graph_output()
+    }
+    found = {f"values of {name}": inside[name] for name in values if name in inside}
     for output in model.graph.outputs:
-        for k, scores in enumerate(_scores(output)):
-            if not scores.is_graph_output() and scores not in found.values():
-                found[f"scores of {output.name}" + (f", {k + 1}" if k else "")] = scores
+        for k, value in enumerate(scores(output)):
+            known = value in found.values() or value.name in apart
+            if value.producer() is not None and not value.is_graph_output() and not known:
+                found[f"scores of {output.name}" + (f", {k + 1}" if k else "")] = value
     return found
-
-
-def _scores(output: ir.Value) -> list[ir.Value]:
-    """What the choices that an output holds were made from, in order."""
-    found, seen, waiting = list[ir.Value](), {output}, [output]
-    while waiting:
-        node = waiting.pop().producer()
-        if node is None or node.op_type not in CHOICES | _MOVES:
-            continue
-        read = [
-            value for value in node.inputs[: None if node.op_type == "Concat" else 1] if value is not None
-        ]
-        if node.op_type in CHOICES:
-            found += read
-        else:
-            waiting += [value for value in reversed(read) if value not in seen]
-            seen.update(read)
-    return list(dict.fromkeys(found))
 
 
 def _replace(graph: ir.Graph, old: ir.Node, new: list[ir.Node]) -> None:

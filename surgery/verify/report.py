@@ -51,6 +51,7 @@ class Report:
       claim: what was to be shown.
       checks: the measurements.
       max_abs_error, max_rel_error: of the outputs in float32.
+      apart: outputs that the change is meant to show in, and that were not compared.
       context: seeds, numbers of probes, versions, digests.
     """
 
@@ -59,6 +60,7 @@ class Report:
     max_abs_error: float
     max_rel_error: float
     context: Mapping[str, Any] = field(default_factory=dict)
+    apart: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -91,7 +93,10 @@ class Report:
         if self.claim == "changed":
             return f"outputs change by at most {self.max_abs_error:.2g}"
         if self.ok:
-            return f"outputs equal (max |Δ| {self.max_abs_error:.2g})"
+            names = ", ".join(f"'{name}'" for name in self.apart)
+            return f"outputs equal (max |Δ| {self.max_abs_error:.2g})" + (
+                f" but for {names}" if names else ""
+            )
         worst = self.failed[0]
         return f"not equal: {worst.name} {worst.value:.3g}, limit {worst.limit:.3g}{_after(worst.detail)}"
 
@@ -104,6 +109,7 @@ class Report:
             "max_abs_error": self.max_abs_error,
             "max_rel_error": self.max_rel_error,
             "checks": [check.to_json() for check in self.checks],
+            **({"apart": list(self.apart)} if self.apart else {}),
             **self.context,
         }
 

@@ -9,7 +9,7 @@ needed. Directions avoid the entries whose history no state records.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -32,7 +32,9 @@ LARGE = 1 << 20
 """Elements from which a direction is a product of vectors: drawing each for itself takes longer than all the rest."""
 
 
-def check_slots(plan: Plan, before: Checkpoint, exact: Checkpoint, inputs: Arrays, seed: int) -> list[Check]:
+def check_slots(
+    plan: Plan, before: Checkpoint, exact: Checkpoint, inputs: Arrays, seed: int, apart: Collection[str] = ()
+) -> list[Check]:
     """Compare the derivatives of two models along one random direction.
 
     What starts at the mean of old units shares their gradient with them from then on: no direction moves it.
@@ -42,6 +44,7 @@ def check_slots(plan: Plan, before: Checkpoint, exact: Checkpoint, inputs: Array
       exact: the edited checkpoint in float64, before rounding.
       inputs: a few rows.
       seed: of the direction.
+      apart: outputs that are not compared.
 
     Returns:
       One check; its value is relative to the largest derivative or output, whichever is larger.
@@ -63,7 +66,7 @@ def check_slots(plan: Plan, before: Checkpoint, exact: Checkpoint, inputs: Array
         return [Check("optimizer slots", True, 0.0, None, f"not evaluated: {reason}")]
     gap = scale = 0.0
     for name, value in old.items():
-        if np.iscomplexobj(value):
+        if name not in apart and np.iscomplexobj(value):
             slope, other = value.imag / STEP, np.asarray(new[name]).imag / STEP
             known = np.isfinite(slope)  # elsewhere the old function has a kink or a pole of its own
             with np.errstate(invalid="ignore"):
