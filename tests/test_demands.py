@@ -290,3 +290,22 @@ def test_a_share_that_values_expect_is_not_one_that_keys_of_the_same_weights_exp
         for init in space.inits:
             plan = surgery.widen(before, widths={space.name: 2 * space.size}, init=init)
             assert surgery.apply(plan, before).report.ok
+
+
+class Rolled(nn.Module):
+    """Columns of a weight in another order, and then read as pairs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight, self.out = nn.Parameter(torch.randn(5, 18)), nn.Linear(18, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pairs = (x @ torch.cat([self.weight[:, 16:], self.weight[:, :16]], 1)).view(-1, 9, 2)
+        return self.out(pairs.tanh().flatten(1))
+
+
+def test_weights_may_be_divided_in_another_way_than_the_units_that_they_make() -> None:
+    before = from_module(Rolled(), example_inputs=torch.randn(4, 5))
+    for init in BOTH:
+        assert surgery.apply(surgery.widen(before, factor=2, init=init), before).report.ok

@@ -11,7 +11,19 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from surgery.graph.atoms import Atom, Freeze, Place, factors, find, freeze, leaves, size_of, spans, summands
+from surgery.graph.atoms import (
+    Atom,
+    Axis,
+    Freeze,
+    Place,
+    factors,
+    find,
+    freeze,
+    leaves,
+    size_of,
+    spans,
+    summands,
+)
 from surgery.graph.circles import circles
 from surgery.graph.demands import Answer, Demand, Places, answers, parameters, places
 from surgery.graph.labels import full_label
@@ -259,10 +271,18 @@ def _produced(roles: Roles, trace: Trace, asked: set[Atom], through: set[Atom]) 
     """
     produced: set[Atom] = set()
     for source, result in trace.productions:
-        for maker, unit in zip(leaves(source), leaves(result), strict=True):
+        for maker, units in _became(source, result):
             made = parameters([(maker,)])
             produced |= made
-            for leaf in _in_order(made & asked) if unit not in through else ():
+            for leaf in _in_order(made & asked) if not through.issuperset(units) else ():
                 reason = f"'{leaf.tensor}' makes units that are scaled in one place and not in another"
                 roles.no_net2net.setdefault(find(leaf), reason)
     return produced
+
+
+def _became(source: Axis, result: Axis) -> Iterator[tuple[Atom, list[Atom]]]:
+    """Every group of units of an operand with what it became: all of its class if the two are divided in other ways."""
+    makers, units = list(leaves(source)), list(leaves(result))
+    aligned = [find(maker) for maker in makers] == [find(unit) for unit in units]
+    for k, maker in enumerate(makers):
+        yield maker, [units[k]] if aligned else [unit for unit in units if find(unit) is find(maker)]
