@@ -243,8 +243,7 @@ def gap(old: Mapping[str, Array], new: Mapping[str, Array]) -> float:
 def _outputs(
     case: Case, before: surgery.Checkpoint, exact: surgery.Checkpoint, plan: Plan, old: Arrays, tally: Tally
 ) -> tuple[str, str] | None:
-    new = shrink(plan, run(exact.model, grow(plan, case.feeds)))
-    error = gap(old, new)
+    error = _apart(case, before, exact, plan, old)
     tally.loose["outputs"] += error > FLOAT64_LIMIT
     if error <= LIMIT:
         return None
@@ -257,10 +256,31 @@ def _outputs(
     return "outputs", f"relative error {error:.3g}"
 
 
+def _apart(
+    case: Case,
+    before: surgery.Checkpoint,
+    exact: surgery.Checkpoint,
+    plan: Plan,
+    old: Arrays,
+    dtype: type = np.float64,
+) -> float:
+    """The largest difference in one step, and in the next, into which goes the state that has come out."""
+    given = grow(plan, case.feeds)
+    new = run(exact.model, given, dtype=dtype)
+    error, states = gap(old, shrink(plan, new)), before.interface.states()
+    if not states or any(case.feeds[name].shape != old[result].shape for name, result in states.items()):
+        return error
+    once, again = (
+        run(model, {**feeds, **{name: came[result] for name, result in states.items()}}, dtype=dtype)
+        for model, feeds, came in ((before.model, case.feeds, old), (exact.model, given, new))
+    )
+    return max(error, gap(once, shrink(plan, again)))
+
+
 def _finer(case: Case, before: surgery.Checkpoint, exact: surgery.Checkpoint, plan: Plan) -> float:
     """The error with more digits: rounding shrinks (an average of equal numbers, say), what is wrong does not."""
     old = run(before.model, case.feeds, dtype=np.longdouble)
-    return gap(old, shrink(plan, run(exact.model, grow(plan, case.feeds), dtype=np.longdouble)))
+    return _apart(case, before, exact, plan, old, np.longdouble)
 
 
 def _stored_epsilon(checkpoint: surgery.Checkpoint, case: Case, old: Arrays) -> float:

@@ -305,6 +305,22 @@ def unrolled_cell(s: Sketch) -> None:
         s.outputs.append(h)
 
 
+@draws("Slice Concat Unsqueeze Reshape Tanh", 0.7)
+def window(s: Sketch) -> None:
+    """The last few values of some units, as a state that is shifted by one or two in every step."""
+    if "state_in" in s.names:
+        raise Unfit("one state")
+    x = s.pick(2)
+    c, steps = s.shape(x)[1], int(s.choice([1, 1, 2]))
+    kept = steps * int(s.rng.integers(1, 4))
+    old = s.input("state_in", s.batch, kept + steps, c)
+    rest = s.op("Slice", old, s.ints(steps), s.ints(kept + steps), s.ints(1))
+    fresh = [s.op("Unsqueeze", s.op("Tanh", x), s.ints(1)) for _ in range(steps)]
+    new = s.op("Concat", rest, *fresh, axis=1)
+    s.outputs.append(new)
+    s.keep(new if s.chance(0.5) else s.reshape(new, [s.batch, (kept + steps) * c]))
+
+
 @draws("Gemm Add Sub ReduceMean Softmax Reshape MatMul Unsqueeze", 2)
 def heads_of_values(s: Sketch) -> None:
     """Dueling, distributions over atoms."""

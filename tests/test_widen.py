@@ -57,6 +57,22 @@ def test_widening_all_spaces_changes_no_output(name: str, style: str) -> None:
         _check_tensors(before.checkpoint, after, plan)
 
 
+@pytest.mark.parametrize("name", ["elman_step", "mamba_step", "gru_step", "lstm_policy", "drqn"])
+def test_a_state_that_comes_out_goes_in_again(name: str) -> None:
+    """Step after step, as in a game: nobody maps states in between."""
+    before = original(name, "dynamo")
+    states = before.checkpoint.interface.states()
+    assert states
+    for label, plan in together(before):
+        after = execute(plan, before.checkpoint, double=True)
+        old, new = dict(before.batches[0]), dict(grow(plan, before.batches[0]))
+        for _ in range(4):
+            small, large = run(before.checkpoint.model, old), run(after.model, new)
+            assert relative(small, shrink(plan, large)) <= FLOAT64, label
+            old |= {given: small[result] for given, result in states.items()}
+            new |= {given: large[result] for given, result in states.items()}
+
+
 def _errors(before: Original, plan: Plan, after: surgery.Checkpoint | None, *, batches: int) -> Iterator[str]:
     """What is wrong; recurrent state that grew is mapped there and back."""
     exact = execute(plan, before.checkpoint, double=True)

@@ -108,6 +108,41 @@ class GRUStep(nn.Module):
         return self.q(h), h
 
 
+class Elman(nn.Module):
+    """Elman 1990, as a step: two layers, and no cell whose gates join the old state to the new one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input, self.state, self.q = nn.Linear(7, 13), nn.Linear(13, 13, bias=False), nn.Linear(13, 5)
+
+    def forward(self, observation: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        h = torch.tanh(self.input(observation) + self.state(h))
+        return self.q(h), h
+
+
+class Mamba(nn.Module):
+    """A step of Gu and Dao 2023: the last three inputs are convolved, then states decay as fast as the input says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.inner, self.out = nn.Linear(7, 11), nn.Linear(11, 26, bias=False), nn.Linear(13, 11)
+        self.filter, self.bias = nn.Parameter(torch.randn(13, 3)), nn.Parameter(torch.zeros(13))
+        self.select, self.rate = nn.Linear(13, 2 + 5 + 5, bias=False), nn.Linear(2, 13)
+        self.decay, self.skip = nn.Parameter(torch.randn(13, 5)), nn.Parameter(torch.ones(13))
+        self.q = nn.Linear(11, 5)
+
+    def forward(self, observation: Tensor, window: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        stream = self.embed(observation)
+        x, gate = self.inner(stream).chunk(2, dim=-1)
+        window = torch.cat([window[:, :, 1:], x.unsqueeze(-1)], dim=-1)
+        x = F.silu((window * self.filter).sum(-1) + self.bias)
+        rate, write, read = self.select(x).split([2, 5, 5], dim=-1)
+        rate = F.softplus(self.rate(rate)).unsqueeze(-1)
+        h = torch.exp(-rate * torch.exp(self.decay)) * h + rate * write.unsqueeze(1) * x.unsqueeze(-1)
+        y = (h @ read.unsqueeze(-1)).squeeze(-1) + self.skip * x
+        return self.q(stream + self.out(y * F.silu(gate))), window, h
+
+
 class LSTMReader(nn.Module):
     """An LSTM from a zero state over [B, T, F]: its last step, or the mean over both directions' steps."""
 
@@ -288,6 +323,12 @@ MIXING: tuple[Net, ...] = (
         {"query:heads": 2, "value:head": 5}, ATTENTION, frozen={"query:head": 5}),
     Net("gru_step", GRUStep, {"observation": ("batch", 7), "h": ("batch", 13)}, ("q", "h_next"),
         {"encoder": 11, "cell": 13}, CORE | RECURRENT),
+    Net("elman_step", Elman, {"observation": ("batch", 7), "h": ("batch", 13)}, ("q", "h_next"),
+        {"input": 13}, RECURRENT),
+    Net("mamba_step", Mamba,
+        {"observation": ("batch", 7), "conv_state": ("batch", 13, 3), "ssm_state": ("batch", 13, 5)},
+        ("q", "conv_state_next", "ssm_state_next"),
+        {"embed": 11, "inner:units": 13, "select:rate": 2, "select:states": 5}, RECURRENT),
     Net("lstm_zero_state", lambda: LSTMReader(bidirectional=False), SEQUENCE, ("q",),
         {"encoder": 11, "lstm": 13, "fc": 17}, RECURRENT),
     Net("lstm_bidirectional", lambda: LSTMReader(bidirectional=True), SEQUENCE, ("q",),

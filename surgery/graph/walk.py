@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
+from surgery.errors import ArgumentError
 from surgery.graph.atoms import Freeze, Mismatch, find, freeze, leaves, size_of
+from surgery.graph.axes import unify
 from surgery.graph.facts import Facts
 from surgery.graph.prepare import prepared
 from surgery.graph.rules import RULES
@@ -72,6 +74,7 @@ def _walk(model: ir.Model, interface: Interface, sizes: Mapping[str, int]) -> Tr
         _describe(trace, node)
     for value in model.graph.outputs:
         _output(trace, value, value.name in states)
+    _pair(trace, interface)
     _freeze_unpaired(trace, states)
     return trace
 
@@ -104,6 +107,28 @@ def _output(trace: Trace, value: ir.Value, state: bool) -> None:
     trace.freeze_measured(value)
     for k, axis in enumerate(axes):
         freeze(axis, Freeze("output", f"axis {k} of output '{value.name}'"))
+
+
+def _pair(trace: Trace, interface: Interface) -> None:
+    """What comes out of a step goes into the next one: unit for unit, in the same order (a shifted history is not)."""
+    try:
+        pairs = interface.states()
+    except ArgumentError:
+        return
+    ports = {(side, name): axes for side, name, axes in trace.ports}
+    for given, result in pairs.items():
+        ends = ports.get(("input", given), []), ports.get(("output", result), [])
+        if [size_of(axis) for axis in ends[0]] != [size_of(axis) for axis in ends[1]]:
+            continue
+        for axes in zip(*ends, strict=True):
+            try:
+                unify(*axes)
+            except Mismatch as mismatch:
+                why = Freeze(
+                    "mismatch", f"{mismatch}, as the state '{given}' goes in and comes out as '{result}'"
+                )
+                freeze(axes[0], why)
+                freeze(axes[1], why)
 
 
 def _freeze_unpaired(trace: Trace, states: set[str]) -> None:
