@@ -256,6 +256,22 @@ class CosineAttention(nn.Module):
         return self.q((weights @ value).transpose(1, 2).flatten(2).mean(dim=1))
 
 
+class NormalisedHeads(nn.Module):
+    """Dehghani et al. 2023: queries and keys are normalised head by head, here by their root mean square."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(7, 12) for _ in range(3))
+        self.norm_q, self.norm_k, self.q = nn.RMSNorm(4, eps=1e-6), nn.RMSNorm(4, eps=1e-6), nn.Linear(12, 5)
+
+    def forward(self, entities: Tensor) -> Tensor:
+        query, key, value = (
+            f(entities).unflatten(-1, (3, 4)).transpose(1, 2) for f in (self.query, self.key, self.value)
+        )
+        weights = (self.norm_q(query) @ self.norm_k(key).transpose(2, 3) / 2).softmax(dim=-1)
+        return self.q((weights @ value).transpose(1, 2).flatten(2).mean(dim=1))
+
+
 class IQN(nn.Module):
     """Dabney et al. 2018: a cosine embedding of quantile fractions [B, N] multiplies the state's."""
 
@@ -321,6 +337,9 @@ MIXING: tuple[Net, ...] = (
         ("q",), {"state": 10, "embed": 11, "attention:heads": 2, "attention:head": 5}, ATTENTION),
     Net("cosine_attention", CosineAttention, {"entities": ("batch", 6, 7)}, ("q",),
         {"query:heads": 2, "value:head": 5}, ATTENTION, frozen={"query:head": 5}),
+    Net("normalised_heads", NormalisedHeads, {"entities": ("batch", 6, 7)}, ("q",),
+        {"query:heads": 3, "query:head": 4, "value:head": 4}, ATTENTION | NORMALISER,
+        impossible={"torchscript": "no symbolic for aten::rms_norm"}),
     Net("gru_step", GRUStep, {"observation": ("batch", 7), "h": ("batch", 13)}, ("q", "h_next"),
         {"encoder": 11, "cell": 13}, CORE | RECURRENT),
     Net("elman_step", Elman, {"observation": ("batch", 7), "h": ("batch", 13)}, ("q", "h_next"),

@@ -101,8 +101,9 @@ def unary(t: Trace, node: ir.Node) -> None:
 @RULES("Cast", "CastLike", axes="all axes: pointwise, zero and scale pass back between floating types")
 def cast(t: Trace, node: ir.Node) -> None:
     """A change of type; only between floating types does a scale survive."""
-    to = node.attributes.get_int("to", int(ir.DataType.FLOAT))
-    passes = 2 if ir.DataType(to).is_floating_point() and node.op_type == "Cast" else 0
+    like = node.inputs[1] if node.op_type == "CastLike" else None
+    to = t.facts.dtype(like) if like else node.attributes.get_int("to", int(ir.DataType.FLOAT))
+    passes = 2 if ir.DataType(to).is_floating_point() else 0
     t.put(node.outputs[0], t.broadcast(node, [data_of(node)], passes=passes))
 
 
