@@ -68,6 +68,33 @@ def test_several_optimizers_go_on_and_all_of_their_settings_are_told(recipe):
     torch.testing.assert_close(net(X.double()), small(X.double()), rtol=1e-12, atol=1e-12)
 
 
+class Curious(nn.Module):
+    """What other methods compute with: a head on the trunk, and a network that is its own."""
+
+    def __init__(self, head: bool) -> None:
+        super().__init__()
+        self.trunk, self.actor = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.novelty = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 8), nn.GRU(8, 8), nn.Linear(8, 1))
+        if head:
+            self.reward = nn.Linear(8, 1)
+
+    def forward(self, x):
+        return self.actor(torch.relu(self.trunk(x)))
+
+
+def test_a_head_that_forward_does_not_use_is_not_left_behind():
+    net = Curious(head=False)
+    done = operate(net, None, X, wider(widths={"trunk": 11}))
+    assert "does not use novelty.0.weight, novelty.1.weight, novelty.1.bias" in done.describe()
+    assert len(done.unused) == 9 and net.novelty[1].in_features == 8
+    net = Curious(head=True)
+    del net.novelty
+    before = everything(net)
+    with pytest.raises(Refused, match=r"'reward\.weight' \(1×8\) may read units that change"):
+        operate(net, None, X, wider(widths={"trunk": 11}))
+    assert same(everything(net), before)
+
+
 def muon(net: Shared, lr: float = 0.0) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside, AdamW for the rest."""
     inside = [net.trunk[0].weight, net.actor.weight, net.critic.weight]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery.edits.plan import Plan
-from surgery.errors import ArgumentError, Refused
+from surgery.errors import ArgumentError, Refused, shape_text
 from surgery.optimizer import POWERS, SCALARS
 from surgery.torch.optimizer_state import inside, is_sharded, kind_of, plain_name
 from surgery.torch.trajectory.follow import DETACH, trajectory_of
@@ -111,6 +111,40 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     found: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     found |= dict(model.named_buffers(remove_duplicate=False))
     return {plain_name(name): tensor for name, tensor in found.items()}
+
+
+def unused(model: nn.Module, names: Iterable[str], plan: Plan) -> tuple[str, ...]:
+    """The parameters that no tensor of the graph is, in the module's order: its `forward` does not use them.
+
+    Args:
+      model: the module. names: of the graph's tensors. plan: what is to be done to them.
+
+    Raises:
+      Refused: one reads as many units as there were of some that change, and none before it makes so many: the head of
+        another method, which would have to follow.
+    """
+    held = tensors_of(model)
+    known = {id(held[name]) for name in names if name in held}
+    edits = [(edit.before, edit.after(plan.sizes)) for edit in plan.tensors]
+    changed = {n for before, after in edits for n, now in zip(before, after, strict=True) if n != now}
+    found: list[str] = []
+    for path, part in model.named_modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            if id(parameter) in known:
+                continue
+            found.append(f"{path}.{name}".lstrip("."))
+            made, read = set(parameter.shape[:1]), set(parameter.shape[1:2])
+            if isinstance(part, nn.Embedding):
+                made, read = read, set()
+            if changed & read:
+                raise Refused(
+                    f"'{found[-1]}' ({shape_text(parameter.shape)}) may read units that change, and forward() does not "
+                    "use it",
+                    where={"module": f"{path or '(the model)'} ({type(part).__name__})"},
+                    hint="a forward() that uses it, too: then it follows; or operate on a module that does not hold it",
+                )
+            changed -= {n // gates for n in made for gates in (1, 3, 4)}  # GRU, LSTM
+    return tuple(found)
 
 
 def check_optimizers(optimizers: Sequence[torch.optim.Optimizer], networks: Sequence[nn.Module]) -> int:

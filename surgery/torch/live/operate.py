@@ -111,6 +111,7 @@ def operate(
         for network in networks:
             prepared.add(network, asked)
         prepared.attributes.update(asked)
+        unused = checks.unused(networks[0], (str(v.name) for v in initializers(checkpoint.model)), planned)
         layers = NewLayers(planned, checkpoint, runner) if planned.insertions else None
         with all_or_nothing() as journal:
             prepared.carry_out(journal)
@@ -130,6 +131,7 @@ def operate(
             layers={} if layers is None else layers.names,
             slots=prepared.slots,
             others=others,
+            unused=unused,
             not_carried=tuple(prepared.not_carried.values()),
             recipe=prepared.recipe,
             regrouped=follow_recipe and prepared.recipe is not None and prepared.recipe.exact,

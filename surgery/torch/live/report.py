@@ -25,6 +25,7 @@ class Operation:
       layers: tensors of new layers: name in the plan -> path in the module.
       slots: number of optimizer slots that followed.
       others: number of parameters that the optimizers hold besides those of the networks; they were left alone.
+      unused: parameters that the model's `forward` does not use; they were left alone.
       not_carried: optimizer state that was reset because no rule carries it, in words.
       recipe: the param groups that continue the same trajectory, or why there are none; None without an optimizer.
       regrouped: whether the optimizer's groups follow the recipe already.
@@ -38,6 +39,7 @@ class Operation:
     layers: Mapping[str, str] = field(default_factory=dict)
     slots: int = 0
     others: int = 0
+    unused: tuple[str, ...] = ()
     not_carried: tuple[str, ...] = ()
     recipe: Recipe | None = None
     regrouped: bool = False
@@ -62,6 +64,9 @@ class Operation:
         lines += [f"not carried: {what}" for what in self.not_carried]
         if self.others:
             lines.append(f"{self.others} parameters of other networks are left as they are")
+        if self.unused:
+            more = f" and {len(self.unused) - 4} more" if len(self.unused) > 4 else ""
+            lines.append(f"forward() does not use {', '.join(self.unused[:4])}{more}: left as they are")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -75,6 +80,7 @@ class Operation:
             "layers": dict(self.layers),
             "slots": self.slots,
             "others": self.others,
+            "unused": list(self.unused),
             "not_carried": list(self.not_carried),
             "recipe": None if self.recipe is None else self.recipe.to_json(),
             "regrouped": self.regrouped,
