@@ -12,7 +12,8 @@ from surgery.json_values import Fields, Json, freeze, freeze_mapping, thaw
 
 INPUT_KINDS = ("observation", "state", "mask", "other")
 OUTPUT_KINDS = (
-    "q_values", "atom_logits", "quantiles", "logits", "value", "mean", "log_std", "state", "action", "other",
+    "q_values", "atom_logits", "quantiles", "logits", "probabilities", "value", "mean", "log_std", "state", "action",
+    "other",
 )  # fmt: skip
 
 CRITIC_ACTION = "critic_action"

@@ -20,6 +20,7 @@ _INPUT_WORDS: Mapping[str, frozenset[str]] = {
 }
 _OUTPUT_WORDS: Mapping[str, frozenset[str]] = {
     "q_values": frozenset({"q", "qvalues", "qvalue", "qs"}),
+    "probabilities": frozenset({"probs", "probabilities"}),
     "logits": frozenset({"logits", "logit", "policy", "pi"}),
     "value": frozenset({"value", "values", "v", "critic", "vf"}),
     "log_std": frozenset({"logstd", "logsigma", "std", "scale"}),
@@ -40,7 +41,7 @@ def infer(model: ir.Model) -> Interface:
     inputs = [value for value in graph.inputs if value.name not in initialised]
     kinds_in = {_name(value): _kind(_name(value), _INPUT_WORDS) for value in inputs}
     kinds_out = {
-        _name(value): _kind(_name(value), _OUTPUT_WORDS) if _answers(value, inputs) else "other"
+        _name(value): _kind_of_output(value) if _answers(value, inputs) else "other"
         for value in graph.outputs
     }
     first, last = _recurrent_state(graph)
@@ -117,6 +118,17 @@ def _words(name: str) -> set[str]:
 def _kind(name: str, table: Mapping[str, frozenset[str]]) -> str:
     words = _words(name)
     return next((kind for kind, known in table.items() if words & known), "other")
+
+
+def _kind_of_output(output: ir.Value) -> str:
+    """By its name; a row that a softmax makes is one of probabilities, if nothing says that it holds logits."""
+    node, kind, words = output.producer(), _kind(_name(output), _OUTPUT_WORDS), _words(_name(output))
+    row = output.shape is not None and len(output.shape) == 2
+    if kind == "probabilities":
+        return kind if row and words.isdisjoint({"log", "logprobs"}) else "other"
+    made = row and node is not None and node.op_type == "Softmax"
+    policy = kind == "other" or (kind == "logits" and words.isdisjoint({"logits", "logit"}))
+    return "probabilities" if made and policy else kind
 
 
 def _name(value: ir.Value) -> str:

@@ -91,6 +91,10 @@ def _policy(net: Net, x: Tensor) -> object:
     return logits, torch.softmax(logits, -1), net.head("v", x)
 
 
+def _probable(net: Net, x: Tensor) -> object:
+    return torch.softmax(net.head("pi", x), -1)
+
+
 def _sb3(net: Net, x: Tensor) -> object:
     logits = net.head("pi", x)
     logits = logits - logits.logsumexp(dim=-1, keepdim=True)
@@ -140,6 +144,7 @@ ROWS: Mapping[str, Row] = {
     "top": Row(("best", "action"), _top, {"q": 3}, OBS),
     "dueling": Row(("q_values", "action"), _dueling, {"a": 3, "v": 1}, OBS),
     "policy": Row(("logits", "probs", "value"), _policy, {"pi": 3, "v": 1}, OBS),
+    "probable": Row(("policy",), _probable, {"pi": 3}, OBS),
     "sb3": Row(("actions", "values", "log_prob"), _sb3, {"pi": 3, "v": 1}, OBS),
     "entropy": Row(("logits", "entropy"), _entropy, {"pi": 3}, OBS),
     "drawn": Row(("logits", "action"), _drawn, {"pi": 3}, OBS),

@@ -19,6 +19,7 @@ from surgery.edits.execute import execute
 from surgery.edits.plan import Plan
 from surgery.errors import Refused
 from surgery.interface import PortPatch
+from surgery.policy import load
 from surgery.policy.heads import find
 from surgery.port_kinds import infer
 from surgery.verify import prove
@@ -96,6 +97,7 @@ ACTIONS = {
     "top": ("action", ["action"], ["best"]),
     "dueling": ("q_values", ["action"], []),
     "policy": ("probs", [], ["probs"]),
+    "probable": ("policy", [], ["policy"]),
     "sb3": ("actions", ["actions"], ["log_prob"]),
     "entropy": ("logits", [], ["entropy"]),
     "drawn": ("action", ["action"], []),
@@ -189,6 +191,20 @@ def test_the_actions_of_a_policy_that_only_names_them_are_counted(folder: Path) 
     plan = surgery.extend(checkpoint, actions=[NewAction("actions", 2)])
     head = find(surgery.apply(plan, checkpoint).checkpoint)
     assert (head.output, head.actions, head.allowed) == ("actions", 5, (True,) * 3 + (False,) * 2)
+
+
+@pytest.mark.parametrize("style", deployed.STYLES)
+def test_probabilities_are_played_as_what_they_are(folder: Path, style: str) -> None:
+    """Their logarithms are logits; a softmax of them would be another policy."""
+    checkpoint = surgery.load(deployed.export("probable", style, folder))
+    rows = np.random.default_rng(0).normal(0, 3, (4, 5)).astype(np.float32)
+    policy = load(checkpoint, host=True)
+    assert policy.draws and policy.temperature == 1
+    np.testing.assert_allclose(
+        np.exp(policy.scores(rows)), _ran(checkpoint, {"obs": rows})["policy"], rtol=1e-5
+    )
+    tensors = load(checkpoint, backend="torch").scores(rows).numpy()
+    np.testing.assert_allclose(tensors, policy.scores(rows), rtol=1e-5)
 
 
 def test_an_environment_with_more_actions_is_met(folder: Path) -> None:

@@ -38,6 +38,9 @@ OUTPUTS = {
     "hidden_out": "state",
     "h": "state",
     "action": "action",
+    "action_probs": "probabilities",
+    "log_prob": "other",
+    "log_probs": "other",
     "output_0": "other",
 }
 

@@ -26,6 +26,7 @@ _HEADS = {
     "quantiles": "qr",
     "mean": "gaussian",
     "logits": "actor-critic",
+    "probabilities": "actor-critic",
 }
 
 

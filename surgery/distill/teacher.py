@@ -74,7 +74,7 @@ class Teacher:
 
     def choose(self, scores: torch.Tensor, generator: np.random.Generator) -> Array:
         """Actions (n,) as it was trained to act: drawn from logits, else the best."""
-        mode: Any = "sample" if self._policy.kind == "logits" else "greedy"
+        mode: Any = "sample" if self._policy.draws else "greedy"
         return self._policy.choose(scores, mode=mode, generator=generator)
 
     def forget(self, begins: Array | None = None) -> None:

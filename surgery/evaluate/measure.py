@@ -173,7 +173,7 @@ def _turned(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _mode(checkpoint: Checkpoint, policy: Policy) -> str:
     modes = [one.mode for one in recorded_scores(checkpoint.environment) if not one.settings]
     played = [mode for mode in modes if mode != "random"]
-    return played[0] if played else "sample" if policy.kind == "logits" else "greedy"
+    return played[0] if played else "sample" if policy.draws else "greedy"
 
 
 def parsed(mode: str) -> tuple[Mode, float]:

@@ -22,7 +22,7 @@ from surgery.ops.build import build
 from surgery.ops.features import qualified
 from surgery.ops.input_axes import arranged, input_axis, input_space
 
-DISCRETE = ("q_values", "logits", "atom_logits", "quantiles")
+DISCRETE = ("q_values", "logits", "probabilities", "atom_logits", "quantiles")
 CONTINUOUS = ("mean", "log_std")
 Unnamed = Literal["append"]
 

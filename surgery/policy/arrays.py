@@ -40,6 +40,9 @@ class Arrays(Protocol):
     def softmax(self, x: Any) -> Any:  # noqa: ANN401
         """Over the last axis."""
 
+    def log(self, x: Any) -> Any:  # noqa: ANN401
+        """Of each, -inf of 0."""
+
     def one_hot(self, index: Any, count: int) -> Any:  # noqa: ANN401
         """(n,) as (n, count) float32."""
 
@@ -77,6 +80,10 @@ class Host:
     def softmax(self, x: Array) -> Array:
         powers = np.exp(x - x.max(-1, keepdims=True))
         return np.asarray(powers / powers.sum(-1, keepdims=True))
+
+    def log(self, x: Array) -> Array:
+        with np.errstate(divide="ignore"):
+            return np.log(x)
 
     def one_hot(self, index: Array, count: int) -> Array:
         return np.asarray(index[:, None] == np.arange(count), np.float32)

@@ -14,13 +14,14 @@ from surgery.errors import ArgumentError, Refused, shape_text
 from surgery.graph.choices import behind
 from surgery.interface import Port
 
-Kind = Literal["logits", "q_values", "atom_logits", "quantiles", "action"]
+Kind = Literal["logits", "probabilities", "q_values", "atom_logits", "quantiles", "action"]
 
-KINDS: tuple[Kind, ...] = ("logits", "q_values", "atom_logits", "quantiles", "action")
+KINDS: tuple[Kind, ...] = ("logits", "probabilities", "q_values", "atom_logits", "quantiles", "action")
 """An actor is asked before a critic; an output that only names an action is asked last."""
 
 TEMPERATURE: Mapping[Kind, float] = {
     "logits": 1.0,
+    "probabilities": 1.0,
     "q_values": 0.1,
     "atom_logits": 0.1,
     "quantiles": 0.1,

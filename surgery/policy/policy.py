@@ -84,6 +84,11 @@ class Policy:
         return np.flatnonzero(self.head.allowed or np.ones(self.actions))
 
     @property
+    def draws(self) -> bool:
+        """Whether it was trained to draw its actions."""
+        return self.head.kind in ("logits", "probabilities")
+
+    @property
     def recurrent(self) -> bool:
         return bool(self._states)
 
@@ -101,8 +106,8 @@ class Policy:
 
         Returns:
           (n, actions) float32, a tensor, or NumPy's array if it was loaded with `host`: Q-values (the expected ones
-          of a distribution), logits, or 1 for the action that was named and 0 for the others. Forbidden actions have
-          -inf: probability 0.
+          of a distribution), logits, logarithms of probabilities, or 1 for the action that was named and 0 for the
+          others. Forbidden actions have -inf: probability 0.
 
         Raises:
           ArgumentError: observations of another shape.
@@ -238,7 +243,8 @@ class Policy:
             spread = self.arrays.cast(output.reshape(count, head.actions, -1), ir.DataType.FLOAT)
             support = self._support
             return spread.mean(-1) if support is None else (self.arrays.softmax(spread) * support).sum(-1)
-        return self.arrays.cast(output.reshape(count, head.actions), ir.DataType.FLOAT)
+        scores = self.arrays.cast(output.reshape(count, head.actions), ir.DataType.FLOAT)
+        return self.arrays.log(scores) if head.kind == "probabilities" else scores
 
 
 def load(

@@ -53,6 +53,9 @@ class Tensors:
     def softmax(self, x: Tensor) -> Tensor:
         return x.softmax(-1)
 
+    def log(self, x: Tensor) -> Tensor:
+        return x.log()
+
     def one_hot(self, index: Tensor, count: int) -> Tensor:
         return torch.nn.functional.one_hot(index.long(), count).float()
 

@@ -263,13 +263,14 @@ def new_actions(plan: Plan, after: Checkpoint, outputs: Arrays) -> list[Check]:
     for edit in (port for port in plan.ports if port.side == "output"):
         found = [part.space for part in units(edit.axes[-1]) if part.space in starts] if edit.axes else []
         kind = after.interface.output(edit.name).kind
-        if not found or len(edit.axes[-1]) != 1 or kind not in ("q_values", "logits"):
+        if not found or len(edit.axes[-1]) != 1 or kind not in ("q_values", "logits", "probabilities"):
             continue
         fresh, values = starts[found[0]].added, _real(outputs[edit.name])
         greedy = float(fresh[values.argmax(-1)].mean())
         checks.append(measured(f"new actions of '{edit.name}', greedy", greedy, None, "share of the rows"))
-        if kind == "logits":
-            likely = float(np.exp(_log_softmax(values))[..., fresh].sum(-1).mean())
+        if kind != "q_values":
+            each = np.exp(_log_softmax(values)) if kind == "logits" else values
+            likely = float(each[..., fresh].sum(-1).mean())
             checks.append(
                 measured(f"new actions of '{edit.name}', sampled", likely, None, "mean probability")
             )
