@@ -248,6 +248,33 @@ def test_attention_grows_by_a_factor_in_heads_as_much_as_outside(first):
     trained(net.train(), optimizer, x)
 
 
+class Remembering(nn.Module):
+    """Attention over embeddings that the caller keeps: their width cannot grow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Linear(5, 8), nn.LayerNorm(8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.body, self.head = nn.Linear(8, 16), nn.Linear(16, 3)
+
+    def forward(self, x, memory):
+        x = self.embed(x)
+        seen = torch.cat([memory, x.unsqueeze(1)], 1)
+        keys, values = self.norm(seen), self.norm(seen)
+        found = self.attention(self.norm(x).unsqueeze(1), keys, values, need_weights=False)[0]
+        return self.head(torch.relu(self.body(x + found.squeeze(1)))), seen[:, 1:]
+
+
+def test_attention_whose_width_is_the_callers_keeps_its_heads():
+    torch.manual_seed(0)
+    net, x = Remembering().double(), (X.double(), torch.randn(8, 3, 8, dtype=torch.float64))
+    before = net(*x)
+    done = operate(net, None, x, wider(factor=2))
+    assert [str(change) for change in done.plan.changes] == ["body 16→32"]
+    assert any("nn.MultiheadAttention" in reason for _, reason in done.plan.frozen)
+    torch.testing.assert_close(net(*x), before, rtol=1e-10, atol=1e-12)
+
+
 def test_recurrent_states_of_rollouts_grow():
     net = zoo.module("lstm_policy").requires_grad_(True)
     optimizer = torch.optim.Adam(net.parameters())

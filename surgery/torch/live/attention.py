@@ -15,10 +15,14 @@ ONE_WIDTH = "nn.MultiheadAttention has one width, for its heads and outside"
 
 def rows_of(edit: TensorEdit) -> Layout:
     """The rows of one projection, of a matrix that holds all three or of one of its own: heads, then head size."""
-    axis = edit.axes[0]
+    return _rows(edit.axes[0])[0]
+
+
+def _rows(axis: Layout) -> list[Layout]:
+    """Those of all projections on an axis; keys and values may be parts of one."""
     if axis and isinstance(axis[0], layout.Sum):
-        return axis[0].parts[0]
-    return axis[1:] if axis and axis[0] == 3 else axis
+        return [rows for part in axis[0].parts for rows in _rows(part)]
+    return [axis[1:] if axis and axis[0] == 3 else axis]
 
 
 def split(axis: Layout, heads: int) -> tuple[Layout, Layout]:
@@ -43,19 +47,20 @@ def fitted(network: nn.Module, plan: Plan) -> tuple[dict[str, int], list[tuple[s
     for _ in range(len(widths) + 1):  # what one layer needs may change what another has
         before = dict(widths)
         for path, module in layers:
-            edit = edits.get(f"{path}.in_proj_weight") or edits.get(f"{path}.q_proj_weight")
-            if edit is not None:
-                _fit(edit, int(module.num_heads), widths, left)
+            names = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+            for edit in (edits[f"{path}.{name}"] for name in names if f"{path}.{name}" in edits):
+                for rows in _rows(edit.axes[0]):
+                    _fit(rows, edit.axes[1], int(module.num_heads), widths, left)
         if widths == before:
             break
     return widths, sorted((space, reason) for space, reason in left.items() if space not in widths)
 
 
-def _fit(edit: TensorEdit, heads: int, widths: dict[str, int], left: dict[str, str]) -> None:
-    outer, inner = split(rows_of(edit), heads)
+def _fit(rows: Layout, columns: Layout, heads: int, widths: dict[str, int], left: dict[str, str]) -> None:
+    outer, inner = split(rows, heads)
     for part in layout.units(inner):
         _leave(part.space, HEAD_SIZE, widths, left)
-    size, columns = layout.size(inner), edit.axes[1]
+    size = layout.size(inner)
     match outer, columns:
         case (Units() as number,), (Units() as model,) if model.space in widths and number.space in widths:
             widths[model.space] = -(-widths[model.space] // size) * size
