@@ -364,13 +364,26 @@ class Unrolled(nn.Module):
         return self.actor(torch.cat(made)), h
 
 
+class Masked(nn.Module):
+    """Logits of which some are -inf."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.actor = nn.Linear(5, 7), nn.Linear(7, 3)
+
+    def forward(self, x, allowed):
+        return self.actor(torch.relu(self.fc(x))).masked_fill(~allowed, -torch.inf)
+
+
 STATE = torch.zeros(4, 6)
+ALLOWED = torch.tensor([[True, False, True]]).expand(8, 3).clone()
 DICTIONARY = ({"image": X[:, :4].reshape(8, 2, 2), "vector": X[:, 4:]},)
 FIXED = {"dynamic_shapes": ({"image": None, "vector": None},)}
 UNUSUAL = {
     "a part called module": (lambda: Behind(mlp()), X, {"module.0": 9}, {}),
     "views in a dictionary": (lambda: ByName(mlp()), DICTIONARY, {"module.0": 9}, {}),
     "a batch that is fixed": (lambda: ByName(mlp()), DICTIONARY, {"module.0": 9}, FIXED),
+    "actions that are masked": (Masked, (X, ALLOWED), {"fc": 9}, {}),
     "steps and processes on one axis": (Unrolled, (X, STATE), {"fc": 9}, {}),
 }
 

@@ -207,6 +207,7 @@ REFUSALS = {
     "a companion by itself": (mlp, adam, X, NINE | {"also": mlp()}, ArgumentError, "also=[…]"),
     "a class of optimizers": (mlp, lambda net: torch.optim.Adam, X, DOUBLE, ArgumentError, "in use"),
     "other inputs": (mlp, adam, torch.zeros(4, 9), NINE, ArgumentError, "does not run on the ex"),
+    "inputs that are no numbers": (mlp, adam, X * torch.nan, NINE, ArgumentError, "computes numbers"),
     "other types": (mlp, adam, X.double(), NINE, ArgumentError, "does not run on the example"),
     "widths without a verb": (mlp, adam, X, {"plan": {"0": 9}}, ArgumentError, "surgery.widen"),
 }  # fmt: skip

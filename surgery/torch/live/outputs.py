@@ -37,7 +37,7 @@ class Runner:
           ArgumentError: the module does not run on the example inputs.
         """
         try:
-            return self.outputs()
+            found = self.outputs()
         except SurgeryError:
             raise
         except Exception as error:  # whatever the module's own code raises
@@ -45,6 +45,12 @@ class Runner:
                 f"{type(self.network).__name__} does not run on the example inputs: {first_line(error, typed=True)}",
                 hint="give what it is given in training, of the same types and on the same device",
             ) from error
+        if bad := [name for name, output in found.items() if output.isnan().any()]:
+            raise ArgumentError(
+                f"the output '{bad[0]}' of {type(self.network).__name__} is NaN on the example inputs",
+                hint="give inputs on which it computes numbers, as in training",
+            )
+        return found
 
     def outputs(self, grown: bool = False) -> dict[str, Tensor]:
         """The tensors that it gives, by the names of the graph's outputs."""
@@ -92,9 +98,7 @@ class Runner:
                 raise ClaimFailed(
                     f"the output '{name}' was {shape_text(old.shape)} and is {shape_text(new.shape)}"
                 )
-            scale = max(float(old.abs().max()), 1e-30) if old.numel() else 1.0
-            gap = float((new.double() - old.double()).abs().max()) / scale if old.numel() else 0.0
-            limit = _limit(old)
+            gap, limit = _gap(old, new), _limit(old)
             if self.plan.claim != "changed" and not gap <= limit:
                 raise ClaimFailed(
                     f"the output '{name}' of {type(self.network).__name__} moves by {gap:.2g} (relative); "
@@ -104,6 +108,15 @@ class Runner:
                 )
             worst = max(worst, gap)
         return worst
+
+
+def _gap(old: Tensor, new: Tensor) -> float:
+    """The largest difference, relative to the largest number; infinite logits of masked actions are equal."""
+    differ = old != new
+    if not differ.any():
+        return 0.0
+    scale = max(float(old[old.isfinite()].abs().max()), 1e-30) if old.isfinite().any() else 1.0
+    return float((new[differ].double() - old[differ].double()).abs().max()) / scale
 
 
 @contextlib.contextmanager
