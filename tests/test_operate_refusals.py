@@ -301,6 +301,17 @@ def test_state_without_rules_is_dropped_on_request_and_reported():
     assert "trend" not in optimizer.state[net[0].weight]
 
 
+@pytest.mark.parametrize("kind", ["Rprop", "ASGD", "Adafactor"])
+def test_an_optimizer_without_rules_begins_anew_where_parameters_change(kind):
+    net = mlp()
+    optimizer = getattr(torch.optim, kind)(net.parameters(), lr=1e-3)
+    trained(net, optimizer, X)
+    kept = {slot: torch.as_tensor(value).clone() for slot, value in optimizer.state[net[4].bias].items()}
+    operate(net, optimizer, X, wider(widths={"0": 9}), reset_unknown=True, prove=False)
+    assert not optimizer.state[net[0].weight] and same(kept, optimizer.state[net[4].bias])
+    trained(net, optimizer, X)
+
+
 def test_parameters_of_other_networks_are_left_alone_and_counted():
     net, other = mlp(), nn.Linear(2, 2)
     optimizer = torch.optim.Adam([*net.parameters(), *other.parameters()])

@@ -71,7 +71,7 @@ def operate(
       attributes: "path.name" -> new value, of modules whose own sizes nobody can guess.
       follow_recipe: split the optimizer's groups so that the trajectory goes on as before; else it is only reported.
       schedulers: learning-rate schedules, which follow where groups are split.
-      reset_unknown: drop the state that no rule carries, of the parameters that change, and say so; else it is refused.
+      reset_unknown: let parameters that change begin anew where no rule carries their state; else that is refused.
       prove: prove the plan in float64 on the exported graph, too; the module's own outputs are compared in any case.
       training: look at what the module computes in training mode.
       export_options: for the exporter: dynamic_shapes, input_names, output_names.

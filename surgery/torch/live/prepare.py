@@ -108,7 +108,7 @@ class Prepared:
         if unknown and not self.reset_unknown:
             raise Refused(
                 f"no rule carries {', '.join(unknown.values())}",
-                hint="reset_unknown=True drops it, of the parameters that change",
+                hint="reset_unknown=True lets the parameters that change begin without state",
             )
         self.not_carried.update(unknown)
         state = read_optimizer(optimizer, named)
@@ -127,15 +127,20 @@ class Prepared:
         edited: set[str],
         unknown: Mapping[str, str],
     ) -> None:
-        """The slots of the parameters that change; their step counts stay as they are."""
+        """The slots of the parameters that change; their step counts stay as they are.
+
+        A parameter that would keep part of its state loses all of it: optimizers make what they need where there is
+        none, and miss it where there is some.
+        """
         for name in sorted(edited & set(new.parameters)):
             parameter = named[name]
             current = optimizer.state.get(parameter, {})
             if not current:
                 continue
+            if not unknown.keys().isdisjoint(current):
+                self.state.append((optimizer.state, parameter, {}))
+                continue
             made = dict(current)
-            for slot in unknown:
-                made.pop(slot, None)
             for slot, members in new.slots.items():
                 if name in members:
                     old = current[slot]
