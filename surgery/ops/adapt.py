@@ -29,13 +29,28 @@ Unnamed = Literal["append"]
 
 @dataclass
 class _Draft:
-    """What has been found so far."""
+    """A plan in the making: of what and how, and what has been found so far.
 
+    Attributes:
+      constants: those that were given, without those that an observation has taken.
+      averaged: spaces in whose mean new units take part.
+      masks: output -> which of its actions may be taken.
+    """
+
+    checkpoint: Checkpoint
+    new_action: str
+    constants: dict[str, float]
+    unnamed: Unnamed | None
     edits: list[SpaceEdit] = field(default_factory=list)
     labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     averaged: list[str] = field(default_factory=list)
     masks: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def analysis(self) -> Analysis:
+        """Of the graph before."""
+        return self.checkpoint.analysis
 
 
 def adapt(
@@ -67,22 +82,21 @@ def adapt(
       ArgumentError: names or constants are missing; nothing is to be done.
       Refused: a change that no plan can express, with the part of the spaces that asks for it.
     """
-    analysis = checkpoint.analysis
-    draft, given = _Draft(), dict(constants or {})
+    draft = _Draft(checkpoint, new_action, dict(constants or {}), unnamed)
     for name, part in _pairs(checkpoint, wanted).items():
-        _observations(checkpoint, analysis, draft, name, part, _known(current, name, part), given, unnamed)
-    if given:
-        raise ArgumentError(f"these observations are not gone: {', '.join(given)}")
+        _observations(draft, name, part, _known(current, name, part))
+    if draft.constants:
+        raise ArgumentError(f"these observations are not gone: {', '.join(draft.constants)}")
     if wanted.actions is not None:
         old = current.actions if current is not None else None
-        _actions(checkpoint, analysis, draft, wanted.actions, old, new_action, unnamed)
+        _actions(draft, wanted.actions, old)
     if not draft.edits:
         raise ArgumentError(
             f"nothing to adapt: the model fits {wanted.environment or 'these spaces'} as it is"
         )
     arguments = {"to": wanted.to_json(), "new_action": new_action, "constants": dict(constants or {})}
     plan = build(
-        checkpoint, analysis, "adapt", draft.edits, arguments=arguments, claim="equivalent", labels=draft.labels,
+        checkpoint, draft.analysis, "adapt", draft.edits, arguments=arguments, claim="equivalent", labels=draft.labels,
         notes=draft.notes,
     )  # fmt: skip
     fold(plan, checkpoint, prepared(checkpoint.model, checkpoint.trained), double=False)
@@ -152,17 +166,13 @@ def _known(current: SpaceDescription | None, name: str, part: Observed) -> Obser
 # ---- observations -----------------------------------------------------------------------------------------------
 
 
-def _observations(
-    checkpoint: Checkpoint,
-    analysis: Analysis,
-    draft: _Draft,
-    name: str,
-    part: Observed,
-    known: Observed | None,
-    constants: dict[str, float],
-    unnamed: Unnamed | None,
-) -> None:
-    shape, port = _shape(checkpoint, name), checkpoint.interface.input(name)
+def _observations(draft: _Draft, name: str, part: Observed, known: Observed | None) -> None:
+    """Draft what one input needs.
+
+    Args:
+      part: what the environment shows there. known: what it was trained on, if that is described.
+    """
+    shape, port = _shape(draft.checkpoint, name), draft.checkpoint.interface.input(name)
     if shape == () and len(part.shape) == 1 and isinstance(port.high, float):
         _same_choice(name, int(port.high) + 1, part.shape[0])
         return
@@ -170,13 +180,13 @@ def _observations(
     axis = _feature_axis(name, shape, part, old_labels)
     if axis is None:
         return
-    features, _ = input_axis(analysis, f"{name}[{axis + 1}]")
+    features, _ = input_axis(draft.analysis, f"{name}[{axis + 1}]")
     old = old_labels if old_labels is not None and len(old_labels) == features.size else None
     new = part.labels if part.labels is not None and len(part.labels) == part.shape[axis] else None
-    order, gone = _order(f"observation '{name}'", old, features.size, new, part.shape[axis], unnamed)
-    values = {k: _constant(name, port, old, k, constants) for k in gone}
+    order, gone = _order(f"observation '{name}'", old, features.size, new, part.shape[axis], draft.unnamed)
+    values = {k: _constant(name, port, old, k, draft.constants) for k in gone}
     for edit in features.edits(order, values):
-        if reason := mixed_parameters(analysis, edit.space) if gone else None:
+        if reason := mixed_parameters(draft.analysis, edit.space) if gone else None:
             raise Refused(f"'{edit.space}' cannot change exactly: {reason}")
         draft.edits.append(edit)
     if order == list(range(features.size)):
@@ -286,19 +296,17 @@ def _constant(
 # ---- actions ----------------------------------------------------------------------------------------------------
 
 
-def _actions(
-    checkpoint: Checkpoint,
-    analysis: Analysis,
-    draft: _Draft,
-    wanted: Actions,
-    current: Actions | None,
-    new_action: str,
-    unnamed: Unnamed | None,
-) -> None:
-    outputs = checkpoint.interface.outputs
+def _actions(draft: _Draft, wanted: Actions, current: Actions | None) -> None:
+    """Draft what the outputs need that choose actions, and a critic that reads them.
+
+    Args:
+      wanted: the environment's. current: those it was trained on, if they are described.
+    """
+    interface = draft.checkpoint.interface
+    outputs = interface.outputs
     kinds = {port.kind for port in outputs}
     # where there are no values or logits beside it, the number of an action stands for those that it was chosen from
-    numbers = [port for port in outputs if port.kind == "action" and numbered(analysis, port.name)]
+    numbers = [port for port in outputs if port.kind == "action" and numbered(draft.analysis, port.name)]
     discrete = [port for port in outputs if port.kind in DISCRETE] or numbers
     has = "discrete" if discrete else "continuous" if kinds & set(CONTINUOUS) else None
     if has is not None and has != wanted.kind:
@@ -310,28 +318,19 @@ def _actions(
     continuous = CONTINUOUS if has == "continuous" else ("action",)
     order: list[int | None] = []
     for port in discrete if wanted.kind == "discrete" else [p for p in outputs if p.kind in continuous]:
-        order = _arrange_actions(checkpoint, analysis, draft, port, wanted, current, new_action, unnamed)
-    critics = any(port.name == CRITIC_ACTION for port in checkpoint.interface.inputs)
+        order = _arrange_actions(draft, port, wanted, current)
+    critics = any(port.name == CRITIC_ACTION for port in interface.inputs)
     if critics and wanted.kind == "continuous" and order != sorted(k for k in order if k is not None):
-        _, space = input_space(analysis, CRITIC_ACTION)
+        _, space = input_space(draft.analysis, CRITIC_ACTION)
         draft.edits.append(arranged(space, order, {}))
 
 
-def _arrange_actions(
-    checkpoint: Checkpoint,
-    analysis: Analysis,
-    draft: _Draft,
-    port: Port,
-    wanted: Actions,
-    current: Actions | None,
-    new_action: str,
-    unnamed: Unnamed | None,
-) -> list[int | None]:
+def _arrange_actions(draft: _Draft, port: Port, wanted: Actions, current: Actions | None) -> list[int | None]:
     """For every action of the environment the old one that it is, or None."""
-    _, space = action_space(analysis, _action_request(analysis, port))
+    _, space = action_space(draft.analysis, _action_request(draft.analysis, port))
     known = port.labels or (current.labels if current is not None else None)
     old = known if known is not None and len(known) == space.size else None
-    order, gone = _order(f"output '{port.name}'", old, space.size, wanted.labels, wanted.count, unnamed)
+    order, gone = _order(f"output '{port.name}'", old, space.size, wanted.labels, wanted.count, draft.unnamed)
     if gone:
         named = ", ".join(old[k] for k in gone) if old else str(len(gone))
         raise Refused(
@@ -345,12 +344,13 @@ def _arrange_actions(
     draft.edits.append(replace(edit, start=start if edit.fresh else None))
     draft.averaged += [space.name] if space.whole and edit.fresh else []
     if wanted.labels is not None:
-        own = [port.name] if alone(analysis, port.name, space) else []
-        draft.labels |= dict.fromkeys([*own, *single(checkpoint, analysis, space)], wanted.labels)
-    draft.notes += in_the_graph(checkpoint, analysis, space, "mean")
-    allowed = wanted.kind == "continuous" or new_action != "never"
+        own = [port.name] if alone(draft.analysis, port.name, space) else []
+        more = single(draft.checkpoint, draft.analysis, space)
+        draft.labels |= dict.fromkeys([*own, *more], wanted.labels)
+    draft.notes += in_the_graph(draft.checkpoint, draft.analysis, space, "mean")
+    allowed = wanted.kind == "continuous" or draft.new_action != "never"
     draft.notes += [forbidden(port.name)] if None in order and not allowed else []
-    mask = _mask(checkpoint, port.name, order, allowed=allowed)
+    mask = _mask(draft.checkpoint, port.name, order, allowed=allowed)
     if mask is not None:
         draft.masks[port.name] = mask
     return order
