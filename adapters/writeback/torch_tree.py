@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -342,8 +342,6 @@ def _write_group(
         kept = {key: group[key] for key in (_KEPT if swapped else group) if key in group}
         group.clear()
         group.update({**kept, **settings})
-        if "betas" in settings:
-            group["betas"] = tuple(cast(Sequence[Json], settings["betas"]))
     del group["params"]
     group["params"] = numbers  # at the end, as PyTorch writes it
     if "param_names" in group:
