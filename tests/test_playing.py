@@ -128,8 +128,14 @@ def test_an_environment_is_one_that_fits():
 def test_games_are_shown_as_the_network_takes_them(shape):
     pytest.importorskip("ale_py")
     pytest.importorskip("cv2")
-    env = make("ALE/Breakout-v5", shape, 4)
-    seen, _ = env.reset(seed=0)
+    env, first = (make("ALE/Breakout-v5", form, 4) for form in (shape, (min(shape), 84, 84)))
+    seen, frames = env.reset(seed=0)[0], first.reset(seed=0)[0]
+    for _ in range(3):
+        seen, frames = env.step(1)[0], first.step(1)[0]
     assert (seen.shape, seen.dtype) == (shape, np.uint8)
     assert env.observation_space.contains(seen)
+    assert len(np.unique(frames)) > 2 and np.array_equal(
+        np.moveaxis(seen, shape.index(min(shape)), 0), frames
+    )
     env.close()
+    first.close()

@@ -100,7 +100,7 @@ def test_a_sequence_is_the_graph_and_comes_back_wide_as_a_module(tmp_path, name)
     assert wide["n"] == 3
 
 
-def test_a_bare_module_that_is_not_changed_is_the_same_file(tmp_path):
+def test_a_bare_module_that_is_not_changed_is_the_same_module(tmp_path):
     net = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
     torch.save(net, tmp_path / "x.pt")
     surgery.save(surgery.load(tmp_path / "x.pt"), tmp_path / "copy.pt")
