@@ -99,6 +99,8 @@ WRONG = [
     Wrong("order twice", "reorder {model} --observation x=0,1 --observation x=1,0 -o {out}", "twice"),
     Wrong("retired at NaN", "retire {model} --observation observation.0=nan -o {out}", "retired at nan"),
     Wrong("retired too large", "retire {model} --observation observation.0=1e39 -o {out}", "float32"),
+    Wrong("retired twice", "retire {model} --observation a.b=0 --observation a.b=1 -o {out}", "'a.b' is given twice"),
+    Wrong("constant of no feature", "adapt {model} --env X --retire x=0 -o {out}", "INPUT.FEATURE=VALUE"),
     Wrong("constant twice", "adapt {model} --env X --retire x.a=0 --retire x.a=1 -o {out}", "twice"),
     Wrong("hyper-parameter twice", "optimizer {model} --to adam --set lr=1 --set lr=2 -o {out}", "twice"),
     Wrong("setting twice", "distill {model} --to nature --set n_step=1 --set n_step=2 -o {out}", "twice"),

@@ -132,6 +132,16 @@ def _width(word: str) -> tuple[str, int]:
 widths = by_name(_width, "SPACE=N, with N a whole number")
 
 
+def _constant(word: str) -> tuple[str, float]:
+    feature, _, number = word.rpartition("=")
+    if "." not in feature:
+        raise ValueError
+    return feature, float(number)
+
+
+constants = by_name(_constant, "INPUT.FEATURE=VALUE")
+
+
 def shape(ctx: click.Context, parameter: click.Parameter, word: str | None) -> tuple[int, ...] | None:
     """`4,84,84`, or `4x84x84` as it is shown."""
     if word is None:

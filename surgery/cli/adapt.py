@@ -17,13 +17,6 @@ if TYPE_CHECKING:
     from surgery.description import SpaceDescription
 
 
-def _constant(word: str) -> tuple[str, float]:
-    name, equals, number = word.rpartition("=")
-    if not equals:
-        raise ValueError
-    return name, float(number)
-
-
 @click.command("adapt", short_help="Fit a model to an environment whose spaces have changed.")
 @_options.file_argument("model")
 @click.option("--env", "environment", metavar="ID", help="The environment to fit; MODULE:ID imports MODULE.")
@@ -41,7 +34,7 @@ def _constant(word: str) -> tuple[str, float]:
     "constants",
     metavar="INPUT.FEATURE=VALUE",
     multiple=True,
-    callback=_options.by_name(_constant, "INPUT.FEATURE=VALUE"),
+    callback=_options.constants,
     help="What an observation that is gone holds from now on.",
 )
 @click.option(

@@ -11,22 +11,6 @@ from surgery.cli import _edits, _options
 from surgery.errors import UnknownName
 
 
-def _features(
-    ctx: click.Context, parameter: click.Parameter, words: tuple[str, ...]
-) -> list[tuple[str, float]]:
-    """`INPUT.FEATURE=VALUE …`"""
-    found = []
-    for word in words:
-        feature, equals, number = word.rpartition("=")
-        try:
-            found.append((feature, float(number)))
-        except ValueError:
-            equals = ""
-        if not (equals and "." in feature):
-            raise click.BadParameter(f"'{word}' is not INPUT.FEATURE=VALUE", ctx, parameter)
-    return found
-
-
 @click.command("retire", short_help="Take constant observations out, exactly.")
 @_options.file_argument("model")
 @click.option(
@@ -34,14 +18,14 @@ def _features(
     "features",
     metavar="INPUT.FEATURE=VALUE",
     multiple=True,
-    callback=_features,
+    callback=_options.constants,
     help="A feature, by name or number, and the constant that it holds from now on.",
 )
 @_edits.options
 def command(
     *,
     model: Path,
-    features: list[tuple[str, float]],
+    features: dict[str, float],
     editing: _edits.Editing,
 ) -> None:
     """Take observations that are constant out of a model: what they contribute is added to the biases behind
@@ -54,7 +38,7 @@ def command(
     """
 
     def describe(checkpoint: surgery.Checkpoint) -> surgery.Plan:
-        return surgery.retire(checkpoint, [_retired(checkpoint, *feature) for feature in features])
+        return surgery.retire(checkpoint, [_retired(checkpoint, *feature) for feature in features.items()])
 
     editing.edit(model, describe)
 
