@@ -83,7 +83,7 @@ class _Writer:
             x, end = self._own_layer(fold)
         after = fold.add or node
         old = [self._graph.initializers[name] for name in fold.constants if name in self._graph.initializers]
-        y = self._normalised(x, fold, after, end)
+        y = self._normalised(x, fold, after)
         for use in list(end.uses()):
             if use.node is not y[0]:
                 use.node.replace_input_with(use.idx, y[1])
@@ -124,7 +124,7 @@ class _Writer:
             return fold.add.outputs[0], fold.add.outputs[0]
         return node.outputs[0], fold.add.outputs[0]
 
-    def _normalised(self, x: ir.Value, fold: Fold, after: ir.Node, end: ir.Value) -> tuple[ir.Node, ir.Value]:
+    def _normalised(self, x: ir.Value, fold: Fold, after: ir.Node) -> tuple[ir.Node, ir.Value]:
         """`BatchNormalization(x)` behind a node: the node that reads x, and the result."""
         norm = fold.norm
         width = shape_of(self._arrays[norm.mean])[0]

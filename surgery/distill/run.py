@@ -137,7 +137,7 @@ def plan_distill(
         )
     if options.head not in HEADS:
         raise ArgumentError(f"a student's head is one of {', '.join(HEADS)}, got '{options.head}'")
-    contract, student = _student(to, environment, teacher, options)
+    contract, student = _student(to, environment, options)
     if teacher_replay is not None and not chosen.collects:
         raise ArgumentError(f"the method '{chosen.name}' learns from no transitions of the teacher")
     recorded = None if teacher_replay is None else read_transitions(teacher_replay)
@@ -246,9 +246,7 @@ def config(job: Job) -> dict[str, Json]:
     }
 
 
-def _student(
-    to: str, environment: Environment, teacher: Checkpoint | None, options: Options
-) -> tuple[Environment, Checkpoint]:
+def _student(to: str, environment: Environment, options: Options) -> tuple[Environment, Checkpoint]:
     """The completed contract, and an untrained student that fits the environment."""
     contract = complete(environment)
     envs = make(contract, 1, seed=0, training=False)

@@ -71,7 +71,7 @@ def execute(plan: Plan, checkpoint: Checkpoint, *, double: bool = False) -> Chec
     if not double:
         merge_again(model)
         refresh_shapes(model)
-    optimizer = _follow(plan, checkpoint.optimizer, lookup) if checkpoint.optimizer else None
+    optimizer = _follow(checkpoint.optimizer, lookup) if checkpoint.optimizer else None
     if optimizer is not None and plan.insertions:
         optimizer = join_optimizer(optimizer, plan.insertions)
     if optimizer is not None and plan.rewiring != Rewiring():
@@ -256,7 +256,7 @@ def refresh_shapes(model: ir.Model) -> None:
             )
 
 
-def _follow(plan: Plan, state: OptimizerState, lookup: Mapping[str, _Edited]) -> OptimizerState:
+def _follow(state: OptimizerState, lookup: Mapping[str, _Edited]) -> OptimizerState:
     slots: dict[str, dict[str, ir.TensorProtocol]] = {}
     for slot, members in state.slots.items():
         slots[slot] = dict(members)

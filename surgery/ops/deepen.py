@@ -152,7 +152,7 @@ def _requested(
     form = _form(places[0], width, kernel, parts)
     if chosen == "recurrent":
         for member in family:
-            sequences.check_recurrent(checkpoint, member)
+            sequences.check_recurrent(member)
     elif chosen == "attention":
         form = replace(form, heads=sequences.check_attention(checkpoint, places, heads, form.width))
     return family, _Request(chosen, form)
@@ -214,7 +214,7 @@ def _settle(analysis: Analysis, places: Sequence[Spot], kind: Kind, module: str)
     if kind not in ("auto", "identity"):
         return kind
     for spot in places:
-        reason = _no_identity(analysis, spot, module)
+        reason = _no_identity(analysis, spot)
         if kind == "auto" and (reason or spot.summed):
             return "residual"
         if reason:
@@ -226,7 +226,7 @@ def _settle(analysis: Analysis, places: Sequence[Spot], kind: Kind, module: str)
     return "identity"
 
 
-def _no_identity(analysis: Analysis, spot: Spot, module: str) -> str | None:
+def _no_identity(analysis: Analysis, spot: Spot) -> str | None:
     """Why an identity layer would change the function, or would be a layer without an activation."""
     node, facts = spot.activation, analysis.trace.facts
     if node is None:
@@ -278,7 +278,7 @@ def _names(analysis: Analysis, spot: Spot, request: _Request, used: set[str]) ->
     names, known = list[naming.Names](), set(used)
     block = spot.summed and request.kind != "identity"
     for _ in range(request.count):
-        names.append(naming.follow(analysis, spot.layer, known, block=block))
+        names.append(naming.follow(spot.layer, known, block=block))
         known.add(names[-1].module)
     return names
 

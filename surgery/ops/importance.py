@@ -59,14 +59,12 @@ def importance(
         raise ArgumentError(f"unknown score '{by}'", hint=", ".join(SCORES))
     if by in ("l1", "l2"):
         order = 1 if by == "l1" else 2
-        return _norm(checkpoint, analysis, space, "out", order) * _norm(
-            checkpoint, analysis, space, "in", order
-        )
+        return _norm(analysis, space, "out", order) * _norm(analysis, space, "in", order)
     inputs = probes(checkpoint, _ROWS, seed, observations)
     try:
         if by == "activation":
             active = _activity(analysis, readers(analysis, space.name), space, inputs)
-            return active * _norm(checkpoint, analysis, space, "in", 2)
+            return active * _norm(analysis, space, "in", 2)
         return _taylor(analysis, readers(analysis, space.name), space, inputs)
     except Unsupported as reason:
         raise GraphError(
@@ -74,7 +72,7 @@ def importance(
         ) from None
 
 
-def _norm(checkpoint: Checkpoint, analysis: Analysis, space: Space, role: str, order: int) -> Array:
+def _norm(analysis: Analysis, space: Space, role: str, order: int) -> Array:
     """Norm of all weights that make each unit ("out") or read it ("in"); biases and scales are not counted."""
     total = np.zeros(space.size)
     tensors = constants(analysis.model)

@@ -49,11 +49,11 @@ def taken(analysis: Analysis) -> set[str]:
     return {str(value.name) for value in values if value.name}
 
 
-def follow(analysis: Analysis, layer: Layer, used: Collection[str], *, block: bool) -> Names:
+def follow(layer: Layer, used: Collection[str], *, block: bool) -> Names:
     """Names for a layer behind another one.
 
     Args:
-      analysis: of the graph. layer: the layer before.
+      layer: the layer before.
       used: names that are taken, and paths of layers that are still to be inserted.
       block: the layer is the last one of a block: the new block stands beside that, not in it.
     """

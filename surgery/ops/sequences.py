@@ -21,7 +21,7 @@ GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _IN_OUT = (1, 0)
 
 
-def check_recurrent(checkpoint: Checkpoint, places: list[Spot]) -> None:
+def check_recurrent(places: list[Spot]) -> None:
     """Raise Refused unless the place tells what is time and what is batch."""
     spot = places[0]
     if len(places) > 1:

@@ -92,7 +92,7 @@ class _Writer:
             if buffer is None:
                 continue
             kept = name not in module._non_persistent_buffers_set
-            value = _empty(buffer) if kept else _written(name, buffer)
+            value = _empty(buffer) if kept else _written(buffer)
             yield f"{text}.register_buffer({name!r}, {value}{'' if kept else ', persistent=False'})"
         for name, child in module._modules.items():
             inner = f"{path}.{name}".lstrip(".")
@@ -200,7 +200,7 @@ def _empty(tensor: Tensor) -> str:
     return f"torch.empty({sizes or '()'}{dtype})"
 
 
-def _written(name: str, tensor: Tensor) -> str:
+def _written(tensor: Tensor) -> str:
     """A constant of the graph, in full."""
     if tensor.numel() > _LARGEST_LITERAL:
         raise Refused(
