@@ -160,6 +160,16 @@ def test_another_action_is_chosen_only_where_it_is_the_new_one(folder: Path, nam
     assert "where one is the largest, it is chosen" in " ".join(plan.notes)
 
 
+@pytest.mark.parametrize("style", deployed.STYLES)
+def test_a_draw_in_the_graph_is_kept_from_a_new_action_by_its_logit(folder: Path, style: str) -> None:
+    checkpoint = surgery.load(deployed.export("drawn", style, folder))
+    report = surgery.apply(
+        surgery.extend(checkpoint, actions=[NewAction("action", 1, "logit", -20)]), checkpoint
+    ).report
+    assert report is not None and report.ok
+    assert report.check("new actions of 'logits', sampled").value < 1e-8
+
+
 @CASES
 def test_a_wrong_old_action_is_seen_beside_new_ones(folder: Path, name: str, style: str) -> None:
     checkpoint = surgery.load(deployed.export(name, style, folder))

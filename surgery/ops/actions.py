@@ -218,7 +218,9 @@ def _check_request(new: NewAction) -> None:
 
 def _check_exact(analysis: Analysis, space: Space, new: NewAction, made: Answers) -> None:
     """Refuse a start that would change the old actions, or that the head has no number for."""
-    if new.start in ("zero", "logit") and (space.whole or (space.no_zero and not made.counted)):
+    # a logarithm behind a softmax keeps hidden units from starting at random, but every score is finite there
+    softened = made.counted or made.drawn
+    if new.start in ("zero", "logit") and (space.whole or (space.no_zero and not softened)):
         raise Refused(
             f"a new action that starts at '{new.start}' would change the old ones: {space.whole or space.no_zero}",
             hint="start it at the mean: --new-action mean",
