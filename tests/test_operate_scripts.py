@@ -68,6 +68,29 @@ def test_several_optimizers_go_on_and_all_of_their_settings_are_told(recipe):
     torch.testing.assert_close(net(X.double()), small(X.double()), rtol=1e-12, atol=1e-12)
 
 
+def alternating(net: nn.Module) -> list[torch.optim.Optimizer]:
+    """Two optimizers of the same parameters, as in phases of training."""
+    first = torch.optim.Adam(net.parameters(), lr=1e-2, eps=1e-3)
+    return [first, torch.optim.SGD(net.parameters(), lr=1e-2, momentum=0.9), first]
+
+
+def test_optimizers_of_the_same_parameters_have_settings_of_their_own():
+    torch.manual_seed(0)
+    net = mlp().double()
+    optimizers = alternating(net)
+    step(net, optimizers, 0)
+    small = copy.deepcopy(net)
+    slow = alternating(small)
+    for old, new in zip(optimizers, slow, strict=True):
+        new.load_state_dict(copy.deepcopy(old.state_dict()))
+    done = operate(net, optimizers, X.double(), wider(factor=2, init="net2net"), follow_recipe=True)
+    assert done.slots == 15 and sum("4.weight" in group.parameters for group in done.recipe.groups) == 2
+    for seed in range(10):
+        step(net, optimizers, seed)
+        step(small, slow, seed)
+    torch.testing.assert_close(net(X.double()), small(X.double()), rtol=1e-12, atol=1e-12)
+
+
 class Curious(nn.Module):
     """What other methods compute with: a head on the trunk, and a network that is its own."""
 

@@ -92,7 +92,8 @@ def operate(
         raise ArgumentError(
             f"the class {optimizer.__name__} is no optimizer", hint="give the one that is in use"
         )
-    optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer or ())
+    several = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer or ()
+    optimizers = list(dict.fromkeys(several))
     networks = [checks.unwrapped(network) for network in (model, *also)]
     for at, network in enumerate(networks):
         checks.check_module(network, "the model" if at == 0 else f"network {at} of also")
@@ -120,7 +121,7 @@ def operate(
                 layers.join(journal, optimizers)
             if follow_recipe and prepared.recipe is not None and prepared.recipe.exact:
                 for each in optimizers:
-                    regroup(journal, each, prepared.factors, schedulers)
+                    regroup(journal, each, prepared.factors[each], schedulers)
             difference = runner.compare(before)
         return Operation(
             plan=planned,

@@ -48,7 +48,8 @@ class Prepared:
         self.not_carried: dict[str, str] = {}
         self.slots = 0
         self.recipe: Recipe | None = None
-        self.factors: dict[int, Factors] = {}
+        self.factors: dict[torch.optim.Optimizer, dict[int, Factors]] = {each: {} for each in optimizers}
+        self._told: dict[torch.optim.Optimizer, set[str]] = {each: set() for each in optimizers}
 
     def add(self, network: nn.Module, given: Collection[tuple[nn.Module, str]] = ()) -> None:
         """Prepare one network; attributes that are given need not be found."""
@@ -117,7 +118,7 @@ class Prepared:
         new = execute(self.plan, old).optimizer
         assert new is not None
         self._collect(optimizer, named, new, edited, unknown)
-        self._follow(recipe(self.plan, state), named)
+        self._follow(optimizer, recipe(self.plan, state), named)
 
     def _collect(
         self,
@@ -150,16 +151,17 @@ class Prepared:
                     self.slots += 1
             self.state.append((optimizer.state, parameter, made))
 
-    def _follow(self, found: Recipe, named: Mapping[str, Tensor]) -> None:
+    def _follow(self, optimizer: torch.optim.Optimizer, found: Recipe, named: Mapping[str, Tensor]) -> None:
+        told = self._told[optimizer]
         if self.recipe is None or (self.recipe.exact and not found.exact):
             self.recipe = found
         elif found.exact and self.recipe.exact:
-            known = {name for group in self.recipe.groups for name in group.parameters}
-            more = (group for group in found.groups if not known.issuperset(group.parameters))
+            more = (group for group in found.groups if not told.issuperset(group.parameters))
             self.recipe = Recipe((*self.recipe.groups, *more), True)
         for group in found.groups:
             for name in group.parameters:
-                self.factors[id(named[name])] = (group.lr, group.eps, group.weight_decay)
+                self.factors[optimizer][id(named[name])] = (group.lr, group.eps, group.weight_decay)
+                told.add(name)
 
     def carry_out(self, journal: Journal) -> None:
         """Change everything; a step whose gradients are there in part is worse than none."""
