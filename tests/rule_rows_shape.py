@@ -147,6 +147,7 @@ INDEX = [
     row("y = GatherElements(x, i)", [4, 5], x=activation(3, 5), i=index(4, 5, below=3), opsets=(11, 20)),
     row("y = GatherElements<axis=1>(x, i)", [4], x=activation(3, 5), i=index(2, 4, below=5)),
     row("y = GatherND(x, i)", [4, 5], x=activation(3, 5), i=index(4, 1, below=3), opsets=(11, 20)),
+    row("i = Constant<value=int64[4,1] {4,0,1,-1}>()\ny = GatherND(x, i)", [2, 2, 5], x=activation(6, 5)),
     row("y = GatherND(x, i)", [4], x=activation(3, 5), i=index(4, 2, below=3)),
     row("y = GatherND<batch_dims=1>(x, i)", [2, 4, 5], x=activation(2, 3, 5), i=index(2, 4, 1, below=3)),
     # nothing may be listed twice: a reduction would count it twice

@@ -76,6 +76,24 @@ class D2RL(nn.Module):
         return self.fc3(torch.cat([observation, F.relu(self.fc2(x))], dim=1))
 
 
+class Selective(nn.Module):
+    """Some of the features by their numbers, as where a policy sees less than its critic; and hidden units likewise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.q, self.value = (
+            nn.Linear(4, 13),
+            nn.Linear(13, 11),
+            nn.Linear(11, 5),
+            mlp(7, 17, 1),
+        )
+
+    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        x = torch.tanh(self.fc1(observation[:, [0, 1, 4, 5]]))
+        x = F.relu(self.fc2(x[:, [*range(8, 13), *range(8)]]))
+        return self.q(x), self.value(observation)
+
+
 class CReLU(nn.Module):
     """Shang et al. 2016: each unit appears twice in the next layer's input, as relu(x) and relu(-x)."""
 
@@ -186,6 +204,8 @@ DENSE: tuple[Net, ...] = (
     Net("sac_twin_q", TwinQ, {"observation": ("batch", 7), "action": ("batch", 3)},
         ("least", "value1", "value2"), {"q1.0": 13, "q1.2": 11, "q2.0": 17, "q2.2": 19}),
     Net("d2rl", D2RL, OBSERVATION, ("q",), {"fc1": 13, "fc2": 11}),
+    Net("selective", Selective, OBSERVATION, ("q", "value"),
+        {"fc1:last": 5, "fc1:first": 8, "fc2": 11, "value.0": 17}, frozenset({"indexed"})),
     Net("crelu", CReLU, OBSERVATION, ("q",), {"fc1": 13, "fc2": 11}),
     Net("gated", Gated, OBSERVATION, ("q",), {"gate1:units": 13, "gate2:units": 11}, CORE | {"gating"}),
     Net("mixture_of_experts", MixtureOfExperts, OBSERVATION, ("q",),

@@ -97,6 +97,8 @@ def _literal(
     shape: tuple[int, ...] = () if scalar else (-1,)
     if tensor is not None and len(tensor.shape) > 1:  # the numbers lie along one of its axes
         shape = tuple(1 if n == 1 else -1 for n in shape_of(tensor))
+    if node.op_type == "GatherND":  # a tuple for each
+        shape = (-1, 1)
     return _initializer(model, f"{node.outputs[0].name}{OPERAND}{where}", array.reshape(shape))
 
 

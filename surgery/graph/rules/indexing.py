@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from surgery.graph.atoms import UNIT, Axis, size_of
 from surgery.graph.labels import full_label
+from surgery.graph.rules.selection import picked
 from surgery.graph.rules.table import Table
 from surgery.graph.trace import Trace
 
@@ -61,13 +62,20 @@ def scatter_elements(t: Trace, node: ir.Node) -> None:
 
 @RULES(
     "GatherND",
-    axes="indexed axes: frozen; batch: pointwise; axes behind them: pointwise, zero and scale pass back",
+    axes="first axis with constant indices: ordered sum; axes indexed otherwise: frozen; batch: pointwise; "
+    "axes behind them: pointwise, zero and scale pass back",
 )
 def gather_nd(t: Trace, node: ir.Node) -> None:
     """Slices of the data, named by index tuples in the last axis of the indices."""
     data, indices = _inputs(node)
+    batch, (*listing, depth) = node.attributes.get_int("batch_dims", 0), t.shape(indices)
+    numbers = t.facts.ints(indices)
+    if (
+        numbers is not None and not batch and len(listing) == depth == 1
+    ):  # x[:, [0, 1, 4]] comes as this from PyTorch
+        t.put(node.outputs[0], picked(t, node, 0, numbers, listing))
+        return
     rows, chosen = t.axes(data), t.axes(indices)
-    batch, depth = node.attributes.get_int("batch_dims", 0), t.shape(indices)[-1]
     for axis in [*rows[batch : batch + depth], chosen[-1]]:
         t.freeze(node, axis, "opaque", "indexed at run time")
     t.use("weight", data, rows)

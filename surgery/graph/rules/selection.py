@@ -185,10 +185,16 @@ def gather(t: Trace, node: ir.Node) -> None:
         places = [t.merge(node, [(indices, axis)], passes=0) if axis else UNIT for axis in t.axes(indices)]
         t.put(node.outputs[0], [*rows[:at], *places, *rows[at + 1 :]])
         return
-    picked = _pick(t, node, x, at, chosen)
-    row = [*data[:at], *(UNIT if n == 1 else picked for n in shape), *data[at + 1 :]]
+    t.put(node.outputs[0], picked(t, node, at, chosen, shape))
+
+
+def picked(t: Trace, node: ir.Node, at: int, chosen: list[int], shape: Sequence[int]) -> list[Axis]:
+    """The axes of what a node takes from one axis of its first operand by constant indices of a shape."""
+    x = data_of(node)
+    data, units = t.axes(x), _pick(t, node, x, at, chosen)
+    row = [*data[:at], *(UNIT if n == 1 else units for n in shape), *data[at + 1 :]]
     place = chosen[0] % t.shape(x)[at]
-    t.put(node.outputs[0], chosen_place(row, data[at], place, 1) if len(chosen) == 1 else row)
+    return chosen_place(row, data[at], place, 1) if len(chosen) == 1 else row
 
 
 def chosen_place(row: Sequence[Axis], chosen: Axis, start: int, count: int) -> list[Axis]:
