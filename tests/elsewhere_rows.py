@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import get_args
 from unittest import mock
 
 import numpy as np
@@ -26,7 +27,7 @@ from surgery.distill import session
 from surgery.distill.actor import Actor
 from surgery.distill.captured import WARM_UP, Arriving
 from surgery.distill.learner import Learner, Objective, make_optimizer
-from surgery.distill.methods import AUXILIARIES, METHODS
+from surgery.distill.methods import METHODS, Auxiliary
 from surgery.distill.mixing import mixed
 from surgery.distill.network import Network
 from surgery.distill.run import execute
@@ -47,7 +48,7 @@ STUDENTS = {
     "nature": ("nature-fc16", "q", {}), "impala": ("impala-fc16", "dueling", {}),
     "gru": ("gru-8", "q", {}), "lstm": ("lstm-8", "c51", {"double": True}),
 }  # fmt: skip
-OBJECTIVES = [Objective(True, kind) for kind in AUXILIARIES] + [Objective(False, "imitate")]
+OBJECTIVES = [Objective(True, kind) for kind in get_args(Auxiliary)] + [Objective(False, "imitate")]
 RUNS: dict[str, dict[str, object]] = {
     "rainbow": {"head": "rainbow", "noisy": True, "teacher_data": 100},
     "rehearsal": {"method": "rehearsal", "teacher_data": 100},
