@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -82,7 +83,17 @@ def run(words: argparse.Namespace, teacher: surgery.Checkpoint, method: str, see
         "method": name, "settings": job.settings.to_json(), "curve": curve, "returns": final,
         "final": float(np.mean(final)), "frames": outcome.frames, "updates": outcome.updates,
         "cpu_seconds": round(time.process_time() - begun, 1), "wall_seconds": round(outcome.seconds, 1),
+        "revision": revision(),
     }  # fmt: skip
+
+
+def revision() -> str | None:
+    """The commit that this script is of; None outside a repository."""
+    asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def measure(student: surgery.Checkpoint, seed: int) -> list[float]:
