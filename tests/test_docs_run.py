@@ -83,7 +83,7 @@ def _parallel() -> Names:
     ddp = DistributedDataParallel(_Dense())
     return {
         "ddp": ddp, "optimizer": _stepped(ddp), "x": torch.ones(3, 5), "operate": operate, "follow": follow,
-        "DistributedDataParallel": DistributedDataParallel,
+        "DistributedDataParallel": DistributedDataParallel, "surgery": surgery,
     }  # fmt: skip
 
 
@@ -92,6 +92,7 @@ def _sharded() -> Names:
     return {
         "sharded": sharded, "optimizer": _stepped(sharded), "x": torch.ones(3, 5), "operate": operate,
         "make_model": _Dense, "make_optimizer": _adam, "fully_shard": fully_shard,
+        "surgery": surgery,
     }  # fmt: skip
 
 

@@ -31,13 +31,14 @@ OPTIMIZERS = {
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.0, momentum=0.9, centered=True, eps=1e-30),
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.0),
     "adadelta": lambda p: torch.optim.Adadelta(p, lr=0.0, eps=1e-30),
+    "muon": lambda p: torch.optim.Muon(p, lr=0.0),
 }
 
 
 def states_after(kind: str, scale: float) -> dict[str, np.ndarray]:
-    parameter = torch.zeros(6, dtype=torch.float64, requires_grad=True)
+    parameter = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
     optimizer = OPTIMIZERS[kind]([parameter])
-    gradients = np.random.default_rng(0).normal(size=(20, 6))
+    gradients = np.random.default_rng(0).normal(size=(20, 2, 3))
     for gradient in gradients:
         parameter.grad = torch.from_numpy(scale * gradient)
         optimizer.step()

@@ -73,6 +73,7 @@ OPTIMIZERS: dict[str, tuple[str, Make]] = {
     "rmsprop momentum": ("rmsprop", lambda p: torch.optim.RMSprop(p, lr=0.0, momentum=0.9, eps=TINY)),
     "adagrad": ("adagrad", lambda p: torch.optim.Adagrad(p, lr=0.0)),
     "adadelta": ("adadelta", lambda p: torch.optim.Adadelta(p, lr=0.0, eps=TINY)),
+    "muon": ("muon", lambda p: torch.optim.Muon([matrix for matrix in p if matrix.ndim == 2], lr=0.0)),
 }
 
 
