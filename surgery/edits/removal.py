@@ -92,16 +92,13 @@ def check_unread(plan: Plan, tensors: Mapping[str, ir.TensorProtocol]) -> None:
       Refused: names the first weight through which it does.
     """
     shrinking = [edit for edit in plan.spaces if edit.after < edit.before and edit.dropped]
-    edits = shrinking if plan.claim != "changed" else []
-    for tensor in plan.tensors if edits else ():
+    gone = {edit.space: edit.dropped for edit in shrinking} if plan.claim != "changed" else {}
+    for tensor in plan.tensors if gone else ():
         array = tensors[tensor.name].numpy()
-        read, goes = np.zeros(array.shape, bool), np.zeros(array.shape, bool)
+        read = np.zeros(array.shape, bool)
         for k, axis in enumerate(tensor.axes):
-            for edit in edits:
-                gone, inner = {edit.space: edit.dropped}, (1,) * (array.ndim - k - 1)
-                read |= belonging(axis, gone, "in").reshape(-1, *inner)
-                goes |= (belonging(axis, gone, "out") | _other(axis, gone)).reshape(-1, *inner)
-        used = np.argwhere(read & ~goes & (array != 0))
+            read |= belonging(axis, gone, "in").reshape(-1, *(1,) * (array.ndim - k - 1))
+        used = np.argwhere(read & ~makes(tensor.axes, gone) & (array != 0))
         if len(used):
             at = [int(k) for k in used[0]]
             raise Refused(
@@ -111,9 +108,13 @@ def check_unread(plan: Plan, tensors: Mapping[str, ir.TensorProtocol]) -> None:
             )
 
 
-def _other(axis: layout.Layout, gone: Mapping[str, Sequence[int]]) -> Array:
-    """Elements that make units under a normaliser."""
-    return belonging(axis, gone, "mean") | belonging(axis, gone, "zero")
+def makes(axes: Sequence[layout.Layout], chosen: Mapping[str, Sequence[int]]) -> Array:
+    """Mask of the elements of a tensor, in its shape, that make chosen units (space -> units)."""
+    mask = np.zeros((1,) * len(axes), bool)
+    for k, axis in enumerate(axes):
+        own = np.logical_or.reduce([belonging(axis, chosen, role) for role in ("out", "mean", "zero")])
+        mask = mask | own.reshape(-1, *(1,) * (len(axes) - k - 1))
+    return mask
 
 
 def unit_rows(array: Array, k: int, axis: layout.Layout, space: str, role: str = "out") -> Array:

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from surgery.edits.axis_maps import belonging, units_along
+from surgery.edits.axis_maps import units_along
 from surgery.edits.execute import constants
+from surgery.edits.removal import makes
 from surgery.graph.layout import Layout, Units, units
 from surgery.graph.spaces import Analysis, Space
 
@@ -69,10 +70,7 @@ def _strike(
       axes, nonzero: layouts of the tensor, and where it is not zero.
       gone: space -> units that are thought to go, and so what makes them.
     """
-    stays = nonzero
-    for k, axis in enumerate(axes):
-        made = ~np.logical_or.reduce([belonging(axis, gone, role) for role in ("out", "mean", "zero")])
-        stays = stays & made.reshape(-1, *(1,) * (nonzero.ndim - k - 1))
+    stays = nonzero & ~makes(axes, gone)
     for k, axis in enumerate(axes):
         for space in {part.space for part in units(axis) if part.role == "in" and part.space in led}:
             unit, _ = units_along(axis, space, "in")
