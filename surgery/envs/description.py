@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from surgery.description import Actions, Observed, SpaceDescription
 from surgery.envs.contract import game, made_by_gymnasium, missing
+from surgery.envs.parts import below, members
 from surgery.errors import Refused, SurgeryError
 from surgery.interface import Environment
 
@@ -82,30 +83,26 @@ def _action_names(env: gymnasium.Env[Any, Any]) -> tuple[str, ...] | None:
 def _observed(space: gymnasium.Space[Any], name: str, labels: Any) -> Iterator[Observed]:  # noqa: ANN401
     from gymnasium import spaces
 
+    inner = members(space)
+    if inner is not None:
+        for key, member in inner.items():
+            known = labels.get(key) if isinstance(labels, Mapping) else None
+            yield from _observed(member, below(name, key), known)
+        return
     match space:
-        case spaces.Dict():
-            members = dict(space.spaces)
-        case spaces.Tuple():
-            members = {str(k): member for k, member in enumerate(space.spaces)}
         case spaces.Box():
             shape, names = tuple(int(n) for n in space.shape), _names(labels)
             yield Observed(name, shape, names, _bound(space.low), _bound(space.high))
-            return
         case spaces.MultiBinary():
             yield Observed(name, tuple(int(n) for n in space.shape or ()), _names(labels))
-            return
         case spaces.Discrete():
             yield Observed(name, (int(space.n),), _names(labels))
-            return
         case _:
             where = f"observation '{name}'" if name else "the observation"
             raise Refused(
                 f"{where} is a {type(space).__name__}, which no array of fixed shape shows",
                 hint="wrap the environment so that it shows a Box, or a Dict of them",
             )
-    for key, member in members.items():
-        inner = labels.get(key) if isinstance(labels, Mapping) else None
-        yield from _observed(member, f"{name}.{key}" if name else key, inner)
 
 
 def _bound(bound: Any) -> float | tuple[float | None, ...] | None:  # noqa: ANN401

@@ -35,14 +35,25 @@ def parts_of(space: gymnasium.Space[Any], name: str = "") -> tuple[Part, ...]:
     """The parts of a space that can be flattened, in the order of `gymnasium.spaces.flatten`."""
     from gymnasium import spaces
 
-    match space:
-        case spaces.Dict():
-            members = dict(space.spaces)
-        case spaces.Tuple():
-            members = {str(k): member for k, member in enumerate(space.spaces)}
-        case spaces.Box() | spaces.MultiBinary():
-            return (Part(name, tuple(int(n) for n in space.shape), np.dtype(space.dtype)),)
-        case _:
-            return (Part(name, (spaces.flatdim(space),), np.dtype(np.int64)),)
-    inner = [parts_of(member, f"{name}.{key}" if name else key) for key, member in members.items()]
-    return tuple(part for found in inner for part in found)
+    inner = members(space)
+    if inner is not None:
+        return tuple(part for key, one in inner.items() for part in parts_of(one, below(name, key)))
+    if isinstance(space, spaces.Box | spaces.MultiBinary):
+        return (Part(name, tuple(int(n) for n in space.shape), np.dtype(space.dtype)),)
+    return (Part(name, (spaces.flatdim(space),), np.dtype(np.int64)),)
+
+
+def members(space: gymnasium.Space[Any]) -> dict[str, gymnasium.Space[Any]] | None:
+    """The spaces in a dictionary by key, or in a tuple by place; None of a space that is neither."""
+    from gymnasium import spaces
+
+    if isinstance(space, spaces.Dict):
+        return dict(space.spaces)
+    if isinstance(space, spaces.Tuple):
+        return {str(k): member for k, member in enumerate(space.spaces)}
+    return None
+
+
+def below(name: str, key: str) -> str:
+    """What a member of a space is called."""
+    return f"{name}.{key}" if name else key
