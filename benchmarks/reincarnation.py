@@ -26,7 +26,7 @@ from surgery.compare.statistics import bootstrap, iqm
 from surgery.distill import Options, execute, plan_distill
 from surgery.distill.acting import explore
 from surgery.envs import make
-from surgery.evaluate import play
+from surgery.evaluate import at_random, play
 from surgery.policy import load
 
 EPISODES, EPSILON = 100, 0.001
@@ -113,7 +113,7 @@ def about(words: argparse.Namespace, teacher: surgery.Checkpoint) -> dict:
     """What was run where, and what the teacher and random play are worth in the same games."""
     envs = make(teacher.environment, 10, seed=10_000, training=False)
     generator = np.random.default_rng(7)
-    chance = play(envs, lambda x: generator.integers(envs.actions, size=len(x)), EPISODES)
+    chance = play(envs, at_random(np.arange(envs.actions), generator), EPISODES)
     envs.close()
     return {
         "command": " ".join(["python", *sys.argv]),

@@ -452,15 +452,8 @@ def test_schedules_go_on_when_groups_are_split(kind):
         both.append((net, optimizer, SCHEDULES[kind](optimizer)))
     (net, optimizer, schedule), (_, plain, same_schedule) = both
     first = plain.param_groups[0]["lr"]
-    operate(
-        net,
-        optimizer,
-        X,
-        wider(factor=2, init="net2net"),
-        follow_recipe=True,
-        schedulers=[schedule],
-        prove=False,
-    )
+    copied = wider(factor=2, init="net2net")
+    operate(net, optimizer, X, copied, follow_recipe=True, schedulers=[schedule], prove=False)
     ratios = [group["lr"] / first for group in optimizer.param_groups]
     assert sorted(set(np.round(ratios, 9))) == [0.5, 1.0]
     for at in range(8):
@@ -477,15 +470,8 @@ def test_phases_of_a_schedule_are_none_of_its_groups():
     groups = [{"params": net[:2].parameters()}, {"params": net[2:].parameters()}]
     optimizer = torch.optim.Adam(groups, lr=0.1)
     schedule = RATES.OneCycleLR(optimizer, 0.1, 20)  # two phases, two groups
-    operate(
-        net,
-        optimizer,
-        X,
-        wider(factor=2, init="net2net"),
-        follow_recipe=True,
-        schedulers=[schedule],
-        prove=False,
-    )
+    copied = wider(factor=2, init="net2net")
+    operate(net, optimizer, X, copied, follow_recipe=True, schedulers=[schedule], prove=False)
     assert len(schedule._schedule_phases) == 2 < len(schedule.base_lrs) == len(optimizer.param_groups)
 
 

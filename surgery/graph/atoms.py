@@ -18,6 +18,8 @@ import onnx_ir as ir
 Axis = tuple["Atom", ...]
 Place = tuple["Atom", int]
 UNIT: Axis = ()
+MOST_REASONS = 8
+"""So many reasons of a frozen class are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,7 +344,7 @@ def freeze(axis: Axis, why: Freeze) -> None:
     """Freeze every class that occurs in the axis."""
     for leaf in leaves(axis):
         root = find(leaf)
-        if why not in root.reasons and len(root.reasons) < 8:
+        if why not in root.reasons and len(root.reasons) < MOST_REASONS:
             root.reasons.append(why)
 
 

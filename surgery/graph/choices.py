@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from surgery.errors import Refused
+from surgery.graph.atoms import MOST_REASONS
 from surgery.graph.control import captured
 from surgery.graph.labels import full_label, label
 from surgery.graph.layout import units
@@ -26,22 +27,9 @@ _SIZES = frozenset({"Shape", "Size", "RandomNormalLike", "RandomUniformLike"})
 _TOGETHER = CHOICES | {
     "Softmax", "LogSoftmax", "Hardmax", "ReduceMax", "ReduceMin", "ReduceLogSumExp", "GatherElements",
 }  # fmt: skip
-_MOVES = frozenset(
-    [
-        "Identity",
-        "Cast",
-        "Reshape",
-        "Flatten",
-        "Squeeze",
-        "Unsqueeze",
-        "Transpose",
-        "Concat",
-        "Expand",
-        "Slice",
-    ]
-)
-_ALL_REASONS = 8
-"""So many reasons of a frozen space are kept."""
+_MOVES = frozenset({
+    "Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Concat", "Expand", "Slice",
+})  # fmt: skip
 
 
 @dataclass
@@ -128,7 +116,7 @@ def _check(analysis: Analysis, space: Space, masks: Collection[str]) -> None:
     for why in space.freezes:
         free = why.kind == "output" or (why.kind == "input" and set(ports) <= set(masks))
         together = why.node is not None and why.kind in ("mixer", "opaque")
-        if (not free and not together) or len(space.freezes) >= _ALL_REASONS:
+        if (not free and not together) or len(space.freezes) >= MOST_REASONS:
             raise _refused(space, why.reason)
 
 

@@ -59,8 +59,7 @@ def action_space(analysis: Analysis, wanted: str) -> tuple[str, Space]:
     """
     ports = [name for side, name, _ in analysis.ports if side == "output"]
     made = {name: made_of(analysis, name) for name in ports}
-    fixed = [value.name for value in analysis.model.graph.outputs if value in analysis.trace.facts.constant]
-    if wanted in fixed:
+    if wanted in _fixed(analysis):
         raise Refused(f"output '{wanted}' is a constant of the file: it holds no actions")
     heads = {name: made[name] or behind(analysis, name) for name in ports}
     for name in [name for name in ports if wanted in (name, *made[name])] or [
@@ -83,6 +82,12 @@ def action_space(analysis: Analysis, wanted: str) -> tuple[str, Space]:
     raise UnknownName(
         "output", wanted, [*ports, *dict.fromkeys(name for names in made.values() for name in names)]
     )
+
+
+def _fixed(analysis: Analysis) -> list[str]:
+    """The outputs that are constants of the file."""
+    constant = analysis.trace.facts.constant
+    return [str(value.name) for value in analysis.model.graph.outputs if value in constant]
 
 
 def continuous(checkpoint: Checkpoint, analysis: Analysis, output: str) -> bool:
@@ -176,8 +181,7 @@ def in_the_graph(checkpoint: Checkpoint, analysis: Analysis, space: Space, start
     if made.counted:
         names = ", ".join(f"'{name}'" for name in made.counted)
         found.append(f"made of all actions together, and not equal to what they were: {names}")
-    fixed = [value.name for value in analysis.model.graph.outputs if value in analysis.trace.facts.constant]
-    if fixed and made.numbers:
+    if made.numbers and (fixed := _fixed(analysis)):
         names = ", ".join(f"'{name}'" for name in fixed)
         found.append(f"constants of the file, which stay, though one of them may count the actions: {names}")
     return found
