@@ -254,8 +254,9 @@ def test_runs_are_grouped_by_what_is_asked_for(tmp_path):
         "qdagger n_step=1",
         "qdagger n_step=3",
     ]
-    with pytest.raises(ArgumentError, match="2 runs of 'qdagger' have seed 0"):
+    with pytest.raises(ArgumentError, match="2 runs of 'qdagger' have seed 0") as error:
         compare([tmp_path])
+    assert error.value.hint == "leave some out, or group by what differs: --by method,n_step"
     with pytest.raises(ArgumentError, match="no setting 'colour'"):
         compare([tmp_path], by="colour")
 

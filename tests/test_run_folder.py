@@ -74,7 +74,7 @@ def test_a_run_of_another_configuration_is_refused(teacher: surgery.Checkpoint, 
     assert "another folder" in str(error.value.hint)
     with pytest.raises(ArgumentError, match=r"configuration: settings\.seed was 0, now 1\n"):
         execute(job_of(teacher, finished, seed=1))
-    with pytest.raises(ArgumentError, match=r"student was \w{12}, now \w{12}\n"):
+    with pytest.raises(ArgumentError, match=r'configuration: architecture was "\S+", now "mlp-16"\n'):
         execute(job_of(teacher, finished, to="mlp-16"))
 
 

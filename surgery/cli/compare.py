@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     metavar="WHAT",
     default="method",
     show_default=True,
-    help="Group by method, folder, a setting, or several: method,n_step.",
+    help="Group by method, folder, architecture, head, a setting, or several: method,n_step.",
 )
 @click.option("--scale", metavar="SCALE", help="teacher, human or none; else the first that every game has.")
 @click.option(

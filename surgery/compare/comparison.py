@@ -106,8 +106,8 @@ def compare(
 
     Args:
       paths: run directories, or folders that hold them.
-      by: what runs are grouped by: `method`, `folder` (the one that a run lies in), a setting of `config.json`, or
-        several of these, separated by commas.
+      by: what runs are grouped by: `method`, `folder` (the one that a run lies in), `architecture`, `head` or a setting
+        of `config.json`, or several of these, separated by commas.
       scale: `teacher` or `human`: 0 is random play and 1 that; `none`: returns. None: the first that every game has.
       at: frames at which final scores are compared, without the runs that have not got there; None: the most that every
         run has taken.
@@ -190,26 +190,40 @@ def _part(run: Run, key: str) -> str:
         return run.method
     if key == "folder":
         return run.folder.absolute().parent.name
+    known = _groupable(run)
+    if key not in known:
+        raise ArgumentError(
+            f"{run.folder} has no setting '{key}' to group by",
+            hint=f"method, folder, {', '.join(sorted(known))}",
+        )
+    return f"{key}={known[key]}"
+
+
+def _groupable(run: Run) -> dict[str, Json]:
+    """What `config.json` says in one word, settings besides."""
     settings = run.config.get("settings")
-    places = [run.config, settings if isinstance(settings, Mapping) else {}]
-    for place in places:
-        if key in place:
-            return f"{key}={place[key]}"
-    known = sorted({str(name) for place in places for name in place})
-    raise ArgumentError(
-        f"{run.folder} has no setting '{key}' to group by", hint=f"method, folder, {', '.join(known)}"
-    )
+    said = {**run.config, **(settings if isinstance(settings, Mapping) else {})}
+    return {name: value for name, value in said.items() if not isinstance(value, Mapping | tuple | list)}
 
 
 def _check_once(name: str, runs: Sequence[Run]) -> None:
     counts = Counter((run.game, run.seed) for run in runs)
     for (game, seed), count in counts.items():
         if count > 1:
-            twice = [str(run.folder) for run in runs if (run.game, run.seed) == (game, seed)]
+            twice = [run for run in runs if (run.game, run.seed) == (game, seed)]
+            by = ",".join(["method", *_differing(twice)[:3]])
             raise ArgumentError(
-                f"{count} runs of '{name}' have seed {seed} of {game}: {', '.join(twice[:4])}",
-                hint="leave some out, or group by what differs: --by folder, --by method,n_step",
+                f"{count} runs of '{name}' have seed {seed} of {game}: "
+                + ", ".join(str(run.folder) for run in twice[:4]),
+                hint=f"leave some out, or group by what differs: --by {by if ',' in by else 'folder'}",
             )
+
+
+def _differing(runs: Sequence[Run]) -> list[str]:
+    """What runs can be grouped by, without the digests of models."""
+    places = [_groupable(run) for run in runs]
+    names = dict.fromkeys(name for place in places for name in place if name not in ("teacher", "student"))
+    return [name for name in names if any(place.get(name) != places[0].get(name) for place in places)]
 
 
 def _common(groups: Mapping[str, Sequence[Run]]) -> tuple[tuple[str, ...], list[str]]:

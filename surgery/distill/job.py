@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from surgery.checkpoint import Checkpoint
 from surgery.distill.methods import Method, method_named
 from surgery.distill.settings import Settings
 from surgery.interface import Environment, LineageStep
+from surgery.json_values import Json
 from surgery.replay import Transitions
 
 
@@ -21,6 +23,7 @@ class Job:
     Attributes:
       folder: the run directory.
       student: what learns: untrained, or to be fine-tuned.
+      made_as: the `architecture` of an untrained one, its `head`, and whether it is `noisy`.
       whole: the model that it was cut out of, to be given back with it; None: it is all there is.
       teacher: who is imitated; None: nobody.
       environment: the completed contract.
@@ -48,6 +51,7 @@ class Job:
     lineage: LineageStep | None = None
     allowed: tuple[bool, ...] | None = None
     save_seconds: float = 120.0
+    made_as: Mapping[str, Json] = field(default_factory=dict)
 
     @property
     def method(self) -> Method:

@@ -144,9 +144,10 @@ def plan_distill(
     settings = _settings(chosen, contract, student, options)
     if recorded is not None:
         settings = replace(settings, teacher_data=len(recorded))
-    return _job(
+    job = _job(
         folder, student, teacher if chosen.teacher else None, contract, settings, options, recorded, chosen
     )
+    return replace(job, made_as={"architecture": to, "head": options.head, "noisy": options.noisy})
 
 
 def plan_finetune(
@@ -239,6 +240,7 @@ def config(job: Job) -> dict[str, Json]:
         "schema": 1,
         "teacher": job.teacher.digest() if job.teacher else None,
         "student": (job.whole or job.student).digest(),
+        **job.made_as,
         "environment": job.environment.to_json(),
         "optimizer": job.optimizer,
         "recorded": len(job.recorded) if job.recorded is not None else None,
