@@ -157,6 +157,20 @@ def test_streams_may_be_closed(model, monkeypatch, words, status):
     sys.stderr.close()
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_what_a_stream_cannot_encode_is_escaped(model, encoding):
+    """As files and pipes on Windows, whose encoding has no arrow and no Δ."""
+    for words in (["widen", model, "--factor", "2", "-o", "λ→.onnx", "--force"], ["inspect", "λ→.onnx"]):
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        text, spoken = (
+            subprocess.run([PROGRAM, *words, *more], capture_output=True, env=environment, cwd=model.parent)
+            for more in ([], ["--json"])
+        )
+        assert (text.returncode, spoken.returncode) == (0, 0), text.stderr + spoken.stderr
+        assert str(text.stdout, encoding if encoding != "ascii" else "utf-8")
+        assert "λ→.onnx" in json.dumps(json.loads(spoken.stdout), ensure_ascii=False)
+
+
 def test_a_full_disk_behind_stdout_is_an_error_on_stderr(model):
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(

@@ -11,6 +11,7 @@ Each verb is a module of its own, imported on use; stdout carries the result, st
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -132,9 +133,14 @@ def _run(words: list[str]) -> int:
 
 
 def _open_streams() -> None:
-    """What is written to a stream that the caller has closed goes nowhere; Python has None in its place."""
+    """What is written to a stream that the caller has closed goes nowhere; Python has None in its place.
+
+    Characters that the encoding of stdout does not have (a file's or pipe's on Windows) are escaped, in JSON's way.
+    """
     if sys.stdout is None:
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    elif isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
     if sys.stderr is None:
         sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
 

@@ -83,10 +83,10 @@ def agree_on(folder: Path, config: Mapping[str, Json]) -> None:
         raise CorruptFile(f"{folder} holds checkpoints but no {CONFIG}", hint="start in another folder")
     if not begun:
         with replacing([path], force=True) as [temporary]:
-            temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+            temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return
     check_readable(path)
-    old = loads(path.read_text(errors="replace"), CONFIG)
+    old = loads(path.read_text(encoding="utf-8", errors="replace"), CONFIG)
     differing = dict(_differences(old, loads(dumps(config), CONFIG)))
     if len(differing) > 1:
         differing.pop("student", None)  # an untrained one follows from all the rest
