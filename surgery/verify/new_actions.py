@@ -10,7 +10,7 @@ import numpy as np
 from surgery.checkpoint import Checkpoint
 from surgery.edits.parts import PortEdit
 from surgery.edits.plan import Plan
-from surgery.edits.ports import kept, shrink
+from surgery.edits.ports import grow, kept, shrink
 from surgery.edits.units import SpaceEdit
 from surgery.graph.choices import answers
 from surgery.graph.spaces import Space
@@ -66,8 +66,19 @@ class NewActions:
         """The outputs that are not compared."""
         return (*self.numbers, *self.counted)
 
-    def without(self, arrays: Arrays) -> Arrays:
-        """Outputs without these."""
+    def grown(self, inputs: Arrays, seed: int) -> Arrays:
+        """Inputs of the old model as inputs of the new one, whatever new ones hold."""
+        return grow(self.plan, inputs, np.random.default_rng(seed))
+
+    def shrunk(self, outputs: Arrays) -> Arrays:
+        """The new model's outputs as those of the old one, without what is not compared."""
+        return self._without(shrink(self.plan, outputs))
+
+    def common(self, outputs: Arrays) -> Arrays:
+        """The part of the old model's outputs that is compared."""
+        return self._without(kept(self.plan, outputs))
+
+    def _without(self, arrays: Arrays) -> Arrays:
         return {name: array for name, array in arrays.items() if name not in self.apart}
 
     @property
