@@ -62,26 +62,40 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model if inner is None else unwrapped(inner)
 
 
-def check_module(model: nn.Module, what: str) -> None:
-    """Refuse tensors that cannot be given another shape in place; names them."""
-    for path, module in model.named_modules():
-        if ".quantized." in f"{type(module).__module__}.":
+def checked(model: nn.Module, also: Sequence[nn.Module]) -> list[nn.Module]:
+    """The modules behind what wraps them; those with tensors that cannot be given another shape in place are refused.
+
+    Raises:
+      Refused: names the part or the tensor, and says how to go on.
+    """
+    networks = [unwrapped(network) for network in (model, *also)]
+    for at, network in enumerate(networks):
+        what = "the model" if at == 0 else f"network {at} of also"
+        _check_parts(network, what)
+        _check_tensors(network, what)
+    return networks
+
+
+def _check_parts(network: nn.Module, what: str) -> None:
+    for path, module in network.named_modules():
+        part, kind = f"'{path or '(the model)'}' of {what}", type(module)
+        if ".quantized." in f"{kind.__module__}.":
             raise Refused(
-                f"'{path or '(the model)'}' of {what} is quantised", where={"module": type(module).__name__},
+                f"{part} is quantised", where={"module": kind.__name__},
                 hint="operate before the model is quantised",
             )  # fmt: skip
         if isinstance(module, torch.jit.ScriptModule):
             raise Refused(
-                f"'{path or '(the model)'}' of {what} is TorchScript, whose code and sizes are fixed",
+                f"{part} is TorchScript, whose code and sizes are fixed",
                 hint="operate on the module that it was made from, and script it again",
             )
-        if any(parent.__name__ == "FSDPModule" for parent in type(module).__mro__):
-            raise Refused(
-                f"'{path or '(the model)'}' of {what} is sharded (fully_shard)",
-                hint=_WRAPPED["FullyShardedDataParallel"],
-            )
+        if any(parent.__name__ == "FSDPModule" for parent in kind.__mro__):
+            raise Refused(f"{part} is sharded (fully_shard)", hint=_WRAPPED["FullyShardedDataParallel"])
+
+
+def _check_tensors(network: nn.Module, what: str) -> None:
     devices = set()
-    for name, tensor in tensors_of(model).items():
+    for name, tensor in tensors_of(network).items():
         where = {"tensor": f"{name} of {what}"}
         if torch.nn.parameter.is_lazy(tensor):
             raise Refused(f"'{name}' has no size yet", where=where, hint="run the module once on an example")
@@ -145,6 +159,20 @@ def unused(model: nn.Module, names: Iterable[str], plan: Plan) -> tuple[str, ...
                 )
             changed -= {n // gates for n in made for gates in (1, 3, 4)}  # GRU, LSTM
     return tuple(found)
+
+
+def distinct(
+    given: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None,
+) -> list[torch.optim.Optimizer]:
+    """Optimizers as a list, each once.
+
+    Raises:
+      ArgumentError: it is a class.
+    """
+    if isinstance(given, type):
+        raise ArgumentError(f"the class {given.__name__} is no optimizer", hint="give the one that is in use")
+    several = [given] if isinstance(given, torch.optim.Optimizer) else given or ()
+    return list(dict.fromkeys(several))
 
 
 def check_optimizers(optimizers: Sequence[torch.optim.Optimizer], networks: Sequence[nn.Module]) -> int:

@@ -88,19 +88,10 @@ def operate(
     """
     also, schedulers = checks.several(also, "also"), checks.several(schedulers, "schedulers")
     checks.check_arguments((model, *also), example_inputs, plan, schedulers)
-    if isinstance(optimizer, type):
-        raise ArgumentError(
-            f"the class {optimizer.__name__} is no optimizer", hint="give the one that is in use"
-        )
-    several = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer or ()
-    optimizers = list(dict.fromkeys(several))
-    networks = [checks.unwrapped(network) for network in (model, *also)]
-    for at, network in enumerate(networks):
-        checks.check_module(network, "the model" if at == 0 else f"network {at} of also")
+    networks, optimizers = checks.checked(model, also), checks.distinct(optimizer)
     others = checks.check_optimizers(optimizers, networks)
     with uncompiled(*networks):
-        options = dict(export_options or {})
-        checkpoint = _described(networks[0], example_inputs, options, training)
+        checkpoint = _described(networks[0], example_inputs, dict(export_options or {}), training)
         planned = plan if isinstance(plan, Plan) else _planned(plan, checkpoint, networks[0])
         check_stateless(planned)
         runner = Runner(networks[0], example_inputs, planned, checkpoint.model, training)
@@ -108,20 +99,17 @@ def operate(
         after = apply(planned, checkpoint, verify=prove)
         _check_same_tensors(planned, checkpoint, after.checkpoint)
         prepared = Prepared(planned, checkpoint, optimizers, reset_unknown)
-        asked = _asked(networks, attributes or {})
-        for network in networks:
-            prepared.add(network, asked)
-        prepared.attributes.update(asked)
+        prepared.add_all(networks, _asked(networks, attributes or {}))
         unused = checks.unused(networks[0], (str(v.name) for v in initializers(checkpoint.model)), planned)
         layers = NewLayers(planned, checkpoint, runner) if planned.insertions else None
+        regrouped = follow_recipe and prepared.recipe is not None and prepared.recipe.exact
         with all_or_nothing() as journal:
             prepared.carry_out(journal)
             if layers is not None:
                 layers.install(journal, [(network, checks.tensors_of(network)) for network in networks])
                 layers.join(journal, optimizers)
-            if follow_recipe and prepared.recipe is not None and prepared.recipe.exact:
-                for each in optimizers:
-                    regroup(journal, each, prepared.factors[each], schedulers)
+            for each in optimizers if regrouped else ():
+                regroup(journal, each, prepared.factors[each], schedulers)
             difference = runner.compare(before)
         return Operation(
             plan=planned,
@@ -135,7 +123,7 @@ def operate(
             unused=unused,
             not_carried=tuple(prepared.not_carried.values()),
             recipe=prepared.recipe,
-            regrouped=follow_recipe and prepared.recipe is not None and prepared.recipe.exact,
+            regrouped=regrouped,
         )
 
 

@@ -51,7 +51,13 @@ class Prepared:
         self.factors: dict[torch.optim.Optimizer, dict[int, Factors]] = {each: {} for each in optimizers}
         self._told: dict[torch.optim.Optimizer, set[str]] = {each: set() for each in optimizers}
 
-    def add(self, network: nn.Module, given: Collection[tuple[nn.Module, str]] = ()) -> None:
+    def add_all(self, networks: Sequence[nn.Module], given: Mapping[tuple[nn.Module, str], Any]) -> None:
+        """Prepare every network, and attributes with the values that are given."""
+        for network in networks:
+            self._add(network, given)
+        self.attributes.update(given)
+
+    def _add(self, network: nn.Module, given: Collection[tuple[nn.Module, str]]) -> None:
         """Prepare one network; attributes that are given need not be found."""
         self.parameters += network.parameters()
         held = checks.tensors_of(network)
