@@ -125,6 +125,8 @@ def _no_rule(plan: Plan, state: OptimizerState) -> str | None:
             f"the new layer '{plan.insertions[0].name}' learns from the first step "
             "(with a learning rate of 0 for it, everything else goes on as before)"
         )
+    if plan.operation == "widen" and plan.inexact_slots:
+        return f"the gradient of a maximum goes to some of several equal copies in '{plan.inexact_slots[0]}'"
     return next((why for edit in plan.spaces if (why := _uneven(edit)) is not None), None)
 
 

@@ -58,7 +58,8 @@ def pool(s: Sketch) -> None:
             s.op("Squeeze", y, s.ints(*rest)) if s.chance(0.4) else s.op("Flatten", y) if s.chance(0.4) else y
         )
         return
-    kernel = [min(2, n) for n in s.shape(x)[2:]]
+    whole = s.chance(0.3)
+    kernel = [n if whole else min(2, n) for n in s.shape(x)[2:]]
     s.keep(s.op(kind, x, kernel_shape=kernel, strides=kernel if s.chance(0.5) else [1] * len(kernel)))
 
 

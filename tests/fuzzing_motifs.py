@@ -142,6 +142,26 @@ def norm_written_out(s: Sketch) -> None:
     s.keep(y)
 
 
+@draws("ReduceMin ReduceMax Sub Div Add", 1.5)
+def between_zero_and_one(s: Sketch) -> None:
+    """EfficientZero's latent state: minus the smallest unit, by the distance to the largest; over any axes."""
+    x = s.pick(where=lambda a: a.ndim >= 2)
+    axes = [k for k in range(1, s.rank(x)) if s.chance(0.6)] or [s.rank(x) - 1]
+    low, high = (s.reduce(kind, x, axes) for kind in ("ReduceMin", "ReduceMax"))
+    s.keep(s.op("Div", s.op("Sub", x, low), s.op("Add", s.op("Sub", high, low), s.scalar(0.1))))
+
+
+@draws("ReduceMax ReduceMean Concat Conv Sigmoid Mul", 1)
+def weighed_pixels(s: Sketch) -> None:
+    """The second half of CBAM: pixels are weighed by the largest of their channels, and their mean."""
+    x = s.pick(4)
+    kinds = s.choice([["ReduceMax"], ["ReduceMax", "ReduceMin"], ["ReduceMax", "ReduceMean"]])
+    seen = [s.reduce(kind, x, [1]) for kind in kinds]
+    seen = [s.op("Concat", *seen, axis=1)] if len(seen) > 1 else seen
+    gate = s.op("Conv", seen[0], weight(s, 1, len(kinds), 3, 3), pads=[1, 1, 1, 1])
+    s.keep(s.op("Mul", x, s.op("Sigmoid", gate)))
+
+
 @draws("Reshape InstanceNormalization Mul Add", 1)
 def group_norm_written_out(s: Sketch) -> None:
     """As exporters do it: reshape to groups, instance norm, reshape back, scale and shift."""

@@ -177,8 +177,11 @@ CONVOLUTION = [
     row("y, i = MaxPool<kernel_shape=[2,2]>(x)\nz = Neg(y)", [3], x=activation("N", 3, 6, 8)),
     row("y = AveragePool<kernel_shape=[3], count_include_pad=1, pads=[1,1]>(x)", [2, 3], x=activation(2, 3, 7)),
     row("y = LpPool<kernel_shape=[2,2]>(x)", [2, 3], x=activation(2, 3, 6, 8)),
-    row("y = GlobalAveragePool(x)", [2, 3, 6, 8], x=activation(2, 3, 6, 8), only={"net2net": (6, 8)}),
-    *[row(f"y = Global{kind}Pool(x)", [2, 3], x=activation(2, 3, 6, 8)) for kind in ("Max", "Lp")],
+    *[row(f"y = {op}(x)", [2, 3, 6, 8], x=activation(2, 3, 6, 8), only={"net2net": (6, 8)})
+      for op in ("GlobalAveragePool", "GlobalMaxPool", "MaxPool<kernel_shape=[6,8], strides=[6,8]>",
+                 "AveragePool<kernel_shape=[6,8], auto_pad=\"VALID\">")],
+    row("y = MaxPool<kernel_shape=[6], pads=[1, 1]>(x)", [2, 3], x=activation(2, 3, 6)),
+    row("y = GlobalLpPool(x)", [2, 3], x=activation(2, 3, 6, 8)),
     row('s = Constant<value=float[4] {1, 1, 2, 2}>()\ny = Resize<mode="nearest">(x,, s)', [2, 3],
         x=activation(2, 3, 4, 5)),
     # scaled by 1.1, an axis of 4 keeps its size and still is interpolated
@@ -194,10 +197,11 @@ CONVOLUTION = [
     row("y = SpaceToDepth<blocksize=2>(x)", [2, 3, 3], x=activation("N", 3, 4, 6)),
 ]  # fmt: skip
 
-# a sum takes both initialisations; a mean grows by copies, a norm by zeros, an order statistic not at all
-REDUCED: dict[str, tuple[bool, str]] = {"Sum": (True, ""), "Mean": (True, "net2net")}
+# a sum takes both initialisations; a mean or an extreme grows by copies, a norm by zeros, a product not at all
+REDUCED: dict[str, tuple[bool, str]] = {"Sum": (True, "")}
+REDUCED |= dict.fromkeys(("Mean", "Max", "Min"), (True, "net2net"))
 REDUCED |= dict.fromkeys(("L1", "L2", "SumSquare"), (True, "zero"))
-REDUCED |= dict.fromkeys(("Max", "Min", "Prod", "LogSum", "LogSumExp"), (False, ""))
+REDUCED |= dict.fromkeys(("Prod", "LogSum", "LogSumExp"), (False, ""))
 
 
 def _reduce(

@@ -297,6 +297,29 @@ def test_recurrent_states_of_rollouts_grow():
         grow_states(operation, {"h": h[..., :5]})
 
 
+@pytest.mark.parametrize(("name", "factor"), [("efficientzero", 1.4), ("efficientzero", 2), ("cbam", 2)])
+def test_what_a_maximum_is_taken_of_grows_as_a_function_and_no_trajectory_is_promised(name, factor):
+    net = zoo.module(name).requires_grad_(True)
+    optimizer = torch.optim.Adam(net.parameters())
+    inputs = tuple(torch.from_numpy(x) for x in zoo.sample(name, 3, np.random.default_rng(0)).values())
+    trained(net, optimizer, inputs)
+    net.eval()
+    before = net(*inputs)
+    named = {"output_names": list(zoo.NETS[name].outputs)}
+    operation = operate(
+        net, optimizer, inputs, wider(factor=factor, init="net2net"), follow_recipe=True, export_options=named
+    )
+    assert operation.plan.inexact_slots == ("conv",) and not operation.regrouped
+    assert "the trajectory of training is not" in str(operation) and "of a maximum" in operation.recipe.reason
+    states = (
+        grow_states(operation, {"hidden": inputs[-1]}).values() if name == "efficientzero" else inputs[-1:]
+    )
+    after = net(*inputs[:-1], *states)
+    first, old = (results[0] if isinstance(results, tuple) else results for results in (after, before))
+    torch.testing.assert_close(first, old, rtol=1e-4, atol=1e-5)
+    trained(net, optimizer, (*inputs[:-1], *states), 1)
+
+
 def test_observations_and_actions_are_extended_in_place():
     net = mlp()
     optimizer = torch.optim.Adam(net.parameters())

@@ -383,7 +383,7 @@ def _fits(have: list[int], want: list[int]) -> bool:
 
 UNUSUAL = {
     "d2rl": True, "gated": True, "mixture_of_experts": True, "embedding_pool": True, "temporal_conv": True, "iqn": True,
-    "rmsnorm": True, "gru_step": True, "lstm_bidirectional": True, "maxout": True, "pixel_shuffle": True,
+    "rmsnorm": True, "gru_step": True, "lstm_bidirectional": True, "maxout": False, "pixel_shuffle": True,
     "batchnorm_resnet": True, "densenet": True, "transformer": False, "shufflenet": False, "successor_features": False,
 }  # fmt: skip
 

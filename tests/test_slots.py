@@ -266,8 +266,12 @@ def test_these_optimizers_fill_every_slot_that_has_a_rule() -> None:
 
 
 def _check_plan(origin: Source, checkpoint: surgery.Checkpoint, plan: Plan, make: Make) -> tuple[bool, bool]:
-    """Whether some history is declared unknown, and whether some of that is not zero after all."""
+    """Whether some history is declared unknown, and whether some of that is not zero after all.
+
+    Of equal copies that a maximum is taken of, torch gives the gradient to whichever rounding has made the largest.
+    """
     unknown_there = really = False
+    parting = {edit.name for edit in plan.tensors if edit.makes(plan.inexact_slots)}
     after = execute(plan, checkpoint, double=True)
     assert after.optimizer is not None
     values = new_values(origin, after)
@@ -279,6 +283,7 @@ def _check_plan(origin: Source, checkpoint: surgery.Checkpoint, plan: Plan, make
     for slot, members in truth.items():
         # a bias before a softmax has no gradient but rounding
         least = 1e-3 * max(float(np.abs(array).max()) for array in members.values())
+        members = {name: array for name, array in members.items() if name not in parting}
         masks = {name: unknown(maps.get(name), array.shape) for name, array in members.items()}
         for name, array in members.items():
             edited = after.optimizer.slots[slot][name].numpy()

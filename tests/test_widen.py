@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 
@@ -57,7 +58,9 @@ def test_widening_all_spaces_changes_no_output(name: str, style: str) -> None:
         _check_tensors(before.checkpoint, after, plan)
 
 
-@pytest.mark.parametrize("name", ["elman_step", "mamba_step", "gru_step", "lstm_policy", "drqn"])
+@pytest.mark.parametrize(
+    "name", ["elman_step", "mamba_step", "gru_step", "lstm_policy", "drqn", "efficientzero"]
+)
 def test_a_state_that_comes_out_goes_in_again(name: str) -> None:
     """Step after step, as in a game: nobody maps states in between."""
     before = original(name, "dynamo")
@@ -154,6 +157,28 @@ def test_what_is_averaged_grows_by_whole_multiples_only() -> None:
     with pytest.raises(Refused, match="equal shares"):
         widths = {space.name: 2 * space.size}
         surgery.widen(before.checkpoint, widths=widths, init="net2net", shares="unequal")
+
+
+@pytest.mark.parametrize("style", zoo.STYLES)
+@pytest.mark.parametrize(("name", "widths"), [("efficientzero", (6, 7, 10, 13)), ("maxout", (3, 4, 5))])
+def test_a_maximum_over_units_grows_by_any_copies_and_by_nothing_else(
+    name: str, style: str, widths: tuple[int, ...]
+) -> None:
+    """And what it has become goes back to what it was; of the trajectory afterwards, nothing is promised."""
+    before = original(name, style).checkpoint
+    (space,) = (space for space in before.analysis.spaces if space.extreme)
+    with pytest.raises(Refused, match=r"largest or smallest unit is taken by .*no copy could become it"):
+        surgery.widen(before, widths={space.name: 2 * space.size}, init="zero")
+    for width, shares in itertools.product(widths, ("equal", "unequal")):
+        plan = surgery.widen(before, widths={space.name: width}, init="net2net", shares=shares)  # type: ignore[arg-type]
+        assert plan.inexact_slots == (space.name,) and "the trajectory of training is not" in plan.describe()
+        result = surgery.apply(plan, before)
+        assert result.report is not None and result.report.ok
+        again = surgery.narrow(result.checkpoint, widths={space.name: space.size})
+        assert again.claim == "equivalent"
+        assert (
+            surgery.apply(again, result.checkpoint).checkpoint.analysis.space(space.name).size == space.size
+        )
 
 
 @pytest.mark.parametrize(("name", "style"), EXPORTS)

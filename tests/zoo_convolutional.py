@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.zoo_base import CORE, Net
+from tests.zoo_base import CORE, Net, mlp
 
 
 class BatchNormResNet(nn.Module):
@@ -176,6 +176,44 @@ class SqueezeExcite(nn.Module):
         return self.q((x * gate).amax(dim=(2, 3)))
 
 
+class CBAM(nn.Module):
+    """Woo et al. 2018: means and maxima over space weigh channels, then those over channels weigh pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.channels = nn.Conv2d(3, 11, 3), mlp(11, 8, 11)
+        self.pixels, self.q = nn.Conv2d(2, 1, 3, padding=1), nn.Linear(11, 6)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        x = F.relu(self.conv(frames))
+        gate = self.channels(x.mean(dim=(2, 3))) + self.channels(x.amax(dim=(2, 3)))
+        x = x * torch.sigmoid(gate)[:, :, None, None]
+        gate = torch.cat([x.max(dim=1, keepdim=True).values, x.mean(dim=1, keepdim=True)], dim=1)
+        return self.q((x * torch.sigmoid(self.pixels(gate))).amax(dim=(2, 3)))
+
+
+class EfficientZero(nn.Module):
+    """A step of the model of Ye et al. 2021: the latent state is brought between 0 and 1 over all of its units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(6, 5, 3, padding=1, bias=False), nn.BatchNorm2d(5)
+        self.conv1, self.bn1 = nn.Conv2d(5, 7, 3, padding=1, bias=False), nn.BatchNorm2d(7)
+        self.conv2, self.bn2 = nn.Conv2d(7, 5, 3, padding=1, bias=False), nn.BatchNorm2d(5)
+        self.squeeze, self.reward = (
+            nn.Conv2d(5, 3, 1),
+            nn.Sequential(nn.Linear(48, 13), nn.ReLU(), nn.Linear(13, 1)),
+        )
+
+    def forward(self, action: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        x = F.relu(self.bn(self.conv(torch.cat([hidden, action], dim=1))) + hidden)
+        x = F.relu(x + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+        flat = x.flatten(1)
+        low, high = flat.min(1, keepdim=True).values, flat.max(1, keepdim=True).values
+        hidden = ((flat - low) / (high - low + 1e-5)).view(hidden.shape)
+        return self.reward(F.relu(self.squeeze(hidden)).flatten(1)), hidden
+
+
 class Temporal(nn.Module):
     """Causal dilated convolutions over [B, F, T] with a residual; the last step decides."""
 
@@ -256,6 +294,9 @@ CONVOLUTIONAL: tuple[Net, ...] = (
         {"stem.0": 7, "last.0": 9, "stages.0.0.right.0": 7, "stages.0.0.left.2": 7,
          **{f"stages.{unit}": 10 for unit in SHUFFLED}, **{f"stages.1.{k}.right.0": 10 for k in range(3)}}),
     Net("densenet", DenseNet, FRAMES, ("q",), {"stem": 5, "grow.0": 3, "grow.1": 2, "transition": 7}),
+    Net("cbam", CBAM, FRAMES, ("q",), {"conv": 11, "channels.0": 8}, CORE | {"gating"}),
+    Net("efficientzero", EfficientZero, {"action": ("batch", 1, 4, 4), "hidden": ("batch", 5, 4, 4)},
+        ("reward", "hidden_next"), {"conv": 5, "conv1": 7, "squeeze": 3, "reward.0": 13}, frozenset({"recurrent"})),
     Net("squeeze_excite", SqueezeExcite, FRAMES, ("q",), {"conv": 11, "squeeze": 5}, CORE | {"gating"}),
     Net("temporal_conv", Temporal, {"history": ("batch", 4, 9)}, ("q",), {"conv1": 7, "conv3": 11}),
     Net("decoder", Decoder, {"latent": ("batch", 7)}, ("frame",), {"fc:channels": 5, "deconv1": 11},

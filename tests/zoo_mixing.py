@@ -360,7 +360,7 @@ MIXING: tuple[Net, ...] = (
     Net("spatial_softmax", SpatialSoftmax, {"frames": ("batch", 3, 8, 8)}, ("q",), {"conv": 7, "fc": 13}),
     Net("simnorm", SimNorm, {"observation": ("batch", 7)}, ("q",), {"embed:groups": 6, "fc": 13},
         CORE | NORMALISER),
-    Net("maxout", Maxout, {"observation": ("batch", 7)}, ("q",), {"pieces:units": 13}),
+    Net("maxout", Maxout, {"observation": ("batch", 7)}, ("q",), {"pieces:units": 13, "pieces:each": 2}),
     Net("successor_features", SuccessorFeatures, {"observation": ("batch", 7), "task": ("batch", 4)}, ("q",),
         {"trunk": 13, "features:each": 11}, frozenset({"einsum"})),
     Net("iqn", IQN, {"observation": ("batch", 7), "fractions": ("batch", 6)}, ("q",), {"embed": 11, "fc": 13},

@@ -35,6 +35,10 @@ class TensorEdit:
         """Whether new units of some spaces start at the mean of the old: the two then share a gradient."""
         return any(u.role == "mean" and u.space in spaces for axis in self.axes for u in layout.units(axis))
 
+    def makes(self, spaces: Collection[str]) -> bool:
+        """Whether it makes units of some spaces."""
+        return any(u.role == "out" and u.space in spaces for axis in self.axes for u in layout.units(axis))
+
     @property
     def before(self) -> tuple[int, ...]:
         """The shape that the tensor must have."""

@@ -58,7 +58,8 @@ class Plan:
       noise: added to copies, as a fraction of a tensor's standard deviation.
       frozen: spaces that were asked for in general terms (a factor) but cannot change, each with the reason.
       ports: inputs and outputs that follow.
-      inexact_slots: spaces whose new units change the gradient of the old ones (a mean over more of them).
+      inexact_slots: spaces whose new units change the gradient of the old ones (a mean over more of them, a maximum
+        among equals).
       environment: settings of the environment's contract that change; None takes one away.
       slots: optimizer slots that will follow, by tensor.
       insertions: new layers, put in after everything else, in order.

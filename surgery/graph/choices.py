@@ -138,7 +138,9 @@ class _Walk:
     def step(self, node: ir.Node, found: Answers) -> None:
         """Raises: Refused: the node does more than to answer."""
         read = {value for value in (*node.inputs, *captured(node)) if value is not None}
-        why = next((why.reason for why in self.space.freezes if why.node is node), None)
+        why = next((why.reason for why in self.space.freezes if why.node is node), None) or self._extreme(
+            node
+        )
         if node.op_type in _SIZES:
             return
         if read & self.numbers:
@@ -173,6 +175,13 @@ class _Walk:
             self.drawn.update(chosen)
         else:
             found.greedy.append(full_label(node))
+
+    def _extreme(self, node: ir.Node) -> str | None:
+        """Why the largest action that a node takes counts all of them."""
+        taken = (site for site in self.analysis.trace.sites if site.node is node and site.kind == "extreme")
+        layouts = [self.analysis.layout(axis) for site in taken for axis in site.axes]
+        own = any(part.space == self.space.name for layout in layouts for part in units(layout))
+        return self.space.extreme if own else None
 
     def _has(self, value: ir.Value | None) -> bool:
         """Whether a value has an axis of the actions."""

@@ -107,7 +107,7 @@ def travel(memo: dict[Atom, Demand], atom: Atom, answer: Callable[[Atom, list[De
 
 def answers(trace: Trace) -> list[Answer]:
     """Who answers at every site for every class that is summed over there, in the order of the sites."""
-    sites = [site for site in trace.sites if site.kind not in ("order", "mean")]
+    sites = [site for site in trace.sites if site.kind not in ("order", "mean", "extreme")]
     asking, uses = Asking(_tables(trace), _several(trace)), _Uses(trace)
     while True:
         found = _answered(asking, sites)

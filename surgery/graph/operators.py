@@ -36,6 +36,9 @@ CLASSES = {
     ),
     "sum": Class("it is summed over: new units are made zero, or shares, where they come from", "any width"),
     "mean": Class("it is averaged over: every unit is copied equally often", "whole multiples, copies"),
+    "extreme": Class(
+        "its largest or smallest unit is taken, which copies do not change", "any width, copies"
+    ),
     "normalised": Class(
         "it is averaged over and scaled back: every unit is copied equally often, or new ones vanish",
         "any width after linear layers, else whole multiples",

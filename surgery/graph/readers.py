@@ -103,7 +103,7 @@ def _reader(analysis: Analysis, site: Site, operand: int, axis: int) -> Reader:
     described = analysis.trace.described(value)
     assert described is not None
     takes: Literal["constants", "zeros", "nothing"] = "zeros"
-    if site.kind in ("mean", "order"):
+    if site.kind in ("mean", "extreme", "order"):
         takes = "nothing"
     elif site.kind == "contract" and any(site.constant) and site.node.op_type in _AFFINE:
         takes = "constants"

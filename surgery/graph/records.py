@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from surgery.graph.atoms import Axis
 
-Kind = Literal["contract", "sum", "mean", "norm", "order"]
+Kind = Literal["contract", "sum", "mean", "extreme", "norm", "order"]
 """How units are mixed."""
 
 Resize = Callable[[Axis], int]
@@ -49,8 +49,8 @@ class Site:
     """A place where units of an axis are mixed.
 
     Attributes:
-      kind: "contract" (a sum of products of two operands, or more), "sum", "mean", "norm" (zero units change nothing),
-        "order" (max, top-k, arg-max, soft-max).
+      kind: "contract" (a sum of products of two operands, or more), "sum", "mean", "extreme" (the largest or smallest:
+        copies change nothing), "norm" (zero units change nothing), "order" (top-k, arg-max, soft-max).
       node: the node that mixes.
       operands: which inputs of the node are mixed; None for what it keeps from step to step.
       axes: the mixed axis in each operand (unified already).

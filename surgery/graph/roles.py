@@ -41,6 +41,7 @@ class Roles:
         the factor beside them that counts these places, and which ones.
       no_zero, no_net2net: class -> why it cannot take this initialisation.
       whole: class -> why copies of it come in whole multiples only.
+      extremes: class -> where its largest or smallest unit is taken, of equal ones any or all.
       alike: classes that must grow by the same multiple.
       linked: classes that a shuffle takes units from in turn: they must stay equally many.
       purpose: tensor -> the uses it has: "weight", "bias", "scale".
@@ -51,6 +52,7 @@ class Roles:
     no_zero: dict[Atom, str] = field(default_factory=dict)
     no_net2net: dict[Atom, str] = field(default_factory=dict)
     whole: dict[Atom, str] = field(default_factory=dict)
+    extremes: dict[Atom, str] = field(default_factory=dict)
     alike: list[set[Atom]] = field(default_factory=list)
     linked: list[set[Atom]] = field(default_factory=list)
     purpose: dict[str, set[str]] = field(default_factory=dict)
@@ -113,6 +115,12 @@ def _linked(trace: Trace, roles: Roles) -> list[set[Atom]]:
             freeze(
                 tuple(found),
                 Freeze("mixer", f"{averaged}, and shuffled: units cannot be copied equally often"),
+            )
+        compared = min((roles.extremes[root] for root in group if root in roles.extremes), default=None)
+        if compared is not None:
+            freeze(
+                tuple(found),
+                Freeze("mixer", f"{compared}, and shuffled: some units have no place for a copy"),
             )
         for other in [other for other in groups if other & group]:
             groups.remove(other)
@@ -181,7 +189,7 @@ def _why(fixed: Sequence[Atom]) -> str:
 
 
 def _compared(roles: Roles, site: Site) -> None:
-    """What is compared keeps its size; what is averaged is copied."""
+    """What is compared keeps its size; what is averaged, or the largest of which is taken, is copied."""
     where = full_label(site.node)
     if site.kind == "order":
         for leaf in leaves(site.axes[0]):
@@ -189,6 +197,10 @@ def _compared(roles: Roles, site: Site) -> None:
             freeze((leaf,), Freeze("mixer", why, site.node))
     elif site.kind == "mean":
         _average(roles, site, f"its units are averaged by {where}")
+    elif site.kind == "extreme":
+        for leaf in leaves(site.axes[0]):
+            taken = roles.extremes.setdefault(find(leaf), f"its largest or smallest unit is taken by {where}")
+            roles.no_zero.setdefault(find(leaf), f"{taken}, and a unit that is no copy could become it")
 
 
 def _settle(roles: Roles, answer: Answer) -> None:

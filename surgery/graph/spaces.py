@@ -62,6 +62,7 @@ class Space:
       no_zero, no_net2net: why an initialisation is not exact here; None if it is.
       whole: why copies come in whole multiples only; None if there can be any number of them.
       alike: the spaces that must then grow by the same multiple.
+      extreme: where its largest or smallest unit is taken, to which of several equal ones is open; None if nowhere.
       linked: the spaces that a channel shuffle takes units from in turn with these, and which must be equally many.
       padding: "layer" or "rms" if fresh units can be made to vanish under that normaliser, whatever their number.
     """
@@ -74,6 +75,7 @@ class Space:
     no_net2net: str | None = None
     whole: str | None = None
     alike: tuple[str, ...] = ()
+    extreme: str | None = None
     linked: tuple[str, ...] = ()
     padding: Literal["layer", "rms"] | None = None
     aliases: tuple[str, ...] = ()
@@ -282,6 +284,7 @@ def _space(
         no_net2net=roles.no_net2net.get(root),
         whole=roles.whole.get(root),
         alike=_together(root, roles.alike, names),
+        extreme=roles.extremes.get(root),
         linked=_together(root, roles.linked, names),
         padding=None if padding is None else padding.kind,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -81,11 +82,21 @@ def widen(
     }  # fmt: skip
     if factor is not None:
         arguments["factor"] = factor
-    return build(
+    parting = [space for space in wanted if space.extreme is not None and chosen[space] == "net2net"]
+    plan = build(
         checkpoint, analysis, "widen", edits, arguments=arguments, claim="changed" if noise else "equivalent",
-        seed=seed, noise=noise, frozen=frozen,
+        seed=seed, noise=noise, frozen=frozen, notes=[_parting(space) for space in parting],
         padded=[space.name for space in wanted if chosen[space] == "zero" and space.no_zero is not None],
     )  # fmt: skip
+    return replace(plan, inexact_slots=tuple(space.name for space in parting))
+
+
+def _parting(space: Space) -> str:
+    """What there is to know of copies of which the largest is taken."""
+    return (
+        f"the function is the same, the trajectory of training is not: {space.extreme}, and of equal copies in "
+        f"'{space.name}' some get its gradient"
+    )
 
 
 def _check(

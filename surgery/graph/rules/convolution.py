@@ -102,10 +102,12 @@ def _put_spatial(t: Trace, node: ir.Node, x: ir.Value, batch: Axis, channels: Ax
     t.put(node.outputs[0], [batch, channels, *spatial])
 
 
-@RULES(
-    *["MaxPool", "AveragePool", "LpPool", "GlobalLpPool"],
-    axes="batch, channels: pointwise, zero and scale pass back; space: frozen",
-)
+_POOLED = "batch, channels: pointwise, zero and scale pass back; "
+
+
+@RULES("LpPool", "GlobalLpPool", axes=f"{_POOLED}space: frozen")
+@RULES("AveragePool", axes=f"{_POOLED}space within one window: mean; space: frozen")
+@RULES("MaxPool", axes=f"{_POOLED}space within one window: extreme; space: frozen")
 def pool(t: Trace, node: ir.Node) -> None:
     """Pooling works channel by channel."""
     x = node.inputs[0]
@@ -117,19 +119,35 @@ def pool(t: Trace, node: ir.Node) -> None:
     batch, channels = (
         axis if linear or not axis else t.merge(node, [(x, axis)], linear=False) for axis in data[:2]
     )
-    _put_spatial(t, node, x, batch, channels)
+    if not _one_window(t, node, x):
+        _put_spatial(t, node, x, batch, channels)
+        return
+    for axis in data[2:]:
+        t.mix(node, "mean" if linear else "extreme", x, axis)
+    t.literal(node, "kernel_shape", lambda size: [size(axis) for axis in data[2:]])
+    t.put(node.outputs[0], [batch, channels, *([UNIT] * len(data[2:]))])
 
 
-@RULES("GlobalAveragePool", axes="batch, channels: pointwise, zero and scale pass back; space: mean")
-@RULES("GlobalMaxPool", axes="batch, channels: pointwise, zero and scale pass back; space: order statistic")
+def _one_window(t: Trace, node: ir.Node, x: ir.Value) -> bool:
+    """Whether the window is all there is, so that nothing slides."""
+    attributes, sizes = node.attributes, t.shape(x)[2:]
+    border = any(attributes.get_ints("pads", ())) or attributes.get_string("auto_pad", "VALID").startswith(
+        "SAME"
+    )
+    known = node.op_type in ("MaxPool", "AveragePool") and not any(map(t.facts.stands_in, sizes))
+    return known and not border and tuple(attributes.get_ints("kernel_shape", ())) == tuple(sizes)
+
+
+@RULES("GlobalAveragePool", axes=f"{_POOLED}space: mean")
+@RULES("GlobalMaxPool", axes=f"{_POOLED}space: extreme")
 def global_pool(t: Trace, node: ir.Node) -> None:
     """A reduction over all axes from the third on, which need not be space: tf2onnx writes ReduceMean so."""
     x = node.inputs[0]
     assert x is not None
     data = t.axes(x)
-    for axis in data[2:]:
-        t.mix(node, "mean" if node.op_type == "GlobalAveragePool" else "order", x, axis)
     linear = node.op_type == "GlobalAveragePool"
+    for axis in data[2:]:
+        t.mix(node, "mean" if linear else "extreme", x, axis)
     kept = [axis if linear or not axis else t.merge(node, [(x, axis)], linear=False) for axis in data[:2]]
     t.put(node.outputs[0], [*kept, *([UNIT] * len(data[2:]))])
 

@@ -15,6 +15,8 @@ RULES = Table()
 _KINDS: dict[str, Kind] = {
     "ReduceSum": "sum",
     "ReduceMean": "mean",
+    "ReduceMax": "extreme",
+    "ReduceMin": "extreme",
     "ReduceL1": "norm",
     "ReduceL2": "norm",
     "ReduceSumSquare": "norm",
@@ -31,8 +33,13 @@ _HOMOGENEOUS = {"ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2"}
     axes="reduced axes: norm; other axes: pointwise",
 )
 @RULES(
-    *["ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSum", "ReduceLogSumExp"],
+    "ReduceProd",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
     axes="reduced axes: order statistic; other axes: pointwise",
+)
+@RULES(
+    "ReduceMax", "ReduceMin", axes="reduced axes: extreme; other axes: pointwise, zero and scale pass back"
 )
 def reduce(t: Trace, node: ir.Node) -> None:
     """A reduction over named axes (all of them where none are named)."""

@@ -48,14 +48,14 @@ class Operation:
         return self.describe()
 
     def describe(self) -> str:
-        """In words: a line that sums it up, then the optimizer's settings and what was not carried."""
+        """In words: a line that sums it up, what else to know, the optimizer's settings and what was not carried."""
         outputs = "change" if self.plan.claim == "changed" else "equal"
         parts = [
             *map(str, self.plan.changes),
             f"{sum(map(len, self.tensors)) + len(self.layers)} tensors, {self.slots} slots",
             f"outputs {outputs} (max |Δ| {self.difference:.2g} of the largest)",
         ]
-        lines = [" · ".join(parts)]
+        lines = [" · ".join(parts), *self.plan.notes]
         if self.layers:
             lines.append(f"new: {', '.join(self.layers.values())}")
         if self.recipe is not None:

@@ -53,7 +53,7 @@ def follow(
       optimizer: of the widened network, with its state widened by the plan's rules (or with none). Its class must
         treat elements one by one.
       model: the widened module, or its named parameters; names are those of the plan.
-      plan: the widening.
+      plan: the widening. Copies of which a maximum is taken part all the same (its `inexact_slots`).
       own_steps: whether fresh entries have step counts of their own (Adam, AdamW, RMSProp), so that they neither
         overshoot nor wait.
 
