@@ -14,6 +14,7 @@ from onnx import numpy_helper
 
 import surgery
 from surgery import NewAction, NewObservation
+from surgery.cli import main
 from surgery.description import Actions, Observed, SpaceDescription
 from surgery.edits.execute import execute
 from surgery.edits.plan import Plan
@@ -224,6 +225,19 @@ def test_an_environment_with_more_actions_is_met(folder: Path) -> None:
     assert [(edit.before, edit.after) for edit in plan.spaces] == [(3, 4)]
     report = surgery.apply(plan, checkpoint).report
     assert report is not None and report.ok and report.apart == ("log_prob",)
+
+
+@pytest.mark.parametrize(("name", "line"), [
+    ("chosen", "  choice  heads.q 3 (surgery extend --action action+K)"),
+    ("sb3", "  choice  heads.pi 3 (surgery extend --action actions+K)"),
+    ("best", "  output  heads.q 3"),
+])  # fmt: skip
+def test_a_head_is_shown_as_one_though_the_graph_chooses_by_itself(
+    folder: Path, name: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(deployed.export(name, "dynamo", folder))]) == 0
+    shown = capsys.readouterr().out
+    assert line in shown.splitlines() and "frozen\n  none" in shown
 
 
 @pytest.mark.parametrize("after", ["cabd", "bca", "adbc"])

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 import surgery
+from surgery.errors import Refused
 from surgery.graph.facts import MOVEMENT
 from surgery.interface import Port
 from surgery.json_values import Json
+from surgery.ops.actions import single
 from surgery.tensors import shape_of
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ def inspection(
         "outputs": [_port(port, graph.outputs) for port in interface.outputs],
         "architecture": _architecture(found),
         "layers": _layers(graph),
-        "spaces": [_space(space) for space in analysis.spaces],
+        "spaces": [_space(space, _chosen(checkpoint, analysis, space)) for space in analysis.spaces],
         "optimizer": _optimizer(checkpoint.optimizer) if checkpoint.optimizer else None,
         "copies": dict(checkpoint.copies),
         "environment": checkpoint.environment.to_json(),
@@ -112,7 +114,15 @@ def _operators(value: ir.Value) -> Iterator[str]:
             yield user.op_type
 
 
-def _space(space: Space) -> dict[str, Json]:
+def _chosen(checkpoint: surgery.Checkpoint, analysis: Analysis, space: Space) -> list[str]:
+    """The outputs that hold the number of one of a head's actions, by which `extend` changes it."""
+    try:
+        return single(checkpoint, analysis, space) if space.hidden and space.reasons else []
+    except Refused:
+        return []
+
+
+def _space(space: Space, chosen: list[str]) -> dict[str, Json]:
     return {
         "name": space.name,
         "size": space.size,
@@ -121,6 +131,7 @@ def _space(space: Space) -> dict[str, Json]:
         "reason": space.reason,
         "hidden": space.hidden,
         "kinds": list(space.kinds),
+        "chosen": chosen,
         "inits": list(space.inits),
         "axes": [
             {"tensor": axis.tensor, "axis": axis.axis, "role": axis.role, "layout": axis.layout}

@@ -168,15 +168,20 @@ def _frozen(spaces: list[Report]) -> str:
 
 
 def _is_frozen(space: Report) -> bool:
-    return space["hidden"] and not space["widenable"]
+    return space["hidden"] and not space["widenable"] and not space["chosen"]
 
 
 def _fixed(spaces: list[Report]) -> str:
-    """Axes that are no layer's width, by kind: of inputs and outputs, in space, of kernels."""
+    """Axes that are no layer's width, by kind: of inputs and outputs, choices that a graph makes itself."""
     kinds: dict[str, list[str]] = {}
     for space in spaces:
+        text = f"{space['name']} {space['size']}"
         if not space["hidden"]:
-            kinds.setdefault(space["kinds"][0], []).append(f"{space['name']} {space['size']}")
+            kind = next(kind for kind in space["kinds"] if kind in ("input", "output"))
+            kinds.setdefault(kind, []).append(text)
+        elif space["chosen"]:
+            changed = f"surgery extend --action {space['chosen'][0]}+K"
+            kinds.setdefault("choice", []).append(f"{text} ({changed})")
     return table(("kind", "axes"), [(kind, ", ".join(axes)) for kind, axes in kinds.items()]) if kinds else ""
 
 
