@@ -352,21 +352,22 @@ class Endless:
     def step(self, actions: np.ndarray):
         ones, over = np.ones(3), np.array([1])
         finished = ((1, 7.0, 7),) if actions[0] == 4 else ()
-        never = np.zeros(3, bool)
+        begins = np.array([False, bool(finished), False])
         return SimpleNamespace(
             observation=np.zeros((3, 1)),
             reward=ones,
             finished=finished,
             terminated=over,
-            begins=never,
+            begins=begins,
         )
 
 
 def test_games_without_end_are_cut_and_count_as_they_stand():
-    ages = iter(range(100))
-    games = play_games(Endless(), lambda x: np.full(3, next(ages)), 5, 10)
+    ages, told = iter(range(100)), []
+    games = play_games(Endless(), lambda x: np.full(3, next(ages)), 5, 10, ended=told.append)
     assert games.returns == (10.0, 7.0, 5.0, 10.0)
     assert games.cut == 3
+    assert [(age, *np.flatnonzero(begins)) for age, begins in enumerate(told) if begins.any()] == [(4, 1)]
 
 
 def test_a_loss_that_is_no_number_stops_the_run(teacher: surgery.Checkpoint, tmp_path: Path):

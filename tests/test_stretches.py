@@ -118,6 +118,26 @@ def test_every_stretch_is_the_game_as_it_was_played(capacity: int):
         assert begins[time, ~same].all()
 
 
+@pytest.mark.parametrize(
+    ("held", "stack", "begins"),
+    [
+        (20, 1, [0, 3, 6]),  # 4 + 6 + 3 observations: from 7 on there are too few
+        (17, 1, [3, 6]),  # the first three are overwritten
+        (17, 2, [6]),  # and what is at 3 would be a stack with one of them
+        (13, 1, []),
+    ],
+)
+def test_stretches_overlap_by_half_and_are_whole_and_each_as_likely_as_the_other(
+    held: int, stack: int, begins: list[int], rng: np.random.Generator
+):
+    window = Window(4, 6, 0)
+    written, left = np.array([2, 20, 20]), np.array([2, held, held])
+    streams, found = window.draw(written, left, stack=stack, n_step=3, size=600, generator=rng)
+    assert set(zip(streams.tolist(), found.tolist(), strict=True)) == {(k, b) for k in (1, 2) for b in begins}
+    counts = np.bincount(found[streams == 2], minlength=7)[begins]
+    assert (counts > 0.7 * 300 / max(1, len(begins))).all()
+
+
 class Round(gymnasium.Env):
     """Three places in a ring, seen one-hot: action 1 goes on, and an episode ends where it began."""
 
@@ -154,6 +174,9 @@ def test_an_episode_that_begins_with_what_the_last_one_ended_with_is_another_one
         assert (seen[time + 3, ended, 0] == 1).all()
         same += int(ended.sum())
     assert same > 100
+    known = np.asarray(batch.stretch.state).any(axis=1)
+    assert not known[begins[0]].any()
+    assert known[~begins[0]].mean() > 0.5  # the last observation of what was cut off has none
     session.close()
 
 

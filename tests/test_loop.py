@@ -1,0 +1,168 @@
+"""What happens when in a run: copies to the target, optimizers begun anew, who acts, what a batch is made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import surgery
+from surgery.distill import execute
+from surgery.distill.actor import Actor
+from surgery.distill.learner import Learner
+from surgery.distill.loop import Loop
+from surgery.distill.mixing import mixed
+from surgery.distill.session import Session
+from surgery.replay import NOWHERE, Batch, Layout, Replay
+from tests.small_runs import QUICK, job_of
+
+OFFLINE = QUICK["offline_updates"]
+ONLINE = (1000 - 100) // 4
+"""Gradient steps: one every 4 steps from the 100th on, `learn_after`."""
+TRANSITION = 1
+
+
+@pytest.fixture
+def teacher(teachers: Path) -> surgery.Checkpoint:
+    return surgery.load(teachers / "cartpole-dqn.onnx")
+
+
+@pytest.fixture
+def learned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Batch, np.ndarray]]:
+    """Every batch of a run, and the losses of it."""
+    found, update = [], Learner.update
+
+    def watched(learner: Learner, batch: Batch, *words: object, **given: float) -> torch.Tensor:
+        loss = update(learner, batch, *words, **given)
+        found.append((batch, loss.numpy().copy()))
+        return loss
+
+    monkeypatch.setattr(Learner, "update", watched)
+    return found
+
+
+def test_the_target_becomes_the_student_once_every_period_and_where_the_offline_phase_ends(
+    teacher: surgery.Checkpoint, tmp_path: Path, learned: list, monkeypatch: pytest.MonkeyPatch
+):
+    copied, sync = [], Learner.sync_target
+    monkeypatch.setattr(Learner, "sync_target", lambda one: (copied.append(len(learned)), sync(one)))
+    execute(job_of(teacher, tmp_path, target_period=40, learn_after=100))
+    offline = [10, 20, 30, 40, 50, 60, 60]  # 40 steps of play are 10 gradient steps
+    assert copied == offline + [OFFLINE + max(0, step - 100) // 4 for step in range(40, 1001, 40)]
+    assert len(learned) == OFFLINE + ONLINE
+
+
+@pytest.mark.parametrize(("method", "remembered"), [("pretraining", ONLINE), ("constant", OFFLINE + ONLINE)])
+def test_after_pretraining_the_optimizer_begins_anew(
+    method: str, remembered: int, teacher: surgery.Checkpoint, tmp_path: Path
+):
+    job = job_of(teacher, tmp_path, method=method, learn_after=100)
+    execute(job)
+    session = Session.open(job)
+    states = session.learner.optimizer.state.values()
+    assert {int(one["step"]) for one in states} == {remembered}
+    session.close()
+
+
+def test_what_a_teacher_shows_goes_from_random_actions_to_its_own(
+    teacher: surgery.Checkpoint, tmp_path: Path
+):
+    session = Session(job_of(teacher, tmp_path, teacher_data=4000))
+    Loop(session)._collect()
+    replay = session.teacher_replay
+    rows = np.flatnonzero(replay._rows.kind == TRANSITION)
+    assert len(replay) == len(rows) == 4000
+    strange = replay._rows.action[rows] != replay._scores.read(rows).argmax(1)
+    parts = strange.reshape(4, 4, 250).mean(axis=(0, 2))  # of each environment its quarters
+    # half of the random actions are the teacher's, too; ε falls to 0.01
+    wanted = [(1 - 0.99 * middle) / 2 for middle in (1 / 8, 3 / 8, 5 / 8, 7 / 8)]
+    np.testing.assert_allclose(parts, wanted, atol=4 * 0.5 / 1000**0.5)
+    session.close()
+
+
+@pytest.mark.parametrize("method", ["jsrl", "jsrl-released"])
+def test_in_a_run_the_teacher_opens_or_closes_every_episode(
+    method: str, teacher: surgery.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A student who always does what the teacher would not: every action says whose it was."""
+    session = Session.open(
+        job_of(teacher, tmp_path, method=method, epsilon_decay=0, epsilon_end=0.0, learn_after=10**6)
+    )
+    wanted = teacher_of(session)
+    monkeypatch.setattr(Actor, "greedy", lambda _, seen: 1 - wanted(seen))
+    session.progress.teacher_length, session.progress.evaluated = 30.0, 10**6
+    Loop(session)._online()
+    rows = np.flatnonzero(session.replay._rows.kind == TRANSITION)
+    own = session.replay._rows.action[rows] == wanted(session.replay._frames.read(rows))
+    begins = np.flatnonzero(session.replay._rows.first[rows])
+    turns = [own[a:b] for a, b in zip(begins, [*begins[1:], len(own)], strict=True)]
+    assert len(turns) > 15
+    if method == "jsrl":  # 1 … 30 steps of the teacher, then the student alone
+        lengths = [int(one.sum()) for one in turns]
+        assert all(one[:n].all() for one, n in zip(turns, lengths, strict=True))
+        assert min(lengths) >= 1
+        assert 10 < max(lengths) <= 30
+    else:
+        assert not any(one[0] for one in turns)
+        assert any(one.any() for one in turns)
+    session.close()
+
+
+def teacher_of(session: Session):
+    """Its best actions."""
+    return lambda seen: session.teacher.scores(seen).numpy().argmax(1)
+
+
+def test_of_a_mixed_batch_some_transitions_are_the_teachers_as_a_whole(rng: np.random.Generator):
+    made = []
+    for sign in (1, -1):
+        replay = Replay(Layout(1, (1,), "float32"), 300, n_step=1, gamma=0.5, prioritised=sign > 0)
+        for k in range(1, 201):
+            k = sign * k
+            never = np.zeros(1, bool)
+            replay.add(
+                np.full((1, 1), k), np.array([k]), np.array([k]), never, never, np.full((1, 1), k + sign),
+                begins=np.array([abs(k) == 1]),
+            )  # fmt: skip
+        made.append(replay)
+    made[0].set_priorities(np.arange(199), np.arange(199.0))
+    batch = mixed(made[0].sample(8000, rng), made[1], 1 / 16, rng)
+    theirs = batch.action < 0
+    assert theirs.mean() == pytest.approx(1 / 16, abs=4 * (15 / 16**2 / 8000) ** 0.5)
+    assert set(batch.rows[theirs]) == {NOWHERE}
+    assert (batch.rows[~theirs] == batch.action[~theirs] - 1).all()
+    np.testing.assert_array_equal(np.asarray(batch.observation)[:, 0], batch.action)
+    np.testing.assert_array_equal(
+        np.asarray(batch.next_observation)[:, 0], batch.action + np.sign(batch.action)
+    )
+    np.testing.assert_array_equal(batch.returns, batch.action)
+    assert (batch.weight[theirs] == 1).all()
+    assert (batch.weight[~theirs] < 1).mean() > 0.9
+    assert len(set(batch.action[theirs])) > 100
+    kept = made[0].sample(100, rng)
+    assert mixed(kept, made[1], 0.0, rng) is kept
+
+
+def test_rehearsal_takes_a_sixteenth_of_its_batches_from_the_teacher(
+    teacher: surgery.Checkpoint, tmp_path: Path, learned: list
+):
+    execute(job_of(teacher, tmp_path, method="rehearsal", learn_after=100))
+    rows = np.concatenate([batch.rows for batch, _ in learned])
+    assert len(rows) == 32 * ONLINE
+    assert (rows == NOWHERE).mean() == pytest.approx(1 / 16, abs=4 * (15 / 16**2 / len(rows)) ** 0.5)
+
+
+def test_priorities_are_set_by_the_losses_of_what_was_drawn_from_that_replay(
+    teacher: surgery.Checkpoint, tmp_path: Path, learned: list, monkeypatch: pytest.MonkeyPatch
+):
+    given, put = [], Replay.set_priorities
+    monkeypatch.setattr(
+        Replay, "set_priorities", lambda one, rows, loss: (given.append((rows, loss)), put(one, rows, loss))
+    )
+    execute(job_of(teacher, tmp_path, prioritised=True, learn_after=100))
+    assert len(given) == ONLINE
+    for (batch, loss), (rows, priority) in zip(learned[OFFLINE:], given, strict=True):
+        np.testing.assert_array_equal(rows, batch.rows)
+        np.testing.assert_array_equal(priority, loss)
