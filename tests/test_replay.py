@@ -17,6 +17,7 @@ from surgery.replay import (
     Replay,
     Segment,
     SumTree,
+    Window,
     check_memory,
     estimate,
     fill,
@@ -258,6 +259,28 @@ def test_draws_follow_priorities_and_weights_undo_them(rng: np.random.Generator)
     )
 
 
+def test_what_is_new_is_as_likely_as_the_likeliest_that_there_was_also_after_a_restart(tmp_path: Path):
+    layout = Layout(1, (1,), "float32")
+    replay, again = (Replay(layout, 50, prioritised=True) for _ in range(2))
+
+    def played(replay: Replay, number: int) -> float:
+        """The priority of one more transition."""
+        add(
+            replay,
+            Step(*(np.array(x) for x in ([[number]], [0], [0.0], [False], [False], [[number + 1]], [True]))),
+        )
+        return float(replay.priorities[replay.written[0] - 1])
+
+    assert played(replay, 0) == played(replay, 1) == 1
+    replay.set_priorities(np.array([0, 1]), np.array([9.0, 0.25]))  # priority = root of the loss
+    np.testing.assert_allclose(replay.priorities[:2], [3, 0.5])
+    assert played(replay, 2) == pytest.approx(3)
+    restore(again, tmp_path, write_segment(replay, tmp_path, ()))
+    again.restore_priorities(replay.priorities)
+    np.testing.assert_allclose(again.priorities[:4], [3, 0.5, 3, 0])  # the last row closes the open episode
+    assert played(again, 7) == pytest.approx(3)
+
+
 @pytest.mark.parametrize("capacity", [1, 2, 7, 64, 1000])
 def test_sum_tree_agrees_with_cumulative_sums(capacity: int, rng: np.random.Generator):
     tree, plain = SumTree(capacity), np.zeros(capacity)
@@ -274,6 +297,7 @@ def test_sum_tree_agrees_with_cumulative_sums(capacity: int, rng: np.random.Gene
             found = tree.find(mass)
             np.testing.assert_array_equal(found, np.searchsorted(np.cumsum(plain), mass, side="right"))
             assert (plain[tree.draw(500, rng)] > 0).all()
+            assert plain[tree.find(np.array([tree.total]))] > 0  # a slice can round up to all of it
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -301,6 +325,23 @@ def test_segments_give_the_replay_back_after_any_number_of_crashes(name: str, tm
             world.stacks = np.stack([world._first() for _ in range(layout.envs)])
             check(replay, listed, draws=3, all_seen=False)
     check(replay, listed, draws=8, all_seen=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"file": "../other/000000.npz"}, "not in the replay's own folder"),
+        ({"end": [3, -1]}, "not a whole number: -1"),
+        ({"begin": [0, True]}, "not a whole number: True"),
+        ({"end": [3.5, 2]}, r"not a whole number: 3\.5"),
+        ({"more": 1}, "more"),
+    ],
+)
+def test_a_list_of_segments_that_no_replay_wrote_is_an_error(change: dict, says: str):
+    record = {"file": "000000.npz", "begin": [0, 0], "end": [3, 2]}
+    assert Segment.from_json(record).to_json() == Segment("000000.npz", (0, 0), (3, 2)).to_json()
+    with pytest.raises(CorruptFile, match=says):
+        Segment.from_json({**record, **change})
 
 
 def test_segments_of_overwritten_rows_are_let_go(tmp_path: Path):
@@ -475,8 +516,9 @@ def test_memory_is_said_before_it_is_taken():
 
 
 def test_an_empty_replay_and_one_too_small_are_errors(rng: np.random.Generator):
-    with pytest.raises(ArgumentError, match="next to none"):
-        Replay(Layout(1, (4,), "float32"), 100).sample(4, rng)
+    for window, steps in ((None, 1), (Window(2, 4, 0), 7)):
+        with pytest.raises(ArgumentError, match=f"next to none with {steps} steps after it"):
+            Replay(Layout(1, (4,), "float32"), 100, window=window).sample(4, rng)
     with pytest.raises(ArgumentError, match="at least 14 are needed"):
         Replay(Layout(8, (84, 84), "uint8", 4), 100, n_step=3)
 
