@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from surgery.architectures import new
 from surgery.distill import losses
-from surgery.distill.values import Categorical, Expected, Quantiles
+from surgery.distill.values import Categorical, Expected, Quantiles, values_of
+from surgery.errors import ArgumentError
 
 LN2, LN3 = math.log(2), math.log(3)
 
@@ -190,3 +193,26 @@ def test_every_head_reads_expected_values_and_learns_towards_the_target(kind: st
     np.testing.assert_allclose(learned, 3.0, atol=0.35)
     others = torch.ones(6, 3, dtype=torch.bool).scatter(1, action[:, None], False)
     torch.testing.assert_close(values.expected(output.detach())[others], values.expected(after)[others])
+
+
+@pytest.mark.parametrize(
+    ("kind", "low", "high", "says"),
+    [
+        (
+            "logits",
+            None,
+            None,
+            r"one output of kind q_values, atom_logits, quantiles; this one has q_values \(logits\)",
+        ),
+        ("atom_logits", None, 10.0, "the support of 'q_values' is not known"),
+        ("atom_logits", -10.0, None, "the support of 'q_values' is not known"),
+    ],
+)
+def test_an_output_that_cannot_learn_by_temporal_differences_is_refused(
+    kind: str, low: float | None, high: float | None, says: str
+):
+    made = new("mlp-4", observation=(3,), actions=2)
+    [port] = made.interface.outputs
+    interface = replace(made.interface, outputs=(replace(port, kind=kind, low=low, high=high),))
+    with pytest.raises(ArgumentError, match=says):
+        values_of(made.replace(interface=interface))

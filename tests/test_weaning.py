@@ -136,10 +136,68 @@ def test_a_tenth_of_the_budget_is_a_tenth_of_every_phase(name: str):
         assert (getattr(whole, field) or 0) == 10 * (getattr(tenth, field) or 0), field
 
 
+MINATAR = Environment("MinAtar/Breakout-v1", {"reward_clip": 5})
+
+
+@pytest.mark.parametrize(
+    ("method", "frames", "envs", "recurrent", "wanted"),
+    [
+        (
+            "qdagger", 500_000, 8, False,  # a fifth of the paper's
+            {"skip": 1, "budget": 500_000, "target_period": 1600, "learn_after": 4000, "replay": 500_000,
+             "teacher_data": 200_000, "offline_updates": 200_000, "cutoff": 300_000, "alone": 50_000,
+             "evaluate_every": 50_000, "evaluation_steps": 3125, "epsilon_decay": 0, "clip": 5.0, "least": 32 + 8 * 3},
+        ),
+        (
+            "kickstarting", 5001, 4, False,  # what shrinks no further
+            {"budget": 5001, "target_period": 1000, "learn_after": 500, "replay": 10_000, "teacher_data": 0,
+             "offline_updates": 0, "cutoff": 3001, "alone": 500, "evaluate_every": 501, "evaluation_steps": 2500,
+             "epsilon_decay": 100, "burn_in": 0, "unroll": 0},
+        ),
+        (
+            "qdagger", 10_000_000, 8, True,  # memories: a sixteenth of the steps, on stretches
+            {"budget": 10_000_000, "target_period": 8000, "learn_after": 20_000, "replay": 1_000_000,
+             "teacher_data": 1_000_000, "offline_updates": 1_000_000, "update_period": 16, "batch": 16, "burn_in": 20,
+             "unroll": 40, "alone": 250_000, "evaluation_steps": 62_500, "least": 16 + 8 * (3 + 20 + 2 * 40)},
+        ),
+        ("rehearsal", 100_000, 8, False, {"teacher_data": 40_000, "offline_updates": 0, "cutoff": None, "alone": None}),
+        ("scratch", 100_000, 8, False, {"teacher_data": 0, "double": False, "prioritised": False, "floor": 0.0}),
+    ],
+)  # fmt: skip
+def test_at_other_budgets_the_numbers_are_the_same_fractions_within_bounds(
+    method: str, frames: int, envs: int, recurrent: bool, wanted: dict[str, object]
+):
+    settings = Settings.scaled(
+        METHODS[method], MINATAR, frames=frames, seed=0, envs=envs, recurrent=recurrent
+    )
+    assert {name: getattr(settings, name) for name in wanted} == wanted
+
+
+def test_a_setting_may_have_any_value_up_to_its_bounds_and_none_where_that_means_something():
+    given = {
+        "n_step": 1, "gamma": 1, "floor": 1.0, "epsilon_end": 0, "learn_after": 0, "rate": 0, "unroll": 0,
+        "cutoff": None, "clip": None, "teacher_temperature": 2, "evaluation_epsilon": 1,
+    }  # fmt: skip
+    settings = Settings.scaled(METHODS["qdagger"], ATARI, frames=10**6, seed=3, envs=8).changed(given)
+    assert {name: getattr(settings, name) for name in given} == given
+    assert settings.alone is None
+    assert isinstance(settings.gamma, float)
+    assert settings.changed({"cutoff": 10**9}).alone == 0
+    assert settings.changed({"cutoff": 249_000}).alone == 250
+    assert (settings.rate_at(1), settings.rate_at(0)) == (0, 1e-5)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"n_step": 0}, "at least 1"),
+        ({"learn_after": -1}, "at least 0"),
+        ({"cutoff": 0.5}, "is a whole number, got 0.5"),
+        ({"batch": None}, "is a whole number, got None"),
+        ({"gamma": True}, "is a number, got True"),
+        ({"teacher_temperature": 0.0}, "above 0"),
+        ({"evaluation_epsilon": -0.1}, "lies in 0 … 1"),
+        ({"method": "dagger"}, "not given by hand"),
         ({"gamma": 1.5}, "lies in 0 … 1"),
         ({"temperature": 0.0}, "above 0"),
         ({"clip": 0.0}, "'clip' is above 0"),
