@@ -66,7 +66,7 @@ def learner_of(
     recording = None
 
     def state() -> list[torch.Tensor]:
-        moments = [one for kept in optimizer.state.values() for one in kept.values()]
+        moments = [one for kept in learner.optimizer.state.values() for one in kept.values()]
         tensors = [*student.module.parameters(), *target.module.parameters(), *moments, learner._sums]
         return [one for one in tensors if isinstance(one, torch.Tensor)]
 
@@ -128,6 +128,22 @@ def test_replayed_it_is_the_step_that_runs(to: str, head: str, noisy: bool):
     for one, other in zip(losses[0][0], losses[1][0], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
     assert losses[0][1] == pytest.approx(losses[1][1], rel=1e-5)
+
+
+def test_an_optimizer_that_begins_anew_is_not_the_one_that_was_recorded():
+    found = []
+    for recorded in (False, True):
+        learner, recording = learner_of("mlp-16", "q", False, (5,), recorded=recorded)
+        replay, generator = filled(False, (5,)), np.random.default_rng(1)
+        for number in range(2 * STEPS):
+            if number == STEPS:
+                learner.optimizer = make_optimizer("adam", learner.student, 1e-3, recorded=recorded or None)
+                learner.forget_graphs()
+            learner.update(replay.sample(8, generator), Objective(True, "imitate"), weight=1.0, rate=1e-2)
+        assert recording is None or recording.replays == 2 * (STEPS - WARM_UP)
+        found.append([one.detach().clone() for one in learner.student.module.parameters()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("failing", [(), (0,), (1,), (1, 2)], ids=["none", "first", "second", "two"])
