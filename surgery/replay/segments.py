@@ -123,7 +123,7 @@ def restore(replay: Replay, folder: Path, segments: Sequence[Segment]) -> None:
 def _packed(columns: Mapping[str, Array]) -> dict[str, Array]:
     frames = columns["frames"]
     record = {**columns, "shape": np.array(frames.shape, np.int64), "dtype": np.array(frames.dtype.name)}
-    binary = frames.dtype == np.bool_ or (frames.size > 0 and bool(((frames == 0) | (frames == 1)).all()))
+    binary = bool(((frames == 0) | (frames == 1)).all())
     return {**record, "frames": np.packbits(frames != 0), "packed": np.array(True)} if binary else record
 
 
