@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,20 +17,24 @@ from surgery.distill.network import Network
 from surgery.distill.settings import Settings
 from surgery.distill.values import Expected
 from surgery.interface import Environment
-from surgery.replay import Batch
+from surgery.policy.feeds import state_ports
+from surgery.replay import Batch, Stretch
 from surgery.torch import to_module
 
 TAU, TEACHERS_TAU, MARGIN, LAMBDA, RATE = 0.5, 0.25, 0.7, 0.3, 0.01
+BURN_IN, UNROLL = 2, 4
 
 
-def learner_of(kind: str = "adam", *, double: bool = False, acts: bool = False) -> Learner:
+def learner_of(kind: str = "adam", *, to: str = "mlp-8", double: bool = False, acts: bool = False) -> Learner:
     """A student and a target of other weights."""
-    settings = Settings.scaled(METHODS["qdagger"], Environment("CartPole-v1"), frames=1000, seed=0, envs=2)
-    settings = settings.changed({"double": double, "temperature": TAU, "margin": MARGIN})
-    student, target = (
-        Network(to_module(new("mlp-8", observation=(4,), actions=3, seed=seed)), Expected(), (4,))
-        for seed in (1, 5)
+    recurrent = to.startswith("gru")
+    settings = Settings.scaled(
+        METHODS["qdagger"], Environment("CartPole-v1"), frames=1000, seed=0, envs=2, recurrent=recurrent
     )
+    settings = settings.changed({"double": double, "temperature": TAU, "margin": MARGIN})
+    settings = settings.changed({"burn_in": BURN_IN, "unroll": UNROLL} if recurrent else {})
+    made = [new(to, observation=(4,), actions=3, seed=seed) for seed in (1, 5)]
+    student, target = (Network(to_module(one), Expected(), (4,), states=state_ports(one)) for one in made)
     target.module.requires_grad_(False)
     return Learner(
         student, target, make_optimizer(kind, student, 1.0), settings,
@@ -112,6 +117,60 @@ def test_a_step_is_one_of_adam_down_the_weighted_means_of_the_equations(
     loss.backward()
     for before, after in zip(module.parameters(), learner.student.module.parameters(), strict=True):
         step = RATE * before.grad / (before.grad.abs() + 1.5e-4)  # both moments are corrected to g and g²
+        torch.testing.assert_close(after.detach(), before.detach() - step, rtol=1e-3, atol=2e-5)
+
+
+def stretches(size: int = 5) -> Batch:
+    """Of which some go on from a state, and in some an episode begins in the midst."""
+    generator, length = np.random.default_rng(3), BURN_IN + UNROLL + 1
+    count, alone = size * UNROLL, drawn(size * UNROLL)
+    begins = generator.random((length, size)) < 0.25
+    state = generator.normal(size=(size, 6)).astype(np.float32)
+    after = (np.arange(count) // size + BURN_IN + 1) * size + np.arange(
+        count
+    ) % size  # one step on, time first
+    seen = generator.normal(size=(length, size, 4)).astype(np.float32) * 2
+    return replace(
+        alone, observation=seen, next_observation=seen[:0, 0], stretch=Stretch(begins, state, after)
+    )
+
+
+def outputs(network: Network, batch: Batch) -> torch.Tensor:
+    """(T, C, A), one stretch and one step at a time; gradients in those that are learned from."""
+    found = []
+    for c in range(batch.observation.shape[1]):
+        state, said = network.unpacked(torch.from_numpy(batch.stretch.state[c : c + 1])), []
+        for t, seen in enumerate(torch.from_numpy(batch.observation[:, c : c + 1])):
+            with torch.set_grad_enabled(BURN_IN <= t < BURN_IN + UNROLL):
+                state = network.blank(1) if batch.stretch.begins[t, c] else state
+                output, state = network.step(seen, state)
+            said.append(output[0])
+        found.append(torch.stack(said))
+    return torch.stack(found, dim=1)
+
+
+@pytest.mark.parametrize("temporal", [True, False])
+@pytest.mark.parametrize("double", [False, True])
+def test_a_step_on_stretches_is_the_same_equations_after_a_burn_in_without_gradients(
+    double: bool, temporal: bool
+):
+    learner, held = (learner_of(to="gru-6", double=double) for _ in range(2))
+    batch, student = stretches(), held.student
+    own, valuer = outputs(student, batch), outputs(learner.target, batch).detach()
+    values = own[BURN_IN : BURN_IN + UNROLL].flatten(0, 1)
+    best = (own if double else valuer).detach().flatten(0, 1)[batch.stretch.after].argmax(1)
+    there = valuer.flatten(0, 1)[batch.stretch.after].gather(1, best[:, None])[:, 0]
+    here = values.gather(1, torch.from_numpy(batch.action)[:, None])[:, 0]
+    error = torch.from_numpy(batch.returns) + torch.from_numpy(batch.discount) * there - here
+    td = torch.where(error.abs() <= 1, 0.5 * error**2, error.abs() - 0.5) * temporal
+    teacher = (torch.from_numpy(batch.scores) / TEACHERS_TAU).softmax(1)
+    beside = -(teacher * (values / TAU).log_softmax(1)).sum(1)
+    found = learner.update(batch, Objective(temporal, "imitate"), weight=LAMBDA, rate=RATE)
+    torch.testing.assert_close(found, td.detach(), rtol=1e-4, atol=1e-5)
+    (torch.from_numpy(batch.weight) * (td + LAMBDA * beside)).mean().backward()
+    pairs = zip(student.module.parameters(), learner.student.module.parameters(), strict=True)
+    for before, after in pairs:
+        step = RATE * before.grad / (before.grad.abs() + 1.5e-4)
         torch.testing.assert_close(after.detach(), before.detach() - step, rtol=1e-3, atol=2e-5)
 
 
