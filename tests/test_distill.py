@@ -203,9 +203,9 @@ def test_an_offline_phase_that_was_left_anywhere_ends_in_the_same_bits(
     kind: dict[str, object], teacher: surgery.Checkpoint, tmp_path: Path
 ):
     whole, parts = (
-        job_of(teacher, tmp_path / name, budget=1000, learn_after=10**6, **kind)
+        job_of(teacher, tmp_path / name, budget=1000, learn_after=10**6, target_period=40, **kind)
         for name in ("whole", "parts")
-    )
+    )  # the target follows every 10 gradient steps
     execute(whole)
     for reached in (1, 26, 31, 59):
         leave_at(parts, reached)

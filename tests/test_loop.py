@@ -154,15 +154,22 @@ def test_rehearsal_takes_a_sixteenth_of_its_batches_from_the_teacher(
     assert (rows == NOWHERE).mean() == pytest.approx(1 / 16, abs=4 * (15 / 16**2 / len(rows)) ** 0.5)
 
 
-def test_priorities_are_set_by_the_losses_of_what_was_drawn_from_that_replay(
+def test_priorities_are_set_by_the_losses_of_what_was_drawn_from_that_replay_and_kept(
     teacher: surgery.Checkpoint, tmp_path: Path, learned: list, monkeypatch: pytest.MonkeyPatch
 ):
     given, put = [], Replay.set_priorities
     monkeypatch.setattr(
         Replay, "set_priorities", lambda one, rows, loss: (given.append((rows, loss)), put(one, rows, loss))
     )
-    execute(job_of(teacher, tmp_path, prioritised=True, learn_after=100))
+    job, last = job_of(teacher, tmp_path, prioritised=True, learn_after=100), {}
+    execute(job)
     assert len(given) == ONLINE
     for (batch, loss), (rows, priority) in zip(learned[OFFLINE:], given, strict=True):
         np.testing.assert_array_equal(rows, batch.rows)
         np.testing.assert_array_equal(priority, loss)
+        last |= dict(zip(rows.tolist(), loss.tolist(), strict=True))
+    again = Session.open(job)
+    np.testing.assert_allclose(
+        again.replay.priorities[list(last)] ** 2, list(last.values()), rtol=1e-5, atol=1e-9
+    )
+    again.close()
