@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def _deterministic(
 ) -> list[Port]:
     """DDPG and TD3: actions between −1 and 1, which the environment's range is no part of, and their critics."""
     action = graph.op("Tanh", actor.run(actor.observe(reading)))
-    ports = [_output(graph, action, "action", actor.width)]
+    ports = [replace(_output(graph, action, "action", actor.width), low=-1.0, high=1.0)]
     both = graph.input("critic_observation", (critics[0].wanted,))
     for k, critic in enumerate(critics):
         ports.append(_output(graph, critic.run(both), f"qf{k + 1}", 1, "other"))

@@ -186,7 +186,7 @@ _SETTINGS: Mapping[str, tuple[str, Callable[[Json], bool]]] = {
     "scores": ("a list of scores: mode, mean, std, episodes", _scores),
 }
 
-SETTINGS = (*_SETTINGS, "action_mask", "difficulty_ramping", "normaliser")
+SETTINGS = (*_SETTINGS, "action_mask", "action_range", "difficulty_ramping", "normaliser")
 """What of a contract anything reads; a framework may add what it wants to keep."""
 
 

@@ -268,7 +268,7 @@ def test_what_the_atari_contract_leaves_open_is_what_the_id_says():
         ("CartPole", {}, UnknownName, "CartPole-v1"),
         ("os:Thing-v0", {}, ArgumentError, "names a module"),
         (None, {}, ArgumentError, "nothing says"),
-        ("Pendulum-v1", {}, ArgumentError, "discrete"),
+        ("Pendulum-v1", {"action_set": [0]}, ArgumentError, "cannot honour an action_set"),
         ("CartPole-v1", {"frame_skip": 4}, ArgumentError, "frame_skip"),
         ("MinAtar/Breakout-v1", {"frame_stack": 4}, ArgumentError, "frame_stack"),
         ("MinAtar/Breakout-v1", {"action_set": [0, 9]}, ArgumentError, "[9]"),

@@ -361,7 +361,7 @@ def test_every_game_of_the_table_is_found_by_its_id():
     [
         ([MINATAR, "--env", "ALE/Breakout-v5"], 2, f"surgery adapt {MINATAR} --env ALE/Breakout-v5"),
         ([CARTPOLE, "--env", "CartPol-v1"], 2, "CartPole-v1"),
-        ([CARTPOLE, "--env", "Pendulum-v1"], 2, "discrete"),
+        ([CARTPOLE, "--env", "Pendulum-v1"], 2, "takes 1 number"),
         ([CARTPOLE, "--env", "nosuchmodule:Thing-v0"], 2, "cannot import nosuchmodule"),
         ([CARTPOLE, "--env", "Acrobot-v1"], 2, "takes observations of shape 4, got 6"),
         ([MINATAR, "--env-setting", "action_set=[0,1,3,4]"], 2, "surgery extend"),

@@ -160,9 +160,3 @@ def test_images_that_vec_normalize_normalises_are_not_played_without_it(observat
     with pytest.raises(Refused, match="pixel by pixel"):
         surgery.apply(plan, checkpoint).save(tmp_path / "more.zip")
     assert not (tmp_path / "more.zip").exists()
-
-
-def test_continuous_actions_are_refused(tmp_path, capsys):
-    sb3.PPO("MlpPolicy", "Pendulum-v1", seed=1, n_steps=8, batch_size=8).save(tmp_path / "model.zip")
-    assert main(["evaluate", str(tmp_path / "model.zip"), "--env", "Pendulum-v1"]) == 1
-    assert "continuous actions" in capsys.readouterr().err

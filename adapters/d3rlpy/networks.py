@@ -153,8 +153,8 @@ class _Builder:
             if self.discrete:
                 self.found.output(mean, f"logits{suffix}", (self.actions,), "logits")
                 return
-        action = self.graph.op("Tanh", mean)
-        self.found.output(action, f"action{suffix}", (self.actions,), "other" if suffix else "action")
+        scaled = (self.params.get("action_scaler") or {}).get("type") not in (None, "none")
+        self.found.action(self.graph.op("Tanh", mean), self.actions, suffix, scaled=scaled)
 
     def _log_std(self, module: str, features: ir.Value, mean: ir.Value) -> ir.Value:
         """The logarithm of the deviation: clipped where a layer gives it, squashed where a parameter does."""

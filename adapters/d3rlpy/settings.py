@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from surgery.checkpoint import Checkpoint
@@ -51,25 +51,31 @@ def follow(
 
 
 def statistics(config: Mapping[str, Any]) -> dict[str, Json]:
-    """What a scaler normalises observations with, as a setting of the environment's contract; {} if nothing does.
+    """What scalers do to observations and actions, as settings of the environment's contract; {} if nothing.
 
     Raises:
-      CorruptFile: the scaler has no such numbers.
+      CorruptFile: a scaler has no such numbers.
     """
-    scaler = config["config"]["params"].get("observation_scaler") or {}
-    params = scaler.get("params") or {}
+    found: dict[str, Json] = {}
+    if pairs := _pairs(config, "observation_scaler", _normalised):
+        mean, variance = ([pair[k] for pair in pairs] for k in (0, 1))
+        found["normaliser"] = {"observation": {"mean": mean, "variance": variance, "epsilon": 0.0}}
+    if pairs := _pairs(config, "action_scaler", _stretched):
+        low, high = ([pair[k] for pair in pairs] for k in (0, 1))
+        found["action_range"] = {"action": {"low": low, "high": high}}
+    return found
+
+
+def _pairs(
+    config: Mapping[str, Any],
+    name: str,
+    read: Callable[[object, Mapping[str, Any]], list[tuple[float, float]]],
+) -> list[tuple[float, float]]:
+    scaler = config["config"]["params"].get(name) or {}
     try:
-        pairs = _normalised(scaler.get("type"), params)
+        return read(scaler.get("type"), scaler.get("params") or {})
     except (TypeError, ValueError, KeyError) as error:
-        raise CorruptFile(f"the configuration's 'observation_scaler' is damaged: {error}") from error
-    if not pairs:
-        return {}
-    found: dict[str, Json] = {
-        "mean": [m for m, _ in pairs],
-        "variance": [v for _, v in pairs],
-        "epsilon": 0.0,
-    }
-    return {"normaliser": {"observation": found}}
+        raise CorruptFile(f"the configuration's '{name}' is damaged: {error}") from error
 
 
 def _normalised(kind: object, params: Mapping[str, Any]) -> list[tuple[float, float]]:
@@ -83,6 +89,14 @@ def _normalised(kind: object, params: Mapping[str, Any]) -> list[tuple[float, fl
         ends = zip(params["minimum"], params["maximum"], strict=True)
         return [((low + high) / 2, ((high - low) / 2) ** 2) for low, high in ends]
     return []
+
+
+def _stretched(kind: object, params: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """The ends of every action, which the networks have at −1 and 1. (d3rlpy/preprocessing/action_scalers.py)"""
+    if kind != "min_max" or params.get("minimum") is None:
+        return []
+    ends = zip(params["minimum"], params["maximum"], strict=True)
+    return [(float(low), float(high)) for low, high in ends]
 
 
 def _scale(params: dict[str, Any], name: str, source: Sequence[int | None]) -> None:

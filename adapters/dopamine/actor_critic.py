@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -180,7 +180,8 @@ class ActorCritic:
             self._output(deviation, "log_std", count, "action_log_std"),
         ]
         if self.parts.of_actions:
-            ports.append(self._output(graph.op("Tanh", mean), "action", count))
+            action = self._output(graph.op("Tanh", mean), "action", count)
+            ports.append(action if self._suffix else replace(action, low=-1.0, high=1.0))
         return ports
 
     def _output(self, value: ir.Value, kind: str, width: int, name: str | None = None) -> Port:

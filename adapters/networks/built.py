@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -33,6 +33,16 @@ class Built:
         """Declare an output; its shape is without the batch."""
         self.layers.graph.output(value, name, shape)
         self.outputs.append(Port(name, kind, declared=True))
+
+    def action(self, value: ir.Value, count: int, suffix: str = "", *, scaled: bool = True) -> None:
+        """Declare a continuous action between −1 and 1; suffix: of the name of a copy.
+
+        Args:
+          scaled: whether these ends stand for the bounds of the environment.
+        """
+        self.output(value, f"action{suffix}", (count,), "other" if suffix else "action")
+        if scaled and not suffix:
+            self.outputs[-1] = replace(self.outputs[-1], low=-1.0, high=1.0)
 
     def critic_action(self, count: int) -> ir.Value:
         """The input through which critics read an action of so many numbers."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from surgery_adapters.containers.pickled_arrays import write_array
 from surgery_adapters.installed import playing_in
 from surgery_adapters.networks.trained import Trained, joined
 from surgery_adapters.rllib import optimizers
-from surgery_adapters.rllib.connectors import Connectors
+from surgery_adapters.rllib.connectors import Connectors, scales_actions
 from surgery_adapters.rllib.folder import STATE, RllibFolder
 from surgery_adapters.rllib.networks import Networks, build
 from surgery_adapters.rllib.settings import follow, widths
@@ -217,6 +217,10 @@ def _networks(folder: RllibFolder, tensors: Mapping[str, ir.TensorProtocol] | No
         folder.space("observation_space"),
         folder.space("action_space"),
     )
+    if scales_actions(folder):
+        ports = ((k, port) for k, port in enumerate(found.outputs) if port.kind == "mean")
+        for k, port in ports:
+            found.outputs[k] = replace(port, low=-1.0, high=1.0)
     return found
 
 

@@ -26,6 +26,7 @@ from surgery_adapters.writeback.sequences import HINT
 
 PIPELINE = "env_to_module_connector"
 _MAKING = f"env_runner/{PIPELINE}/class_and_ctor_args.pkl"
+_ACTING = "env_runner/module_to_env_connector/class_and_ctor_args.pkl"
 _STATE = f"{PIPELINE}/MeanStdFilter/state.pkl"
 _SMALL = 1e-6
 """What the framework adds to a deviation."""
@@ -80,6 +81,30 @@ class Connectors:
         """Those whose work neither the graph nor the contract does."""
         known = {FLATTEN, FILTER} if self.normaliser else {FLATTEN}
         return tuple(name for name in self.names if name not in known)
+
+
+def scales_actions(folder: RllibFolder) -> bool:
+    """Whether what the module gives between −1 and 1 stands for the bounds of the environment's actions.
+
+    (ray/rllib/connectors/module_to_env/normalize_and_clip_actions.py)
+    """
+    space = folder.space("action_space")
+    if (
+        not (folder.path / _ACTING).is_file()
+        or space.kind != "Box"
+        or space.low is None
+        or space.high is None
+    ):
+        return False
+    try:
+        made = folder.tree(_ACTING).root["ctor_args_and_kwargs"][1]["connectors"]
+        told = [
+            keywords for kind, _, keywords in made if getattr(kind, "name", "") == "NormalizeAndClipActions"
+        ]
+        scaled = any(keywords.get("normalize_actions", True) for keywords in told)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CorruptFile(f"'{_ACTING}' does not say which connectors there are") from error
+    return scaled and bool(np.isfinite(space.low).all() and np.isfinite(space.high).all())
 
 
 def _space(node: object) -> Space | None:

@@ -217,6 +217,8 @@ class _ActorCritic(_Builder):
         head = self.layers.linear(actor, "action_net")
         if self.action.kind == "Box":
             self.gaussian(head, actor, "log_std", self.action.features)
+            if self.file.kwargs.get("squash_output"):  # of gSDE alone
+                self.found.action(self.graph.op("Tanh", head), self.action.features)
         else:
             # MultiDiscrete: the logits of every component, one after the other; MultiBinary: one each
             self.found.output(
@@ -285,9 +287,7 @@ class _OffPolicy(_Builder):
                 x = self.layers.mlp(
                     self.features(f"{prefix}features_extractor."), f"{prefix}mu.", self.activation, last=False
                 )
-                self.found.output(
-                    self.graph.op("Tanh", x), f"action{suffix}", (count,), "other" if suffix else "action"
-                )
+                self.found.action(self.graph.op("Tanh", x), count, suffix)
             self.found.copies["actor_target."] = "actor."
         else:
             self._stochastic(count)
@@ -315,7 +315,7 @@ class _OffPolicy(_Builder):
             deviation = self.graph.op("Clip", self.layers.linear(latent, "actor.log_std"), *bounds)
             self.found.output(mean, "mean", (count,), "mean")
             self.found.output(deviation, "action_log_std", (count,), "log_std")
-        self.found.output(self.graph.op("Tanh", mean), "action", (count,), "action")
+        self.found.action(self.graph.op("Tanh", mean), count)
 
     def _critics(self, prefix: str, suffix: str, action: ir.Value) -> None:
         x = self.graph.op("Concat", self.features(f"{prefix}features_extractor."), action, axis=1)

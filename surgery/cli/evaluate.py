@@ -59,12 +59,14 @@ def command(
     """Play a model in the environment of its contract, and compare its true returns with what is recorded.
 
     Exit status 1 if the mean is below the recorded one by more than the episodes explain; the likely causes are named.
-    --record writes the score into MODEL, or into OUT.
+    --record writes the score into MODEL, or into OUT. Continuous actions are played by their mean, and clipped to the
+    environment's bounds, or mapped to them from the range that their output declares.
 
     \b
     Example:
       surgery evaluate examples/teachers/minatar-breakout-dqn.onnx
       surgery evaluate agent.onnx --env ALE/Breakout-v5 --episodes 100 --mode epsilon:0.05
+      surgery evaluate agent.zip --env Pendulum-v1
       surgery evaluate agent.onnx --diagnose
       surgery evaluate agent.onnx --env-setting sticky_actions=0.25 --record -o agent-scored.onnx
     """

@@ -24,7 +24,7 @@ class Guarded:
         self.num_envs, self.actions, self.stacked = envs.num_envs, envs.actions, envs.stacked
         self.observation_shape, self.observation_dtype = envs.observation_shape, envs.observation_dtype
         self.action_meanings, self.contract = envs.action_meanings, envs.contract
-        self.parts = envs.parts
+        self.parts, self.takes = envs.parts, envs.takes
 
     def reset(self) -> Array:
         with alive(self.contract.id):

@@ -15,6 +15,7 @@ from surgery.architectures import new
 from surgery.architectures.writer import NOISE
 from surgery.checkpoint import Checkpoint
 from surgery.distill import store
+from surgery.distill.choices import check_environment, check_model
 from surgery.distill.heap import keep_freed_memory
 from surgery.distill.interrupt import Interrupts, Stopped
 from surgery.distill.job import Job
@@ -137,6 +138,8 @@ def plan_distill(
         )
     if options.head not in HEADS:
         raise ArgumentError(f"a student's head is one of {', '.join(HEADS)}, got '{options.head}'")
+    if chosen.teacher and teacher is not None:
+        check_model(teacher)
     contract, student = _student(to, environment, options)
     if teacher_replay is not None and not chosen.collects:
         raise ArgumentError(f"the method '{chosen.name}' learns from no transitions of the teacher")
@@ -171,7 +174,7 @@ def plan_finetune(
       As `plan_distill`; ArgumentError: the model's output cannot learn by temporal differences; as `swap_optimizer`.
     """
     part = cut_out(model)
-    _check_values(part)
+    _check_values(model, part)
     contract, mask = complete(environment), environment.settings.get("action_mask")
     if mask is not None:  # of the model, which the contract of an environment does not have
         contract = Environment(contract.id, {**contract.settings, "action_mask": mask})
@@ -253,6 +256,7 @@ def _student(to: str, environment: Environment, options: Options) -> tuple[Envir
     contract = complete(environment)
     envs = make(contract, 1, seed=0, training=False)
     try:
+        check_environment(envs)
         shape, actions, dtype = envs.observation_shape, envs.actions, envs.observation_dtype
         meanings, contract = envs.action_meanings, envs.contract
     finally:
@@ -267,10 +271,11 @@ def _student(to: str, environment: Environment, options: Options) -> tuple[Envir
     return contract, made.replace(interface=interface, environment=contract)
 
 
-def _check_values(part: Checkpoint) -> None:
+def _check_values(model: Checkpoint, part: Checkpoint) -> None:
     """Refuse a model that gives no values, or values that cannot be read."""
     outputs = part.interface.outputs
     if not any(port.kind in KINDS for port in outputs):
+        check_model(model)
         found = ", ".join(f"{port.name} ({port.kind})" for port in outputs)
         raise ArgumentError(
             f"fine-tuning learns by temporal differences, and needs an output of values; this model has {found}",
@@ -289,6 +294,7 @@ def _check_fits(model: Checkpoint, part: Checkpoint, contract: Environment) -> t
     policy = policies.load(part, environment=contract)
     envs = make(contract, 1, seed=0, training=False)
     try:
+        check_environment(envs)
         fits(model, policy, envs)
     finally:
         envs.close()

@@ -16,6 +16,7 @@ import numpy as np
 from surgery import policy as policies
 from surgery.checkpoint import Checkpoint
 from surgery.distill.acting import Array
+from surgery.distill.choices import check_model
 from surgery.errors import ArgumentError
 from surgery.evaluate import fits
 from surgery.interface import Environment
@@ -36,8 +37,7 @@ class Teacher:
       note: told what should be said once.
 
     Raises:
-      ArgumentError: its outputs are no policy.
-      Refused: its actions are continuous.
+      ArgumentError: its outputs are no policy. Refused: as `check_model`.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class Teacher:
         mask = checkpoint.environment.settings.get("action_mask")
         settings = environment.settings if mask is None else {**environment.settings, "action_mask": mask}
         self.environment = Environment(environment.id, settings)
+        check_model(checkpoint)
         self._policy = policies.load(checkpoint, environment=self.environment, device=device, note=note)
         self._usable = self._policy.actions
 

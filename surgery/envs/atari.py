@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from surgery.envs.actions import ActionSpace, Discrete
 from surgery.envs.contract import action_set, chosen, flag, missing, number, preprocessing, stated
 from surgery.envs.parts import Part
 from surgery.envs.step import Array, Ledger, Step, seeds
@@ -40,7 +41,8 @@ class AtariEnvs:
         self.num_envs = num_envs
         self.observation_shape: tuple[int, ...] = self._env.single_observation_space.shape
         self.observation_dtype: np.dtype[Any] = np.dtype(np.uint8)
-        self.actions = len(actions)
+        self.takes: ActionSpace = Discrete(actions)
+        self.actions = self.takes.size
         self.action_meanings: tuple[str, ...] | None = _names(actions)
         self.stacked = True
         self.parts: tuple[Part, ...] = ()

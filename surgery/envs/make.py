@@ -20,7 +20,7 @@ def make(environment: Environment, num_envs: int, *, seed: int, training: bool, 
       threads: of Atari's emulators, which run in C++; 0 for one per core.
 
     Raises:
-      ArgumentError: no id, a setting that the environment cannot honour, actions that are not discrete.
+      ArgumentError: no id, a setting that the environment cannot honour, actions that nothing plays.
       UnknownName: an environment that does not exist; lists the nearest.
       MissingDependency: a package that is not installed.
     """

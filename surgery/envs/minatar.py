@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from surgery.envs.actions import ActionSpace, Discrete
 from surgery.envs.contract import chosen, flag, missing, number, stated
 from surgery.envs.parts import Part
 from surgery.envs.step import Array, Ledger, Step, seeds
@@ -45,7 +46,8 @@ class MinAtarEnvs:
         height, width, channels = self._games[0].state_shape()
         self.observation_shape: tuple[int, ...] = (channels, height, width)
         self.observation_dtype: np.dtype[Any] = np.dtype(bool)
-        self.actions = len(self._actions)
+        self.takes: ActionSpace = Discrete(self._actions)
+        self.actions = self.takes.size
         self.action_meanings: tuple[str, ...] | None = tuple(MEANINGS[action] for action in self._actions)
         self.stacked = False
         self.parts: tuple[Part, ...] = ()

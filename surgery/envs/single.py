@@ -1,4 +1,4 @@
-"""Any gymnasium id with discrete actions, one environment after the other in this process."""
+"""Any gymnasium id, one environment after the other in this process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from surgery.envs.contract import MAX_STEPS, chosen, made_by_gymnasium, missing, number, preprocessing, stated
+from surgery.envs.actions import ActionSpace, Discrete, action_space
+from surgery.envs.contract import MAX_STEPS, made_by_gymnasium, missing, number, preprocessing, stated
 from surgery.envs.normaliser import Normaliser
 from surgery.envs.parts import Part, parts_of
 from surgery.envs.step import Array, Ledger, Step, seeds
@@ -30,17 +31,18 @@ class SingleEnvs:
         self._envs = [env for env, _ in made]
         self._seeds: list[int | None] = [int(one) for one in seeds(seed, num_envs)]
         space: Any = self._envs[0].observation_space
-        self._actions = chosen(contract, _discrete(contract, self._envs[0].action_space))
+        self.takes: ActionSpace = action_space(contract, self._envs[0].action_space)
         self._ledger = Ledger(num_envs)
         self._observations = np.empty((num_envs, *space.shape), space.dtype)
         self.num_envs = num_envs
         self.observation_shape: tuple[int, ...] = space.shape
         self.observation_dtype: np.dtype[Any] = space.dtype
         self.parts = made[0][1]
-        self.actions = len(self._actions)
+        self.actions = self.takes.size
         self.action_meanings: tuple[str, ...] | None = None
         self.stacked = contract.settings.get("frame_stack", 1) != 1
-        self.contract = stated(_limited(contract, self._envs[0]), self._actions)
+        limited = _limited(contract, self._envs[0])
+        self.contract = stated(limited, self.takes.numbers) if isinstance(self.takes, Discrete) else limited
 
     def reset(self) -> Array:
         for k in range(self.num_envs):
@@ -51,8 +53,8 @@ class SingleEnvs:
     def step(self, actions: Array) -> Step:
         reward = np.zeros(self.num_envs, np.float32)
         terminated, truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
-        for k, (env, action) in enumerate(zip(self._envs, actions.tolist(), strict=True)):
-            self._observations[k], gained, terminated[k], truncated[k], _ = env.step(self._actions[action])
+        for k, (env, action) in enumerate(zip(self._envs, actions, strict=True)):
+            self._observations[k], gained, terminated[k], truncated[k], _ = env.step(self.takes.taken(action))
             reward[k] = float(gained)
         over = terminated | truncated
         successor = self._observations.copy()
@@ -169,19 +171,3 @@ def _moved(space: Any) -> gymnasium.spaces.Box:  # noqa: ANN401
 
     low, high = (np.moveaxis(bound, -1, 0) for bound in (space.low, space.high))
     return Box(low, high, dtype=space.dtype.type)
-
-
-def _discrete(contract: Environment, space: gymnasium.Space[Any]) -> tuple[int, ...]:
-    """The environment's own numbers of its actions.
-
-    Raises:
-      ArgumentError: the actions are not numbered.
-    """
-    from gymnasium.spaces import Discrete
-
-    if not isinstance(space, Discrete):
-        raise ArgumentError(
-            f"the actions of {contract.id} are {space}, this version plays with discrete ones only",
-            hint="choose an environment with a Discrete action space",
-        )
-    return tuple(range(int(space.start), int(space.start + space.n)))

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from surgery.envs.actions import ActionSpace
 from surgery.envs.parts import Part
 from surgery.errors import RunFailed, SurgeryError, first_line
 from surgery.interface import Environment
@@ -52,7 +53,8 @@ class Envs(Protocol):
       num_envs: n.
       observation_shape: of one observation.
       observation_dtype: uint8 for Atari, bool for MinAtar, the space's own elsewhere.
-      actions: number of actions; they are numbered as the policy's outputs are.
+      takes: what may be done.
+      actions: number of actions, which are numbered as the policy's outputs are; of others its numbers.
       action_meanings: a name per action, where the environment has names.
       stacked: whether axis 0 of an observation is a stack of frames, the newest last.
       parts: of a dictionary or tuple that was flattened, in their order; empty where an observation is an array.
@@ -65,6 +67,8 @@ class Envs(Protocol):
     def observation_shape(self) -> tuple[int, ...]: ...
     @property
     def observation_dtype(self) -> np.dtype[Any]: ...
+    @property
+    def takes(self) -> ActionSpace: ...
     @property
     def actions(self) -> int: ...
     @property
@@ -80,7 +84,7 @@ class Envs(Protocol):
         """Start new episodes everywhere; (n, *observation)."""
 
     def step(self, actions: Array) -> Step:
-        """Act in every environment; actions (n,), integers."""
+        """Act in every environment; actions (n, …), each of `takes`: integers (n,), where it is one of several."""
 
     def close(self) -> None: ...
 

@@ -9,6 +9,7 @@ from surgery.evaluate.episodes import Episodes
 from surgery.evaluate.scores import Score
 from surgery.interface import Environment
 from surgery.json_values import Json, dumps, thaw
+from surgery.policy.heads import find
 
 _MATTERS = (
     "sticky_actions",
@@ -48,6 +49,7 @@ def likely_causes(
         *_scale(checkpoint, episodes),
         *_left_open(checkpoint.environment, played),
         *_cut(episodes),
+        *_range(checkpoint),
         *_unseen(checkpoint, mode),
     )
 
@@ -91,6 +93,19 @@ def _cut(episodes: Episodes) -> list[str]:
     if not episodes.truncated:
         return []
     return [f"time limit: {episodes.truncated} of {len(episodes.returns)} episodes were cut off"]
+
+
+def _range(checkpoint: Checkpoint) -> list[str]:
+    head = find(checkpoint)
+    if head.scored:
+        return []
+    port = checkpoint.interface.output(head.output)
+    units = (
+        "the environment's own units"
+        if port.low is None
+        else f"mapped from {port.low} … {port.high} to its bounds"
+    )
+    return [f"range of actions: '{port.name}' is taken to be {units}"]
 
 
 def _unseen(checkpoint: Checkpoint, mode: str) -> list[str]:

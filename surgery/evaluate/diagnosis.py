@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -15,8 +15,9 @@ from surgery.errors import SurgeryError
 from surgery.evaluate.evaluation import Evaluation
 from surgery.evaluate.measure import measure, on_device
 from surgery.evaluate.scores import Score, below
-from surgery.interface import Environment
+from surgery.interface import Environment, Interface
 from surgery.json_values import Json
+from surgery.policy.heads import find
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MOST_SWAPS = 6
@@ -47,6 +48,7 @@ class _Trial:
     contract: Environment
     mode: str
     seen: Callable[[Array], Array] = lambda observation: observation
+    model: Checkpoint | None = None
 
 
 @on_device()
@@ -61,8 +63,8 @@ def diagnose(
 ) -> tuple[Finding, ...]:
     """Play a model that does not reach its recorded score in other ways that it may have been trained with.
 
-    Sticky actions, fire at reset, order of the stack, scale, each pair of actions exchanged, action selection: one at
-    a time, so that two mistakes at once are not found.
+    Sticky actions, fire at reset, order of the stack, scale, each pair of actions exchanged, the range of continuous
+    ones, action selection: one at a time, so that two mistakes at once are not found.
 
     Args:
       checkpoint: the model.
@@ -81,11 +83,11 @@ def diagnose(
     known = evaluation.known
     if known is None:
         return ()
-    trials, found = list(_trials(evaluation)), []
+    trials, found = [*_trials(evaluation), *_ranges(checkpoint, evaluation)], []
     for k, trial in enumerate(trials, start=1):
         try:
             played = measure(
-                checkpoint,
+                trial.model or checkpoint,
                 trial.contract,
                 mode=trial.mode,
                 episodes=episodes,
@@ -142,6 +144,23 @@ def _swaps(played: Environment, mode: str) -> Iterator[_Trial]:
         yield _Trial(
             f"outputs {a} and {b} exchanged: action_set {swapped}", _with(played, "action_set", swapped), mode
         )
+
+
+def _ranges(checkpoint: Checkpoint, evaluation: Evaluation) -> Iterator[_Trial]:
+    """Continuous actions in other units."""
+    head = find(checkpoint)
+    if head.scored:
+        return
+    port = checkpoint.interface.output(head.output)
+    words, ends = (
+        ("mapped from −1 … 1 to the environment's bounds", (-1.0, 1.0))
+        if port.low is None
+        else ("in the environment's own units, not mapped to its bounds", (None, None))
+    )
+    changed = replace(port, low=ends[0], high=ends[1])
+    ports = tuple(changed if one is port else one for one in checkpoint.interface.outputs)
+    model = checkpoint.replace(interface=Interface(checkpoint.interface.inputs, ports))
+    yield _Trial(f"actions {words}", evaluation.environment, evaluation.mode, model=model)
 
 
 def _with(contract: Environment, name: str, value: Json) -> Environment:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from surgery.envs.actions import any_of
 from surgery.envs.step import Envs, alive
 from surgery.errors import RunFailed
 from surgery.interface import Environment
@@ -53,7 +54,7 @@ def play(
 
     Args:
       envs: made with `training=False`.
-      act: observations (n, …) -> actions (n,).
+      act: observations (n, …) -> actions (n, …).
       episodes: how many in all.
       ended: told which environments (n,) bool start a new episode, for policies with a state.
       progress: told how many episodes are done.
@@ -111,7 +112,7 @@ def _check_age(steps: int, contract: Environment) -> None:
 
 def at_random(allowed: Array, generator: np.random.Generator) -> Callable[[Array], Array]:
     """Random play: any of the actions that may be taken (a,), each as likely as the other."""
-    return lambda observation: allowed[generator.integers(len(allowed), size=len(observation))]
+    return lambda observation: any_of(allowed, len(observation), generator)
 
 
 def _range(observation: Array) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from surgery.envs import make
 from surgery.envs.contract import OF_THE_MODEL, game
 from surgery.evaluate.baselines import SOURCE, normalised, random_and_human
 from surgery.evaluate.causes import changed, likely_causes
-from surgery.evaluate.episodes import Episodes, at_random, play
+from surgery.evaluate.episodes import Episodes, play
 from surgery.evaluate.measure import MOST_AT_ONCE, Measured, measure, on_device
 from surgery.evaluate.scores import Score, below, interval, recorded, recorded_scores
 from surgery.interface import Environment
@@ -225,8 +225,9 @@ def _random(
     if not anew and pair is not None:
         return Baseline(pair[0], SOURCE)
     envs = make(measured.contract, min(episodes, MOST_AT_ONCE), seed=seed + 1, training=False)
+    generator = np.random.default_rng(seed + 1)
     try:
-        played = play(envs, at_random(measured.allowed, np.random.default_rng(seed + 1)), episodes)
+        played = play(envs, lambda seen: measured.random(len(seen), generator), episodes)
     finally:
         envs.close()
     score = Score.of(played.returns.tolist(), "random", differ, None)

@@ -52,7 +52,7 @@ class Measured:
     Attributes:
       contract: completed.
       mode: how actions were chosen.
-      allowed: (a,) numbers of the actions that may be taken.
+      random: (count, generator) -> what random play does.
       seconds: that the playing took.
       notes: what had to be said of the policy.
     """
@@ -60,7 +60,7 @@ class Measured:
     episodes: Episodes
     contract: Environment
     mode: str
-    allowed: Array
+    random: Callable[[int, np.random.Generator], Array]
     seconds: float
     notes: tuple[str, ...]
 
@@ -113,7 +113,7 @@ def measure(
         start = time.perf_counter()
         played = play(envs, act, episodes, ended=policy.reset, progress=progress)
         seconds = time.perf_counter() - start
-        return Measured(played, envs.contract, chosen, policy.allowed, seconds, tuple(notes))
+        return Measured(played, envs.contract, chosen, policy.law.random, seconds, tuple(notes))
     finally:
         envs.close()
 
@@ -130,7 +130,12 @@ def fits(checkpoint: Checkpoint, policy: Policy, envs: Envs) -> None:
     model = checkpoint.path or "MODEL"
     adapt = f"surgery adapt {model} --env {envs.contract.id} -o OUT"
     try:
-        policy.meet(envs.observation_shape, envs.parts)
+        policy.head.law(envs.takes, policy.temperature)
+    except ArgumentError as error:
+        hint = error.hint or "choose an environment with such actions; what the output is: surgery annotate"
+        raise ArgumentError(f"{envs.contract.id}: {error.message}", where=where, hint=hint) from error
+    try:
+        policy.meet(envs.observation_shape, envs.parts, envs.takes)
     except ArgumentError as error:
         hint = LAYOUT if _channels_elsewhere(policy, envs) else adapt
         raise ArgumentError(f"{envs.contract.id}: {error.message}", where=where, hint=hint) from error
@@ -144,10 +149,15 @@ def fits(checkpoint: Checkpoint, policy: Policy, envs: Envs) -> None:
         )
     allowed = policy.head.allowed or (True,) * policy.actions
     if surplus and any(allowed[envs.actions :]):
+        which = (
+            f"say which they are: surgery annotate {model} --env-setting 'action_set=[…]' -o OUT, or {adapt}"
+        )
         raise ArgumentError(
             f"output '{policy.head.output}' has {policy.actions} actions, the environment only {envs.actions}{names}",
             where=where,
-            hint=f"say which they are: surgery annotate {model} --env-setting 'action_set=[…]' -o OUT, or {adapt}",
+            hint=which
+            if policy.head.scored
+            else "no plan takes an action away: play what it was trained for",
         )
 
 

@@ -22,6 +22,10 @@ from surgery.interface import Interface
 
 CHOICES = frozenset({"ArgMax", "ArgMin", "TopK", "Multinomial"})
 """Operators that give the numbers of units."""
+DRAWS = frozenset({
+    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli",
+})  # fmt: skip
+"""Operators that give other numbers every time."""
 _SIZES = frozenset({"Shape", "Size", "RandomNormalLike", "RandomUniformLike"})
 """Operators that read nothing of a value but its size."""
 _TOGETHER = CHOICES | {
@@ -96,6 +100,19 @@ def scores(output: ir.Value) -> list[ir.Value]:
             waiting += [value for value in reversed(read) if value not in seen]
             seen.update(read)
     return list(dict.fromkeys(found))
+
+
+def is_drawn(output: ir.Value) -> bool:
+    """Whether an output holds other numbers every time."""
+    seen, waiting = {output}, [output]
+    while waiting:
+        node = waiting.pop().producer()
+        if node is not None and node.op_type in DRAWS:
+            return True
+        read = [] if node is None else [v for v in (*node.inputs, *captured(node)) if v is not None]
+        waiting += [value for value in read if value not in seen]
+        seen.update(read)
+    return False
 
 
 def behind(analysis: Analysis, output: str) -> list[str]:

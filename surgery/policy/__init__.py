@@ -1,7 +1,7 @@
 """A trained network as a policy that can be asked, whatever its outputs are.
 
     policy = load(checkpoint)
-    policy.scores(observation)                  # (n, actions): Q-values or logits
+    policy.scores(observation)                  # (n, actions): Q-values or logits; not of continuous actions
     policy.act(observation, mode="greedy", generator=np.random.default_rng(0))
 
 Reads what outputs and inputs mean from the interface, and frames, scale and forbidden actions from the environment

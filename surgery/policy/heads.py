@@ -1,18 +1,24 @@
-"""Which output of a model is its policy, and how its numbers are read."""
+"""Which outputs of a model are its policy, and how their numbers are read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import onnx_ir as ir
 
 from surgery.checkpoint import Checkpoint
-from surgery.errors import ArgumentError, Refused, shape_text
+from surgery.envs.actions import ActionSpace, Discrete
+from surgery.errors import ArgumentError, shape_text
 from surgery.graph.choices import behind
 from surgery.interface import Port
+from surgery.policy.arrays import Arrays
+from surgery.policy.laws import Choice, Law
+from surgery.policy.moves import candidates, is_number, moves
 
 Kind = Literal["logits", "probabilities", "q_values", "atom_logits", "quantiles", "action"]
 
@@ -30,9 +36,55 @@ TEMPERATURE: Mapping[Kind, float] = {
 """By which scores are divided before a softmax: values as in QDagger (Agarwal et al., 2022, arXiv:2206.01626)."""
 
 
+class Head(Protocol):
+    """The outputs that are asked.
+
+    Attributes:
+      output: the first one. outputs: all of them.
+      kind: what its numbers are.
+      actions: how many numbers it has of an action: of one of several, a score for each, forbidden ones included.
+      allowed: which of them may be taken; None: all.
+      temperature: what scores are divided by before a softmax, unless it is said.
+      draws: whether it was trained to draw its actions.
+      scored: whether it gives scores of single actions.
+    """
+
+    @property
+    def output(self) -> str: ...
+    @property
+    def outputs(self) -> tuple[str, ...]: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def actions(self) -> int: ...
+    @property
+    def allowed(self) -> tuple[bool, ...] | None: ...
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def draws(self) -> bool: ...
+    @property
+    def scored(self) -> bool: ...
+
+    def reader(self, arrays: Arrays) -> Read:
+        """What makes one array of the outputs, as `law` takes it."""
+
+    def law(self, space: ActionSpace | None, temperature: float) -> Law:
+        """How that becomes actions; space: what the environment takes, if one has been met.
+
+        Raises:
+          ArgumentError: the environment takes other actions.
+        """
+
+
+class Read(Protocol):
+    def __call__(self, outputs: Mapping[str, Any], count: int) -> Any:  # noqa: ANN401
+        """Raises: ArgumentError: an output is not what it was taken for."""
+
+
 @dataclass(frozen=True)
-class Head:
-    """The output that is asked.
+class Scores:
+    """The output that scores actions.
 
     Attributes:
       output: its name.
@@ -48,6 +100,74 @@ class Head:
     allowed: tuple[bool, ...] | None = None
     support: tuple[float, ...] | None = None
 
+    scored = True
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return (self.output,)
+
+    @property
+    def temperature(self) -> float:
+        return TEMPERATURE[self.kind]
+
+    @property
+    def draws(self) -> bool:
+        return self.kind in ("logits", "probabilities")
+
+    def reader(self, arrays: Arrays) -> Read:
+        return Reading(self, arrays)
+
+    def law(self, space: ActionSpace | None, temperature: float) -> Law:
+        if space is not None and not isinstance(space, Discrete):
+            raise ArgumentError(
+                f"output '{self.output}' chooses among {self.actions} actions, the environment takes {space}"
+            )
+        return Choice(np.flatnonzero(self.allowed or np.ones(self.actions)), temperature)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """An output as scores (n, actions); forbidden actions have -inf."""
+
+    head: Scores
+    arrays: Arrays
+
+    def __call__(self, outputs: Mapping[str, Any], count: int) -> Any:  # noqa: ANN401
+        """Raises: ArgumentError: the output is not what it was taken for."""
+        scores = self._scores(outputs[self.head.output], count)
+        return scores if self._forbidden is None else self.arrays.forbidden(scores, self._forbidden)
+
+    @cached_property
+    def _forbidden(self) -> Any:  # noqa: ANN401
+        """(A,) bool or None, made once: a number that travels to a device waits for it."""
+        allowed = self.head.allowed
+        return None if allowed is None else self.arrays.take(~np.array(allowed))
+
+    @cached_property
+    def _support(self) -> Any:  # noqa: ANN401
+        """(atoms,) or None"""
+        support = self.head.support
+        return None if support is None else self.arrays.take(np.array(support, np.float32))
+
+    def _scores(self, output: Any, count: int) -> Any:  # noqa: ANN401
+        head = self.head
+        wide = head.kind in ("atom_logits", "quantiles")
+        wanted = count * (1 if head.kind == "action" else head.actions)
+        size = math.prod(output.shape)
+        if size % wanted or (not wide and size != wanted):
+            raise ArgumentError(
+                f"output '{head.output}' gives {shape_text(output.shape)} for {count} observations: no {head.kind}",
+                hint=f"say what it is: surgery annotate MODEL --output {head.output}:quantiles -o OUT",
+            )
+        if head.kind == "action":
+            return self.arrays.one_hot(output.reshape(count), head.actions)
+        if wide:
+            spread = self.arrays.cast(output.reshape(count, head.actions, -1), ir.DataType.FLOAT)
+            support = self._support
+            return spread.mean(-1) if support is None else (self.arrays.softmax(spread) * support).sum(-1)
+        scores = self.arrays.cast(output.reshape(count, head.actions), ir.DataType.FLOAT)
+        return self.arrays.log(scores) if head.kind == "probabilities" else scores
+
 
 def find(checkpoint: Checkpoint, output: str | None = None) -> Head:
     """The head of a model.
@@ -57,38 +177,35 @@ def find(checkpoint: Checkpoint, output: str | None = None) -> Head:
 
     Raises:
       UnknownName: no such output.
-      Refused: the actions are continuous.
       ArgumentError: no output can be a policy, or several can, or its shape does not fit what it is said to be.
     """
-    ports = checkpoint.interface.outputs
-    port = _choose(ports) if output is None else checkpoint.interface.output(output)
-    if port.kind in ("mean", "log_std"):
-        raise _continuous(port)
+    port = _choose(checkpoint) if output is None else checkpoint.interface.output(output)
+    value = next(value for value in checkpoint.model.graph.outputs if value.name == port.name)
+    if port.kind == "mean" or (port.kind == "action" and is_number(value)):
+        return moves(checkpoint, port)
     if port.kind not in KINDS:
         raise ArgumentError(
             f"output '{port.name}' is said to be {port.kind}, which is no policy", hint=_declare(port.name)
         )
     kind = port.kind
-    value = next(value for value in checkpoint.model.graph.outputs if value.name == port.name)
     actions, atoms = _sizes(checkpoint, port, kind, value)
     support = _support(port, atoms) if kind == "atom_logits" else None
-    return Head(port.name, kind, actions, _allowed(checkpoint, port.name, actions), support)
+    return Scores(port.name, kind, actions, _allowed(checkpoint, port.name, actions), support)
 
 
-def _choose(ports: Sequence[Port]) -> Port:
-    for kind in KINDS:
-        found = [port for port in ports if port.kind == kind]
-        if len(found) > 1:
-            names = ", ".join(port.name for port in found)
-            raise ArgumentError(
-                f"{len(found)} outputs are {kind}: {names}",
-                hint=f"declare all but one to be something else: --output {found[-1].name}:other",
-            )
-        if found:
-            return found[0]
-    for port in ports:
-        if port.kind in ("mean", "log_std"):
-            raise _continuous(port)
+def _choose(checkpoint: Checkpoint) -> Port:
+    ports, numbers = checkpoint.interface.outputs, candidates(checkpoint)
+    every = [[port for port in ports if port.kind == kind and port not in numbers] for kind in KINDS]
+    at = KINDS.index("q_values")  # behind what only an actor gives
+    found = next((group for group in (*every[:at], numbers, *every[at:]) if group), [])
+    if len(found) > 1:
+        names = ", ".join(f"{port.name}" for port in found)
+        raise ArgumentError(
+            f"{len(found)} outputs are {found[0].kind}: {names}",
+            hint=f"declare all but one to be something else: --output {found[-1].name}:other",
+        )
+    if found:
+        return found[0]
     names = ", ".join(f"{port.name} ({port.kind})" for port in ports)
     raise ArgumentError(
         f"no output can be a policy: {names}",
@@ -97,14 +214,8 @@ def _choose(ports: Sequence[Port]) -> Port:
 
 
 def _declare(name: str) -> str:
-    return f"say what it is: surgery annotate MODEL --output {name}:logits -o OUT (or {', '.join(KINDS[1:])})"
-
-
-def _continuous(port: Port) -> Refused:
-    return Refused(
-        f"output '{port.name}' is the {port.kind} of continuous actions, which this version does not play",
-        hint="policies over discrete actions: " + ", ".join(KINDS),
-    )
+    others = ", ".join((*KINDS[1:], "mean"))
+    return f"say what it is: surgery annotate MODEL --output {name}:logits -o OUT (or {others})"
 
 
 def _sizes(checkpoint: Checkpoint, port: Port, kind: Kind, value: ir.Value) -> tuple[int, int]:
@@ -112,11 +223,6 @@ def _sizes(checkpoint: Checkpoint, port: Port, kind: Kind, value: ir.Value) -> t
     shape = tuple(value.shape) if value.shape is not None else ()
     named = _named(checkpoint, port)
     if kind == "action":
-        if value.dtype is not None and value.dtype.is_floating_point():
-            raise Refused(
-                f"output '{port.name}' gives actions as {value.dtype.name}, which are continuous",
-                hint="discrete actions are whole numbers",
-            )
         named = _chosen(checkpoint, port) if named is None else named
         if named is None:
             raise ArgumentError(

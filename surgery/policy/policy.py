@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,14 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import onnx_ir as ir
 
 from surgery.checkpoint import Checkpoint
-from surgery.errors import ArgumentError, GraphError, MissingDependency, shape_text
+from surgery.envs.actions import ActionSpace
+from surgery.errors import ArgumentError, GraphError, MissingDependency, Refused
 from surgery.interface import Environment
 from surgery.policy.arrays import Array, Arrays, Host
+from surgery.policy.cut import cut_to
 from surgery.policy.feeds import StatePort, mask_inputs, observation_ports, state_ports
-from surgery.policy.heads import TEMPERATURE, Head, Kind, find
+from surgery.policy.heads import Head, Read, find
+from surgery.policy.laws import Law
 from surgery.policy.observed import Observations
 from surgery.policy.runtime import on_host
 
@@ -36,7 +37,7 @@ class Policy:
     """A network that is asked for actions; made by `load`.
 
     Attributes:
-      head: the output that is asked, and what its numbers are.
+      head: the outputs that are asked, and what their numbers are.
       temperature: what scores are divided by before a softmax.
       backend: what runs the graph, `torch` or `onnxruntime`.
     """
@@ -48,19 +49,12 @@ class Policy:
     _observations: Observations
     _states: tuple[StatePort, ...]
     _run: Run
+    _takes: ActionSpace | None = None
     _carried: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
-    def _forbidden(self) -> Any:  # noqa: ANN401
-        """(A,) bool or None, made once: a number that travels to a device waits for it."""
-        allowed = self.head.allowed
-        return None if allowed is None else self.arrays.take(~np.array(allowed))
-
-    @cached_property
-    def _support(self) -> Any:  # noqa: ANN401
-        """(atoms,) or None"""
-        support = self.head.support
-        return None if support is None else self.arrays.take(np.array(support, np.float32))
+    def _read(self) -> Read:
+        return self.head.reader(self.arrays)
 
     @cached_property
     def _legal(self) -> dict[str, Any]:
@@ -70,8 +64,17 @@ class Policy:
             for name, (dtype, width) in self._observations.masks.items()
         }
 
+    @cached_property
+    def law(self) -> Law:
+        """How what the network says becomes actions, in the environment that was met last.
+
+        Raises:
+          ArgumentError: the actions are numbers, and no environment has been met.
+        """
+        return self.head.law(self._takes, self.temperature)
+
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> str:
         return self.head.kind
 
     @property
@@ -79,14 +82,9 @@ class Policy:
         return self.head.actions
 
     @property
-    def allowed(self) -> Array:
-        """Numbers of the actions that may be taken, in order."""
-        return np.flatnonzero(self.head.allowed or np.ones(self.actions))
-
-    @property
     def draws(self) -> bool:
-        """Whether it was trained to draw its actions."""
-        return self.head.kind in ("logits", "probabilities")
+        """Whether it was trained to draw its actions, and is played so."""
+        return self.head.draws
 
     @property
     def recurrent(self) -> bool:
@@ -110,13 +108,16 @@ class Policy:
           others. Forbidden actions have -inf: probability 0.
 
         Raises:
-          ArgumentError: observations of another shape.
+          ArgumentError: observations of another shape. Refused: it gives no scores.
         """
+        if not self.head.scored:
+            raise Refused(f"output '{self.head.output}' gives {self.kind}, and no scores of single actions")
+        return self._said(observation)
+
+    def _said(self, observation: Array | torch.Tensor) -> Any:  # noqa: ANN401
         given = self._observations.given(observation, self.arrays)
         count = len(next(iter(given.values())))
-        outputs = self._ask(given, count)
-        scores = self._read(outputs[self.head.output], count)
-        return scores if self._forbidden is None else self.arrays.forbidden(scores, self._forbidden)
+        return self._read(self._ask(given, count), count)
 
     def act(
         self,
@@ -130,18 +131,20 @@ class Policy:
 
         Args:
           observation: (n, …) as the environment gives them.
-          mode: `greedy`: the best action, the first of equals; `sample`: from softmax(scores / temperature);
-            `epsilon`: greedy, or with probability `epsilon` any allowed action.
+          mode: `greedy`: the best action, the first of equals, or the mean of numbers; `sample`: from
+            softmax(scores / temperature), or from the normal distribution; `epsilon`: greedy, or with probability
+            `epsilon` any allowed action.
           epsilon: that probability.
           generator: of all that is random.
 
         Returns:
-          (n,) int64
+          (n,) int64; numbers (n, …) as the environment takes them.
 
         Raises:
           ArgumentError: observations of another shape. GraphError: the network gives NaN.
+          Refused: nothing says how it would draw its actions, or they have no bounds for ε.
         """
-        return self.choose(self.scores(observation), mode=mode, epsilon=epsilon, generator=generator)
+        return self.choose(self._said(observation), mode=mode, epsilon=epsilon, generator=generator)
 
     def choose(
         self,
@@ -152,19 +155,19 @@ class Policy:
         generator: np.random.Generator,
     ) -> Array:
         """Actions (n,) from what `scores` gave; arguments and errors as of `act`."""
-        scores = self.arrays.host(given)
-        if np.isnan(scores).any():
+        said, law = self.arrays.host(given), self.law
+        if np.isnan(said).any():
             raise GraphError(
                 f"output '{self.head.output}' is NaN for some observations", hint="its training has diverged"
             )
         if mode == "sample":
-            # The largest of log p + Gumbel noise is distributed as p.
-            return np.asarray((scores / self.temperature + generator.gumbel(size=scores.shape)).argmax(-1))
-        actions = np.asarray(scores.argmax(-1))
+            return law.sample(said, generator)
+        actions = law.greedy(said)
         if mode == "greedy":
             return actions
-        random = generator.choice(self.allowed, len(actions))
-        return np.where(generator.random(len(actions)) < epsilon, random, actions)
+        random = law.uniform(len(actions), generator)
+        explores = generator.random(len(actions)) < epsilon
+        return np.where(explores.reshape(-1, *[1] * (actions.ndim - 1)), random, actions)
 
     def reset(self, mask: Array | None = None) -> None:
         """Forget the recurrent state of environments that start an episode.
@@ -179,17 +182,26 @@ class Policy:
             for state in self._states:
                 self._carried[state.input] = state.cleared(self._carried[state.input], rows, self.arrays)
 
-    def meet(self, observation_shape: tuple[int, ...], parts: Sequence[Part] = ()) -> None:
-        """Refuse an environment whose observations the network does not take, or see them from now on as it shows them.
+    def meet(
+        self,
+        observation_shape: tuple[int, ...],
+        parts: Sequence[Part] = (),
+        takes: ActionSpace | None = None,
+    ) -> None:
+        """Refuse an environment that the network does not fit, or see and act from now on as it shows and takes.
 
         Args:
           observation_shape: of one observation.
           parts: of a flattened one, which go to the inputs of their names.
+          takes: what may be done there; None: as before.
 
         Raises:
           ArgumentError.
         """
         self._observations = self._observations.shown(observation_shape, parts)
+        if takes is not None:
+            law = self.head.law(takes, self.temperature)
+            self._takes, self.law = takes, law
 
     def _ask(self, given: Mapping[str, Any], count: int) -> dict[str, Any]:
         size = self._observations.batch(given)
@@ -226,26 +238,6 @@ class Policy:
         self._carried = {state.input: outputs[state.output] for state in self._states}
         return outputs
 
-    def _read(self, output: Any, count: int) -> Any:  # noqa: ANN401
-        """The output as scores (n, actions)."""
-        head = self.head
-        wide = head.kind in ("atom_logits", "quantiles")
-        wanted = count * (1 if head.kind == "action" else head.actions)
-        size = math.prod(output.shape)
-        if size % wanted or (not wide and size != wanted):
-            raise ArgumentError(
-                f"output '{head.output}' gives {shape_text(output.shape)} for {count} observations: no {head.kind}",
-                hint=f"say what it is: surgery annotate MODEL --output {head.output}:quantiles -o OUT",
-            )
-        if head.kind == "action":
-            return self.arrays.one_hot(output.reshape(count), head.actions)
-        if wide:
-            spread = self.arrays.cast(output.reshape(count, head.actions, -1), ir.DataType.FLOAT)
-            support = self._support
-            return spread.mean(-1) if support is None else (self.arrays.softmax(spread) * support).sum(-1)
-        scores = self.arrays.cast(output.reshape(count, head.actions), ir.DataType.FLOAT)
-        return self.arrays.log(scores) if head.kind == "probabilities" else scores
-
 
 def load(
     checkpoint: Checkpoint,
@@ -264,14 +256,13 @@ def load(
       checkpoint: whose interface says what its inputs and outputs are.
       device: where it runs, `cpu`, `cuda`, `cuda:N` or `auto`.
       environment: a contract to play by instead of the checkpoint's own.
-      temperature: of a softmax over its scores; None: 1 for logits, 0.1 for values.
+      temperature: of a softmax over its scores; None: 1 for logits, 0.1 for values. Of numbers there is none.
       output: the output to ask; None: the only one that can be a policy.
       backend: what runs it; `auto`: onnxruntime on a CPU, torch on a GPU, and the other one where that cannot.
       note: told what should be said once: that it does not run where it was asked to.
       host: whether NumPy's arrays will do for scores. Then a graph that onnxruntime runs on a CPU needs no PyTorch.
 
     Raises:
-      Refused: the actions are continuous.
       UnknownName: no such output.
       ArgumentError: no output can be a policy, several can, or inputs that nothing says how to feed.
     """
@@ -280,9 +271,12 @@ def load(
     if temperature is not None and not temperature > 0:
         raise ArgumentError(f"a temperature is more than 0, got {temperature}")
     head = find(checkpoint, output)
+    if temperature is not None and not head.scored:
+        raise ArgumentError(f"a temperature is of scores, and output '{head.output}' gives {head.kind}")
+    checkpoint = cut_to(checkpoint, head.outputs)
     observations = Observations(observation_ports(checkpoint), mask_inputs(checkpoint))
     states = state_ports(checkpoint)
-    temperature = TEMPERATURE[head.kind] if temperature is None else temperature
+    temperature = head.temperature if temperature is None else temperature
     if host and device == "cpu" and backend != "torch":
         try:
             run: Run = on_host(checkpoint)

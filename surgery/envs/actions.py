@@ -1,0 +1,115 @@
+"""What an environment takes: one of several actions, several choices at once, switches, or numbers within bounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from surgery.envs.contract import chosen
+from surgery.errors import ArgumentError, shape_text
+from surgery.interface import Environment
+
+if TYPE_CHECKING:
+    import gymnasium
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class ActionSpace(Protocol):
+    """What may be done in an environment; as text it says how much.
+
+    Attributes:
+      size: how many numbers a network gives of one action: every value of a choice has one, every number is one.
+    """
+
+    @property
+    def size(self) -> int: ...
+
+    def taken(self, action: Any) -> Any:  # noqa: ANN401
+        """A policy's action as the environment takes it."""
+
+    def random(self, count: int, generator: np.random.Generator) -> Array:
+        """(count, …) actions, distributed as gymnasium's own `sample`: uniform, where there are bounds."""
+
+
+@dataclass(frozen=True)
+class Discrete:
+    """One of several; `numbers` are the environment's own, a policy counts them from 0."""
+
+    numbers: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"one of {self.size}"
+
+    @property
+    def size(self) -> int:
+        return len(self.numbers)
+
+    def taken(self, action: Any) -> int:  # noqa: ANN401
+        return self.numbers[int(action)]
+
+    def random(self, count: int, generator: np.random.Generator) -> Array:
+        return any_of(np.arange(self.size), count, generator)
+
+
+@dataclass(frozen=True, eq=False)
+class Box:
+    """Numbers within bounds, which may be infinite; low, high: (*shape) of the environment's element type."""
+
+    low: Array
+    high: Array
+
+    def __str__(self) -> str:
+        return f"{shape_text(self.low.shape)} number{'s' if self.size > 1 else ''}"
+
+    @property
+    def size(self) -> int:
+        return self.low.size
+
+    @property
+    def bounded(self) -> bool:
+        with np.errstate(over="ignore"):
+            return bool(np.isfinite(self.high - self.low).all())
+
+    def taken(self, action: Any) -> Array:  # noqa: ANN401
+        return np.asarray(action, self.low.dtype)
+
+    def random(self, count: int, generator: np.random.Generator) -> Array:
+        shape = (count, *self.low.shape)
+        below, above = np.isfinite(self.low), np.isfinite(self.high)
+        beyond = generator.exponential(size=shape)
+        found = np.where(
+            below, self.low + beyond, np.where(above, self.high - beyond, generator.normal(size=shape))
+        )
+        low, high = np.where(below & above, self.low, 0.0), np.where(below & above, self.high, 1.0)
+        return np.where(below & above, generator.uniform(low, high, shape), found).astype(self.low.dtype)
+
+
+def any_of(allowed: Array, count: int, generator: np.random.Generator) -> Array:
+    """(count,) of some numbers (a,), each as likely as the other."""
+    return np.asarray(allowed[generator.integers(len(allowed), size=count)])
+
+
+def action_space(contract: Environment, space: gymnasium.Space[Any]) -> ActionSpace:
+    """What an environment takes, with the contract's action set.
+
+    Raises:
+      ArgumentError: actions that no policy gives, or an action set where nothing is numbered.
+    """
+    from gymnasium import spaces
+
+    if isinstance(space, spaces.Discrete):
+        return Discrete(chosen(contract, tuple(range(int(space.start), int(space.start + space.n)))))
+    if "action_set" in contract.settings:
+        raise ArgumentError(
+            f"{contract.id} cannot honour an action_set: its actions are {space}",
+            hint="surgery annotate MODEL --env-setting action_set=null -o OUT",
+        )
+    if isinstance(space, spaces.Box) and space.dtype is not None and np.issubdtype(space.dtype, np.floating):
+        return Box(space.low, space.high)
+    raise ArgumentError(
+        f"the actions of {contract.id} are {space}, which nothing here plays",
+        hint="Discrete, or a Box of real numbers",
+    )

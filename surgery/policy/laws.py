@@ -1,0 +1,107 @@
+"""What a network says of observations, as actions: one object for every kind of action space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from surgery.envs.actions import Box, any_of
+from surgery.errors import ArgumentError, Refused
+from surgery.policy.arrays import Array
+
+
+class Law(Protocol):
+    """How actions (n, …) come out of what a network says of n observations."""
+
+    def greedy(self, said: Array) -> Array: ...
+
+    def sample(self, said: Array, generator: np.random.Generator) -> Array:
+        """Raises: Refused: nothing says how the network would draw them."""
+
+    def uniform(self, count: int, generator: np.random.Generator) -> Array:
+        """Any that may be taken, each as likely. Raises: Refused: there is no such draw."""
+
+    def random(self, count: int, generator: np.random.Generator) -> Array:
+        """Random play."""
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """One of several actions, of scores (n, actions).
+
+    Attributes:
+      allowed: (a,) numbers of those that may be taken. temperature: what scores are divided by before a softmax.
+    """
+
+    allowed: Array
+    temperature: float
+
+    def greedy(self, said: Array) -> Array:
+        return np.asarray(said.argmax(-1))
+
+    def sample(self, said: Array, generator: np.random.Generator) -> Array:
+        # The largest of log p + Gumbel noise is distributed as p.
+        return np.asarray((said / self.temperature + generator.gumbel(size=said.shape)).argmax(-1))
+
+    def uniform(self, count: int, generator: np.random.Generator) -> Array:
+        return any_of(self.allowed, count, generator)
+
+    random = uniform
+
+
+@dataclass(frozen=True, eq=False)
+class Numbers:
+    """Numbers within bounds, of (1, n, numbers), or with them a mean and the logarithm of a deviation, (3, n, numbers).
+
+    Attributes:
+      output: what gives the numbers. space: the environment's.
+      ends: (numbers,) twice: what of the output stands for `reach`; None: it is in the environment's own units.
+      reach: (numbers,) twice; None: the bounds.
+      squashed: whether the numbers are tanh of the mean. unsampled: why nothing is drawn, if so.
+    """
+
+    output: str
+    space: Box
+    ends: tuple[Array, Array] | None
+    reach: tuple[Array, Array] | None
+    squashed: bool
+    unsampled: str
+
+    def __post_init__(self) -> None:
+        if self.ends is not None and self.reach is None and not self.space.bounded:
+            raise ArgumentError(
+                f"output '{self.output}' has a range of its own, and the environment's actions have no bounds for it",
+                hint="bound the actions in a wrapper of the environment (gymnasium.wrappers.RescaleAction)",
+            )
+
+    def greedy(self, said: Array) -> Array:
+        return self._settled(said[0])
+
+    def sample(self, said: Array, generator: np.random.Generator) -> Array:
+        if self.unsampled:
+            raise Refused(self.unsampled, hint="--mode greedy")
+        mean, deviation = said[1], np.exp(said[2])
+        drawn = mean + deviation * generator.standard_normal(mean.shape, np.float32)
+        return self._settled(np.tanh(drawn) if self.squashed else drawn)
+
+    def uniform(self, count: int, generator: np.random.Generator) -> Array:
+        if not self.space.bounded:
+            raise Refused(
+                "the environment's actions have no bounds: no action is any of them", hint="--mode greedy"
+            )
+        return self.space.random(count, generator)
+
+    def random(self, count: int, generator: np.random.Generator) -> Array:
+        return self.space.random(count, generator)
+
+    def _settled(self, numbers: Array) -> Array:
+        """(n, numbers) as the environment takes them: (n, *shape) within its bounds."""
+        low, high = self.space.low, self.space.high
+        x = numbers.reshape(-1, *low.shape)
+        if self.ends is not None:
+            first, last = (end.reshape(low.shape) for end in self.ends)
+            least, most = (end.reshape(low.shape) for end in self.reach or (low, high))
+            x = least + (x - first) / (last - first) * (most - least)
+        return np.asarray(np.clip(x, low, high), low.dtype)
