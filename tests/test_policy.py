@@ -449,7 +449,6 @@ def two_heads():
 
 
 REFUSED = {
-    "choices at once": (lambda: linear("y", (3,), "other"), ArgumentError, "MultiDiscrete"),
     "nothing": (lambda: linear("y", (3,), "other"), ArgumentError, "surgery annotate"),
     "value only": (lambda: linear("v", (1,), "value"), ArgumentError, "no output can be a policy"),
     "two critics": (two_heads, ArgumentError, "q1, q2"),

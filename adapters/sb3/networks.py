@@ -221,12 +221,7 @@ class _ActorCritic(_Builder):
                 self.found.action(self.graph.op("Tanh", head), self.action.features)
         else:
             # MultiDiscrete: the logits of every component, one after the other; MultiBinary: one each
-            self.found.output(
-                head,
-                "logits",
-                (self.action.features,),
-                "logits" if self.action.kind == "Discrete" else "other",
-            )
+            self.found.output(head, "logits", (self.action.features,), "logits")
         self.found.output(self.layers.linear(critic, "value_net"), "value", (1,), "value")
         return self.found
 

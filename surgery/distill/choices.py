@@ -33,6 +33,6 @@ def check_model(checkpoint: Checkpoint) -> None:
     head = find(checkpoint)
     if not head.scored:
         raise Refused(
-            f"output '{head.output}' is the {head.kind} of continuous actions, which are played, but not learned yet",
+            f"output '{head.output}' ({head.kind}) is not one of several actions: only that is learned, so far",
             hint=_HINT,
         )

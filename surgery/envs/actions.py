@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -54,6 +55,62 @@ class Discrete:
         return any_of(np.arange(self.size), count, generator)
 
 
+@dataclass(frozen=True)
+class MultiDiscrete:
+    """Several choices at once, in order.
+
+    Attributes:
+      counts: among how many each is. start: the environment's number of the first of each.
+      shape: as the environment takes them; None: as a tuple of numbers.
+    """
+
+    counts: tuple[int, ...]
+    start: tuple[int, ...]
+    shape: tuple[int, ...] | None = None
+
+    def __str__(self) -> str:
+        return f"choices among {', '.join(map(str, self.counts))}"
+
+    @property
+    def size(self) -> int:
+        return sum(self.counts)
+
+    def taken(self, action: Any) -> Any:  # noqa: ANN401
+        numbers = np.asarray(action, np.int64).reshape(-1) + self.start
+        return tuple(numbers.tolist()) if self.shape is None else numbers.reshape(self.shape)
+
+    def random(self, count: int, generator: np.random.Generator) -> Array:
+        return self.arranged(np.stack([generator.integers(n, size=count) for n in self.counts], 1))
+
+    def arranged(self, choices: Array) -> Array:
+        """(n, choices) as actions."""
+        return choices if self.shape is None else choices.reshape(-1, *self.shape)
+
+
+@dataclass(frozen=True)
+class MultiBinary:
+    """Several switches, each of them on or off; shape: as the environment takes them."""
+
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{shape_text(self.shape)} switches"
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def taken(self, action: Any) -> Array:  # noqa: ANN401
+        return np.asarray(action, np.int8)
+
+    def random(self, count: int, generator: np.random.Generator) -> Array:
+        return generator.integers(2, size=(count, *self.shape), dtype=np.int8)
+
+    def arranged(self, switches: Array) -> Array:
+        """(n, switches) as actions."""
+        return np.asarray(switches.reshape(-1, *self.shape), np.int8)
+
+
 @dataclass(frozen=True, eq=False)
 class Box:
     """Numbers within bounds, which may be infinite; low, high: (*shape) of the environment's element type."""
@@ -102,14 +159,22 @@ def action_space(contract: Environment, space: gymnasium.Space[Any]) -> ActionSp
 
     if isinstance(space, spaces.Discrete):
         return Discrete(chosen(contract, tuple(range(int(space.start), int(space.start + space.n)))))
-    if "action_set" in contract.settings:
+    if contract.settings.get("action_set") is not None:
         raise ArgumentError(
             f"{contract.id} cannot honour an action_set: its actions are {space}",
             hint="surgery annotate MODEL --env-setting action_set=null -o OUT",
         )
+    if isinstance(space, spaces.MultiDiscrete):
+        counts, start = (tuple(int(n) for n in numbers.reshape(-1)) for numbers in (space.nvec, space.start))
+        return MultiDiscrete(counts, start, space.nvec.shape)
+    if isinstance(space, spaces.Tuple) and all(isinstance(one, spaces.Discrete) for one in space.spaces):
+        counts, start = (tuple(int(getattr(one, of)) for one in space.spaces) for of in ("n", "start"))
+        return MultiDiscrete(counts, start)
+    if isinstance(space, spaces.MultiBinary):
+        return MultiBinary(tuple(int(n) for n in space.shape))
     if isinstance(space, spaces.Box) and space.dtype is not None and np.issubdtype(space.dtype, np.floating):
         return Box(space.low, space.high)
     raise ArgumentError(
         f"the actions of {contract.id} are {space}, which nothing here plays",
-        hint="Discrete, or a Box of real numbers",
+        hint="Discrete, MultiDiscrete, MultiBinary, a Tuple of Discrete, or a Box of real numbers",
     )

@@ -13,6 +13,7 @@ import numpy as np
 
 from surgery.checkpoint import Checkpoint
 from surgery.envs import make
+from surgery.envs.actions import Box, Discrete
 from surgery.envs.step import Envs
 from surgery.errors import ArgumentError
 from surgery.evaluate.episodes import Episodes, play
@@ -139,6 +140,8 @@ def fits(checkpoint: Checkpoint, policy: Policy, envs: Envs) -> None:
     except ArgumentError as error:
         hint = LAYOUT if _channels_elsewhere(policy, envs) else adapt
         raise ArgumentError(f"{envs.contract.id}: {error.message}", where=where, hint=hint) from error
+    if not isinstance(envs.takes, Discrete | Box):
+        return
     surplus = policy.actions - envs.actions
     names = "" if envs.action_meanings is None else f" ({', '.join(envs.action_meanings)})"
     if surplus < 0:

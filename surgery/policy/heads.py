@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Literal, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
 
 from surgery.checkpoint import Checkpoint
-from surgery.envs.actions import ActionSpace, Discrete
+from surgery.envs.actions import ActionSpace
 from surgery.errors import ArgumentError, shape_text
-from surgery.graph.choices import behind
+from surgery.graph.choices import behind, is_drawn
 from surgery.interface import Port
 from surgery.policy.arrays import Arrays
-from surgery.policy.laws import Choice, Law
+from surgery.policy.laws import Law
 from surgery.policy.moves import candidates, is_number, moves
-
-Kind = Literal["logits", "probabilities", "q_values", "atom_logits", "quantiles", "action"]
+from surgery.policy.named import Names
+from surgery.policy.scores import Kind, Scores
 
 KINDS: tuple[Kind, ...] = ("logits", "probabilities", "q_values", "atom_logits", "quantiles", "action")
 """An actor is asked before a critic; an output that only names an action is asked last."""
-
-TEMPERATURE: Mapping[Kind, float] = {
-    "logits": 1.0,
-    "probabilities": 1.0,
-    "q_values": 0.1,
-    "atom_logits": 0.1,
-    "quantiles": 0.1,
-    "action": 1.0,
-}
-"""By which scores are divided before a softmax: values as in QDagger (Agarwal et al., 2022, arXiv:2206.01626)."""
 
 
 class Head(Protocol):
@@ -82,93 +69,6 @@ class Read(Protocol):
         """Raises: ArgumentError: an output is not what it was taken for."""
 
 
-@dataclass(frozen=True)
-class Scores:
-    """The output that scores actions.
-
-    Attributes:
-      output: its name.
-      kind: what its numbers are.
-      actions: how many there are, forbidden ones included.
-      allowed: which of them may be taken; None: all.
-      support: (atoms,) the returns that the atoms of a distribution stand for.
-    """
-
-    output: str
-    kind: Kind
-    actions: int
-    allowed: tuple[bool, ...] | None = None
-    support: tuple[float, ...] | None = None
-
-    scored = True
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        return (self.output,)
-
-    @property
-    def temperature(self) -> float:
-        return TEMPERATURE[self.kind]
-
-    @property
-    def draws(self) -> bool:
-        return self.kind in ("logits", "probabilities")
-
-    def reader(self, arrays: Arrays) -> Read:
-        return Reading(self, arrays)
-
-    def law(self, space: ActionSpace | None, temperature: float) -> Law:
-        if space is not None and not isinstance(space, Discrete):
-            raise ArgumentError(
-                f"output '{self.output}' chooses among {self.actions} actions, the environment takes {space}"
-            )
-        return Choice(np.flatnonzero(self.allowed or np.ones(self.actions)), temperature)
-
-
-@dataclass(frozen=True)
-class Reading:
-    """An output as scores (n, actions); forbidden actions have -inf."""
-
-    head: Scores
-    arrays: Arrays
-
-    def __call__(self, outputs: Mapping[str, Any], count: int) -> Any:  # noqa: ANN401
-        """Raises: ArgumentError: the output is not what it was taken for."""
-        scores = self._scores(outputs[self.head.output], count)
-        return scores if self._forbidden is None else self.arrays.forbidden(scores, self._forbidden)
-
-    @cached_property
-    def _forbidden(self) -> Any:  # noqa: ANN401
-        """(A,) bool or None, made once: a number that travels to a device waits for it."""
-        allowed = self.head.allowed
-        return None if allowed is None else self.arrays.take(~np.array(allowed))
-
-    @cached_property
-    def _support(self) -> Any:  # noqa: ANN401
-        """(atoms,) or None"""
-        support = self.head.support
-        return None if support is None else self.arrays.take(np.array(support, np.float32))
-
-    def _scores(self, output: Any, count: int) -> Any:  # noqa: ANN401
-        head = self.head
-        wide = head.kind in ("atom_logits", "quantiles")
-        wanted = count * (1 if head.kind == "action" else head.actions)
-        size = math.prod(output.shape)
-        if size % wanted or (not wide and size != wanted):
-            raise ArgumentError(
-                f"output '{head.output}' gives {shape_text(output.shape)} for {count} observations: no {head.kind}",
-                hint=f"say what it is: surgery annotate MODEL --output {head.output}:quantiles -o OUT",
-            )
-        if head.kind == "action":
-            return self.arrays.one_hot(output.reshape(count), head.actions)
-        if wide:
-            spread = self.arrays.cast(output.reshape(count, head.actions, -1), ir.DataType.FLOAT)
-            support = self._support
-            return spread.mean(-1) if support is None else (self.arrays.softmax(spread) * support).sum(-1)
-        scores = self.arrays.cast(output.reshape(count, head.actions), ir.DataType.FLOAT)
-        return self.arrays.log(scores) if head.kind == "probabilities" else scores
-
-
 def find(checkpoint: Checkpoint, output: str | None = None) -> Head:
     """The head of a model.
 
@@ -179,7 +79,24 @@ def find(checkpoint: Checkpoint, output: str | None = None) -> Head:
       UnknownName: no such output.
       ArgumentError: no output can be a policy, or several can, or its shape does not fit what it is said to be.
     """
-    port = _choose(checkpoint) if output is None else checkpoint.interface.output(output)
+    ports = _choose(checkpoint) if output is None else [checkpoint.interface.output(output)]
+    heads = [_head(checkpoint, port) for port in ports]
+    return heads[0] if len(heads) == 1 else _beside([head for head in heads if isinstance(head, Scores)])
+
+
+def _beside(heads: Sequence[Scores]) -> Scores:
+    """Several outputs as one head, of a choice each."""
+    allowed = tuple(one for head in heads for one in head.allowed or (True,) * head.actions)
+    return Scores(
+        heads[0].output,
+        heads[0].kind,
+        len(allowed),
+        None if all(allowed) else allowed,
+        branches=tuple((head.output, head.actions) for head in heads),
+    )
+
+
+def _head(checkpoint: Checkpoint, port: Port) -> Head:
     value = next(value for value in checkpoint.model.graph.outputs if value.name == port.name)
     if port.kind == "mean" or (port.kind == "action" and is_number(value)):
         return moves(checkpoint, port)
@@ -188,28 +105,35 @@ def find(checkpoint: Checkpoint, output: str | None = None) -> Head:
             f"output '{port.name}' is said to be {port.kind}, which is no policy", hint=_declare(port.name)
         )
     kind = port.kind
+    last = value.shape[-1] if kind == "action" and value.shape is not None and len(value.shape) > 1 else 1
+    if isinstance(last, int) and last > 1:
+        return Names(port.name, last)
     actions, atoms = _sizes(checkpoint, port, kind, value)
     support = _support(port, atoms) if kind == "atom_logits" else None
     return Scores(port.name, kind, actions, _allowed(checkpoint, port.name, actions), support)
 
 
-def _choose(checkpoint: Checkpoint) -> Port:
+def _choose(checkpoint: Checkpoint) -> list[Port]:
+    """The outputs to ask: one, or the logits of several choices."""
     ports, numbers = checkpoint.interface.outputs, candidates(checkpoint)
     every = [[port for port in ports if port.kind == kind and port not in numbers] for kind in KINDS]
     at = KINDS.index("q_values")  # behind what only an actor gives
     found = next((group for group in (*every[:at], numbers, *every[at:]) if group), [])
-    if len(found) > 1:
+    if found and found[0].kind == "action":
+        values = {value.name: value for value in checkpoint.model.graph.outputs}
+        found = [port for port in found if not is_drawn(values[port.name])] or found
+    if len(found) > 1 and found[0].kind != "logits":
         names = ", ".join(f"{port.name}" for port in found)
         raise ArgumentError(
             f"{len(found)} outputs are {found[0].kind}: {names}",
             hint=f"declare all but one to be something else: --output {found[-1].name}:other",
         )
     if found:
-        return found[0]
+        return found
     names = ", ".join(f"{port.name} ({port.kind})" for port in ports)
     raise ArgumentError(
         f"no output can be a policy: {names}",
-        hint=f"{_declare(ports[0].name)}; several choices at once (MultiDiscrete) are not played",
+        hint=_declare(ports[0].name),
     )
 
 

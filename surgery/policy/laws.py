@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from surgery.envs.actions import Box, any_of
+from surgery.envs.actions import Box, MultiBinary, MultiDiscrete, any_of
 from surgery.errors import ArgumentError, Refused
 from surgery.policy.arrays import Array
 
@@ -47,6 +47,82 @@ class Choice:
 
     def uniform(self, count: int, generator: np.random.Generator) -> Array:
         return any_of(self.allowed, count, generator)
+
+    random = uniform
+
+
+@dataclass(frozen=True, eq=False)
+class Choices:
+    """Several choices at once, of the scores of all of them one behind the other, (n, sum of counts).
+
+    Attributes:
+      space: the environment's. allowed: of each choice, the numbers that may be taken. temperature: as of `Choice`.
+    """
+
+    space: MultiDiscrete
+    allowed: tuple[Array, ...]
+    temperature: float
+
+    def greedy(self, said: Array) -> Array:
+        return self._each([one.greedy(scores) for one, scores in self._parts(said)])
+
+    def sample(self, said: Array, generator: np.random.Generator) -> Array:
+        return self._each([one.sample(scores, generator) for one, scores in self._parts(said)])
+
+    def uniform(self, count: int, generator: np.random.Generator) -> Array:
+        return self._each([any_of(allowed, count, generator) for allowed in self.allowed])
+
+    random = uniform
+
+    def _parts(self, said: Array) -> list[tuple[Choice, Array]]:
+        parts = np.split(said, np.cumsum(self.space.counts)[:-1], axis=-1)
+        return [
+            (Choice(allowed, self.temperature), part)
+            for allowed, part in zip(self.allowed, parts, strict=True)
+        ]
+
+    def _each(self, chosen: list[Array]) -> Array:
+        return self.space.arranged(np.stack(chosen, axis=1))
+
+
+@dataclass(frozen=True)
+class Switches:
+    """Switches, of the logit of each, (n, switches)."""
+
+    space: MultiBinary
+    temperature: float
+
+    def greedy(self, said: Array) -> Array:
+        return self.space.arranged(said > 0)
+
+    def sample(self, said: Array, generator: np.random.Generator) -> Array:
+        with np.errstate(over="ignore"):
+            on = generator.random(said.shape) < 1 / (1 + np.exp(-said / self.temperature))
+        return self.space.arranged(on)
+
+    def uniform(self, count: int, generator: np.random.Generator) -> Array:
+        return self.space.random(count, generator)
+
+    random = uniform
+
+
+@dataclass(frozen=True)
+class Named:
+    """Choices or switches that the network names itself, (n, choices)."""
+
+    output: str
+    space: MultiDiscrete | MultiBinary
+
+    def greedy(self, said: Array) -> Array:
+        return self.space.arranged(said)
+
+    def sample(self, said: Array, generator: np.random.Generator) -> Array:
+        raise Refused(
+            f"output '{self.output}' names its choices: nothing says how they are drawn", hint="--mode greedy"
+        )
+
+    def uniform(self, count: int, generator: np.random.Generator) -> Array:
+        return self.space.random(count, generator)
 
     random = uniform
 

@@ -13,6 +13,7 @@ import numpy as np
 from surgery.checkpoint import Checkpoint
 from surgery.envs.actions import ActionSpace
 from surgery.errors import ArgumentError, GraphError, MissingDependency, Refused
+from surgery.graph.choices import is_drawn
 from surgery.interface import Environment
 from surgery.policy.arrays import Array, Arrays, Host
 from surgery.policy.cut import cut_to
@@ -273,6 +274,8 @@ def load(
     head = find(checkpoint, output)
     if temperature is not None and not head.scored:
         raise ArgumentError(f"a temperature is of scores, and output '{head.output}' gives {head.kind}")
+    if any(is_drawn(value) for value in checkpoint.model.graph.outputs if value.name == head.output):
+        note(f"the graph draws '{head.output}' itself, whatever the mode is")
     checkpoint = cut_to(checkpoint, head.outputs)
     observations = Observations(observation_ports(checkpoint), mask_inputs(checkpoint))
     states = state_ports(checkpoint)
