@@ -55,6 +55,12 @@ ROWS = [
     # tied to its own transpose: one axis makes units that the same axis consumes; unlike an unrolled recurrence
     row("h = MatMul(x, w)\nt = Transpose(w)\ny = MatMul(h, t)", [], x=activation("N", 5), w=weight(5, 7)),
     row("h = MatMul(x, w)\nr = Relu(h)\ny = MatMul(r, w)", [5], x=activation("N", 5), w=weight(5, 5)),
+    # a row of the recurrence is the first state, too, repeated as often as an input says; one that is repeated only
+    row("a, b = Split<axis=1>(r, s)\nn = Shape<start=1, end=2>(x)\nc = Concat<axis=0>(k, n, m)\nh = Expand(a, c)\n"
+        "y, y1 = RNN<hidden_size=6>(x, w, r,,, h)", [4], x=activation(2, "N", 4), w=weight(1, 6, 4), r=weight(1, 6, 6),
+        s=ints(1, 5), k=ints(1), m=ints(6)),
+    row("n = Shape<start=0, end=1>(x)\nc = Concat<axis=0>(n, k)\ne = Expand(w, c)\ny = MatMul(x, e)", [3, 5, 7],
+        x=activation("N", 3, 5), w=weight(1, 5, 7), k=ints(5, 7)),
     # members of a sequence: one is summed over, and so asked for a share that another does not expect
     row("h = MatMul(x, w)\nq = SplitToSequence<axis=1>(h)\na = SequenceAt(q, i)\nb = SequenceAt(q, j)\n"
         "y = MatMul(a, u)\nz = ReduceSum<keepdims=0>(b, k)", [2, 5, 7], x=activation("N", 3, 2), w=weight(2, 5),

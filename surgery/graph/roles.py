@@ -285,6 +285,8 @@ def _produced(roles: Roles, trace: Trace, asked: set[Atom], through: set[Atom]) 
     for source, result in trace.productions:
         for maker, units in _became(source, result):
             made = parameters([(maker,)])
+            if units == [maker] and made <= asked:  # moved, and then asked as other activations are
+                continue
             produced |= made
             for leaf in _in_order(made & asked) if not through.issuperset(units) else ():
                 reason = f"'{leaf.tensor}' makes units that are scaled in one place and not in another"

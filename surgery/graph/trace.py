@@ -10,9 +10,8 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from surgery.graph.atoms import Atom, Axis, Freeze, Mismatch, factors, freeze, size_of
+from surgery.graph.atoms import Atom, Axis, Freeze, Mismatch, factors, freeze, leaves, size_of
 from surgery.graph.axes import cut, derive, take, unify
-from surgery.graph.control import captured
 from surgery.graph.facts import Facts
 from surgery.graph.labels import full_label, label
 from surgery.graph.records import Kind, Number, Operand, Resize, Site
@@ -184,6 +183,20 @@ class Trace:
         axes = [() if size_of(axis) == 1 else axis for axis in axes]
         several = len(_readers(value)) + value.is_graph_output() > 1
         self._of[value] = _guard(value, axes) if several and not self.constant(value) else list(axes)
+        self._moved(value, axes, self.known(value))
+
+    def leave(self, value: ir.Value, axes: list[Axis] | None) -> None:
+        """Set what is left of a result that no rule describes: frozen axes, or nothing."""
+        self._of[value] = axes
+
+    def _moved(self, value: ir.Value, axes: Sequence[Axis], units: Sequence[Axis]) -> None:
+        """What is no more than a parameter, repeated as often as an input says, is units all the same."""
+        node = value.producer()
+        first = node.inputs[0] if node is not None and node.inputs else None
+        if first in self.facts.constant and not self.constant(value):
+            own = {leaf for axis in self.known(first) for leaf in leaves(axis)}
+            pairs = zip(axes, units, strict=True)
+            self.productions.extend((axis, unit) for axis, unit in pairs if own.intersection(leaves(axis)))
 
     def handed_on(self, value: ir.Value, axes: Sequence[Axis]) -> list[Axis]:
         """Axes of an operand that several results have in common: no scale travels back through one of them alone."""
@@ -381,17 +394,3 @@ def data_of(node: ir.Node) -> ir.Value:
     value = node.inputs[0]
     assert value is not None
     return value
-
-
-def give_up(trace: Trace, node: ir.Node, reason: str) -> None:
-    """Freeze everything that a node touches."""
-    trace.opaque[label(node)] = reason
-    why = Freeze("opaque", f"{reason}: {full_label(node)}", node)
-    for value in [v for v in node.inputs if v is not None] + captured(node):
-        trace.freeze_measured(value)
-        for axis in trace.touched(value):
-            freeze(axis, why)
-    for value in node.outputs:
-        shape = trace.facts.shapes.get(value)
-        axes = None if shape is None else [trace.fixed(n, why.kind, why.reason) for n in shape]
-        trace._of[value] = axes

@@ -9,11 +9,13 @@ import onnx_ir as ir
 from surgery.errors import ArgumentError
 from surgery.graph.atoms import Freeze, Mismatch, find, freeze, leaves, size_of
 from surgery.graph.axes import unify
+from surgery.graph.control import captured
 from surgery.graph.facts import Facts
+from surgery.graph.labels import full_label, label
 from surgery.graph.prepare import prepared
 from surgery.graph.rules import RULES
 from surgery.graph.symbols import bound
-from surgery.graph.trace import Opaque, Trace, give_up
+from surgery.graph.trace import Opaque, Trace
 from surgery.graph.unknown import unknown_shape
 from surgery.interface import Interface
 
@@ -153,22 +155,24 @@ def _freeze_unpaired(trace: Trace, states: set[str]) -> None:
 def _describe(trace: Trace, node: ir.Node) -> None:
     rule = RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
     if rule is None:
-        give_up(trace, node, f"no rule for operator {node.domain + '.' if node.domain else ''}{node.op_type}")
+        _give_up(
+            trace, node, f"no rule for operator {node.domain + '.' if node.domain else ''}{node.op_type}"
+        )
         return
     try:
         rule.describe(trace, node)
         trace.pin(node)
         wrong = _disagreement(trace, node)
     except Opaque as reason:
-        give_up(trace, node, str(reason))
+        _give_up(trace, node, str(reason))
     except Mismatch as mismatch:
-        give_up(trace, node, str(mismatch))
+        _give_up(trace, node, str(mismatch))
     except (IndexError, KeyError, ValueError, TypeError, AssertionError) as error:
         # a form of the operator that its rule did not foresee: refusing is always right
-        give_up(trace, node, f"a form that its rule does not know ({type(error).__name__}: {error})")
+        _give_up(trace, node, f"a form that its rule does not know ({type(error).__name__}: {error})")
     else:
         if wrong:
-            give_up(trace, node, wrong)
+            _give_up(trace, node, wrong)
 
 
 def _disagreement(trace: Trace, node: ir.Node) -> str | None:
@@ -185,3 +189,17 @@ def _disagreement(trace: Trace, node: ir.Node) -> str | None:
         if tuple(size_of(axis) for axis in found) != shape:
             return f"the rule gives {[size_of(axis) for axis in found]} where shapes say {list(shape)}"
     return None
+
+
+def _give_up(trace: Trace, node: ir.Node, reason: str) -> None:
+    """Freeze everything that a node touches."""
+    trace.opaque[label(node)] = reason
+    why = Freeze("opaque", f"{reason}: {full_label(node)}", node)
+    for value in [v for v in node.inputs if v is not None] + captured(node):
+        trace.freeze_measured(value)
+        for axis in trace.touched(value):
+            freeze(axis, why)
+    for value in node.outputs:
+        shape = trace.facts.shapes.get(value)
+        axes = None if shape is None else [trace.fixed(n, why.kind, why.reason) for n in shape]
+        trace.leave(value, axes)
