@@ -66,6 +66,30 @@ def test_after_pretraining_the_optimizer_begins_anew(
     session.close()
 
 
+@pytest.mark.parametrize(
+    ("method", "own", "shown"),
+    [
+        ("qdagger", 2, 2),
+        ("kickstarting", 2, None),
+        ("pretraining", 0, 0),
+        ("rehearsal", 0, 0),
+        ("jsrl", 0, None),
+    ],
+)
+def test_replays_are_of_the_runs_settings_and_keep_scores_for_whom_asks(
+    method: str, own: int, shown: int | None, teacher: surgery.Checkpoint, tmp_path: Path
+):
+    given = {"n_step": 2, "gamma": 0.9, "clip": 0.5, "prioritised": True, "replay": 2000, "teacher_data": 600}
+    session = Session(job_of(teacher, tmp_path, method=method, teacher_temperature=0.7, **given))
+    made = [one for one in (session.replay, session.teacher_replay) if one is not None]
+    found = [(one.scores, one.prioritised, one.length, one.n_step, one.gamma, one.clip) for one in made]
+    # a twentieth more than transitions, in 4 environments
+    wanted = [(own, True, 525, 2, 0.9, 0.5), (shown, False, 157, 2, 0.9, 0.5)]
+    assert found == wanted[: 1 if shown is None else 2]
+    assert session.learner._teacher_temperature == 0.7
+    session.close()
+
+
 def test_what_a_teacher_shows_goes_from_random_actions_to_its_own(
     teacher: surgery.Checkpoint, tmp_path: Path
 ):

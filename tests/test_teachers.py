@@ -62,7 +62,8 @@ def test_a_student_learns_from_a_teacher_of_any_kind(
     session = Session(job)
     assert session.teacher is not None
     assert session.teacher.temperature == temperature
-    assert session.teacher.only_acts == (kind == "action")
+    assert session.teacher.only_acts == session.learner._teacher_acts == (kind == "action")
+    assert session.learner._teacher_temperature == temperature
     session.close()
     outcome = execute(job)
     assert outcome.teacher is not None
