@@ -214,6 +214,11 @@ class Environment:
             if name in self.settings and not check(self.settings[name]):
                 raise ArgumentError(f"the environment's {name} must be {wanted}, got {self.settings[name]!r}")
 
+    def action_mask(self, output: str) -> Json:
+        """What `action_mask` says of an output: one list is about each, a mapping names them; None: nothing."""
+        masks = self.settings.get("action_mask")
+        return masks.get(output) if isinstance(masks, Mapping) else masks
+
     def to_json(self) -> Json:
         return {"id": self.id, "settings": thaw(self.settings)}
 

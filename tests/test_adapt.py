@@ -93,6 +93,15 @@ def test_the_policy_is_the_same_function_of_the_named_features_and_actions(head:
     np.testing.assert_allclose(fresh[:, 1], old.mean(1), atol=1e-6)
 
 
+def test_what_was_forbidden_before_stays_so_in_either_form_of_a_mask() -> None:
+    for mask in ([True, False, True], {"q_values": [True, False, True]}):
+        before = agent("q")
+        before = before.replace(environment=Environment("x", {"action_mask": mask}))
+        plan = surgery.adapt(before, wanted(actions=("b", "jump", "a", "c")))
+        after = surgery.apply(plan, before).checkpoint
+        assert after.environment.action_mask("q_values") == (False, False, True, True)
+
+
 def test_every_head_of_a_distribution_and_of_a_gaussian_policy_follows() -> None:
     for head in ("c51", "qr"):
         before = agent(head)
@@ -280,7 +289,8 @@ def test_the_verb_adapts_to_files_and_environments(tmp_path, capsys) -> None:
 
 
 def test_the_share_of_episodes_with_new_actions_goes_from_none_to_all() -> None:
-    contract = Environment("x", {"action_mask": {"q_values": [True, True, False]}})
+    mask = [True, True, False]
+    contract = Environment("x", {"action_mask": {"q_values": mask}})
     env = AnnealActions(Game(box(1), spaces.Discrete(3)), contract, episodes=200, seed=3)
     free = []
     for _ in range(300):
@@ -289,8 +299,9 @@ def test_the_share_of_episodes_with_new_actions_goes_from_none_to_all() -> None:
         free.append(bool(info["action_mask"][2]))
     assert not free[0] and all(free[200:]) and env.share == 1
     assert sum(free[:100]) < sum(free[100:200]) and 60 < sum(free[:200]) < 140
-    again = AnnealActions(Game(box(1), spaces.Discrete(3)), [True, True, False], episodes=200, seed=3)
-    assert [bool(again.reset()[1]["action_mask"][2]) for _ in range(300)] == free
+    for same in (mask, Environment("x", {"action_mask": mask})):
+        again = AnnealActions(Game(box(1), spaces.Discrete(3)), same, episodes=200, seed=3)
+        assert [bool(again.reset()[1]["action_mask"][2]) for _ in range(300)] == free
 
 
 def test_a_forbidden_action_is_refused_or_replaced() -> None:
@@ -304,7 +315,8 @@ def test_a_forbidden_action_is_refused_or_replaced() -> None:
     for arguments in ({"episodes": -1}, {"episodes": 1, "instead": 2}):
         with pytest.raises(ArgumentError):
             AnnealActions(Game(box(1), spaces.Discrete(3)), [True, True, False], seed=0, **arguments)
-    for mask in ([True, False], [False] * 3, Environment("x")):
+    two = Environment("x", {"action_mask": {"a": [True, True, False], "b": [True, True, False]}})
+    for mask in ([True, False], [False] * 3, Environment("x"), two):
         with pytest.raises(ArgumentError):
             AnnealActions(Game(box(1), spaces.Discrete(3)), mask, episodes=1, seed=0)
     with pytest.raises(ArgumentError, match="discrete"):

@@ -14,13 +14,14 @@ from onnx import numpy_helper
 
 import surgery
 from surgery import NewAction, NewObservation, Retired
+from surgery.architectures import new
 from surgery.description import Observed, SpaceDescription
 from surgery.edits.execute import execute
 from surgery.edits.plan import Plan
 from surgery.edits.ports import grow, shrink
 from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.graph.layout import text
-from surgery.interface import PortPatch
+from surgery.interface import Environment, PortPatch
 from surgery.numeric import run
 from surgery.optimizer import OptimizerState, ParamGroup
 from surgery.port_kinds import infer
@@ -386,6 +387,19 @@ def test_dueling_keeps_its_mean_and_says_that_gradients_change() -> None:
     assert result.plan.inexact_slots == (space,)
     with pytest.raises(Refused, match="averaged"):
         surgery.extend(checkpoint, actions=[NewAction(space, 1, "zero")])
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("start", ["never", "zero"])
+def test_what_was_forbidden_before_stays_so_in_either_form_of_a_mask(named: bool, start: str) -> None:
+    made = new("mlp-4", observation=(3,), actions=3)
+    [output] = made.interface.outputs
+    old = [True, False, True]
+    mask = {"action_mask": {output.name: old} if named else old}
+    checkpoint = made.replace(environment=Environment("x", mask))
+    plan = surgery.extend(checkpoint, actions=[NewAction(output.name, 2, start)])
+    after = surgery.apply(plan, checkpoint).checkpoint.environment
+    assert after.action_mask(output.name) == (True, False, True, *[start == "zero"] * 2)
 
 
 def test_a_forbidden_action_is_masked_in_the_contract_and_never_greedy(tmp_path) -> None:

@@ -101,12 +101,12 @@ def _mask(contract: Environment | Sequence[bool], actions: int) -> Array:
     allowed: Any = contract
     if isinstance(contract, Environment):
         known = contract.settings.get("action_mask")
-        if not isinstance(known, Mapping) or len(known) != 1:
+        allowed = next(iter(known.values())) if isinstance(known, Mapping) and len(known) == 1 else known
+        if not isinstance(allowed, Sequence):
             raise ArgumentError(
                 "the contract has no action mask of one output",
                 hint="give the mask itself, or make one with: surgery extend --action … --new-action never",
             )
-        allowed = next(iter(known.values()))
     mask = np.array(allowed, bool)
     if mask.shape != (actions,) or not mask.any():
         raise ArgumentError(

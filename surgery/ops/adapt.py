@@ -369,8 +369,7 @@ def _mask(
     checkpoint: Checkpoint, output: str, order: Sequence[int | None], *, allowed: bool
 ) -> list[bool] | None:
     """Which actions may be taken, in their new order; None where all may."""
-    known = checkpoint.environment.settings.get("action_mask")
-    before = known.get(output) if isinstance(known, Mapping) else None
+    before = checkpoint.environment.action_mask(output)
     old = list(before) if isinstance(before, Sequence) else None
     mask = [
         allowed if k is None else bool(old[k]) if old is not None and k < len(old) else True for k in order

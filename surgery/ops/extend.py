@@ -177,15 +177,17 @@ def _notes(checkpoint: Checkpoint, analysis: Analysis, action: NewAction) -> lis
 
 def _contract(checkpoint: Checkpoint, analysis: Analysis, actions: Sequence[NewAction]) -> dict[str, Any]:
     """Settings of the environment that change: which actions may be taken."""
-    known = checkpoint.environment.settings.get("action_mask")
+    environment = checkpoint.environment
+    known = environment.settings.get("action_mask")
     mask: dict[str, Any] = dict(known) if isinstance(known, Mapping) else {}
+    changed = False
     for action in actions:
-        if action.start == "never":
-            name, space = action_space(analysis, action.output)
-            before = mask.get(name)
+        name, space = action_space(analysis, action.output)
+        before, never = mask.get(name, environment.action_mask(name)), action.start == "never"
+        if never or isinstance(before, Sequence):
             allowed = list(before) if isinstance(before, Sequence) else [True] * space.size
-            mask[name] = [*allowed, *[False] * action.count]
-    return {"action_mask": mask} if any(action.start == "never" for action in actions) else {}
+            mask[name], changed = [*allowed, *[not never] * action.count], True
+    return {"action_mask": mask} if changed else {}
 
 
 def _inserted(size: int, new: NewObservation) -> list[int | None]:
