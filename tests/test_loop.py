@@ -43,15 +43,17 @@ def learned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Batch, np.ndarray]]:
     return found
 
 
+@pytest.mark.parametrize(("learn_after", "first"), [(100, 100), (0, 32 + 4 * 3)])  # a batch of 3 steps each
 def test_the_target_becomes_the_student_once_every_period_and_where_the_offline_phase_ends(
-    teacher: surgery.Checkpoint, tmp_path: Path, learned: list, monkeypatch: pytest.MonkeyPatch
-):
+    learn_after: int, first: int, teacher: surgery.Checkpoint, tmp_path: Path, learned: list,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
     copied, sync = [], Learner.sync_target
     monkeypatch.setattr(Learner, "sync_target", lambda one: (copied.append(len(learned)), sync(one)))
-    execute(job_of(teacher, tmp_path, target_period=40, learn_after=100))
+    execute(job_of(teacher, tmp_path, target_period=40, learn_after=learn_after))
     offline = [10, 20, 30, 40, 50, 60, 60]  # 40 steps of play are 10 gradient steps
-    assert copied == offline + [OFFLINE + max(0, step - 100) // 4 for step in range(40, 1001, 40)]
-    assert len(learned) == OFFLINE + ONLINE
+    assert copied == offline + [OFFLINE + max(0, step - first) // 4 for step in range(40, 1001, 40)]
+    assert len(learned) == OFFLINE + (1000 - first) // 4
 
 
 @pytest.mark.parametrize(("method", "remembered"), [("pretraining", ONLINE), ("constant", OFFLINE + ONLINE)])

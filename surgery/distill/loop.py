@@ -236,7 +236,7 @@ class Loop:
             self._late = arriving
         if self._late is not None:
             rows, losses = self._late[0], self._late[1].read()
-            self._check_parts({"loss": float(losses.max(initial=0.0))})
+            self._check_parts({"loss": float(losses.max())})
             replay.set_priorities(rows, losses)
         self._late = arriving
 
