@@ -91,7 +91,10 @@ def test_a_run_says_what_it_did(outcome: Outcome, run: Path):
     evaluations = lines(run, "evaluation")
     assert [line["frames"] for line in evaluations] == [0, 400, 800, 1000]
     assert all(len(line["returns"]) == line["episodes"] == 2 for line in evaluations)
-    assert all(0 <= line["lambda"] <= 1 for line in evaluations)
+    for line in evaluations:
+        score = (line["return"] - outcome.random) / (500 - outcome.random)
+        assert line["score"] == pytest.approx(score)
+        assert line["lambda"] == pytest.approx(min(1, 1 - score) if line["frames"] < 600 else 0)
     trained = lines(run, "train")
     assert Counter(line["phase"] for line in trained) == {"offline": 60, "online": 200}
     assert all(np.isfinite(line["loss"]) for line in trained if "loss" in line)

@@ -10,11 +10,14 @@ import torch
 
 import surgery
 from surgery.distill import execute
+from surgery.distill import session as sessions
 from surgery.distill.actor import Actor
 from surgery.distill.learner import Learner
 from surgery.distill.loop import Loop
 from surgery.distill.mixing import mixed
 from surgery.distill.session import Session
+from surgery.envs import Envs
+from surgery.interface import Environment
 from surgery.replay import NOWHERE, Batch, Layout, Replay
 from tests.small_runs import QUICK, job_of
 
@@ -90,6 +93,24 @@ def test_replays_are_of_the_runs_settings_and_keep_scores_for_whom_asks(
     assert found == wanted[: 1 if shown is None else 2]
     assert session.learner._teacher_temperature == 0.7
     session.close()
+
+
+def test_training_goes_on_in_new_games_and_every_evaluation_is_of_whole_games_of_its_own(
+    teacher: surgery.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made, make = [], sessions.make
+
+    def watched(contract: Environment, count: int, *, seed: int, training: bool) -> Envs:
+        made.append((training, seed))
+        return make(contract, count, seed=seed, training=training)
+
+    monkeypatch.setattr(sessions, "make", watched)
+    execute(job_of(teacher, tmp_path))
+    # to show the teacher in, to learn in; before the first step, after each 400 and at the end
+    assert [training for training, _ in made] == [True, True, False, False, False, False]
+    assert len({seed for _, seed in made}) == 6
+    execute(job_of(teacher, tmp_path / "again"))
+    assert made[:6] == made[6:]
 
 
 def test_what_a_teacher_shows_goes_from_random_actions_to_its_own(

@@ -258,9 +258,9 @@ class Loop:
     def _evaluate_if_due(self) -> None:
         """Before the first step, after every `evaluate_every` and after the last; λ follows the score."""
         session, progress, settings = self._session, self._progress, self._settings
-        due = progress.steps // settings.evaluate_every + 1
         last = progress.steps >= settings.budget and settings.budget % settings.evaluate_every != 0
-        if progress.evaluated >= due + last:
+        due = progress.steps // settings.evaluate_every + 1 + last
+        if progress.evaluated >= due:
             return
         session.check_finite()
         generator = np.random.default_rng([settings.seed, 2, due])
@@ -270,7 +270,7 @@ class Loop:
             lambda x: explore(actor.greedy(x), chance, session.allowed, generator),
             3 + due, settings.evaluation_episodes, f"epsilon:{chance:g}", ended=actor.forget,
         )  # fmt: skip
-        progress.evaluated = due + last
+        progress.evaluated = due
         progress.mean_return = score.mean
         if progress.best_return is None or score.mean >= progress.best_return:
             progress.best_return, progress.best_steps = score.mean, progress.steps
