@@ -1,8 +1,8 @@
 """Random graphs, drawn node by node: every node is evaluated as it is added, so that what does not fit is not added.
 
 A `Sketch` holds a half-drawn graph; the drawings in `tests/fuzzing_operators.py`, `…_layers.py`, `…_movement.py`,
-`…_motifs.py` and `…_rare.py` add to it, `fuzzing_cases.draw` makes a whole case of it. Values stay tame: a node whose
-result is not finite, or large, is not added.
+`…_motifs.py`, `…_nets.py` and `…_rare.py` add to it, `fuzzing_cases.draw` makes a whole case of it. Values stay tame: a
+node whose result is not finite, or large, is not added.
 """
 
 from __future__ import annotations

@@ -6,11 +6,18 @@ from collections.abc import Collection
 
 import numpy as np
 
-from tests import fuzzing_layers, fuzzing_motifs, fuzzing_movement, fuzzing_operators, fuzzing_rare
+from tests import (
+    fuzzing_layers,
+    fuzzing_motifs,
+    fuzzing_movement,
+    fuzzing_nets,
+    fuzzing_operators,
+    fuzzing_rare,
+)
 from tests.fuzzing import Case, Unfit, finished, sketch
 from tests.fuzzing_operators import DRAWINGS, Drawing
 
-DRAWN_BY = (fuzzing_operators, fuzzing_layers, fuzzing_movement, fuzzing_motifs, fuzzing_rare)
+DRAWN_BY = (fuzzing_operators, fuzzing_layers, fuzzing_movement, fuzzing_motifs, fuzzing_nets, fuzzing_rare)
 """Importing them fills DRAWINGS."""
 
 

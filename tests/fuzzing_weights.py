@@ -79,6 +79,19 @@ def _normed(s: Sketch, shape: tuple[int, ...]) -> str:
     return s.op("Mul", s.op("Div", v, norm), gain)
 
 
+def _spectral(s: Sketch, shape: tuple[int, ...]) -> str:
+    """v over its largest singular value, as two vectors that nobody trains tell it; centred and scaled rows."""
+    v, flat = fresh(s, shape, part="original"), [shape[0], int(np.prod(shape[1:]))]
+    if len(shape) < 2 or s.chance(0.4):
+        axes = list(range(len(shape)))[1:] or [0]
+        centred = s.op("Sub", v, s.reduce("ReduceMean", v, axes))
+        variance = s.reduce("ReduceMean", s.op("Mul", centred, centred), axes)
+        return s.op("Div", centred, s.op("Sqrt", s.op("Add", variance, s.scalar(0.1))))
+    left, right = (s.tensor(np.ones(n, np.float32) / np.float32(np.sqrt(n)), "vector") for n in flat)
+    size = s.op("MatMul", left, s.op("MatMul", s.reshape(v, flat) if len(shape) > 2 else v, right))
+    return s.op("Div", v, s.op("Add", s.op("Abs", size), s.scalar(0.5)))
+
+
 def _fused(s: Sketch, shape: tuple[int, ...]) -> str:
     """A part of a larger tensor whose other part another layer may use (it is shared, too)."""
     at = int(s.rng.integers(len(shape)))
@@ -158,6 +171,7 @@ WAYS: list[tuple[Callable[[Sketch, tuple[int, ...]], str], int]] = [
     (_tied, 6),
     (_noisy, 4),
     (_normed, 4),
+    (_spectral, 3),
     (_fused, 6),
     (_turned, 4),
     (_flat, 3),
