@@ -75,6 +75,17 @@ def _best(net: Net, x: Tensor) -> object:
     return q, best, q.gather(-1, best)
 
 
+def _worth(net: Net, x: Tensor) -> object:
+    q = net.head("q", x)
+    return q, q.amax(1)
+
+
+def _behind_the_best(net: Net, x: Tensor) -> object:
+    """Dueling as Wang et al. 2016 have it first: by the largest advantage, not by their mean."""
+    advantages = net.head("a", x)
+    return net.head("v", x) + advantages - advantages.max(1, keepdim=True).values
+
+
 def _top(net: Net, x: Tensor) -> object:
     value, best = net.head("q", x).topk(1, -1)
     return value, best.squeeze(-1)
@@ -141,6 +152,8 @@ ROWS: Mapping[str, Row] = {
     "values": Row(("q_values", "action"), _values, {"q": 3}, OBS),
     "chosen": Row(("action",), _chosen, {"q": 3}, OBS),
     "best": Row(("q_values", "action", "best"), _best, {"q": 3}, OBS),
+    "worth": Row(("q_values", "value"), _worth, {"q": 3}, OBS),
+    "behind": Row(("q_values",), _behind_the_best, {"v": 1, "a": 3}, OBS),
     "top": Row(("best", "action"), _top, {"q": 3}, OBS),
     "dueling": Row(("q_values", "action"), _dueling, {"a": 3, "v": 1}, OBS),
     "policy": Row(("logits", "probs", "value"), _policy, {"pi": 3, "v": 1}, OBS),

@@ -95,6 +95,8 @@ ACTIONS = {
     "values": ("action", ["action"], []),
     "chosen": ("action", ["action"], []),
     "best": ("q_values", ["action"], ["best"]),
+    "worth": ("q_values", [], ["value"]),
+    "behind": ("q_values", [], ["q_values"]),
     "top": ("action", ["action"], ["best"]),
     "dueling": ("q_values", ["action"], []),
     "policy": ("probs", [], ["probs"]),

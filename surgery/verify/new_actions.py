@@ -108,5 +108,7 @@ class NewActions:
 
 
 def _compared(space: Space) -> bool:
-    """Whether nodes compare its units with each other."""
-    return any(why.node is not None for why in space.freezes)
+    """Whether nodes compare its units with each other, which are no layer's own."""
+    return bool(space.freezes) and (
+        space.extreme is not None or any(why.node is not None for why in space.freezes)
+    )
