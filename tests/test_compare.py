@@ -143,6 +143,17 @@ def test_one_run_has_no_interval():
     assert probability_of_improvement([np.array([1.0])], [np.array([2.0])]).low is None
 
 
+def test_two_runs_have_an_interval_where_all_others_have_one():
+    two, one = np.array([1.0, 3.0]), np.array([2.0])
+    assert bootstrap([two], iqm).to_json() == [2.0, 1.0, 3.0]
+    for found in (
+        probability_of_improvement([two], [one]),
+        probability_of_improvement([one], [two]),
+        probability_of_improvement([two, one], [one, np.array([1.0])]),
+    ):
+        assert found.low < found.value < found.high
+
+
 # --- run directories ---
 
 

@@ -323,6 +323,7 @@ def test_welchs_test_is_wrong_as_rarely_as_it_says_and_sees_what_it_should():
         ([2.0], [26.0, 44.0] * 10, True),
         ([26.0, 44.0] * 10, [53.0], False),
         ([29.0], [35.0], False),
+        ([19.9, 20.1] * 50, [30.0, 40.0, 50.0], False),  # 3.46 standard errors, but of two degrees of freedom
     ],
 )
 def test_scores_without_a_spread_of_their_own_are_compared_too(now, known, verdict):
@@ -332,8 +333,10 @@ def test_scores_without_a_spread_of_their_own_are_compared_too(now, known, verdi
 def test_the_points_of_students_t_are_those_of_scipy():
     stats = pytest.importorskip("scipy.stats")
     for tail in (0.01, 0.025):
-        for freedom in (4, 7.5, 20, 60, 1000):
-            assert _student(tail, freedom) == pytest.approx(stats.t.isf(tail, freedom), rel=5e-3)
+        for freedom in (3, 4, 7.5, 20, 60, 1000):  # what is left out is of the fifth order
+            assert _student(tail, freedom) == pytest.approx(
+                stats.t.isf(tail, freedom), rel=2 * freedom**-5 + 1e-12
+            )
     low, high = interval(Score("greedy", 10.0, 2.0, 25, {}))
     half = stats.t.isf(0.025, 24) * 2.0 / np.sqrt(24)
     assert (low, high) == (pytest.approx(10 - half, abs=1e-3), pytest.approx(10 + half, abs=1e-3))

@@ -72,7 +72,7 @@ def test_a_run_that_diverges_leaves_what_was_good(
     for _ in range(2):  # and does so again, from the last good checkpoint
         with pytest.raises(RunFailed, match="no longer a number") as error:
             execute(job)
-        assert "--set rate=" in str(error.value.hint)
+        assert "--set rate=2.5e+29 --set final_rate=2.5e+29" in str(error.value.hint)
         saved, problems = store.newest(tmp_path)
         assert saved is not None and not problems
         assert all(bool(torch.isfinite(one).all()) for one in saved.tensors["student"].values())

@@ -118,7 +118,7 @@ def _unbiased(score: Score) -> float:
 def _student(tail: float, freedom: float) -> float:
     """The point that Student's t exceeds with a probability of 0.01 or 0.025.
 
-    Expansion in the degrees of freedom: Abramowitz and Stegun 1964, 26.7.5; below 0.5% off from 4 degrees on.
+    Expansion in the degrees of freedom: Abramowitz and Stegun 1964, 26.7.5; below 0.5% off from 3 degrees on.
     """
     z = {0.01: 2.3263478740408408, 0.025: 1.9599639845400545}[tail]
     terms = (
