@@ -26,7 +26,9 @@ from d3rlpy.preprocessing import (
 
 import surgery
 from surgery.cli import main
+from surgery.envs.step import seeds
 from surgery.errors import ArgumentError, Refused
+from surgery.evaluate import evaluate
 from surgery.interface import Environment
 from surgery_adapters.d3rlpy import parity
 from surgery_adapters.playing import make
@@ -120,6 +122,17 @@ def test_a_widened_file_plays_as_its_graph_does_and_as_before(tmp_path, name):
     old, new = (parity(p, surgery.load(p), environment, episodes=2, seed=5) for p in (path, wide))
     assert new.differing == 0
     np.testing.assert_allclose(new.returns, old.returns, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["dqn, standard scaler", "sac, scaled actions", "td3 and bc"])
+def test_an_evaluation_gives_the_returns_that_the_framework_gets(tmp_path, name):
+    path = tmp_path / "agent.d3"
+    environment = MODELS[name](path)
+    checkpoint = surgery.load(path)
+    wanted = parity(path, checkpoint, environment, episodes=2, seed=int(seeds(3, 1)[0]))
+    contract = Environment(environment, checkpoint.environment.settings)
+    done = evaluate(checkpoint, environment=contract, mode="greedy", episodes=2, num_envs=1, seed=3)
+    np.testing.assert_allclose(done.episodes.returns, wanted.returns, rtol=1e-5)
 
 
 def test_a_graph_that_is_another_or_lacks_the_scaler_does_not_pass(tmp_path):
