@@ -199,7 +199,8 @@ class Environment:
       settings: any JSON. Those with a fixed meaning are checked: `preprocessing` (object), `action_set` (the
         environment's action behind each output), `sticky_actions` (probability), `frame_skip`,
         `frame_stack`, `noop_max`, `max_episode_steps`, `full_action_space`, `terminal_on_life_loss`,
-        `max_pool`, `fire_reset`, `reward_clip`, `scores` (what the policy reached; see `surgery.evaluate`).
+        `max_pool`, `fire_reset`, `reward_clip`, `scores` (what the policy reached; see `surgery.evaluate`); what
+        is None of these is left open.
 
     Raises:
       ArgumentError: a setting with a fixed meaning has a value that it cannot have.
@@ -209,7 +210,8 @@ class Environment:
     settings: Mapping[str, Json] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "settings", freeze_mapping(self.settings))
+        stated = {k: v for k, v in self.settings.items() if v is not None or k not in _SETTINGS}
+        object.__setattr__(self, "settings", freeze_mapping(stated))
         for name, (wanted, check) in _SETTINGS.items():
             if name in self.settings and not check(self.settings[name]):
                 raise ArgumentError(f"the environment's {name} must be {wanted}, got {self.settings[name]!r}")

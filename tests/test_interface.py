@@ -127,6 +127,8 @@ def test_a_declaration_keeps_what_it_does_not_name(tmp_path):
     assert second.interface.input("x") == Port("x", "observation", 0.0, 2.0, declared=True)
     assert second.environment == Environment("A", {"frame_skip": 4, "noop_max": 0})
     assert annotate(second, environment=Environment("B")).environment == Environment("B")
+    third = annotate(second, settings={"frame_skip": None, "normaliser": None})
+    assert third.environment == Environment("A", {"noop_max": 0, "normaliser": None})
 
 
 def test_an_interface_that_names_a_port_twice_is_refused():
