@@ -298,7 +298,7 @@ REFUSED = {
     "a range of other actions": (
         plain([0.0] * 2, low=-1.0, high=1.0,
               environment=Environment(None, {"action_range": {"mean": {"low": [0.0], "high": [1.0]}}})),
-        "Line-v0", {}, "is not one of 2 actions", "action_range=null",
+        "Line-v0", {}, "does not fit its 2 actions", "action_range=null",
     ),
     "a range of nothing": (
         plain([0.0] * 2, environment=Environment(None, {"action_range": {"mean": {"low": 0, "high": 1}}})),

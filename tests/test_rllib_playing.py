@@ -29,7 +29,9 @@ from ray.tune.registry import register_env
 
 import surgery
 from surgery.cli import main
+from surgery.envs.step import seeds
 from surgery.errors import ArgumentError, Refused, RunFailed
+from surgery.evaluate import evaluate
 from surgery.interface import Environment
 from surgery_adapters.rllib import parity
 from surgery_adapters.rllib.connectors import Connectors
@@ -167,6 +169,16 @@ def test_a_widened_folder_plays_as_its_graph_does_and_as_before(trained, tmp_pat
     )
     assert new.differing == 0
     np.testing.assert_allclose(new.returns, old.returns, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ppo", "ppo lstm", "ppo box", "sac", "sac filter"])
+def test_an_evaluation_gives_the_returns_that_the_framework_gets(trained, name):
+    path, environment = trained[name], MODELS[name].environment
+    checkpoint = surgery.load(path)
+    wanted = parity(path, checkpoint, environment, episodes=2, seed=int(seeds(3, 1)[0]))
+    contract = Environment(environment, checkpoint.environment.settings)
+    done = evaluate(checkpoint, environment=contract, mode="greedy", episodes=2, num_envs=1, seed=3)
+    np.testing.assert_allclose(done.episodes.returns, wanted.returns, rtol=1e-4)
 
 
 def always(checkpoint: surgery.Checkpoint, action: int) -> surgery.Checkpoint:

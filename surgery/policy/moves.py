@@ -15,7 +15,7 @@ from surgery.envs.actions import ActionSpace, Box
 from surgery.errors import ArgumentError, shape_text
 from surgery.graph.choices import is_drawn
 from surgery.interface import Port
-from surgery.json_values import Json
+from surgery.json_values import Json, dumps, thaw
 from surgery.policy.arrays import Array, Arrays
 from surgery.policy.laws import Law, Numbers
 
@@ -167,7 +167,7 @@ def _reach(checkpoint: Checkpoint, port: Port, actions: int) -> Ends | None:
     found = _numbers(low, actions), _numbers(high, actions)
     if found[0] is None or found[1] is None:
         raise ArgumentError(
-            f"the contract's action_range of '{port.name}' is not one of {actions} actions: {given!r:.80}",
+            f"the contract's action_range of '{port.name}' does not fit its {actions} actions: {dumps(thaw(given))}",
             hint="surgery annotate MODEL --env-setting action_range=null -o OUT",
         )
     return found[0], found[1]
