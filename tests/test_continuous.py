@@ -65,7 +65,13 @@ class Line(Reach):
     action_space = gymnasium.spaces.Box(-2, 2, (2,))
 
 
-for kind in (Reach, Free, Line):
+class Wide(Line):
+    """The same with three."""
+
+    action_space = gymnasium.spaces.Box(-2, 2, (3,))
+
+
+for kind in (Reach, Free, Line, Wide):
     gymnasium.register(f"{kind.__name__}-v0", kind)
 
 SMALL = {"policy_kwargs": {"net_arch": [16, 16]}, "device": "cpu", "seed": 0}
@@ -376,12 +382,24 @@ def test_a_framework_file_says_what_its_actions_stand_for(name, tmp_path):
     assert made.environment.settings.get("action_range", {}) == reach
 
 
-def test_new_actions_keep_the_range_and_are_played(tmp_path):
-    _, path, _ = saved("td3", tmp_path, "Line-v0")
-    made = surgery.load(path)
-    more = surgery.apply(surgery.extend(made, actions=[NewAction("action", 1)]), made).checkpoint
-    assert (more.interface.output("action").low, more.interface.output("action").high) == (-1.0, 1.0)
-    assert load(more).actions == 3
+@pytest.mark.parametrize(("name", "kind"), [("td3", sb3.TD3), ("sac", sb3.SAC), ("ppo", sb3.PPO)])
+def test_an_agent_that_is_adapted_to_more_actions_goes_on_as_it_played(name, kind, tmp_path, capsys):
+    _, path, _ = saved(name, tmp_path, "Line-v0")
+    assert main(["evaluate", str(path), "--env", "Wide-v0", "--episodes", "1"]) == 2
+    assert "surgery adapt" in capsys.readouterr().err
+    more = tmp_path / "more.zip"
+    assert main(["adapt", str(path), "--env", "Wide-v0", "--unnamed", "append", "-o", str(more)]) == 0
+    assert main(["evaluate", str(more), "--env", "Wide-v0", "--episodes", "1"]) == 0
+    policy, before = met(surgery.load(more), "Wide-v0"), met(surgery.load(path), "Line-v0")
+    seen, rng = np.random.default_rng(0).uniform(-2, 2, (20, 4)).astype(np.float32), np.random.default_rng(0)
+    found = policy.act(seen, generator=rng)
+    np.testing.assert_allclose(found[:, :2], before.act(seen, generator=rng), atol=1e-5)
+    assert not found[:, 2].any()
+    wanted, _ = kind.load(more, env=Wide()).predict(seen, deterministic=True)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_the_range_of_a_scaler_follows_new_actions(tmp_path):
     scaled = surgery.load(FIXTURES / "d3rlpy/sac.d3")
     plan = surgery.extend(scaled, actions=[NewAction("mean", 1)])
     wide = surgery.apply(plan, scaled).checkpoint
