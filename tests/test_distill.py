@@ -323,10 +323,10 @@ def test_what_a_gpu_says_is_told_from_what_a_network_says(text: str, is_the_devi
 def test_a_gpu_that_fails_while_a_model_is_measured_is_said_in_one_line(
     teachers: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError(FULL_GPU)
 
-    monkeypatch.setattr(Policy, "scores", full)
+    monkeypatch.setattr(Policy, "act", full)
     assert main(["evaluate", str(teachers / "cartpole-dqn.onnx"), "--episodes", "1"]) == 1
     said = capsys.readouterr().err
     assert "error: the GPU is out of memory: Tried to allocate 2.00 GiB, 1.10 GiB is free" in said
