@@ -2,6 +2,7 @@
 
     policy = load(checkpoint)
     policy.scores(observation)                  # (n, actions): Q-values or logits; not of continuous actions
+    policy.meet(envs.observation_shape, envs.parts, envs.takes)     # the bounds of continuous actions are there
     policy.act(observation, mode="greedy", generator=np.random.default_rng(0))
 
 Reads what outputs and inputs mean from the interface, and frames, scale and forbidden actions from the environment
