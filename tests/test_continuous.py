@@ -18,7 +18,7 @@ from surgery.envs import make
 from surgery.envs.actions import Box
 from surgery.envs.step import seeds
 from surgery.errors import ArgumentError, Refused
-from surgery.evaluate import diagnose, evaluate
+from surgery.evaluate import diagnose, evaluate, record
 from surgery.interface import Environment, PortPatch
 from surgery.ops.actions import NewAction
 from surgery.policy import load
@@ -173,16 +173,24 @@ def test_a_framework_file_is_evaluated_recorded_confirmed_and_diagnosed(tmp_path
     assert (report["mode"], report["confirmed"], report["random"]["source"]) == ("greedy", True, "recorded")
     assert report["teacher_normalised"] is not None
     assert "action_set" not in report["environment"]["settings"]
-    made = surgery.load(path)
-    best = {"mode": "greedy", "mean": 400.0, "std": 1.0, "episodes": 30}
-    told = made.replace(environment=Environment("Reach-v0", {"scores": [best]}))
-    done = evaluate(told, episodes=3)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "declared", "found"),
+    [([0.5, 1.0], True, "mapped from −1 … 1"), ([-0.5, -1.0], False, "in the environment's own units")],
+)
+def test_a_range_that_is_declared_wrongly_is_found(numbers, declared, found):
+    ends = {"low": -1.0, "high": 1.0}
+    right, wrong = (
+        plain(numbers, kind="action", **(ends if said else {})) for said in (declared, not declared)
+    )
+    reached = record(right, evaluate(right, environment=Environment("Line-v0"), episodes=4))
+    wrong = wrong.replace(environment=reached.environment)
+    done = evaluate(wrong, episodes=4)
     assert done.confirmed is False
-    found = {one.change for one in diagnose(told, done, episodes=2)}
-    assert {
-        "action selection sample",
-        "actions in the environment's own units, not mapped to its bounds",
-    } <= found
+    assert any(cause.startswith("range of actions: 'action'") for cause in done.causes)
+    reaches = [one.change for one in diagnose(wrong, done, episodes=2) if one.reaches]
+    assert any(found in change for change in reaches)
 
 
 def plain(mean, log_std=None, *, kind="mean", environment=None, batch=None, **patch):
