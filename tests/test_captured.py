@@ -218,6 +218,19 @@ def test_a_student_at_play_is_recorded_anew_after_a_gradient_step_that_cannot_be
     assert recording.replays > STEPS
 
 
+def test_a_step_of_play_that_cannot_be_recorded_is_said_and_played():
+    learner, _ = learner_of("mlp-16", "q", False, (5,), recorded=False)
+    said: list[str] = []
+    actors = (
+        Actor(learner.student),
+        Actor(learner.student, recorder=Recording(list, failing=(0,)), failed=said.append),
+    )
+    for seen in (200 * np.random.default_rng(0).random((WARM_UP + 2, 3, 5))).astype(np.float32):
+        one, other = (actor.greedy(seen).tolist() for actor in actors)
+        assert one == other
+    assert [text.partition(" cannot")[0] for text in said] == ["a step of play"]
+
+
 def test_a_wish_to_stop_while_a_step_is_recorded_is_no_failure_of_the_step():
     """Which ending the recording hides behind an error of its own."""
 

@@ -189,6 +189,8 @@ def test_a_run_is_read_as_it_was_written(runs):
     assert run.frames.tolist() == [0, 25_000, 50_000]
     assert run.returns.tolist() == [2.0, 6.3, 8.3]
     assert (run.random, run.teacher, run.seconds) == (0.5, 8.0, 18.0)
+    skipping = write_run(runs / "four", "scratch", 0, [0.5, 1.0], budget=50_000, skip=4)
+    assert read_run(skipping).budget == 200_000  # agent steps of four frames
 
 
 def test_scores_are_on_one_scale_and_the_best_comes_first(runs):

@@ -111,6 +111,7 @@ def test_stacks_follow_on_within_an_episode_and_start_anew_after_it():
 )
 def test_an_episode_that_is_cut_off_is_truncated_not_terminated(name, settings):
     envs = make(Environment(name, settings), 2, seed=0, training=True)
+    assert len(list(play(envs, 3))) == 3  # what a reset breaks off is no part of the next episode
     steps = [step for _, _, step in play(envs, 45)]
     cut = [step for step in steps if step.truncated.any()]
     assert cut

@@ -452,6 +452,7 @@ def test_an_agent_that_never_serves_plays_to_the_limit_and_the_report_says_so(tm
     assert main([*words, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["truncated"], report["limit"], report["returns"]) == (3, 60, [0.0] * 3)
+    assert report["frames"] == 4 * report["steps"] >= 4 * sum(report["lengths"])
     assert main(words) == 0
     assert "3 cut off after 60 steps (240 frames)" in capsys.readouterr().out
 
