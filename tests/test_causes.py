@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -45,6 +46,16 @@ def test_a_scale_that_is_not_the_declared_one_is_suspected(
         model = surgery.annotate(model, inputs={"observation": PortPatch(low=0.0, high=declared)})
     causes = likely_causes(model, Environment("x"), KNOWN, "greedy", played(high))
     assert [cause for cause in causes if cause.startswith("scale")] == ([] if says is None else [says])
+
+
+def test_a_range_that_nobody_declared_is_held_against_nobody():
+    model = new("mlp-4", observation=(3,), actions=2)
+    [port] = model.interface.inputs
+    for declared, count in ((True, 1), (False, 0)):
+        inputs = (replace(port, low=0.0, high=10.0, declared=declared),)
+        one = model.replace(interface=replace(model.interface, inputs=inputs))
+        causes = likely_causes(one, Environment("x"), KNOWN, "greedy", played(255.0))
+        assert sum(cause.startswith("scale") for cause in causes) == count
 
 
 def test_what_was_cut_off_is_suspected():
