@@ -292,6 +292,7 @@ def test_the_share_of_episodes_with_new_actions_goes_from_none_to_all() -> None:
     mask = [True, True, False]
     contract = Environment("x", {"action_mask": {"q_values": mask}})
     env = AnnealActions(Game(box(1), spaces.Discrete(3)), contract, episodes=200, seed=3)
+    assert env.action_masks().tolist() == mask  # before the first episode
     free = []
     for _ in range(300):
         _, info = env.reset()
