@@ -9,13 +9,14 @@ import pytest
 import torch
 
 import surgery
-from surgery.distill import execute
+from surgery.distill import Options, execute, plan_distill
 from surgery.distill import session as sessions
 from surgery.distill.actor import Actor
 from surgery.distill.learner import Learner
 from surgery.distill.loop import Loop
 from surgery.distill.mixing import mixed
 from surgery.distill.session import Session
+from surgery.distill.weaning import Weaning
 from surgery.envs import Envs
 from surgery.interface import Environment
 from surgery.replay import NOWHERE, Batch, Layout, Replay
@@ -111,6 +112,18 @@ def test_training_goes_on_in_new_games_and_every_evaluation_is_of_whole_games_of
     assert len({seed for _, seed in made}) == 6
     execute(job_of(teacher, tmp_path / "again"))
     assert made[:6] == made[6:]
+
+
+def test_a_teacher_is_measured_where_its_student_will_learn(teacher: surgery.Checkpoint, tmp_path: Path):
+    short = Environment("CartPole-v1", {"max_episode_steps": 60})  # its own is of 500
+    options = Options(frames=1000, envs=4, device="cpu", changes={"evaluation_episodes": 3})
+    session = Session.open(plan_distill(teacher, "mlp-8", tmp_path, environment=short, options=options))
+    Loop(session)._measure()
+    random, _ = session.progress.random
+    assert (session.progress.teacher, session.progress.teacher_length) == ([60.0, 0.0], 60.0)
+    assert 10 < random < 40
+    assert session.weaning == Weaning(random, 60.0, cutoff=600, floor=0.0)
+    session.close()
 
 
 def test_what_a_teacher_shows_goes_from_random_actions_to_its_own(
