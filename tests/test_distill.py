@@ -186,6 +186,23 @@ def test_on_pixels_of_bits_too(teachers: Path, tmp_path: Path):
     assert student.interface.outputs[0].labels == ("noop", "left", "right")
 
 
+@pytest.mark.parametrize(
+    ("environment", "to", "high"),
+    [
+        ("CartPole-v1", "mlp-8", None),
+        ("MinAtar/Breakout-v1", "minatar", 1.0),
+        ("ALE/Breakout-v5", "nature", 255.0),
+    ],
+)
+def test_a_student_declares_what_it_will_see(environment: str, to: str, high: float | None, tmp_path: Path):
+    options = Options(frames=10_000, envs=2, device="cpu")
+    job = plan_distill(
+        None, to, tmp_path, environment=Environment(environment), method="scratch", options=options
+    )
+    [port] = job.student.interface.inputs
+    assert (port.low, port.high) == (None if high is None else 0.0, high)
+
+
 def has_reached(progress: Progress, updates: int) -> bool:
     return progress.offline >= updates
 
