@@ -111,6 +111,23 @@ def test_a_unit_that_no_input_in_range_lets_through_is_dead() -> None:
     np.testing.assert_array_equal(after.tensors["head.bias"].numpy(), before.tensors["head.bias"].numpy())
 
 
+@pytest.mark.parametrize("shares", ["equal", "unequal"])
+def test_units_of_which_the_sum_is_taken_are_merged_where_they_are_shares_of_one(shares: str) -> None:
+    """Behind a ReLU, the sum of two rows is not the sum of two units, unless one row is a multiple of the other."""
+    graph = GraphBuilder("summed")
+    x = graph.op("Relu", graph.linear(graph.input("observation", (4,)), "body", normal(6, 4), normal(6)))
+    x = graph.op("ReduceSum", x, graph.constant([1]))
+    graph.output(graph.linear(x, "head", normal(3, 1), normal(3)), "q_values", (3,))
+    before = checkpoint(graph)
+    with pytest.raises(Refused, match="0 duplicates"):
+        surgery.narrow(before, widths={"body": 5})
+    plan = surgery.widen(before, widths={"body": 10}, init="net2net", shares=shares)  # type: ignore[arg-type]
+    wide = surgery.apply(plan, before).checkpoint
+    result = surgery.apply(surgery.narrow(wide), wide)
+    assert result.report is not None and result.report.ok
+    assert result.checkpoint.analysis.space("body").size == 6
+
+
 @pytest.mark.parametrize(("pad", "norm"), [(0, False), (0, True)])
 def test_a_constant_channel_is_folded_into_the_next_bias_or_batch_norm(pad: int, norm: bool) -> None:
     before = convolutional(pad=pad, norm=norm)

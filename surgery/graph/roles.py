@@ -37,6 +37,7 @@ class Roles:
 
     Attributes:
       consumers: parameter occurrences whose new elements are zero, or shared out among replicas.
+      asked: those of them that make the units which they consume: rows of queries, say, or of what is summed up.
       places: those of them of which only some places are (of queries, keys and values in one axis, say: 3 · heads · d):
         the factor beside them that counts these places, and which ones.
       no_zero, no_net2net: class -> why it cannot take this initialisation.
@@ -48,6 +49,7 @@ class Roles:
     """
 
     consumers: set[Atom] = field(default_factory=set)
+    asked: set[Atom] = field(default_factory=set)
     places: dict[Atom, Places] = field(default_factory=dict)
     no_zero: dict[Atom, str] = field(default_factory=dict)
     no_net2net: dict[Atom, str] = field(default_factory=dict)
@@ -85,7 +87,7 @@ def assign(trace: Trace) -> Roles:
     for axis, mode, reason in trace.limits:
         for leaf in leaves(axis):
             (roles.no_zero if mode == "zero" else roles.no_net2net).setdefault(find(leaf), reason)
-    roles.consumers = consumed | asked
+    roles.consumers, roles.asked = consumed | asked, asked
     for root, reason in _dead(roles, found):
         roles.no_zero.setdefault(root, reason)
     for root, reason in circles(trace, found, roles.consumers, roles.no_net2net):

@@ -13,6 +13,7 @@ from surgery.edits.axis_maps import units_along
 from surgery.edits.execute import constants
 from surgery.edits.removal import unit_rows
 from surgery.errors import ArgumentError, GraphError
+from surgery.graph.atoms import find, leaves
 from surgery.graph.readers import Reader, readers
 from surgery.graph.spaces import Analysis, Space
 from surgery.numeric import Unsupported, run
@@ -129,7 +130,10 @@ def _entry(model: ir.Model, node: ir.Node, operand: int) -> str:
 
 
 def classes(analysis: Analysis, space: Space) -> Array:
-    """For every unit the first one that is made by the same numbers everywhere, shape (units,)."""
+    """For every unit the first one that is made by the same numbers everywhere, shape (units,).
+
+    Where those who make units answer for their sum, these are shares: what is proportional to the same numbers.
+    """
     tensors = constants(analysis.model)
     same = np.zeros(space.size, np.int64)
     for ref in {(ref.tensor, ref.axis): ref for ref in space.axes if ref.role == "out"}.values():
@@ -141,9 +145,34 @@ def classes(analysis: Analysis, space: Space) -> Array:
         )
         _, label = np.unique(np.column_stack([same, made]), axis=0, return_inverse=True)
         same = label.reshape(-1)
+    if (summed := _asked_rows(analysis, space)).size:
+        _, label = np.unique(np.column_stack([same, _directions(summed)]), axis=0, return_inverse=True)
+        same = label.reshape(-1)
     first = np.full(int(same.max()) + 1, space.size)
     np.minimum.at(first, same, np.arange(space.size))
     return first[same]
+
+
+def _asked_rows(analysis: Analysis, space: Space) -> Array:
+    """The numbers that make units and are added up for those that are merged, shape (units, numbers)."""
+    tensors, rows = constants(analysis.model), [np.zeros((space.size, 0))]
+    for name, axis in dict.fromkeys((ref.tensor, ref.axis) for ref in space.axes if ref.role == "in"):
+        own = (leaf for leaf in leaves(analysis.trace.tensors[name][axis]) if leaf in analysis._roles.asked)
+        if any(analysis._names.get(find(leaf)) == space.name for leaf in own):
+            layout = analysis.tensors[name][axis]
+            rows.append(unit_rows(tensors[name].numpy(), axis, layout, space.name, "in").astype(np.float64))
+    return np.concatenate(rows, 1)
+
+
+def _directions(rows: Array) -> Array:
+    """A number per row, equal for rows that are positive multiples of each other within the rounding of float32."""
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    rows = rows / np.where(length, length, 1)
+    order = np.argsort(rows @ np.random.default_rng(0).standard_normal(rows.shape[1]), kind="stable")
+    apart = np.abs(np.diff(rows[order], axis=0)).max(1) > 1e-5
+    label = np.zeros(len(rows), np.int64)
+    label[order[1:]] = np.cumsum(apart)
+    return label
 
 
 def _labels(rows: Array) -> Array:

@@ -42,7 +42,8 @@ def narrow(
     *Unread* units are those whose outgoing weights are zero, as after widening with a zero start, or make unread units
     only. *Constant* units (dead ones are constantly zero) are those whose bounds, for every input in the declared
     range, are equal: their contribution is added to the biases behind them. *Duplicates* are made by the same numbers:
-    the outgoing weights of one are added to the other's. All leave the function as it is. Any other unit is removed
+    the outgoing weights of one are added to the other's (where a sum is taken of units themselves, they are made by
+    shares of the same numbers, which are added). All leave the function as it is. Any other unit is removed
     only on request, and then the outputs change by what the report says.
 
     Args:
