@@ -111,6 +111,19 @@ def test_a_unit_that_no_input_in_range_lets_through_is_dead() -> None:
     np.testing.assert_array_equal(after.tensors["head.bias"].numpy(), before.tensors["head.bias"].numpy())
 
 
+def test_numbers_of_units_that_are_chosen_follow_where_they_would_fit_by_going_round() -> None:
+    """Rows 9, 10 and 11 of 12 are 3, 4 and 5 of 6."""
+    graph = GraphBuilder("fused")
+    weight = graph.op("Gather", graph.parameter("fused", normal(4, 6)), graph.constant([3, 4, 5]), axis=1)
+    graph.output(graph.op("MatMul", graph.input("observation", (4,)), weight), "q_values", (3,))
+    before = checkpoint(graph)
+    (free,) = (space for space in before.analysis.spaces if space.widenable and space.hidden)
+    plan = surgery.widen(before, widths={free.name: 9}, init="net2net")
+    wide = surgery.apply(plan, before).checkpoint
+    result = surgery.apply(surgery.narrow(wide, widths={free.name: 3}), wide)
+    assert result.report is not None and result.report.ok
+
+
 @pytest.mark.parametrize("shares", ["equal", "unequal"])
 def test_units_of_which_the_sum_is_taken_are_merged_where_they_are_shares_of_one(shares: str) -> None:
     """Behind a ReLU, the sum of two rows is not the sum of two units, unless one row is a multiple of the other."""

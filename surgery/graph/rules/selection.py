@@ -237,7 +237,7 @@ def _pick(t: Trace, node: ir.Node, x: ir.Value, at: int, written: list[int]) -> 
             offset.append(offset[-1] + size(piece))
         wanted = [k for a, b in runs for k in range(offset[starts[a]], offset[starts[b]])]
         same = len(wanted) == len(written) and all(
-            k % offset[-1] == w for k, w in zip(written, wanted, strict=True)
+            (k + offset[-1] if k < 0 else k) == w for k, w in zip(written, wanted, strict=True)
         )
         return list(written) if same else list(wanted)
 
