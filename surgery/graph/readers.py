@@ -83,6 +83,16 @@ def mixed_parameters(analysis: Analysis, space: str) -> str | None:
     return None
 
 
+def summed(analysis: Analysis, space: str) -> list[tuple[str, int]]:
+    """The axes of tensors that make units of a space and answer for what these sum up to: (tensor, axis)."""
+    return [
+        (tensor, k)
+        for tensor, axes in analysis.trace.tensors.items()
+        for k, axis in enumerate(axes)
+        if _has(analysis, axis, space) and not analysis._roles.asked.isdisjoint(leaves(axis))
+    ]
+
+
 def _has(analysis: Analysis, axis: object, space: str) -> bool:
     return any(analysis._names.get(find(leaf)) == space for leaf in leaves(axis))  # type: ignore[arg-type]
 

@@ -13,8 +13,7 @@ from surgery.edits.axis_maps import units_along
 from surgery.edits.execute import constants
 from surgery.edits.removal import unit_rows
 from surgery.errors import ArgumentError, GraphError
-from surgery.graph.atoms import find, leaves
-from surgery.graph.readers import Reader, readers
+from surgery.graph.readers import Reader, readers, summed
 from surgery.graph.spaces import Analysis, Space
 from surgery.numeric import Unsupported, run
 from surgery.probes import probes
@@ -145,22 +144,20 @@ def classes(analysis: Analysis, space: Space) -> Array:
         )
         _, label = np.unique(np.column_stack([same, made]), axis=0, return_inverse=True)
         same = label.reshape(-1)
-    if (summed := _asked_rows(analysis, space)).size:
-        _, label = np.unique(np.column_stack([same, _directions(summed)]), axis=0, return_inverse=True)
+    if (rows := _summed_rows(analysis, space)).size:
+        _, label = np.unique(np.column_stack([same, _directions(rows)]), axis=0, return_inverse=True)
         same = label.reshape(-1)
     first = np.full(int(same.max()) + 1, space.size)
     np.minimum.at(first, same, np.arange(space.size))
     return first[same]
 
 
-def _asked_rows(analysis: Analysis, space: Space) -> Array:
+def _summed_rows(analysis: Analysis, space: Space) -> Array:
     """The numbers that make units and are added up for those that are merged, shape (units, numbers)."""
     tensors, rows = constants(analysis.model), [np.zeros((space.size, 0))]
-    for name, axis in dict.fromkeys((ref.tensor, ref.axis) for ref in space.axes if ref.role == "in"):
-        own = (leaf for leaf in leaves(analysis.trace.tensors[name][axis]) if leaf in analysis._roles.asked)
-        if any(analysis._names.get(find(leaf)) == space.name for leaf in own):
-            layout = analysis.tensors[name][axis]
-            rows.append(unit_rows(tensors[name].numpy(), axis, layout, space.name, "in").astype(np.float64))
+    for name, axis in summed(analysis, space.name):
+        layout = analysis.tensors[name][axis]
+        rows.append(unit_rows(tensors[name].numpy(), axis, layout, space.name, "in").astype(np.float64))
     return np.concatenate(rows, 1)
 
 
