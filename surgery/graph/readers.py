@@ -89,7 +89,10 @@ def summed(analysis: Analysis, space: str) -> list[tuple[str, int]]:
         (tensor, k)
         for tensor, axes in analysis.trace.tensors.items()
         for k, axis in enumerate(axes)
-        if _has(analysis, axis, space) and not analysis._roles.asked.isdisjoint(leaves(axis))
+        if any(
+            leaf in analysis._roles.asked and analysis._names.get(find(leaf)) == space
+            for leaf in leaves(axis)
+        )
     ]
 
 
