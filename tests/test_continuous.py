@@ -23,6 +23,7 @@ from surgery.interface import Environment, PortPatch
 from surgery.ops.actions import NewAction
 from surgery.policy import load
 from surgery.port_kinds import infer
+from tests.beside_sb3 import both
 
 sb3, contrib = pytest.importorskip("stable_baselines3"), pytest.importorskip("sb3_contrib")
 from stable_baselines3.common.env_util import make_vec_env  # noqa: E402
@@ -120,15 +121,8 @@ def test_actions_are_those_that_the_framework_predicts(name, backend, tmp_path):
     model, path, kind = saved(name, tmp_path)
     policy = met(surgery.load(path), host=backend == "host", backend="auto" if backend == "host" else backend)
     assert (policy.kind, policy.actions, policy.recurrent) == (kind, 4, name == "recurrent")
-    rng, state, starts, ends = np.random.default_rng(0), None, np.ones(3, bool), 0
-    for step in range(30):
-        observation = rng.uniform(-2, 2, (3, 4)).astype(np.float32)
-        if step == 15:
-            starts = np.array([True, False, True])
-            policy.reset(starts)
-        wanted, state = model.predict(observation, state=state, episode_start=starts, deterministic=True)
-        starts = np.zeros(3, bool)
-        found = policy.act(observation, generator=rng)
+    ends = 0
+    for found, wanted in both(model, policy, lambda rng: rng.uniform(-2, 2, (3, 4)).astype(np.float32)):
         assert found.dtype == wanted.dtype
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=3e-5)
         ends += int((np.isclose(found, LOW) | np.isclose(found, HIGH)).sum())

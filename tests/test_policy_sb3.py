@@ -13,6 +13,7 @@ from surgery.envs.normaliser import Normaliser
 from surgery.errors import ArgumentError, Refused
 from surgery.interface import Environment
 from surgery.policy import load
+from tests.beside_sb3 import both
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 sb3 = pytest.importorskip("stable_baselines3")
@@ -38,17 +39,10 @@ def test_actions_are_those_that_the_framework_predicts(name, tmp_path):
     policy = load(surgery.load(tmp_path / "model.zip"))
     assert policy.kind == kind
     assert policy.recurrent == (name == "RecurrentPPO")
-    rng = np.random.default_rng(0)
-    state, starts, chosen = None, np.ones(3, bool), []
-    for step in range(40):
-        observation = rng.normal(size=(3, 4)).astype(np.float32)
-        if step == 20:
-            starts = np.array([True, False, True])
-            policy.reset(starts)
-        wanted, state = model.predict(observation, state=state, episode_start=starts, deterministic=True)
-        starts = np.zeros(3, bool)
-        assert np.array_equal(policy.act(observation, generator=rng), wanted)
-        chosen.extend(wanted)
+    chosen = []
+    for ours, theirs in both(model, policy, lambda rng: rng.normal(size=(3, 4)).astype(np.float32)):
+        assert np.array_equal(ours, theirs)
+        chosen.extend(theirs)
     assert len({*chosen}) == 2
 
 

@@ -22,6 +22,7 @@ from surgery.interface import Environment, PortPatch
 from surgery.policy import load
 from surgery.port_kinds import infer
 from tests import deployed
+from tests.beside_sb3 import both
 
 sb3, contrib = pytest.importorskip("stable_baselines3"), pytest.importorskip("sb3_contrib")
 from stable_baselines3.common.env_util import make_vec_env  # noqa: E402
@@ -97,17 +98,10 @@ def met(checkpoint, environment, **settings):
 @pytest.mark.parametrize("host", [True, False])
 def test_actions_and_returns_are_those_of_the_framework(name, host, tmp_path):
     model, path, environment = saved(name, tmp_path)
-    policy, rng = met(surgery.load(path), environment, host=host), np.random.default_rng(0)
-    state, starts, seen = None, np.ones(3, bool), []
-    for step in range(40):
-        observation = rng.uniform(-2, 2, (3, 4)).astype(np.float32)
-        if step == 20:
-            starts = np.array([True, False, True])
-            policy.reset(starts)
-        wanted, state = model.predict(observation, state=state, episode_start=starts, deterministic=True)
-        starts = np.zeros(3, bool)
-        assert np.array_equal(policy.act(observation, generator=rng), wanted)
-        seen.append(wanted)
+    policy, seen = met(surgery.load(path), environment, host=host), []
+    for ours, theirs in both(model, policy, lambda rng: rng.uniform(-2, 2, (3, 4)).astype(np.float32)):
+        assert np.array_equal(ours, theirs)
+        seen.append(theirs)
     assert len(np.unique(np.concatenate(seen), axis=0)) > 2
     venv = make_vec_env(environment)
     venv.seed(int(seeds(5, 1)[0]))
