@@ -218,9 +218,9 @@ def _networks(folder: RllibFolder, tensors: Mapping[str, ir.TensorProtocol] | No
         folder.space("action_space"),
     )
     if scales_actions(folder):
-        ports = ((k, port) for k, port in enumerate(found.outputs) if port.kind == "mean")
-        for k, port in ports:
-            found.outputs[k] = replace(port, low=-1.0, high=1.0)
+        found.outputs[:] = [
+            replace(port, low=-1.0, high=1.0) if port.kind == "mean" else port for port in found.outputs
+        ]
     return found
 
 

@@ -19,13 +19,10 @@ from surgery.graph.labels import full_label, label
 from surgery.graph.layout import units
 from surgery.graph.spaces import Analysis, Space
 from surgery.interface import Interface
+from surgery.numeric.kernels import RANDOM
 
 CHOICES = frozenset({"ArgMax", "ArgMin", "TopK", "Multinomial"})
 """Operators that give the numbers of units."""
-DRAWS = frozenset({
-    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli",
-})  # fmt: skip
-"""Operators that give other numbers every time."""
 _SIZES = frozenset({"Shape", "Size", "RandomNormalLike", "RandomUniformLike"})
 """Operators that read nothing of a value but its size."""
 _TOGETHER = CHOICES | {
@@ -107,7 +104,7 @@ def is_drawn(output: ir.Value) -> bool:
     seen, waiting = {output}, [output]
     while waiting:
         node = waiting.pop().producer()
-        if node is not None and node.op_type in DRAWS:
+        if node is not None and node.op_type in RANDOM:
             return True
         read = [] if node is None else [v for v in (*node.inputs, *captured(node)) if v is not None]
         waiting += [value for value in read if value not in seen]

@@ -18,6 +18,7 @@ from surgery.graph.control import captured
 from surgery.graph.shape_inference import infer_outputs
 from surgery.graph.symbols import symbol
 from surgery.numeric import compute
+from surgery.numeric.kernels import RANDOM
 from surgery.tensors import held, shape_of
 
 PRIMES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063, 1069, 1087, 1091, 1093, 1097)
@@ -115,7 +116,7 @@ class Facts:
             self.tensor(node.outputs[0], constant_tensor(node))
             return
         inputs = [value for value in node.inputs if value is not None]
-        if (not standard or node.op_type not in _RANDOM) and all(
+        if (not standard or node.op_type not in RANDOM) and all(
             value in self.constant for value in [*inputs, *captured(node)]
         ):
             self.constant.update(node.outputs)
@@ -170,7 +171,7 @@ class Facts:
             return self._fold_cast_like(node)
         if any(v is not None and v not in self.known for v in node.inputs) or captured(node):
             return False
-        if not node.inputs or node.op_type in _RANDOM:
+        if not node.inputs or node.op_type in RANDOM:
             return False
         if node.op_type in ("ConstantOfShape", "Expand", "Tile", "Range") and self._too_large(node):
             return False
@@ -327,11 +328,6 @@ class Facts:
                 return None
             shape.append(size)
         return tuple(shape)
-
-
-_RANDOM = frozenset(
-    ["RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"]
-)
 
 
 def constant_tensor(node: ir.Node) -> ir.TensorProtocol:

@@ -12,7 +12,7 @@ from surgery.graph.atoms import find, leaves
 from surgery.graph.labels import full_label
 from surgery.graph.layout import Layout
 from surgery.graph.records import Site
-from surgery.graph.spaces import Analysis
+from surgery.graph.spaces import Analysis, Space
 
 MOVES = frozenset(
     [
@@ -83,15 +83,14 @@ def mixed_parameters(analysis: Analysis, space: str) -> str | None:
     return None
 
 
-def summed(analysis: Analysis, space: str) -> list[tuple[str, int]]:
+def summed(analysis: Analysis, space: Space) -> list[tuple[str, int]]:
     """The axes of tensors that make units of a space and answer for what these sum up to: (tensor, axis)."""
     return [
-        (tensor, k)
-        for tensor, axes in analysis.trace.tensors.items()
-        for k, axis in enumerate(axes)
+        (tensor, axis)
+        for tensor, axis in dict.fromkeys((ref.tensor, ref.axis) for ref in space.axes)
         if any(
-            leaf in analysis._roles.asked and analysis._names.get(find(leaf)) == space
-            for leaf in leaves(axis)
+            leaf in analysis._roles.asked and analysis._names.get(find(leaf)) == space.name
+            for leaf in leaves(analysis.trace.tensors[tensor][axis])
         )
     ]
 

@@ -183,19 +183,19 @@ class Trace:
         axes = [() if size_of(axis) == 1 else axis for axis in axes]
         several = len(_readers(value)) + value.is_graph_output() > 1
         self._of[value] = _guard(value, axes) if several and not self.constant(value) else list(axes)
-        self._moved(value, axes, self.known(value))
+        self._moved(value, axes)
 
     def leave(self, value: ir.Value, axes: list[Axis] | None) -> None:
         """Set what is left of a result that no rule describes: frozen axes, or nothing."""
         self._of[value] = axes
 
-    def _moved(self, value: ir.Value, axes: Sequence[Axis], units: Sequence[Axis]) -> None:
+    def _moved(self, value: ir.Value, axes: Sequence[Axis]) -> None:
         """What is no more than a parameter, repeated as often as an input says, is units all the same."""
         node = value.producer()
         first = node.inputs[0] if node is not None and node.inputs else None
         if first in self.facts.constant and not self.constant(value):
             own = {leaf for axis in self.known(first) for leaf in leaves(axis)}
-            pairs = zip(axes, units, strict=True)
+            pairs = zip(axes, self.known(value), strict=True)
             self.productions.extend((axis, unit) for axis, unit in pairs if own.intersection(leaves(axis)))
 
     def handed_on(self, value: ir.Value, axes: Sequence[Axis]) -> list[Axis]:

@@ -45,7 +45,6 @@ KERNELS: Mapping[str, Kernel] = {
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 
-# An evaluator is deterministic.
 RANDOM = {
     "RandomNormal",
     "RandomNormalLike",
@@ -54,6 +53,7 @@ RANDOM = {
     "Multinomial",
     "Bernoulli",
 }
+"""Operators that give other numbers every time; the evaluator is deterministic, and has none of them."""
 
 
 def supported(domain: str, op_type: str) -> bool:

@@ -155,7 +155,7 @@ def classes(analysis: Analysis, space: Space) -> Array:
 def _summed_rows(analysis: Analysis, space: Space) -> Array:
     """The numbers that make units and are added up for those that are merged, shape (units, numbers)."""
     tensors, rows = constants(analysis.model), [np.zeros((space.size, 0))]
-    for name, axis in summed(analysis, space.name):
+    for name, axis in summed(analysis, space):
         layout = analysis.tensors[name][axis]
         rows.append(unit_rows(tensors[name].numpy(), axis, layout, space.name, "in").astype(np.float64))
     return np.concatenate(rows, 1)

@@ -193,10 +193,7 @@ def _support(port: Port, atoms: int) -> tuple[float, ...]:
 
 def _allowed(checkpoint: Checkpoint, output: str, actions: int) -> tuple[bool, ...] | None:
     """What `action_mask` of the contract says about this output."""
-    masks = checkpoint.environment.settings.get("action_mask")
-    if masks is None:
-        return None
-    mask = masks.get(output) if isinstance(masks, Mapping) else masks
+    mask = checkpoint.environment.action_mask(output)
     if mask is None:
         return None
     if not isinstance(mask, tuple) or len(mask) != actions or not any(mask):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -56,12 +57,11 @@ class Choices:
     """Several choices at once, of the scores of all of them one behind the other, (n, sum of counts).
 
     Attributes:
-      space: the environment's. allowed: of each choice, the numbers that may be taken. temperature: as of `Choice`.
+      space: the environment's. choices: each of them.
     """
 
     space: MultiDiscrete
-    allowed: tuple[Array, ...]
-    temperature: float
+    choices: tuple[Choice, ...]
 
     def greedy(self, said: Array) -> Array:
         return self._each([one.greedy(scores) for one, scores in self._parts(said)])
@@ -70,16 +70,12 @@ class Choices:
         return self._each([one.sample(scores, generator) for one, scores in self._parts(said)])
 
     def uniform(self, count: int, generator: np.random.Generator) -> Array:
-        return self._each([any_of(allowed, count, generator) for allowed in self.allowed])
+        return self._each([one.uniform(count, generator) for one in self.choices])
 
     random = uniform
 
-    def _parts(self, said: Array) -> list[tuple[Choice, Array]]:
-        parts = np.split(said, np.cumsum(self.space.counts)[:-1], axis=-1)
-        return [
-            (Choice(allowed, self.temperature), part)
-            for allowed, part in zip(self.allowed, parts, strict=True)
-        ]
+    def _parts(self, said: Array) -> Iterator[tuple[Choice, Array]]:
+        return zip(self.choices, np.split(said, np.cumsum(self.space.counts)[:-1], axis=-1), strict=True)
 
     def _each(self, chosen: list[Array]) -> Array:
         return self.space.arranged(np.stack(chosen, axis=1))

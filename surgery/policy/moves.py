@@ -186,8 +186,7 @@ def _declare(port: Port) -> str:
 
 
 def _check_unmasked(checkpoint: Checkpoint, port: Port) -> None:
-    masks = checkpoint.environment.settings.get("action_mask")
-    if masks is not None and (not isinstance(masks, Mapping) or port.name in masks):
+    if checkpoint.environment.action_mask(port.name) is not None:
         raise ArgumentError(
             f"the contract's action_mask forbids actions of '{port.name}', which are numbers: nothing forbids one",
             hint="surgery annotate MODEL --env-setting action_mask=null -o OUT",

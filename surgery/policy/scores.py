@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -95,7 +95,7 @@ def _choices(head: Scores, space: MultiDiscrete, temperature: float) -> Law | No
         raise ArgumentError(
             f"the contract's action_mask of '{head.output}' leaves a choice without any value"
         )
-    return Choices(space, tuple(np.flatnonzero(part) for part in parts), temperature)
+    return Choices(space, tuple(Choice(np.flatnonzero(part), temperature) for part in parts))
 
 
 def _switches(head: Scores, space: MultiBinary, temperature: float) -> Law | None:
@@ -125,7 +125,7 @@ class Reading:
         """Raises: ArgumentError: the output is not what it was taken for."""
         head, parts = self.head, []
         for name, actions in head.branches or ((head.output, head.actions),):
-            parts.append(self._scores(replace(head, output=name, actions=actions), outputs[name], count))
+            parts.append(self._scores(name, actions, outputs[name], count))
         scores = parts[0] if len(parts) == 1 else self.arrays.joined([part.T for part in parts]).T
         return scores if self._forbidden is None else self.arrays.forbidden(scores, self._forbidden)
 
@@ -141,20 +141,21 @@ class Reading:
         support = self.head.support
         return None if support is None else self.arrays.take(np.array(support, np.float32))
 
-    def _scores(self, head: Scores, output: Any, count: int) -> Any:  # noqa: ANN401
-        wide = head.kind in ("atom_logits", "quantiles")
-        wanted = count * (1 if head.kind == "action" else head.actions)
+    def _scores(self, name: str, actions: int, output: Any, count: int) -> Any:  # noqa: ANN401
+        kind = self.head.kind
+        wide = kind in ("atom_logits", "quantiles")
+        wanted = count * (1 if kind == "action" else actions)
         size = math.prod(output.shape)
         if size % wanted or (not wide and size != wanted):
             raise ArgumentError(
-                f"output '{head.output}' gives {shape_text(output.shape)} for {count} observations: no {head.kind}",
-                hint=f"say what it is: surgery annotate MODEL --output {head.output}:quantiles -o OUT",
+                f"output '{name}' gives {shape_text(output.shape)} for {count} observations: no {kind}",
+                hint=f"say what it is: surgery annotate MODEL --output {name}:quantiles -o OUT",
             )
-        if head.kind == "action":
-            return self.arrays.one_hot(output.reshape(count), head.actions)
+        if kind == "action":
+            return self.arrays.one_hot(output.reshape(count), actions)
         if wide:
-            spread = self.arrays.cast(output.reshape(count, head.actions, -1), ir.DataType.FLOAT)
+            spread = self.arrays.cast(output.reshape(count, actions, -1), ir.DataType.FLOAT)
             support = self._support
             return spread.mean(-1) if support is None else (self.arrays.softmax(spread) * support).sum(-1)
-        scores = self.arrays.cast(output.reshape(count, head.actions), ir.DataType.FLOAT)
-        return self.arrays.log(scores) if head.kind == "probabilities" else scores
+        scores = self.arrays.cast(output.reshape(count, actions), ir.DataType.FLOAT)
+        return self.arrays.log(scores) if kind == "probabilities" else scores
