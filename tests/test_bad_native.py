@@ -16,7 +16,7 @@ import torch
 
 import surgery
 from surgery.adapters import Reading
-from surgery.errors import CorruptFile, SurgeryError
+from surgery.errors import CorruptFile, Refused, SurgeryError
 from surgery_adapters.containers.pickle_tree import dump, parse
 from tests.sb3_models import ROWS
 
@@ -172,6 +172,15 @@ def test_settings_and_weights_of_two_models_are_told_apart(tmp_path, members):
     wider["q_net.q_net.0.weight"] = torch.ones(12, 9)
     path = pack(tmp_path / "x.zip", {**members, "policy.pth": saved(wider)})
     with pytest.raises(CorruptFile, match="do not fit each other"):
+        surgery.load(path, optimizer=False)
+
+
+def test_a_network_of_which_a_part_is_not_known_is_no_network(tmp_path, members):
+    """What it does there would be left out."""
+    more = torch.load(io.BytesIO(members["policy.pth"]), weights_only=True)
+    more["q_net.attention.weight"] = torch.ones(3, 3)
+    path = pack(tmp_path / "x.zip", {**members, "policy.pth": saved(more)})
+    with pytest.raises(Refused, match=r"'q_net\.attention\.weight' is of no network"):
         surgery.load(path, optimizer=False)
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from surgery.adapters import SHARED
 from surgery.builder import GraphBuilder
 from surgery.errors import CorruptFile, Refused
 from surgery.interface import Port
@@ -232,11 +231,8 @@ class _Builder:
         return self.graph.op("CumSum", self.graph.constant(np.ones(shape), "float32"), self.graph.constant(0))
 
     def _check_all_used(self) -> None:
-        tensors, used = self.layers.tensors, self.graph.model().graph.initializers
-        views = {tensors[name].meta.get(SHARED) for name in tensors if name in used}
-        for name, tensor in tensors.items():
-            alias = tensor.meta.get(SHARED) in views
-            if not (name in used or alias or name.startswith(_PARAMETERS) or name.endswith(_STATISTICS)):
+        for name in self.layers.unread():
+            if not (name.startswith(_PARAMETERS) or name.endswith(_STATISTICS)):
                 raise CorruptFile(f"the configuration makes no network with the parameter '{name}'")
 
 

@@ -79,6 +79,11 @@ class Layers:
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
 
+    def unread(self) -> list[str]:
+        """The tensors that no layer has taken; of a tensor with several names the first."""
+        read = self.graph.model().graph.initializers
+        return [name for name in dict.fromkeys(self._first.values()) if name not in read]
+
     def modules(self, prefix: str) -> Iterator[str]:
         """The children of a module that have parameters, in the file's order."""
         seen = dict.fromkeys(

@@ -111,9 +111,8 @@ class _Builder:
         """The networks, once every parameter of the module is in the graph."""
         for value, name, size in self._late:
             self.found.output(value, name, (size,), "state")
-        used = self.graph.model().graph.initializers
-        for name in self.layers.tensors:
-            if name not in used and not name.endswith(CLIPS):
+        for name in self.layers.unread():
+            if not name.endswith(CLIPS):
                 raise CorruptFile(f"the model_config makes no network with the parameter '{name}'")
         return self.found
 

@@ -219,12 +219,8 @@ class Networks(Built):
 
     def _check_whole(self) -> None:
         """Refuse a network with weights that nothing here has read."""
-        read = self._graph.model().graph.initializers
-        left = [
-            name for name in self.layers.tensors
-            if name not in read and name.startswith(("actor_", "critic_", "encoder.", "core.", "decoder.", "action_"))
-        ]  # fmt: skip
-        if left:
+        parts = ("actor_", "critic_", "encoder.", "core.", "decoder.", "action_")
+        if left := [name for name in self.layers.unread() if name.startswith(parts)]:
             raise Refused(f"'{left[0]}' is of no network of the framework's own", hint=_HINT)
 
     @property

@@ -21,6 +21,7 @@ from surgery_adapters.networks.built import Built
 from surgery_adapters.networks.layers import NATURE, Geometry, Layers, activation_of
 from surgery_adapters.sb3.file import Sb3File
 
+_EXPORT = "export the policy to ONNX, and bind its optimizer with surgery attach"
 LOG_STD = (-20.0, 2.0)
 """Where SAC and TQC clip the logarithm of the deviation."""
 
@@ -43,24 +44,32 @@ def build(file: Sb3File, reading: Reading) -> Networks:
       Refused: a features extractor, space or form of noise without a rule.
       ArgumentError: a parameter that such a policy has is missing, or the activation is not known.
     """
-    names = {name.partition(".")[0] for name in file.policy}
     layers = Layers("stable-baselines3", file.policy)
+    networks = _builder(file, reading, layers).build()
+    if unread := layers.unread():
+        raise Refused(f"'{unread[0]}' is of no network of the framework's own policies", hint=_EXPORT)
+    return networks
+
+
+def _builder(file: Sb3File, reading: Reading, layers: Layers) -> _Builder:
+    """What builds the networks of a policy."""
+    names = {name.partition(".")[0] for name in file.policy}
     if "q_net" in names:
-        return _Value(file, reading, layers, "dqn").build("q_net")
+        return _Value(file, reading, layers, "dqn")
     if "quantile_net" in names:
-        return _Value(file, reading, layers, "qrdqn").build("quantile_net")
+        return _Value(file, reading, layers, "qrdqn")
     if "lstm_actor" in names:
-        return _Recurrent(file, reading, layers, "recurrent").build()
+        return _Recurrent(file, reading, layers, "recurrent")
     if {"action_net", "value_net"} <= names:
-        return _ActorCritic(file, reading, layers, "actor-critic").build()
+        return _ActorCritic(file, reading, layers, "actor-critic")
     renormalised = any(name.endswith(".ra_mean") for name in file.policy)  # CrossQ's
     if {"actor", "critic"} <= names and not renormalised:
         kind = "td3" if "actor_target" in names else "tqc" if "tqc" in file.policy_class else "sac"
-        return _OffPolicy(file, reading, layers, kind).build()
+        return _OffPolicy(file, reading, layers, kind)
     raise Refused(
         f"the policy '{file.policy_class}' with the parts {', '.join(sorted(names)[:6])} is none of DQN, QR-DQN, PPO, "
         "A2C, SAC, TD3, TQC or RecurrentPPO",
-        hint="export it to ONNX, and bind its optimizer with surgery attach",
+        hint=_EXPORT,
     )
 
 
@@ -88,6 +97,10 @@ class _Builder:
                 f"the policy's activation '{chosen}' is not known", hint="say what it is: --activation NAME"
             ) from error
 
+    def build(self) -> Networks:
+        """The networks of the policy."""
+        raise NotImplementedError
+
     def features(self, extractor: str) -> ir.Value:
         """The features that an extractor makes of the observation, (batch, features).
 
@@ -101,7 +114,7 @@ class _Builder:
         if chosen and not (known and name in ("NatureCNN", "FlattenExtractor", "CombinedExtractor")):
             raise Refused(
                 f"the features extractor '{chosen}' is your own: what it computes is not in the file",
-                hint="export the policy to ONNX, and bind its optimizer with surgery attach",
+                hint=_EXPORT,
             )
         if space.kind != "Dict":
             return self._extracted("observation", space, extractor)
@@ -161,7 +174,7 @@ class _Builder:
             if self.file.kwargs.get("use_expln"):
                 raise Refused(
                     "there is no rule for gSDE with 'use_expln'",
-                    hint="export the policy to ONNX, and bind its optimizer with surgery attach",
+                    hint=_EXPORT,
                 )
             std = graph.op("Exp", parameter)
             variance = graph.op("MatMul", graph.op("Mul", latent, latent), graph.op("Mul", std, std))
@@ -183,7 +196,8 @@ class _Builder:
 class _Value(_Builder):
     """DQN and QR-DQN: a value per action, and a target network."""
 
-    def build(self, net: str) -> Networks:
+    def build(self) -> Networks:
+        net = "q_net" if self.found.family == "dqn" else "quantile_net"
         for prefix, suffix in ((f"{net}.", ""), (f"{net}_target.", "_target")):
             x = self.features(f"{prefix}features_extractor.")
             x = self.layers.mlp(x, f"{prefix}{net}.", self.activation, last=False)
@@ -211,7 +225,9 @@ class _ActorCritic(_Builder):
     """PPO and A2C: logits or a Gaussian, and a value."""
 
     def build(self) -> Networks:
-        actor, critic = self.latents()
+        first, second = self.latents()
+        actor = self._shared(first)
+        critic = actor if second is first else self._shared(second)
         actor = self.layers.mlp(actor, "mlp_extractor.policy_net.", self.activation, last=True)
         critic = self.layers.mlp(critic, "mlp_extractor.value_net.", self.activation, last=True)
         head = self.layers.linear(actor, "action_net")
@@ -232,6 +248,10 @@ class _ActorCritic(_Builder):
         return actor, self.features("vf_features_extractor.") if self._has(
             "vf_features_extractor."
         ) else actor
+
+    def _shared(self, features: ir.Value) -> ir.Value:
+        """The layers that actor and critic could have in common before version 1.8."""
+        return self.layers.mlp(features, "mlp_extractor.shared_net.", self.activation, last=True)
 
     def _has(self, prefix: str) -> bool:
         return any(name.startswith(prefix) for name in self.layers.tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,13 +33,13 @@ def widths(file: Sb3File, tensors: Tensors, model: ir.Model, names: Mapping[str,
     kwargs, before, after = file.kwargs, _sizes(old), _sizes(shapes)
     changed: dict[str, object] = {}
     if _arch(before) != _arch(after):
-        changed["net_arch"] = _net_arch(after, kwargs.get("net_arch"))
+        changed["net_arch"] = _net_arch(after, file)
     if _of(before, "lstm") != _of(after, "lstm"):
         changed["lstm_hidden_size"] = _one(_of(after, "lstm"), "LSTM")[0]
     if any(_of(before, kind) != _of(after, kind) for kind in ("cnn", "kernel", "dense")):
         # what the framework takes for net_arch where none is given depends on the class of the extractor
         changed |= {
-            "net_arch": _net_arch(after, kwargs.get("net_arch")),
+            "net_arch": _net_arch(after, file),
             **_extractor(after, kwargs, _convolutions(model, names)),
         }
     return changed
@@ -71,8 +72,8 @@ Sizes = dict[tuple[str, str], list[int]]
 """(what, module) -> hidden widths, in order."""
 
 _MLPS = {
-    "mlp_extractor.policy_net.": "pi", "mlp_extractor.value_net.": "vf", "q_net.q_net.": "q",
-    "quantile_net.quantile_net.": "q", "actor.latent_pi.": "pi", "actor.mu.": "pi",
+    "mlp_extractor.shared_net.": "shared", "mlp_extractor.policy_net.": "pi", "mlp_extractor.value_net.": "vf",
+    "q_net.q_net.": "q", "quantile_net.quantile_net.": "q", "actor.latent_pi.": "pi", "actor.mu.": "pi",
 }  # fmt: skip
 
 
@@ -107,19 +108,27 @@ def _arch(sizes: Sizes) -> dict[str, list[list[int]]]:
         part = _MLPS.get(module) or ("qf" if module.startswith("critic.qf") else None)
         clipped = module == "actor.mu." and ("mlp", "actor.latent_pi.") in sizes
         if kind == "mlp" and part is not None and not clipped:
-            headless = part in ("vf",) or module in ("mlp_extractor.policy_net.", "actor.latent_pi.")
+            headless = module.startswith("mlp_extractor.") or module == "actor.latent_pi."
             found.setdefault(part, []).append(widths if headless else widths[:-1])
     return found
 
 
-def _net_arch(sizes: Sizes, old: object) -> object:
+def _net_arch(sizes: Sizes, file: Sb3File) -> object:
     parts = {part: _one(every, part) for part, every in _arch(sizes).items()}
     if set(parts) == {"q"}:
         return parts["q"]
     keys = {"pi", "qf"} if "qf" in parts else {"pi", "vf"}
     full = {key: parts.get(key, []) for key in sorted(keys)}
-    equal = all(widths == full["pi"] for widths in full.values())
+    if "vf" in full and _shares_layers(file):
+        return [*parts.get("shared", []), full]
+    old, equal = file.kwargs.get("net_arch"), all(widths == full["pi"] for widths in full.values())
     return full["pi"] if equal and isinstance(old, list) and old else full
+
+
+def _shares_layers(file: Sb3File) -> bool:
+    """Whether the framework is older than 1.8: an actor-critic's `net_arch` is a list, its common layers first."""
+    found = re.match(r"(\d+)\.(\d+)", file.version)
+    return found is not None and tuple(map(int, found.groups())) < (1, 8)
 
 
 def _one(every: list[list[int]], what: str) -> list[int]:
