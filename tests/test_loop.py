@@ -142,10 +142,12 @@ def test_what_a_teacher_shows_goes_from_random_actions_to_its_own(
     session.close()
 
 
-@pytest.mark.parametrize("method", ["jsrl", "jsrl-released"])
+@pytest.mark.parametrize(
+    ("method", "steps", "least"), [("jsrl", 0, 10), ("jsrl", 500, 4), ("jsrl-released", 0, 1)]
+)
 def test_in_a_run_the_teacher_opens_or_closes_every_episode(
-    method: str, teacher: surgery.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+    method: str, steps: int, least: int, teacher: surgery.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):  # fmt: skip
     """A student who always does what the teacher would not: every action says whose it was."""
     session = Session.open(
         job_of(teacher, tmp_path, method=method, epsilon_decay=0, epsilon_end=0.0, learn_after=10**6)
@@ -153,17 +155,20 @@ def test_in_a_run_the_teacher_opens_or_closes_every_episode(
     wanted = teacher_of(session)
     monkeypatch.setattr(Actor, "greedy", lambda _, seen: 1 - wanted(seen))
     session.progress.teacher_length, session.progress.evaluated = 30.0, 10**6
+    session.progress.steps = steps  # of 1000: where the run goes on from
     Loop(session)._online()
     rows = np.flatnonzero(session.replay._rows.kind == TRANSITION)
     own = session.replay._rows.action[rows] == wanted(session.replay._frames.read(rows))
     begins = np.flatnonzero(session.replay._rows.first[rows])
     turns = [own[a:b] for a, b in zip(begins, [*begins[1:], len(own)], strict=True)]
     assert len(turns) > 15
-    if method == "jsrl":  # 1 … 30 steps of the teacher, then the student alone
+    if method == "jsrl":  # 1 … α steps of the teacher, then the student alone
         lengths = [int(one.sum()) for one in turns]
         assert all(one[:n].all() for one, n in zip(turns, lengths, strict=True))
         assert min(lengths) >= 1
-        assert 10 < max(lengths) <= 30
+        assert (
+            least < max(lengths) <= (9 if steps else 30)
+        )  # α is 30, and after five tenths 24, 19, 15, 12, 9
     else:
         assert not any(one[0] for one in turns)
         assert any(one.any() for one in turns)

@@ -40,13 +40,16 @@ class Turns:
       longest: α, the largest length of a roll-in at the beginning.
       envs: number of environments.
       generator: draws lengths and turns.
+      fraction: of the budget that is spent already.
     """
 
-    def __init__(self, roll_in: RollIn, longest: int, envs: int, generator: np.random.Generator) -> None:
+    def __init__(
+        self, roll_in: RollIn, longest: int, envs: int, generator: np.random.Generator, fraction: float = 0.0
+    ) -> None:
         self._roll_in, self._first, self._generator = roll_in, longest, generator
         self._age = np.zeros(envs, np.int64)
         self._length = np.zeros(envs, np.int64)
-        self._longest = longest
+        self.progress(fraction)
         self._draw(np.arange(envs))
 
     def progress(self, fraction: float) -> None:

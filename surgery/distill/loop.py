@@ -166,7 +166,8 @@ class Loop:
         if roll_in is not None:
             assert progress.teacher_length is not None
             longest = roll_in.longest(progress.teacher_length)
-            turns = Turns(roll_in, longest, settings.envs, session.actions)
+            spent = progress.steps / settings.budget
+            turns = Turns(roll_in, longest, settings.envs, session.actions, spent)
         observation, begins = session.begin(), np.ones(settings.envs, np.bool_)
         while True:
             self._evaluate_if_due()
