@@ -6,7 +6,7 @@ import pytest
 
 from surgery.distill.acting import epsilon
 from surgery.distill.measuring import check_teacher
-from surgery.distill.methods import METHODS
+from surgery.distill.methods import METHODS, RollIn
 from surgery.distill.settings import PAPER, Settings
 from surgery.distill.weaning import Weaning
 from surgery.errors import ArgumentError, Refused, UnknownName
@@ -122,9 +122,43 @@ def test_at_the_papers_budget_the_numbers_are_the_papers():
     assert settings.evaluate_every == 250_000
     assert (settings.n_step, settings.gamma, settings.batch, settings.update_period) == (3, 0.99, 32, 4)
     assert (settings.coefficient, settings.temperature) == (3.0, 0.1)
-    assert (settings.rate, settings.final_rate, settings.clip) == (1e-4, 1e-5, 1.0)
-    assert Settings.scaled(METHODS["scratch"], ATARI, frames=10**7, seed=0, envs=8).epsilon_decay == 50_000
-    assert Settings.scaled(METHODS["jsrl-released"], ATARI, frames=10**7, seed=0, envs=8).rate == 6.25e-5
+    assert settings.clip == 1.0
+
+
+DO, NO = "imitate", "none"
+JSRL, RELEASED = RollIn(1000, 0.8, "first"), RollIn(100, 0.8, "after")
+PAPERS = {
+    # n · offline: gradient steps, loss · online: TD, loss · their coefficient · λ: follows, t₀, floor · rates at λ = 1
+    # and 0 · steps in which ε falls · share of the teacher's data
+    "qdagger": (3, 10**6, DO, True, DO, 3.0, True, 1_500_000, 0.0, 1e-4, 1e-5, 0, 0.0),
+    "qdagger-kept": (3, 10**6, DO, True, DO, 3.0, True, None, 0.1, 1e-4, 1e-5, 0, 0.0),
+    "constant": (3, 10**6, DO, True, DO, 3.0, False, None, 0.0, 1e-4, 1e-5, 0, 0.0),
+    "dagger": (3, 10**6, DO, False, DO, 3.0, False, None, 0.0, 1e-4, 1e-5, 0, 0.0),
+    "kickstarting": (3, 0, NO, True, DO, 3.0, True, 1_500_000, 0.0, 1e-4, 1e-5, 50_000, 0.0),
+    "pretraining": (3, 10**6, "conservative", True, NO, 1.0, False, None, 0.0, 1e-4, 1e-5, 0, 0.0),
+    "rehearsal": (3, 0, NO, True, NO, 1.0, False, None, 0.0, 1e-4, 1e-4, 50_000, 1 / 16),
+    "dqfd": (3, 10**6, "margin", True, "margin", 1.0, True, 1_500_000, 0.0, 1e-4, 1e-4, 0, 0.0),
+    "jsrl": (3, 0, NO, True, NO, 1.0, False, None, 0.0, 1e-4, 1e-4, 50_000, 0.0),
+    "jsrl-released": (1, 0, NO, True, NO, 1.0, False, None, 0.0, 6.25e-5, 6.25e-5, 50_000, 0.0),
+    "scratch": (3, 0, NO, True, NO, 1.0, False, None, 0.0, 1e-4, 1e-4, 50_000, 0.0),
+    "finetune": (1, 0, NO, True, NO, 1.0, False, None, 0.0, 1e-5, 1e-5, 0, 0.0),
+}
+"""As published or released (arXiv:2206.01626 and its configurations), at 10 M frames; `qdagger-kept` is ours."""
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_what_was_published_or_released(name: str):
+    method = METHODS[name]
+    settings = Settings.scaled(method, ATARI, frames=10**7, seed=0, envs=8)
+    found = (
+        settings.n_step, settings.offline_updates, method.offline_loss, method.temporal, method.online_loss,
+        settings.coefficient, method.weaned, settings.cutoff, settings.floor, settings.rate, settings.final_rate,
+        settings.epsilon_decay, method.rehearsal,
+    )  # fmt: skip
+    assert found == PAPERS[name]
+    assert (settings.margin, settings.temperature, settings.teacher_temperature) == (1.0, 0.1, None)
+    assert settings.teacher_data == (10**6 if settings.offline_updates or method.rehearsal else 0)
+    assert method.roll_in == {"jsrl": JSRL, "jsrl-released": RELEASED}.get(name)
 
 
 @pytest.mark.parametrize("name", METHODS)
