@@ -21,6 +21,7 @@ from surgery.replay import (
     check_memory,
     estimate,
     fill,
+    memory,
     read_transitions,
     restore,
     write_segment,
@@ -513,6 +514,31 @@ def test_memory_is_said_before_it_is_taken():
         check_memory(10**9, needed)
     assert error.value.hint.startswith("keep fewer frames: --set replay=")
     check_memory(1000, estimate(1000, (84, 84), "uint8"))
+
+
+@pytest.mark.parametrize(
+    ("machine", "limit", "wanted"),
+    [(9 << 20, str(8 << 30), 5 << 30), (3 << 20, str(8 << 30), 3 << 30), (3 << 20, "max", 3 << 30),
+     (None, str(8 << 30), 5 << 30), (None, "max", None), (3 << 20, None, 3 << 30)],
+)  # fmt: skip
+def test_what_files_take_of_a_containers_memory_is_available(
+    machine: int | None,
+    limit: str | None,
+    wanted: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(memory, "MACHINE", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "GROUP", tmp_path)
+    if machine is not None:
+        (tmp_path / "meminfo").write_text(f"MemTotal: 99 kB\nMemFree: 1 kB\nMemAvailable: {machine} kB\n")
+    if limit is not None:
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        (tmp_path / "memory.current").write_text(f"{6 << 30}\n")
+        (tmp_path / "memory.stat").write_text(
+            f"anon {3 << 30}\nfile {3 << 30}\nactive_file {1 << 30}\ninactive_file {2 << 30}\n"
+        )
+    assert memory.available() == wanted
 
 
 def test_an_empty_replay_and_one_too_small_are_errors(rng: np.random.Generator):

@@ -16,6 +16,9 @@ ROW = 4 + 8 + 1 + 1 + 1 + 1
 TREE = 32
 """Bytes of a row in a sum tree: leaves and nodes in float64, at most doubled by rounding up to a power of 2."""
 
+MACHINE, GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+"""Where Linux says what is available, of the machine and of the control group that a container is."""
+
 
 def estimate(
     rows: int,
@@ -60,7 +63,7 @@ def check_memory(rows: int, needed: int) -> None:
 
 def _machine() -> int | None:
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = MACHINE.read_text().splitlines()
     except OSError:
         return None
     found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
@@ -68,10 +71,12 @@ def _machine() -> int | None:
 
 
 def _group() -> int | None:
-    folder = Path("/sys/fs/cgroup")
     try:
-        limit = (folder / "memory.max").read_text().strip()
-        used = (folder / "memory.current").read_text().strip()
+        limit, used, kinds = ((GROUP / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
     except OSError:
         return None
-    return int(limit) - int(used) if limit.isdecimal() else None
+    if not limit.strip().isdecimal():
+        return None
+    held = dict(line.split() for line in kinds.splitlines())
+    cached = int(held["active_file"]) + int(held["inactive_file"])  # given back where memory runs short
+    return int(limit) - int(used) + cached
