@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -13,10 +15,12 @@ import surgery
 from surgery.architectures import new
 from surgery.distill import Options, execute, plan_finetune, store
 from surgery.distill.actor import Actor
+from surgery.distill.guarded import Guarded
 from surgery.distill.interrupt import Stopped
 from surgery.distill.loop import Loop
 from surgery.distill.run import config
 from surgery.distill.session import Session
+from surgery.envs import make
 from surgery.errors import RunFailed
 from surgery.interface import Environment
 from tests.small_runs import job_of, lines, weights
@@ -61,6 +65,16 @@ def test_the_best_student_is_kept_beside_the_last_one(teacher: surgery.Checkpoin
     assert played.mean == outcome.best_return
     assert best.optimizer is None
     assert "scores" not in best.environment.settings  # the largest of several is no measurement
+
+
+def test_a_wish_to_stop_is_heeded_while_the_teacher_is_measured(teacher: surgery.Checkpoint, tmp_path: Path):
+    with store.owning(tmp_path):
+        session = Session.open(job_of(teacher, tmp_path))
+        with pytest.raises(Stopped):
+            Loop(session, stop=lambda: True).run()
+    session.close()
+    saved, _ = store.newest(tmp_path)
+    assert saved is not None and saved.record["progress"]["phase"] == "measuring"
 
 
 @pytest.mark.parametrize("prioritised", [False, True])
@@ -113,3 +127,48 @@ def test_forbidden_actions_are_neither_taken_nor_learned_from(tmp_path: Path):
     student = surgery.load(outcome.student)
     assert student.environment.settings["action_mask"] == MASK
     assert surgery.load(outcome.best).environment.settings["action_mask"] == MASK
+
+
+class Broken(gymnasium.Env):
+    """Episodes of five steps, somewhere in which something is no number."""
+
+    observation_space = gymnasium.spaces.Box(-10, 10, (4,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+    where, when, moments = "", 0, 0
+
+    def shown(self, where: str, number: float = 0.0) -> float:
+        Broken.moments += where == Broken.where
+        return np.nan if where == Broken.where and Broken.moments == Broken.when else number
+
+    def reset(self, *, seed: int | None = None, options: object = None):
+        self.age = 0
+        return np.array([0, 0, self.shown("reset"), 0], np.float32), {}
+
+    def step(self, action: int):
+        self.age += 1
+        seen = np.array([0, self.shown("step"), 0, 0], np.float32)
+        return seen, self.shown("reward", float(action)), self.age == 5, False, {}
+
+
+@pytest.mark.parametrize(
+    ("where", "when", "what"),
+    [("reset", 1, "an observation"), ("reset", 9, "an observation"), ("step", 8, "an observation"),
+     ("reward", 8, "a reward"), ("", 1, "")],
+)  # fmt: skip
+def test_what_an_environment_gives_that_is_no_number_is_said_of_the_environment(
+    where: str, when: int, what: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(
+        gymnasium.registry, "Broken-v0", gymnasium.envs.registration.EnvSpec("Broken-v0", Broken)
+    )
+    for name, value in (("where", where), ("when", when), ("moments", 0)):
+        monkeypatch.setattr(Broken, name, value)
+    envs = Guarded(make(Environment("Broken-v0"), 2, seed=0, training=True))
+    with (
+        pytest.raises(RunFailed, match=f"Broken-v0 gave {what} that is not a number")
+        if what
+        else nullcontext()
+    ):
+        envs.reset()
+        for _ in range(40):
+            envs.step(np.zeros(2, np.int64))

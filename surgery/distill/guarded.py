@@ -36,6 +36,7 @@ class Guarded:
         if not np.isfinite(step.reward).all():
             raise RunFailed(f"the environment {self.contract.id} gave a reward that is not a number")
         self._numbers(step.next_observation)
+        self._numbers(step.observation)  # another one where an episode begins
         return step
 
     def _numbers(self, observation: Array) -> Array:
