@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,10 +48,12 @@ def state_of(agent: BaseAlgorithm) -> dict[str, torch.Tensor]:
 
 def test_it_goes_on_where_the_framework_stopped(saved: tuple[BaseAlgorithm, Path], tmp_path: Path):
     agent, path = saved
-    session = Session(
-        plan_finetune(surgery.load(path), tmp_path / "run", environment=CARTPOLE, options=OPTIONS)
-    )
-    had = state_of(agent)
+    job = plan_finetune(surgery.load(path), tmp_path / "run", environment=CARTPOLE, options=OPTIONS)
+    learned = (
+        "quantiles" if isinstance(agent, sb3_contrib.QRDQN) else "q_values"
+    )  # not what is computed from it
+    assert [port.kind for port in job.student.interface.outputs] == [learned]
+    session, had = Session(job), state_of(agent)
     for network, part in ((session.student, ""), (session.learner.target, "_target")):
         for name, tensor in network.module.state_dict().items():
             kind, _, rest = name.partition(".")
@@ -133,10 +136,14 @@ def test_a_file_that_cannot_be_written_back_is_refused_before_anything_starts(
 def test_an_onnx_with_its_target_beside_it_keeps_both(saved: tuple[BaseAlgorithm, Path], tmp_path: Path):
     surgery.save(surgery.load(saved[1]), tmp_path / "both.onnx")
     model = surgery.load(tmp_path / "both.onnx")
-    outcome = execute(plan_finetune(model, tmp_path / "run", environment=CARTPOLE, options=OPTIONS))
+    options = replace(OPTIONS, changes={**OPTIONS.changes, "target_period": 10**6})
+    outcome = execute(plan_finetune(model, tmp_path / "run", environment=CARTPOLE, options=options))
     assert outcome.native is None
     done = surgery.load(outcome.student)
     assert done.copies == model.copies
+    for name, tensor in done.tensors.items():  # the target is as it was, since nothing was copied to it
+        same = np.array_equal(tensor.numpy(), model.tensors[name].numpy())
+        assert same == ("_target" in name), name
     assert [port.name for port in done.interface.outputs] == [port.name for port in model.interface.outputs]
     assert set(done.optimizer.parameters) == set(model.optimizer.parameters)
 

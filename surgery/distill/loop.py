@@ -153,7 +153,8 @@ class Loop:
                 session.learner.sync_target()
             if progress.offline % max(1, settings.offline_updates // 50) == 0:
                 self._train_line("offline", 1.0)
-        session.learner.sync_target()
+        if settings.offline_updates:  # a model that is fine-tuned keeps the target that it brings
+            session.learner.sync_target()
         if session.method.fresh_optimizer:
             session.forget_optimizer()
         if not session.method.rehearsal:
