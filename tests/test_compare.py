@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from surgery.cli import main
-from surgery.compare import bootstrap, compare, iqm, probability_of_improvement, profile, read_run
+from surgery.compare import bootstrap, compare, figure, iqm, probability_of_improvement, profile, read_run
 from surgery.errors import ArgumentError, CorruptFile, FileError
 
 RNG = np.random.default_rng(0)
@@ -349,6 +349,50 @@ def test_the_verb_prints_a_table_and_draws_a_picture(runs, kind, tmp_path, capsy
         assert not re.search(r"(src|href)=.https?:|@import|url\(http", page)  # nothing is fetched
     assert main(words) == 2  # nothing is overwritten
     assert main([*words, "--force", "-q"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("teacher", "shift"),
+    [(8.0, 0.0), (None, 0.0), (None, -30.0)],
+    ids=["scores", "returns", "negative returns"],
+)
+def test_the_picture_shows_every_curve_every_interval_and_the_share_of_runs_above_each_score(
+    teacher, shift, tmp_path
+):
+    for method, slope in (("qdagger", 0.1), ("scratch", 1.0)):
+        for seed in range(5):
+            finals = [shift + x for x in (1.0, 2.0, 12.0 * (method == "qdagger") + slope * seed)]
+            write_run(tmp_path / f"{method}{seed}", method, seed, finals, teacher=teacher)
+    done = compare([tmp_path])
+    assert (done.scale, [group.name for group in done.groups]) == (
+        "teacher" if teacher else "none",
+        ["qdagger", "scratch"],
+    )
+    curves, finals, profiles = figure.draw(done).axes
+    labels = [text.get_text() for text in curves.get_legend().get_texts()]
+    assert labels == ["qdagger (5)", "scratch (5)"]
+    assert [line.get_ydata()[0] for line in curves.lines[2:]] == [1] * bool(teacher)  # where the teacher is
+    assert [text.get_text() for text in finals.get_yticklabels()] == ["qdagger", "scratch"]
+    assert finals.get_ylim()[0] > finals.get_ylim()[1]  # the best above
+    for k, group in enumerate(done.groups):
+        np.testing.assert_array_equal(
+            curves.lines[k].get_xydata(), np.stack([group.frames, group.curve[:, 0]], 1)
+        )
+        band = curves.collections[k].get_paths()[0].vertices
+        assert {
+            tuple(point)
+            for bound in (1, 2)
+            for point in zip(group.frames, group.curve[:, bound], strict=True)
+        } <= {tuple(point) for point in band}
+        interval, middle = finals.lines[2 * k : 2 * k + 2]
+        np.testing.assert_array_equal(interval.get_xydata(), [[group.iqm.low, k], [group.iqm.high, k]])
+        np.testing.assert_array_equal(middle.get_xydata(), [[group.iqm.value, k]])
+        zero, one = done.references["MinAtar/Breakout-v1"]
+        scores = np.array([(run.returns[-1] - zero) / (one - zero) for run in group.runs])
+        x, share = profiles.lines[k].get_xydata().T
+        np.testing.assert_allclose(share, (scores[:, None] > x).mean(0))
+        assert (np.diff(x) > 0).all()
+        assert share[-1] == 0  # nobody is left out on the right
 
 
 def test_the_verb_gives_json(runs, capsys):

@@ -137,7 +137,8 @@ def compare(
         for name, members in kept.items()
     }
     flat = np.concatenate([one for scores in final.values() for one in scores])
-    thresholds = np.linspace(min(0.0, float(flat.min())), float(flat.max()) * 1.05 + 1e-9, 101)
+    low, high = min(0.0, float(flat.min())), float(flat.max())
+    thresholds = np.linspace(low, high + 0.05 * (high - low) + 1e-9, 101)
     done = [
         _group(name, kept[name], games, references, scores, thresholds, samples, seed)
         for name, scores in final.items()
