@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import surgery
+from surgery.architectures import new
 from surgery.builder import GraphBuilder
 from surgery.checkpoint import Checkpoint
 from surgery.distill import Options, execute, plan_distill
 from surgery.distill.session import Session
+from surgery.distill.teacher import Teacher
 from surgery.interface import Environment, PortPatch
 from surgery.port_kinds import infer
 
@@ -74,3 +77,24 @@ def test_a_student_learns_from_a_teacher_of_any_kind(
     ]
     assert np.mean(agreement[-5:]) > 0.8
     assert outcome.mean_return > 3 * outcome.random
+
+
+@pytest.mark.parametrize(("kind", "share"), [("logits", 0.75), ("q_values", 1.0)])
+def test_a_teacher_acts_as_it_was_trained_to_act(kind: str, share: float, rng: np.random.Generator):
+    teacher = Teacher(teacher_of(kind), CARTPOLE, device="cpu")
+    actions = teacher.choose(torch.tensor([[0.0, np.log(3)]] * 4000), rng)
+    assert actions.mean() == pytest.approx(share, abs=4 * (share * (1 - share) / 4000) ** 0.5)
+
+
+def test_what_a_teacher_may_not_do_is_not_taught(tmp_path: Path):
+    """It has five actions, its environment two, of which its contract allows one."""
+    mask = (False, True, False, False, False)
+    contract = Environment("CartPole-v1", {"action_mask": mask})
+    teacher = new("mlp-8", observation=(4,), actions=5, seed=3).replace(environment=contract)
+    options = Options(frames=1000, envs=2, device="cpu")
+    session = Session(plan_distill(teacher, "mlp-8", tmp_path, environment=contract, options=options))
+    assert session.teacher is not None
+    scores = session.teacher.scores(session.begin()).numpy()
+    assert np.isneginf(scores).tolist() == [[True, False]] * 2
+    assert session.envs.actions == session.replay.scores == 2
+    session.close()
