@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import surgery
 from surgery.architectures import new
@@ -50,6 +51,34 @@ def test_a_checkpoint_before_the_first_new_line_of_metrics_still_says_where_they
             sizes = [*sizes[: kept + more], journal.size]
         journal.close()
     assert [(line["frames"], line["more"]) for line in lines(tmp_path)] == [(0, 0), (2, 0), (3, 0), (3, 1)]
+
+
+def test_tensorboard_shows_what_metrics_hold_also_after_a_restart(tmp_path: Path):
+    """Offline over gradient steps, online over frames."""
+    told = [("offline", step, 0) for step in (10, 20, 30, 40)] + [
+        ("online", 40, step) for step in (0, 8, 16, 24)
+    ]
+    size, sizes = 0, {}
+    for begin, end in (
+        (0, 3),
+        (2, 7),
+        (5, 8),
+    ):  # each process but the last one dies, and the next goes on from before
+        journal = Journal(tmp_path, size=sizes.get(begin, size))
+        for k, (phase, updates, frames) in enumerate(told[begin:end], begin):
+            sizes[k] = journal.size
+            journal.write(
+                {"kind": "train", "phase": phase, "updates": updates, "frames": frames, "loss": k + end / 10}
+            )
+        journal.close()
+    shown = []
+    for folder, tag, unit in (("offline", "train_offline/loss", "updates"), (".", "train/loss", "frames")):
+        events = EventAccumulator(str(tmp_path / "tensorboard" / folder)).Reload()
+        assert events.Tags()["scalars"] == [tag]
+        shown += [(unit, one.step, pytest.approx(one.value)) for one in events.Scalars(tag)]
+    units = {"offline": "updates", "online": "frames"}
+    assert [(units[one["phase"]], one[units[one["phase"]]], one["loss"]) for one in lines(tmp_path)] == shown
+    assert len(shown) == 8
 
 
 def test_a_finished_run_is_reported_and_not_repeated(

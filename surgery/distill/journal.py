@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 from surgery.files import write_error
 from surgery.json_values import Json
@@ -55,14 +55,13 @@ class Journal:
     Args:
       folder: the run's.
       size: bytes of `metrics.jsonl` that belong to the run so far: what lies beyond is dropped.
-      step: agent steps so far, for TensorBoard.
 
     Raises:
       FileError: the folder cannot be written to.
     """
 
-    def __init__(self, folder: Path, *, size: int = 0, step: int = 0) -> None:
-        self._path = folder / METRICS
+    def __init__(self, folder: Path, *, size: int = 0) -> None:
+        self._path, self._shown = folder / METRICS, folder / "tensorboard"
         try:
             self._file: IO[bytes] = self._path.open("ab")
             if self._file.tell() > size:
@@ -70,7 +69,7 @@ class Journal:
                 self._file.seek(size)  # `size` is asked before anything is written
         except OSError as error:
             raise write_error(error, self._path) from error
-        self._board = _board(folder / "tensorboard", step)
+        self._boards: dict[Path, SummaryWriter | None] = {}
 
     @property
     def size(self) -> int:
@@ -92,32 +91,40 @@ class Journal:
             self._file.flush()
         except OSError as error:
             raise write_error(error, self._path) from error
-        if self._board is not None:
-            self._show(self._board, record)
+        self._show(record)
 
-    @staticmethod
-    def _show(board: SummaryWriter, record: Mapping[str, Json]) -> None:
-        step = record.get("updates" if record.get("phase") == "offline" else "frames")
-        name = f"{record['kind']}_{record['phase']}" if record.get("phase") == "offline" else record["kind"]
+    def _show(self, record: Mapping[str, Json]) -> None:
+        """Gradient steps offline are no frames: in a folder of their own, or a restart online would take them away."""
+        offline = record.get("phase") == "offline"
+        folder = self._shown / "offline" if offline else self._shown
+        name = f"{record['kind']}_offline" if offline else record["kind"]
+        step = record["updates" if offline else "frames"]
+        if folder not in self._boards:
+            self._boards[folder] = _board(folder, cast(int, step))
+        board = self._boards[folder]
         for key, value in record.items():
-            if isinstance(value, float):
+            if board is not None and isinstance(value, float):
                 board.add_scalar(f"{name}/{key}", value, step)
 
     def close(self) -> None:
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for board in self._boards.values():
+            if board is not None:
+                board.close()
 
 
 def _board(folder: Path, step: int) -> SummaryWriter | None:
-    """None where TensorBoard is not installed: the numbers are in `metrics.jsonl` too."""
+    """What shows numbers from a step on, without those that a dead process has left behind it.
+
+    None where TensorBoard is not installed: the numbers are in `metrics.jsonl` too.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder), purge_step=step or None, flush_secs=60)
+    return SummaryWriter(str(folder), purge_step=step, flush_secs=60)
 
 
 class Pace:

@@ -105,7 +105,7 @@ class Session:
         session.progress.starts += 1
         if saved is not None:
             session.renew_envs()
-        session.journal = Journal(job.folder, size=session._metrics_size, step=session.frames)
+        session.journal = Journal(job.folder, size=session._metrics_size)
         return session
 
     @property
