@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import surgery
+from surgery.architectures import new
 from surgery.distill import Options, execute, plan_distill
 from surgery.distill import session as sessions
 from surgery.distill.actor import Actor
@@ -172,6 +173,19 @@ def test_in_a_run_the_teacher_opens_or_closes_every_episode(
     else:
         assert not any(one[0] for one in turns)
         assert any(one.any() for one in turns)
+    session.close()
+
+
+def test_a_teacher_with_a_memory_sees_what_others_do_before_it_acts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    recurrent = new("gru-8", observation=(4,), actions=2).replace(environment=Environment("CartPole-v1"))
+    session, asked = Session.open(job_of(recurrent, tmp_path, method="jsrl-released", learn_after=10**6)), []
+    scores = session.teacher.scores
+    monkeypatch.setattr(session.teacher, "scores", lambda seen: (asked.append(seen), scores(seen))[1])
+    session.progress.teacher_length, session.progress.evaluated = 30.0, 10**6
+    Loop(session)._online()
+    assert len(asked) == 250  # every step in 4 environments
     session.close()
 
 

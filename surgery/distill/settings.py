@@ -103,10 +103,11 @@ class Settings:
     ) -> Settings:
         """The papers' numbers, scaled to a budget.
 
-        Budgets, the offline phase, t₀, ε's decay, evaluations, what is collected and kept are the same fractions
-        of any budget. The target network's period shrinks with it as far as 1,000 steps (the papers': 8,000), and
-        learning begins no earlier than after 500 transitions (20,000). An evaluation takes 125,000 steps at most, at
-        a smaller budget 1/20 of it, but always up to 2,500 in each environment.
+        Budgets, the offline phase, t₀, ε's decay, evaluations and what is collected are the same fractions of any
+        budget; a million transitions are kept of a larger one. The target network's period shrinks with it as far as
+        1,000 steps (the papers': 8,000), and learning begins no earlier than after 500 transitions (20,000). An
+        evaluation takes 125,000 steps at most, at a smaller budget 1/20 of it, but always up to 2,500 in each
+        environment.
 
         Students with a memory learn from stretches as in R2D2 (Kapturowski et al. 2019), half as long as there (20 + 40
         steps), 16 of them every 16 steps, which still is five times as many transitions per step as for others.
