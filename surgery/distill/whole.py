@@ -10,7 +10,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor, nn
 
 from surgery import torch as modules
@@ -18,8 +17,9 @@ from surgery.checkpoint import Checkpoint
 from surgery.distill.values import KINDS
 from surgery.edits.copies import original_name
 from surgery.errors import ArgumentError, SurgeryError
-from surgery.interface import Interface, Port
+from surgery.interface import Port
 from surgery.optimizer import OptimizerState
+from surgery.policy.cut import cut
 from surgery.storage import save
 
 LEARNED = tuple(reversed(KINDS))
@@ -46,18 +46,10 @@ def cut_out(model: Checkpoint) -> Checkpoint:
         )
     inputs = _states_last(model.interface.inputs)
     outputs = _states_last(tuple(port for port in ports if port.kind in (kind, "state")))
-    if (inputs, outputs) == (model.interface.inputs, ports):
-        return model
-    cut = model.model.clone()
-    for values, kept in ((cut.graph.inputs, inputs), (cut.graph.outputs, outputs)):
-        by_name = {value.name: value for value in values}
-        values[:] = [by_name[port.name] for port in kept]
-    cut = RemoveUnusedNodesPass()(cut).model
-    interface = Interface(inputs, outputs)
-    state = None if model.optimizer is None else _of(model.optimizer, frozenset(cut.graph.initializers))
-    return model.replace(
-        model=cut, interface=interface, optimizer=state, copies={}, origin=None, path=None, source={}
-    )
+    part = cut(model, inputs, outputs)
+    if part is model or model.optimizer is None:
+        return part
+    return part.replace(optimizer=_of(model.optimizer, frozenset(part.model.graph.initializers)))
 
 
 def _states_last(ports: tuple[Port, ...]) -> tuple[Port, ...]:

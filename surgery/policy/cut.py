@@ -1,32 +1,36 @@
-"""The part of a model that acts, without the critics and targets that stand beside it in a framework's own file."""
+"""The part of a model that acts or learns, without what stands beside it in a framework's own file."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import MutableSequence, Sequence
 
+import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from surgery.checkpoint import Checkpoint
-from surgery.interface import Interface
+from surgery.interface import Interface, Port
 
 
-def cut_to(checkpoint: Checkpoint, outputs: Collection[str]) -> Checkpoint:
-    """A model with some of its outputs and its state only, and without the inputs that only others need.
+def cut(checkpoint: Checkpoint, inputs: Sequence[Port], outputs: Sequence[Port]) -> Checkpoint:
+    """A model with some of its inputs and outputs, in this order, and without the nodes that only others need.
 
-    The model itself where it is nothing else.
+    Of the inputs, those of kind `other` go, too, that nothing reads any more. The model itself where all are kept as
+    they are; else without optimizer state.
     """
-    ports = checkpoint.interface.outputs
-    kept = tuple(port for port in ports if port.name in outputs or port.kind == "state")
-    if kept == ports:
+    if Interface(tuple(inputs), tuple(outputs)) == checkpoint.interface:
         return checkpoint
     model = checkpoint.model.clone()
-    names = {port.name for port in kept}
-    model.graph.outputs[:] = [value for value in model.graph.outputs if value.name in names]
+    _keep(model.graph.outputs, outputs)
     model = RemoveUnusedNodesPass()(model).model
-    read = {str(value.name) for value in model.graph.inputs if value.uses() or value.is_graph_output()}
-    inputs = tuple(port for port in checkpoint.interface.inputs if port.kind != "other" or port.name in read)
-    shown = {port.name for port in inputs}
-    model.graph.inputs[:] = [value for value in model.graph.inputs if value.name in shown]
+    read = {value.name for value in model.graph.inputs if value.uses() or value.is_graph_output()}
+    kept = tuple(port for port in inputs if port.kind != "other" or port.name in read)
+    _keep(model.graph.inputs, kept)
+    interface = Interface(kept, tuple(outputs))
     return checkpoint.replace(
-        model=model, interface=Interface(inputs, kept), optimizer=None, copies={}, origin=None
+        model=model, interface=interface, optimizer=None, copies={}, origin=None, path=None, source={}
     )
+
+
+def _keep(values: MutableSequence[ir.Value], ports: Sequence[Port]) -> None:
+    by_name = {value.name: value for value in values}
+    values[:] = [by_name[port.name] for port in ports]

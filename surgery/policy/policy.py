@@ -16,7 +16,7 @@ from surgery.errors import ArgumentError, GraphError, MissingDependency, Refused
 from surgery.graph.choices import is_drawn
 from surgery.interface import Environment
 from surgery.policy.arrays import Array, Arrays, Host
-from surgery.policy.cut import cut_to
+from surgery.policy.cut import cut
 from surgery.policy.feeds import StatePort, mask_inputs, observation_ports, state_ports
 from surgery.policy.heads import Head, Read, find
 from surgery.policy.laws import Law
@@ -276,7 +276,9 @@ def load(
         raise ArgumentError(f"a temperature is of scores, and output '{head.output}' gives {head.kind}")
     if any(is_drawn(value) for value in checkpoint.model.graph.outputs if value.name == head.output):
         note(f"the graph draws '{head.output}' itself, whatever the mode is")
-    checkpoint = cut_to(checkpoint, head.outputs)
+    ports = checkpoint.interface.outputs
+    asked = [port for port in ports if port.name in head.outputs or port.kind == "state"]
+    checkpoint = cut(checkpoint, checkpoint.interface.inputs, asked)
     observations = Observations(observation_ports(checkpoint), mask_inputs(checkpoint))
     states = state_ports(checkpoint)
     temperature = head.temperature if temperature is None else temperature
