@@ -131,12 +131,12 @@ def fits(checkpoint: Checkpoint, policy: Policy, envs: Envs) -> None:
     model = checkpoint.path or "MODEL"
     adapt = f"surgery adapt {model} --env {envs.contract.id} -o OUT"
     try:
-        policy.head.law(envs.takes, policy.temperature)
+        policy.law = policy.head.law(envs.takes, policy.temperature)
     except ArgumentError as error:
         hint = error.hint or "choose an environment with such actions; what the output is: surgery annotate"
         raise ArgumentError(f"{envs.contract.id}: {error.message}", where=where, hint=hint) from error
     try:
-        policy.meet(envs.observation_shape, envs.parts, envs.takes)
+        policy.meet(envs.observation_shape, envs.parts)
     except ArgumentError as error:
         hint = LAYOUT if _channels_elsewhere(policy, envs) else adapt
         raise ArgumentError(f"{envs.contract.id}: {error.message}", where=where, hint=hint) from error

@@ -50,7 +50,6 @@ class Policy:
     _observations: Observations
     _states: tuple[StatePort, ...]
     _run: Run
-    _takes: ActionSpace | None = None
     _carried: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
@@ -72,7 +71,7 @@ class Policy:
         Raises:
           ArgumentError: the actions are numbers, and no environment has been met.
         """
-        return self.head.law(self._takes, self.temperature)
+        return self.head.law(None, self.temperature)
 
     @property
     def kind(self) -> str:
@@ -201,8 +200,7 @@ class Policy:
         """
         self._observations = self._observations.shown(observation_shape, parts)
         if takes is not None:
-            law = self.head.law(takes, self.temperature)
-            self._takes, self.law = takes, law
+            self.law = self.head.law(takes, self.temperature)
 
     def _ask(self, given: Mapping[str, Any], count: int) -> dict[str, Any]:
         size = self._observations.batch(given)
