@@ -216,6 +216,10 @@ class Environment:
             if name in self.settings and not check(self.settings[name]):
                 raise ArgumentError(f"the environment's {name} must be {wanted}, got {self.settings[name]!r}")
 
+    def with_settings(self, **settings: Json) -> Environment:
+        """The same environment, with these settings in place of its own."""
+        return Environment(self.id, {**self.settings, **settings})
+
     def action_mask(self, output: str) -> Json:
         """What `action_mask` says of an output: one list is about each, a mapping names them; None: nothing."""
         masks = self.settings.get("action_mask")

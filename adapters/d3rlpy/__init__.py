@@ -54,9 +54,7 @@ def load(path: Path, reading: Reading) -> Checkpoint:
     return Checkpoint(
         checked(networks.layers.graph.model()),
         notes.meaning(networks.interface),
-        environment=Environment(
-            notes.environment.id, {**notes.environment.settings, **statistics(file.config)}
-        ),
+        environment=notes.environment.with_settings(**statistics(file.config)),
         lineage=notes.lineage,
         optimizer=_optimizer(file) if reading.optimizer else None,
         source={

@@ -12,7 +12,6 @@ from surgery.adapters import Parity, Reading, TrainingState
 from surgery.checkpoint import Checkpoint
 from surgery.files import replacing
 from surgery.formats import is_kind
-from surgery.interface import Environment
 from surgery_adapters.containers.torch_patch import Content, Edit, changes, replace_members, rewritten
 from surgery_adapters.installed import playing_in
 from surgery_adapters.sb3 import normaliser, optimizers
@@ -47,7 +46,7 @@ def load(path: Path, reading: Reading) -> Checkpoint:
         and (beside := normaliser.find(path, file.space("observation_space"))) is not None
     ):
         statistics = normaliser.contract(beside)
-        environment = Environment(environment.id, {**environment.settings, "normaliser": statistics})
+        environment = environment.with_settings(normaliser=statistics)
     return Checkpoint(
         checked(networks.layers.graph.model()),
         notes.meaning(networks.interface),

@@ -177,7 +177,7 @@ def plan_finetune(
     _check_values(model, part)
     contract, mask = complete(environment), environment.settings.get("action_mask")
     if mask is not None:  # of the model, which the contract of an environment does not have
-        contract = Environment(contract.id, {**contract.settings, "action_mask": mask})
+        contract = contract.with_settings(action_mask=mask)
     allowed = _check_fits(model, part, contract)
     chosen = method_named("finetune")
     settings = _settings(chosen, contract, part, options)

@@ -32,7 +32,6 @@ from surgery.distill.whole import native_name, put_back, target_of
 from surgery.envs import Envs, make
 from surgery.errors import CorruptFile, RunFailed
 from surgery.evaluate import Score
-from surgery.interface import Environment
 from surgery.json_values import Fields, Json
 from surgery.policy.feeds import observation_port, state_ports
 from surgery.policy.tensors import TYPES
@@ -367,7 +366,7 @@ class Session:
         contract = self.job.environment
         if measured is not None:
             score = replace(measured, model=done.digest()).to_json()
-            contract = Environment(contract.id, {**contract.settings, "scores": [score]})
+            contract = contract.with_settings(scores=[score])
         return done.replace(environment=contract)
 
     def export(self) -> Path:

@@ -46,8 +46,7 @@ class Teacher:
     ) -> None:  # fmt: skip
         self.checkpoint = checkpoint
         mask = checkpoint.environment.settings.get("action_mask")
-        settings = environment.settings if mask is None else {**environment.settings, "action_mask": mask}
-        self.environment = Environment(environment.id, settings)
+        self.environment = environment if mask is None else environment.with_settings(action_mask=mask)
         check_model(checkpoint)
         self._policy = policies.load(checkpoint, environment=self.environment, device=device, note=note)
         self._usable = self._policy.actions

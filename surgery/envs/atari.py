@@ -18,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 
 from surgery.envs.actions import ActionSpace, Discrete
-from surgery.envs.contract import action_set, chosen, flag, missing, number, preprocessing, stated
+from surgery.envs.contract import action_set, chosen, flag, missing, number, preprocessing
 from surgery.envs.parts import Part
 from surgery.envs.step import Array, Ledger, Step, seeds
 from surgery.interface import Environment
@@ -46,7 +46,7 @@ class AtariEnvs:
         self.action_meanings: tuple[str, ...] | None = _names(actions)
         self.stacked = True
         self.parts: tuple[Part, ...] = ()
-        self.contract = stated(contract, actions)
+        self.contract = contract.with_settings(action_set=actions)
 
     def reset(self) -> Array:
         # Seeds are given once: again, they would repeat the same episodes.

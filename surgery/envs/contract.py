@@ -160,11 +160,6 @@ def chosen(environment: Environment, available: tuple[int, ...]) -> tuple[int, .
     return numbers
 
 
-def stated(environment: Environment, actions: tuple[int, ...]) -> Environment:
-    """A completed contract, with its action set."""
-    return Environment(environment.id, {**environment.settings, "action_set": actions})
-
-
 def missing(package: str, extra: str) -> MissingDependency:
     return MissingDependency(f"{package} is not installed", hint=f"pip install 'policy-surgery[{extra}]'")
 

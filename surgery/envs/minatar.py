@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from surgery.envs.actions import ActionSpace, Discrete
-from surgery.envs.contract import chosen, flag, missing, number, stated
+from surgery.envs.contract import chosen, flag, missing, number
 from surgery.envs.parts import Part
 from surgery.envs.step import Array, Ledger, Step, seeds
 from surgery.interface import Environment
@@ -51,7 +51,7 @@ class MinAtarEnvs:
         self.action_meanings: tuple[str, ...] | None = tuple(MEANINGS[action] for action in self._actions)
         self.stacked = False
         self.parts: tuple[Part, ...] = ()
-        self.contract = stated(contract, self._actions)
+        self.contract = contract.with_settings(action_set=self._actions)
 
     def reset(self) -> Array:
         for one in self._games:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from surgery.envs.actions import ActionSpace, Discrete, action_space
-from surgery.envs.contract import MAX_STEPS, made_by_gymnasium, missing, number, preprocessing, stated
+from surgery.envs.contract import MAX_STEPS, made_by_gymnasium, missing, number, preprocessing
 from surgery.envs.normaliser import Normaliser
 from surgery.envs.parts import Part, parts_of
 from surgery.envs.step import Array, Ledger, Step, seeds
@@ -41,8 +41,11 @@ class SingleEnvs:
         self.actions = self.takes.size
         self.action_meanings: tuple[str, ...] | None = None
         self.stacked = contract.settings.get("frame_stack", 1) != 1
-        limited = _limited(contract, self._envs[0])
-        self.contract = stated(limited, self.takes.numbers) if isinstance(self.takes, Discrete) else limited
+        spec = self._envs[0].spec
+        limit = None if spec is None else spec.max_episode_steps
+        self.contract = contract.with_settings(max_episode_steps=limit or MAX_STEPS)
+        if isinstance(self.takes, Discrete):
+            self.contract = self.contract.with_settings(action_set=self.takes.numbers)
 
     def reset(self) -> Array:
         for k in range(self.num_envs):
@@ -134,12 +137,6 @@ def _registered(contract: Environment) -> gymnasium.Env[Any, Any]:
             else int(number(contract, "max_episode_steps"))
         )
         return gymnasium.make(str(contract.id), max_episode_steps=limit, disable_env_checker=True)
-
-
-def _limited(contract: Environment, env: gymnasium.Env[Any, Any]) -> Environment:
-    """The contract with the limit of time that its environment has."""
-    limit = None if env.spec is None else env.spec.max_episode_steps
-    return Environment(contract.id, {**contract.settings, "max_episode_steps": limit or MAX_STEPS})
 
 
 def _channels_first(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:

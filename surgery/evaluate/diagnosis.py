@@ -109,11 +109,11 @@ def _trials(evaluation: Evaluation) -> Iterator[_Trial]:
     played, mode = evaluation.environment, evaluation.mode
     for chance in (0.0, 0.25):
         if played.settings.get("sticky_actions", 0.0) != chance:
-            yield _Trial(f"sticky actions {chance:g}", _with(played, "sticky_actions", chance), mode)
+            yield _Trial(f"sticky actions {chance:g}", played.with_settings(sticky_actions=chance), mode)
     if "fire_reset" in played.settings:
         fire = not played.settings["fire_reset"]
         words = "with fire at reset" if fire else "without fire at reset"
-        yield _Trial(words, _with(played, "fire_reset", fire), mode)
+        yield _Trial(words, played.with_settings(fire_reset=fire), mode)
     if played.settings.get("frame_stack", 1) != 1:
         yield _Trial("stack order reversed: the newest frame first", played, mode, lambda x: x[:, ::-1])
     yield from _scales(evaluation)
@@ -128,10 +128,10 @@ def _scales(evaluation: Evaluation) -> Iterator[_Trial]:
     given = preprocessing(played)
     if "scale" in given:
         bare = {name: value for name, value in given.items() if name != "scale"}
-        yield _Trial("without the scale", _with(played, "preprocessing", bare), evaluation.mode)
+        yield _Trial("without the scale", played.with_settings(preprocessing=bare), evaluation.mode)
     factor, words = (1 / 255, "÷ 255") if evaluation.episodes.high > 1 else (255.0, "× 255")
     scaled = {**given, "scale": factor}
-    yield _Trial(f"observations {words}", _with(played, "preprocessing", scaled), evaluation.mode)
+    yield _Trial(f"observations {words}", played.with_settings(preprocessing=scaled), evaluation.mode)
 
 
 def _swaps(played: Environment, mode: str) -> Iterator[_Trial]:
@@ -142,7 +142,9 @@ def _swaps(played: Environment, mode: str) -> Iterator[_Trial]:
         swapped = list(actions)
         swapped[a], swapped[b] = swapped[b], swapped[a]
         yield _Trial(
-            f"outputs {a} and {b} exchanged: action_set {swapped}", _with(played, "action_set", swapped), mode
+            f"outputs {a} and {b} exchanged: action_set {swapped}",
+            played.with_settings(action_set=swapped),
+            mode,
         )
 
 
@@ -161,7 +163,3 @@ def _ranges(checkpoint: Checkpoint, evaluation: Evaluation) -> Iterator[_Trial]:
     ports = tuple(changed if one is port else one for one in checkpoint.interface.outputs)
     model = checkpoint.replace(interface=Interface(checkpoint.interface.inputs, ports))
     yield _Trial(f"actions {words}", evaluation.environment, evaluation.mode, model=model)
-
-
-def _with(contract: Environment, name: str, value: Json) -> Environment:
-    return Environment(contract.id, {**contract.settings, name: value})

@@ -193,7 +193,7 @@ def record(checkpoint: Checkpoint, evaluation: Evaluation) -> Checkpoint:
     own = checkpoint.environment
     if own.id is None:
         mask = {name: own.settings[name] for name in OF_THE_MODEL if name in own.settings}
-        own = Environment(evaluation.environment.id, {**evaluation.environment.settings, **mask})
+        own = evaluation.environment.with_settings(**mask)
     fresh = [evaluation.score]
     if evaluation.random.score is not None:
         fresh.append(evaluation.random.score)
@@ -202,7 +202,7 @@ def record(checkpoint: Checkpoint, evaluation: Evaluation) -> Checkpoint:
         place = next((k for k, one in enumerate(listed) if one.same_kind(new)), len(listed))
         listed[place : place + 1] = [new]  # the order stays: the first one says how the model is played
     scores = [score.to_json() for score in listed]
-    return checkpoint.replace(environment=Environment(own.id, {**own.settings, "scores": scores}))
+    return checkpoint.replace(environment=own.with_settings(scores=scores))
 
 
 def _human(contract: Environment) -> float | None:
