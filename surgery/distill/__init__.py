@@ -16,24 +16,24 @@ if TYPE_CHECKING:
     from surgery.distill.journal import Status as Status
     from surgery.distill.methods import METHODS as METHODS
     from surgery.distill.methods import Method as Method
-    from surgery.distill.run import Options as Options
+    from surgery.distill.plan import Options as Options
+    from surgery.distill.plan import plan_distill as plan_distill
+    from surgery.distill.plan import plan_finetune as plan_finetune
     from surgery.distill.run import Outcome as Outcome
     from surgery.distill.run import execute as execute
-    from surgery.distill.run import plan_distill as plan_distill
-    from surgery.distill.run import plan_finetune as plan_finetune
     from surgery.distill.settings import Settings as Settings
 
 _HOMES = {
     "METHODS": "methods",
     "Job": "job",
     "Method": "methods",
-    "Options": "run",
+    "Options": "plan",
     "Outcome": "run",
     "Settings": "settings",
     "Status": "journal",
     "execute": "run",
-    "plan_distill": "run",
-    "plan_finetune": "run",
+    "plan_distill": "plan",
+    "plan_finetune": "plan",
 }
 
 __all__ = [
