@@ -241,10 +241,10 @@ def _distill(model: Path, to: str, editing: _edits.Editing, play: Play) -> None:
     contract = _environment.contract(checkpoint.environment, play.environment, {})
     job = plan_distill(checkpoint, _named(checkpoint, to), folder, environment=contract, options=options)
     if editing.dry_run or target is None:
-        _training.carry_out(job, options, output, dry_run=True)
+        _training.carry_out(job, output, dry_run=True)
         return
     with _live.live(output) as watch:
-        outcome = execute(job, threads=options.threads, watch=watch, note=output.note)
+        outcome = execute(job, watch=watch, note=output.note)
     surgery.save(surgery.load(outcome.student), target, force=editing.force)
     found = {**_training.report_of(outcome), "output": str(target), "exact": False}
     output.show(found, lambda: f"{_training.text_of(outcome)} and {target}")

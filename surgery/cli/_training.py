@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
+import surgery
 from surgery.cli import _environment, _live, _options
 from surgery.cli._output import Output, size, table
 from surgery.errors import MissingDependency, number_text
 
 if TYPE_CHECKING:
     from surgery.distill import Job, Options, Outcome
+    from surgery.interface import Environment
+    from surgery.json_values import Json
 
-F = TypeVar("F", bound=Callable[..., object])
+
+@dataclass(frozen=True)
+class Training:
+    """What every verb that trains is told beside what learns, and from whom."""
+
+    environment: str | None
+    settings: dict[str, Json]
+    frames: int
+    seed: int
+    device: str
+    envs: int
+    changes: dict[str, object]
+    dry_run: bool
+    folder: Path
+    output: Output
+
+    def contract(self, checkpoint: surgery.Checkpoint) -> Environment:
+        return _environment.contract(checkpoint.environment, self.environment, self.settings)
+
+    def options(self, **student: Any) -> Options:  # noqa: ANN401
+        from surgery.distill import Options
+
+        return Options(self.frames, self.seed, self.device, self.envs, changes=self.changes, **student)
 
 
 def _setting(word: str) -> tuple[str, object]:
@@ -30,8 +56,15 @@ def _setting(word: str) -> tuple[str, object]:
 _settings = _options.by_name(_setting, "NAME=VALUE, with a number, true, false or null")
 
 
-def options(function: F) -> F:
-    """The options of every verb that trains, in order."""
+def options(function: Callable[..., int | None]) -> Callable[..., int | None]:
+    """The options of every verb that trains, handed to the command as one `training`."""
+
+    @_options.reported
+    @functools.wraps(function)
+    def command(**given: Any) -> int | None:  # noqa: ANN401
+        training = Training(**{field.name: given.pop(field.name) for field in fields(Training)})
+        return function(training=training, **given)
+
     for option in reversed(
         (
             click.option(
@@ -51,8 +84,8 @@ def options(function: F) -> F:
                          help="Run directory; if it holds this run, it goes on."),
         )
     ):  # fmt: skip
-        function = option(function)
-    return _environment.options(function)
+        command = option(command)
+    return _environment.options(command)
 
 
 def library() -> None:
@@ -70,7 +103,7 @@ def library() -> None:
         ) from error
 
 
-def carry_out(job: Job, run: Options, output: Output, *, dry_run: bool) -> None:
+def carry_out(job: Job, output: Output, *, dry_run: bool) -> None:
     """Forecast, then run or only say what would be done."""
     from surgery.distill import execute
     from surgery.distill.forecast import forecast
@@ -78,7 +111,7 @@ def carry_out(job: Job, run: Options, output: Output, *, dry_run: bool) -> None:
     fresh = not any((job.folder / "checkpoints").glob("*.pt"))
     if dry_run or fresh:
         with output.step("measuring a few steps"):
-            expected = forecast(job, threads=run.threads)
+            expected = forecast(job)
         line = (
             f"about {_live.duration(expected.seconds)} (a gradient step {expected.update_seconds * 1e3:.3g} ms), "
             f"evaluations up to {_live.duration(expected.evaluation_seconds)}, "
@@ -93,7 +126,7 @@ def carry_out(job: Job, run: Options, output: Output, *, dry_run: bool) -> None:
         for text in (line, *expected.cautions):
             output.note(text)
     with _live.live(output) as watch:
-        outcome = execute(job, threads=run.threads, watch=watch, note=output.note)
+        outcome = execute(job, watch=watch, note=output.note)
     output.show(report_of(outcome), lambda: text_of(outcome))
 
 

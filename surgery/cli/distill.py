@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 import surgery
-from surgery.cli import _environment, _options, _training
-from surgery.cli._output import Output
-
-if TYPE_CHECKING:
-    from surgery.json_values import Json
+from surgery.cli import _options, _training
 
 
 @click.command("distill", short_help="Teach another architecture what a model can do.")
@@ -38,7 +33,6 @@ if TYPE_CHECKING:
     help="The teacher's transitions; else it plays some itself.",
 )
 @_training.options
-@_options.reported
 def command(
     *,
     teacher: Path,
@@ -47,16 +41,7 @@ def command(
     head: str,
     noisy: bool,
     teacher_replay: Path | None,
-    environment: str | None,
-    settings: dict[str, Json],
-    frames: int,
-    seed: int,
-    device: str,
-    envs: int,
-    changes: dict[str, object],
-    dry_run: bool,
-    folder: Path,
-    output: Output,
+    training: _training.Training,
 ) -> None:
     """Teach a new network of any architecture what a trained one can do, by playing (QDagger and others).
 
@@ -72,18 +57,17 @@ def command(
       surgery distill agent.onnx --to lstm-128 -o runs/remembers
     """
     _training.library()
-    from surgery.distill import Options, plan_distill
+    from surgery.distill import plan_distill
 
-    run = Options(frames=frames, seed=seed, device=device, envs=envs, head=head, noisy=noisy, changes=changes)
-    with output.step(f"reading {teacher}"):
+    with training.output.step(f"reading {teacher}"):
         checkpoint = surgery.load(teacher, optimizer=False)
         job = plan_distill(
             checkpoint,
             architecture,
-            folder,
-            environment=_environment.contract(checkpoint.environment, environment, settings),
+            training.folder,
+            environment=training.contract(checkpoint),
             method=method,
-            options=run,
+            options=training.options(head=head, noisy=noisy),
             teacher_replay=teacher_replay,
         )
-    _training.carry_out(job, run, output, dry_run=dry_run)
+    _training.carry_out(job, training.output, dry_run=training.dry_run)

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 import surgery
-from surgery.cli import _environment, _options, _training
-from surgery.cli._output import Output
-
-if TYPE_CHECKING:
-    from surgery.json_values import Json
+from surgery.cli import _options, _training
 
 
 @click.command("finetune", short_help="Go on training a model by playing.")
@@ -31,22 +26,12 @@ if TYPE_CHECKING:
     help="Transitions of its training to begin with; else it plays first.",
 )
 @_training.options
-@_options.reported
 def command(
     *,
     model: Path,
     optimizer: str,
     replay: Path | None,
-    environment: str | None,
-    settings: dict[str, Json],
-    frames: int,
-    seed: int,
-    device: str,
-    envs: int,
-    changes: dict[str, object],
-    dry_run: bool,
-    folder: Path,
-    output: Output,
+    training: _training.Training,
 ) -> None:
     """Go on training a Q-network where it plays, at a lowered learning rate.
 
@@ -59,20 +44,19 @@ def command(
       surgery finetune agent.onnx --optimizer rmsprop --set final_rate=5e-5 -o runs/rmsprop
     """
     _training.library()
-    from surgery.distill import Options, plan_finetune
+    from surgery.distill import plan_finetune
 
-    run = Options(frames=frames, seed=seed, device=device, envs=envs, changes=changes)
-    with output.step(f"reading {model}"):
+    with training.output.step(f"reading {model}"):
         checkpoint = surgery.load(model)
         job = plan_finetune(
             checkpoint,
-            folder,
-            environment=_environment.contract(checkpoint.environment, environment, settings),
+            training.folder,
+            environment=training.contract(checkpoint),
             optimizer=optimizer,
-            options=run,
+            options=training.options(),
             replay=replay,
         )
     had = checkpoint.optimizer.kind if checkpoint.optimizer else None
     if had is not None and had != optimizer:
-        output.note(f"the state of {had} was turned into that of {optimizer}")
-    _training.carry_out(job, run, output, dry_run=dry_run)
+        training.output.note(f"the state of {had} was turned into that of {optimizer}")
+    _training.carry_out(job, training.output, dry_run=training.dry_run)

@@ -42,7 +42,6 @@ class Options:
         `double` and `prioritised`).
       noisy: make the dense layers of a new student noisy ones, which explore by themselves: ε is 0.
       changes: settings given by hand.
-      threads: of torch on the CPU: more than one per process only pays on an idle machine.
       save_seconds: time between checkpoints.
     """
 
@@ -53,7 +52,6 @@ class Options:
     head: str = "q"
     noisy: bool = False
     changes: Mapping[str, object] | None = None
-    threads: int = 1
     save_seconds: float = 120.0
 
 
