@@ -182,17 +182,20 @@ def changes(plan: surgery.Plan) -> list[dict[str, object]]:
 def edit_text(result: surgery.Result, target: Path) -> str:
     """One line that says what changed, and beneath it what did not and why."""
     plan, report = result.plan, result.report
-    line = [str(change) for change in plan.changes]
-    tensors = sum(change.tensors for change in plan.changes)
-    slots = sum(change.slots for change in plan.changes)
-    line.append(plural(tensors, "tensor") + (f", {plural(slots, 'slot')}" if slots else ""))
-    line.append(report.summary() if report else "not verified")
-    line.append(f"wrote {target}")
+    line = [changed(plan), report.summary() if report else "not verified", f"wrote {target}"]
     notes = {"notes": "\n".join([*plan.notes, *_measurements(result)])}
     notes |= {"frozen": "\n".join(f"{space}: {reason}" for space, reason in plan.frozen)}
     if found := _recipe(result):
         notes["optimizer settings"] = found.describe()
     return "\n".join([" · ".join(line), *(section(title, body) for title, body in notes.items() if body)])
+
+
+def changed(plan: surgery.Plan) -> str:
+    """`network.0 16→32 · 5 tensors, 10 slots`"""
+    tensors = sum(change.tensors for change in plan.changes)
+    slots = sum(change.slots for change in plan.changes)
+    counts = plural(tensors, "tensor") + (f", {plural(slots, 'slot')}" if slots else "")
+    return " · ".join([*map(str, plan.changes), counts])
 
 
 def _measurements(result: surgery.Result) -> list[str]:

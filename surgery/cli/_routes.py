@@ -160,17 +160,10 @@ def text(journey: Journey, path: Path) -> str:
     """The layers, a line for every plan, and one that says how it ended."""
     if not journey.results:
         return f"{_rows(journey.rows)}\n\nit is '{journey.target.name}' already · wrote {path}"
-    steps = [_line(result) for result in journey.results]
+    steps = [f"{result.plan.operation}: {_edits.changed(result.plan)}" for result in journey.results]
     end = [plural(len(steps), "step"), journey.report.summary() if journey.report else "not verified"]
     parts = [_rows(journey.rows), section("steps", "\n".join(steps)), " · ".join([*end, f"wrote {path}"])]
     return "\n\n".join(parts)
-
-
-def _line(result: surgery.Result) -> str:
-    plan = result.plan
-    tensors, slots = (sum(getattr(c, part) for c in plan.changes) for part in ("tensors", "slots"))
-    counts = plural(tensors, "tensor") + (f", {plural(slots, 'slot')}" if slots else "")
-    return f"{plan.operation}: {' · '.join(map(str, plan.changes))} · {counts}"
 
 
 def _rows(rows: tuple[Row, ...]) -> str:
