@@ -30,6 +30,11 @@ class Layout:
     dtype: str
     stack: int = 1
 
+    @property
+    def observation(self) -> tuple[int, ...]:
+        """Shape of one observation."""
+        return self.frame if self.stack == 1 else (self.stack, *self.frame)
+
     @staticmethod
     def of(observation: Sequence[int], dtype: np.dtype[Any], *, envs: int, stacked: bool) -> Layout:
         """The layout of observations of a shape, whose first axis is a frame stack if `stacked`."""

@@ -218,26 +218,18 @@ class Replay:
         streams, position = np.divmod(rows, self.length)
         returns, discount, steps = self._look_ahead(streams, position)
         back = np.arange(1 - self.layout.stack, 1)
-        here = streams[:, None] * self.length + (position[:, None] + back) % self.length
-        there = streams[:, None] * self.length + ((position + steps)[:, None] + back) % self.length
-        both = self._frames.gather(np.concatenate([here, there]).ravel()).reshape(2 * size, *self._shape)
-        scores = None if self._scores is None else self._scores.gather(rows)
+        ends = np.concatenate([position, position + steps])
+        stacks = self._row(np.tile(streams, 2)[:, None], ends[:, None] + back)
+        both = self._frames.gather(stacks.ravel()).reshape(2 * size, *self.layout.observation)
         return Batch(
-            rows,
-            both[:size],
-            self._rows.action[rows],
-            returns,
-            discount,
-            both[size:],
-            self._weight(rows),
-            scores,
-        )
+            rows, both[:size], self._rows.action[rows], returns, discount, both[size:], self._weight(rows),
+            None if self._scores is None else self._scores.gather(rows),
+        )  # fmt: skip
 
     def _stretches(self, window: Window, size: int, generator: np.random.Generator) -> Batch:
-        held = np.minimum(self.written, self.length)
         streams, begin = window.draw(
-            self.written, held, stack=self.layout.stack, n_step=self.n_step, size=size, generator=generator
-        )
+            self.written, self._held, stack=self.layout.stack, n_step=self.n_step, size=size, generator=generator
+        )  # fmt: skip
         if not len(streams):
             raise self._too_little(window.length(self.n_step))
         entries = begin[:, None] + np.arange(window.length(self.n_step))
@@ -254,17 +246,16 @@ class Replay:
         place = self._row(streams, begin) // self._stride
         state = np.zeros((size, 0), np.float32) if self._states is None else self._states.gather(place)
         return Batch(
-            drawn, observation.reshape(-1, size, *self._shape), self._rows.action[drawn], returns, discount,
-            np.zeros((0, *self._shape), self.layout.dtype), weight.astype(np.float32),
+            drawn, observation.reshape(-1, size, *self.layout.observation), self._rows.action[drawn], returns, discount,
+            np.zeros((0, *self.layout.observation), self.layout.dtype), weight.astype(np.float32),
             None if self._scores is None else self._scores.gather(drawn),
             Stretch(self._rows.first[rows].T.copy(), state, after),
         )  # fmt: skip
 
     @property
-    def _shape(self) -> tuple[int, ...]:
-        """Of one observation."""
-        layout = self.layout
-        return layout.frame if layout.stack == 1 else (layout.stack, *layout.frame)
+    def _held(self) -> Array:
+        """Entries of each stream that have not been overwritten."""
+        return np.minimum(self.written, self.length)
 
     def _draw(self, size: int, generator: np.random.Generator) -> Array:
         rows = np.zeros(size, np.int64)
@@ -286,33 +277,27 @@ class Replay:
 
     def _uniform(self, count: int, generator: np.random.Generator) -> Array:
         """Rows in use, each as likely as the other."""
-        held = np.minimum(self.written, self.length)
-        ends = np.cumsum(held)
+        ends = np.cumsum(self._held)
         if not ends[-1]:
             return np.zeros(count, np.int64)
         number = generator.integers(ends[-1], size=count)
         stream = np.searchsorted(ends, number, side="right")
-        rows: Array = stream * self.length + number - (ends - held)[stream]
-        return rows
+        return self._row(stream, number - (ends - self._held)[stream])
 
     def _whole(self, rows: Array) -> Array:
         """Whether a transition's stack has not been overwritten, and its n steps or its end are known."""
         streams, position = np.divmod(rows, self.length)
-        held = np.minimum(self.written, self.length)[streams]
         behind = (self.written[streams] - 1 - position) % self.length
         whole: Array = (
             (self._rows.kind[rows] == TRANSITION)
-            & (behind + self.layout.stack - 1 < held)
+            & (behind + self.layout.stack - 1 < self._held[streams])
             & (behind >= self._rows.needed(self._path(streams, position)))
         )
         return whole
 
     def _path(self, streams: Array, position: Array) -> Array:
         """The rows of the next n steps, (B, n)."""
-        path: Array = (
-            streams[:, None] * self.length + (position[:, None] + np.arange(self.n_step)) % self.length
-        )
-        return path
+        return self._row(streams[:, None], position[:, None] + np.arange(self.n_step))
 
     def _look_ahead(self, streams: Array, position: Array) -> tuple[Array, Array, Array]:
         """n-step returns, discounts of what follows, and steps taken."""

@@ -81,7 +81,7 @@ def check_fits(recorded: Transitions, layout: Layout, *, actions: int) -> None:
     Raises:
       ArgumentError: observations of another shape, or actions that the environment does not have.
     """
-    shape = layout.frame if layout.stack == 1 else (layout.stack, *layout.frame)
+    shape = layout.observation
     if recorded.observation.shape[1:] != shape:
         raise ArgumentError(
             f"a replay of another environment: its observations are {shape_text(recorded.observation.shape[1:])}, "
