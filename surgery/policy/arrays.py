@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Read = Callable[[Mapping[str, Any], int], Any]
+"""Outputs by name, and of how many observations they are, as one array."""
 
 
 class Arrays(Protocol):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -13,7 +13,7 @@ from surgery.envs.actions import ActionSpace
 from surgery.errors import ArgumentError, shape_text
 from surgery.graph.choices import behind, is_drawn
 from surgery.interface import Port
-from surgery.policy.arrays import Arrays
+from surgery.policy.arrays import Arrays, Read
 from surgery.policy.laws import Law
 from surgery.policy.moves import candidates, is_number, moves
 from surgery.policy.named import Names
@@ -54,7 +54,11 @@ class Head(Protocol):
     def scored(self) -> bool: ...
 
     def reader(self, arrays: Arrays) -> Read:
-        """What makes one array of the outputs, as `law` takes it."""
+        """What makes one array of the outputs of n observations, as `law` takes it.
+
+        Raises, when it is called:
+          ArgumentError: an output is not what it was taken for.
+        """
 
     def law(self, space: ActionSpace | None, temperature: float) -> Law:
         """How that becomes actions; space: what the environment takes, if one has been met.
@@ -62,11 +66,6 @@ class Head(Protocol):
         Raises:
           ArgumentError: the environment takes other actions.
         """
-
-
-class Read(Protocol):
-    def __call__(self, outputs: Mapping[str, Any], count: int) -> Any:  # noqa: ANN401
-        """Raises: ArgumentError: an output is not what it was taken for."""
 
 
 def find(checkpoint: Checkpoint, output: str | None = None) -> Head:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from surgery.errors import ArgumentError, shape_text
 from surgery.graph.choices import is_drawn
 from surgery.interface import Port
 from surgery.json_values import Json, dumps, thaw
-from surgery.policy.arrays import Array, Arrays
+from surgery.policy.arrays import Array, Arrays, Read
 from surgery.policy.laws import Law, Numbers
 
 Ends = tuple[Array, Array]
@@ -55,8 +56,8 @@ class Moves:
     def outputs(self) -> tuple[str, ...]:
         return (self.output, *(self.gaussian or ()))
 
-    def reader(self, arrays: Arrays) -> Reading:
-        return Reading(self, arrays)
+    def reader(self, arrays: Arrays) -> Read:
+        return partial(self._read, arrays)
 
     def law(self, space: ActionSpace | None, temperature: float) -> Law:
         """Raises: ArgumentError: the environment takes other actions, or has no bounds."""
@@ -70,28 +71,18 @@ class Moves:
             raise ArgumentError(f"output '{self.output}' gives {numbers}, the environment takes {space}")
         return Numbers(self.output, space, self.ends, self.reach, self.squashed, self.unsampled)
 
+    def _read(self, arrays: Arrays, outputs: Mapping[str, Any], count: int) -> Any:  # noqa: ANN401
+        """(1 or 3, n, numbers): what is played, and the mean and the deviation's logarithm."""
+        return arrays.joined([self._rows(name, arrays, outputs[name], count)[None] for name in self.outputs])
 
-@dataclass(frozen=True)
-class Reading:
-    """What the outputs say, as (1 or 3, n, numbers): what is played, and the mean and the deviation's logarithm."""
-
-    head: Moves
-    arrays: Arrays
-
-    def __call__(self, outputs: Mapping[str, Any], count: int) -> Any:  # noqa: ANN401
-        """Raises: ArgumentError: an output of another size."""
-        return self.arrays.joined(
-            [self._rows(name, outputs[name], count)[None] for name in self.head.outputs]
-        )
-
-    def _rows(self, name: str, output: Any, count: int) -> Any:  # noqa: ANN401
-        actions, size = self.head.actions, math.prod(output.shape)
-        if size not in (actions, count * actions):
+    def _rows(self, name: str, arrays: Arrays, output: Any, count: int) -> Any:  # noqa: ANN401
+        if math.prod(output.shape) not in (self.actions, count * self.actions):
             raise ArgumentError(
-                f"output '{name}' gives {shape_text(output.shape)} for {count} observations: no {actions} numbers each"
+                f"output '{name}' gives {shape_text(output.shape)} for {count} observations: "
+                f"no {self.actions} numbers each"
             )
-        rows = self.arrays.cast(output.reshape(-1, actions), ir.DataType.FLOAT)
-        return rows if len(rows) == count else self.arrays.repeated(rows, count)
+        rows = arrays.cast(output.reshape(-1, self.actions), ir.DataType.FLOAT)
+        return rows if len(rows) == count else arrays.repeated(rows, count)
 
 
 def candidates(checkpoint: Checkpoint) -> list[Port]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import onnx_ir as ir
 
 from surgery.envs.actions import ActionSpace, MultiBinary, MultiDiscrete
 from surgery.errors import ArgumentError, shape_text
-from surgery.policy.arrays import Arrays
+from surgery.policy.arrays import Arrays, Read
 from surgery.policy.laws import Law, Named
 
 
@@ -30,8 +31,8 @@ class Names:
     def outputs(self) -> tuple[str, ...]:
         return (self.output,)
 
-    def reader(self, arrays: Arrays) -> Reading:
-        return Reading(self, arrays)
+    def reader(self, arrays: Arrays) -> Read:
+        return partial(self._read, arrays)
 
     def law(self, space: ActionSpace | None, temperature: float) -> Law:
         """Raises: ArgumentError: the environment takes other actions."""
@@ -44,20 +45,12 @@ class Names:
             f"{'nothing that is known yet' if space is None else space}"
         )
 
-
-@dataclass(frozen=True)
-class Reading:
-    """The output as (n, choices) whole numbers."""
-
-    head: Names
-    arrays: Arrays
-
-    def __call__(self, outputs: Mapping[str, Any], count: int) -> Any:  # noqa: ANN401
-        """Raises: ArgumentError: the output is of another size."""
-        output, choices = outputs[self.head.output], self.head.actions
-        if tuple(output.shape) != (count, choices):
+    def _read(self, arrays: Arrays, outputs: Mapping[str, Any], count: int) -> Any:  # noqa: ANN401
+        """(n, choices) whole numbers."""
+        output = outputs[self.output]
+        if tuple(output.shape) != (count, self.actions):
             raise ArgumentError(
-                f"output '{self.head.output}' gives {shape_text(output.shape)} for {count} observations: no {choices} "
-                "choices each"
+                f"output '{self.output}' gives {shape_text(output.shape)} for {count} observations: "
+                f"no {self.actions} choices each"
             )
-        return self.arrays.cast(output, ir.DataType.INT64)
+        return arrays.cast(output, ir.DataType.INT64)

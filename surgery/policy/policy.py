@@ -15,10 +15,10 @@ from surgery.envs.actions import ActionSpace
 from surgery.errors import ArgumentError, GraphError, MissingDependency, Refused
 from surgery.graph.choices import is_drawn
 from surgery.interface import Environment
-from surgery.policy.arrays import Array, Arrays, Host
+from surgery.policy.arrays import Array, Arrays, Host, Read
 from surgery.policy.cut import cut
 from surgery.policy.feeds import StatePort, mask_inputs, observation_ports, state_ports
-from surgery.policy.heads import Head, Read, find
+from surgery.policy.heads import Head, find
 from surgery.policy.laws import Law
 from surgery.policy.observed import Observations
 from surgery.policy.runtime import on_host
