@@ -31,10 +31,10 @@ from surgery.torch import from_module, operate, to_module
 from surgery.torch.failures import explained
 from surgery.torch.travel import moved
 from tests.live_models import wider
-from tests.small_runs import job_of, lines, weights
+from tests.small_runs import job_of, weights
 from tests.test_captured import STEPS, STUDENTS, filled, learner_of, remembers
 from tests.test_distill import leave_at
-from tests.test_killed import SCRIPT
+from tests.test_killed import check_chosen, killed
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -298,17 +298,9 @@ def test_live_surgery_there_keeps_what_tf32_makes_of_a_network(init: str):
 
 
 def test_killed_wherever_it_writes_it_goes_on(teachers: Path, tmp_path: Path):
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.replace('device="cpu"', 'device="cuda"'),
-         str(teachers / "cartpole-dqn.onnx"), str(tmp_path / "run")],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    *killed, updates = done.stdout.splitlines()
-    assert all(line.endswith(" -9") for line in killed), killed
-    counts = [line["updates"] for line in lines(tmp_path / "run")]
-    assert counts == sorted(counts)
-    assert counts[-1] == int(updates)
+    told = killed(teachers, tmp_path, "cuda")
+    check_chosen(told, tmp_path)
+    assert told["random"]["frames"] == 1200
 
 
 def test_too_much_memory_is_said_in_one_line_and_nothing_is_lost():

@@ -41,11 +41,12 @@ def test_another_device_learns_what_the_cpu_learns_and_is_not_waited_for(found: 
 
 @pytest.mark.skipif(not ALL, reason="half a minute: SURGERY_ALL_DEVICE_ROWS=1")
 def test_what_is_written_for_cuda_runs_as_it_is_written():
-    """Where the CPU can: its RMSProp reads a rate that is a tensor, its LSTM needs what no tape keeps."""
-    some = "graph_is or bfloat16 or on_its_way or a_replay or at_play or a_run_there or left_anywhere"
+    """All but what the CPU cannot be: its RMSProp reads a rate that is a tensor, its LSTM needs what no tape keeps, its
+    tensors do not say that they lie elsewhere, and processes that a test starts are not told of it."""
+    not_here = "rmsprop or lstm or policy_there or is_refused or live_surgery or killed or too_much or fails"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "tests.spelled_cuda", "tests/test_cuda.py",
-         "-k", f"({some}) and not (rmsprop or lstm)"],
+         "-k", f"not ({not_here})"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout

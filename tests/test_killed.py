@@ -29,7 +29,7 @@ from surgery.distill.progress import PHASES
 teacher = surgery.load(sys.argv[1])
 
 def run(folder, to, frames, save_seconds, changes, **given):
-    options = Options(frames=frames, device="cpu", envs=4, save_seconds=save_seconds, changes=changes, **given)
+    options = Options(frames=frames, device=device, envs=4, save_seconds=save_seconds, changes=changes, **given)
     return execute(plan_distill(teacher, to, folder, environment=teacher.environment, options=options))
 
 def begun(function):
@@ -80,7 +80,7 @@ def killed_at_random_moments(run, folder, seed):
             reached.append([PHASES.index(progress["phase"]), progress["updates"], progress["steps"]])
     return ends, reached
 
-folder, seed = Path(sys.argv[2]), int(sys.argv[3])
+folder, seed, device = Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 chosen = partial(run, folder / "chosen", "mlp-16", 1000, 0.05, {
     "evaluation_episodes": 2, "evaluation_steps": 60, "evaluate_every": 250, "offline_updates": 40,
     "teacher_data": 200, "prioritised": True})
@@ -103,16 +103,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def told(teachers: Path, folder: Path) -> Mapping[str, Any]:
+    return killed(teachers, folder, "cpu")
+
+
+def killed(teachers: Path, folder: Path, device: str) -> Mapping[str, Any]:
+    """How the runs ended that were killed, and those that were not."""
     seed = os.environ.get("SURGERY_KILL_SEED", "0")
-    command = [sys.executable, "-c", SCRIPT, teachers / "cartpole-dqn.onnx", folder, seed]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-c", SCRIPT, teachers / "cartpole-dqn.onnx", folder, seed, device]
+    # else whoever asks before the fork whether there is a GPU forbids the children to use it
+    asked = {**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=asked)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    found: Mapping[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def test_killed_wherever_it_writes_nothing_is_lost_and_nothing_told_twice(
     told: Mapping[str, Any], folder: Path
 ):
+    check_chosen(told, folder)
+
+
+def check_chosen(told: Mapping[str, Any], folder: Path) -> None:
     ends = told["chosen"]["ends"]
     assert list(ends.values()) == [-9] * 6, ends
     found = lines(folder / "chosen")
