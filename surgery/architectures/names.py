@@ -35,10 +35,10 @@ PATTERNS: Mapping[str, str] = {
 }
 """Names that stand for a family, each by an example."""
 MODIFIERS: Mapping[str, str] = {
-    "-xN": "N times the channels of every convolution (a number such as 2 or 1.5)",
-    "-fcN": "the last dense layer N wide (before a recurrent layer: its encoder; 0 for none)",
+    "-xN": "multiply the channels of every convolution by N (such as 2 or 1.5)",
+    "-fcN": "N units in the last dense layer (before a recurrent layer: its encoder; 0 for none)",
     "-bN": "N residual blocks in every stage",
-    "-lstm-N": "an LSTM behind it (-gru-N: a GRU)",
+    "-lstm-N": "an LSTM at the end (-gru-N: a GRU)",
     "-tanh": "another activation: relu, tanh, elu, gelu, silu, sigmoid",
 }
 _ACTIVATIONS = {kind.lower(): kind for kind in ACTIVATIONS}

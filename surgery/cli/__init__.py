@@ -1,9 +1,9 @@
 """The command line: a thin skin over the library, and the one place where exit statuses are set.
 
-    0    done
-    1    the answer is no: not equal, frozen, no exact route
-    2    the command or a file is wrong
-    3    a bug of ours
+    0    success
+    1    refused or not equal: a frozen axis, no exact route, a score that is not reached
+    2    a wrong command or file
+    3    a bug in surgery
     130  interrupted        141  the reader of our output went away
 
 Each verb is a module of its own, imported on use; stdout carries the result, stderr everything else.
@@ -24,12 +24,12 @@ from surgery.cli import _failure, _options
 from surgery.errors import SurgeryError, UnknownName
 
 SECTIONS = {
-    "Look": ("inspect", "verify", "diff", "evaluate", "compare", "list"),
-    "Operate": (
+    "Inspect and play": ("inspect", "verify", "diff", "evaluate", "compare", "list"),
+    "Edit": (
         "widen", "deepen", "kernel", "migrate", "sidecar", "gate", "finish", "extend", "adapt", "retire", "reorder",
         "narrow", "optimizer", "apply", "invert",
     ),
-    "Bring in, take out": ("new", "attach", "convert", "annotate", "code"),
+    "Import and export": ("new", "attach", "convert", "annotate", "code"),
     "Train": ("distill", "finetune"),
 }  # fmt: skip
 """Title -> verbs, in the order of the help."""
@@ -76,7 +76,7 @@ class _Verbs(click.Group):
 @click.version_option(package_name="policy-surgery", prog_name="surgery", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
-    """Change the architecture of a trained agent, and keep its function and its optimizer state.
+    """Change the architecture of a trained agent while keeping its outputs and its optimizer state.
 
     \b
     Start with:
@@ -84,8 +84,9 @@ def cli(ctx: click.Context) -> None:
       surgery widen   agent.onnx --factor 2 -o wide.onnx
       surgery verify  agent.onnx wide.onnx
 
-    Every command takes --json, -q, -v and --debug. Exit status: 0 done, 1 the answer is no,
-    2 the command or a file is wrong, 3 a bug of ours, 130 interrupted.
+    MODEL is an .onnx file or a framework's own: an SB3 .zip, a .d3, a .pt, an RLlib folder.
+    Every command takes --json, -q, -v and --debug. Exit status: 0 success, 1 refused or not equal,
+    2 a wrong command or file, 3 a bug in surgery, 130 interrupted.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

@@ -43,7 +43,7 @@ def options(function: F) -> F:
         "--env",
         "environment",
         metavar="ID",
-        help="Another environment than the contract's; MODULE:ID imports MODULE.",
+        help="Environment to use instead of the contract's; MODULE:ID imports MODULE first.",
     )
     adjusted = click.option(
         "--env-setting",
@@ -51,7 +51,7 @@ def options(function: F) -> F:
         metavar="KEY=JSON",
         multiple=True,
         callback=settings,
-        help="Otherwise than the contract says: sticky_actions=0.25.",
+        help="Override a setting of the contract, such as sticky_actions=0.25.",
     )
     return chosen(adjusted(function))
 

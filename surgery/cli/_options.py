@@ -36,13 +36,13 @@ def _noted(context: click.Context, argument: click.Parameter, value: Path) -> Pa
 def output_file(*, required: bool = False) -> Callable[[F], F]:
     """`-o, --out OUT`"""
     return click.option(
-        "-o", "--out", "target", metavar="OUT", type=FILE, required=required, help="File to write."
+        "-o", "--out", "target", metavar="OUT", type=FILE, required=required, help="Output file."
     )
 
 
 def force(function: F) -> F:
     """`--force`"""
-    return click.option("--force", is_flag=True, help="Overwrite an existing output.")(function)
+    return click.option("--force", is_flag=True, help="Overwrite existing output.")(function)
 
 
 def dry_run(function: F) -> F:
@@ -52,12 +52,12 @@ def dry_run(function: F) -> F:
 
 def no_verify(function: F) -> F:
     """`--no-verify`"""
-    return click.option("--no-verify", is_flag=True, help="Write without proving the claim.")(function)
+    return click.option("--no-verify", is_flag=True, help="Write without verifying the result.")(function)
 
 
 def no_optimizer(function: F) -> F:
     """`--no-optimizer`"""
-    return click.option("--no-optimizer", is_flag=True, help="Leave the optimizer state out.")(function)
+    return click.option("--no-optimizer", is_flag=True, help="Ignore the optimizer state.")(function)
 
 
 def observations(function: F) -> F:
@@ -66,7 +66,7 @@ def observations(function: F) -> F:
         "--observations",
         metavar="FILE.npz",
         type=FILE,
-        help="Verify on recorded inputs, arrays named like the model's inputs; else on random ones.",
+        help="Verify on recorded inputs (arrays named like the model's inputs) instead of random ones.",
     )(function)
 
 
@@ -78,17 +78,17 @@ def seed(function: F) -> F:
         type=click.IntRange(min=0),
         default=0,
         show_default=True,
-        help="Seed of all that is random.",
+        help="Random seed.",
     )(function)
 
 
 def reported(function: Callable[..., int | None]) -> Callable[..., int | None]:
     """`--json -q -v --debug`, handed to the command as one `output`."""
 
-    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-    @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors and the exit status.")
+    @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+    @click.option("-q", "--quiet", is_flag=True, help="Print only errors.")
     @click.option("-v", "--verbose", count=True, help="Log to stderr; -vv for more.")
-    @click.option("--debug", is_flag=True, help="Print the traceback of an error.")
+    @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
     @functools.wraps(function)
     def command(*, as_json: bool, quiet: bool, verbose: int, debug: bool, **options: object) -> int | None:
         output = Output.start(as_json=as_json, quiet=quiet, verbosity=2 if debug else verbose)

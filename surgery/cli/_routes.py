@@ -33,10 +33,13 @@ def fallback(function: Callable[..., int | None]) -> Callable[..., int | None]:
     """`--or-distill` and what belongs to it, handed to the command as one `play`, None without it."""
 
     @click.option(
-        "--or-distill", is_flag=True, help="If there is no exact route, teach a new network by playing."
+        "--or-distill", is_flag=True, help="If no exact route exists, distill into a new network instead."
     )
     @click.option(
-        "--env", "environment", metavar="ID", help="Where it plays then; else the one in the contract."
+        "--env",
+        "environment",
+        metavar="ID",
+        help="With --or-distill: the environment, instead of the contract's.",
     )
     @click.option(
         "--frames",
@@ -44,7 +47,7 @@ def fallback(function: Callable[..., int | None]) -> Callable[..., int | None]:
         type=click.IntRange(min=1),
         default=10_000_000,
         show_default=True,
-        help="How much it plays then.",
+        help="With --or-distill: the number of frames to play.",
     )
     @functools.wraps(function)
     def command(*, or_distill: bool, environment: str | None, frames: int, **given: object) -> int | None:

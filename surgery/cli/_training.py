@@ -69,19 +69,19 @@ def options(function: Callable[..., int | None]) -> Callable[..., int | None]:
         (
             click.option(
                 "--frames", metavar="N", type=click.IntRange(min=1), default=10_000_000, show_default=True,
-                help="Frames to play: of the emulator on Atari, else environment steps. Schedules scale with it.",
+                help="Frames to play (emulator frames on Atari, else environment steps); schedules scale with it.",
             ),
             _options.seed,
             click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
-                         help="Where the networks run; auto: on a GPU if PyTorch sees one."),
+                         help="Where the networks run; auto uses a GPU if PyTorch sees one."),
             click.option("--envs", metavar="N", type=click.IntRange(min=1), default=8, show_default=True,
-                         help="Environments played at once."),
+                         help="Number of parallel environments."),
             click.option("--set", "changes", metavar="NAME=VALUE", multiple=True, callback=_settings,
-                         help="Any setting of config.json, such as n_step=5 or prioritised=true."),
-            click.option("-n", "--dry-run", is_flag=True, help="Say what would be done and what it takes."),
+                         help="Change any setting of config.json, such as n_step=5."),
+            click.option("-n", "--dry-run", is_flag=True, help="Print settings, time and memory; do not run."),
             click.option("-o", "--out", "folder", metavar="DIR", required=True,
                          type=click.Path(path_type=Path, file_okay=False),
-                         help="Run directory; if it holds this run, it goes on."),
+                         help="Run directory; a run that is already there is resumed."),
         )
     ):  # fmt: skip
         command = option(command)

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from surgery.description import SpaceDescription
 
 
-@click.command("adapt", short_help="Fit a model to an environment whose spaces have changed.")
+@click.command("adapt", short_help="Fit a model to an environment whose spaces changed.")
 @_options.file_argument("model")
-@click.option("--env", "environment", metavar="ID", help="The environment to fit; MODULE:ID imports MODULE.")
 @click.option(
-    "--after", metavar="NEW.json", type=_options.FILE, help="Its spaces as a file, instead of --env."
+    "--env", "environment", metavar="ID", help="The environment to fit; MODULE:ID imports MODULE first."
+)
+@click.option(
+    "--after", metavar="NEW.json", type=_options.FILE, help="The new spaces as a file, instead of --env."
 )
 @click.option(
     "--before",
@@ -35,17 +37,17 @@ if TYPE_CHECKING:
     metavar="INPUT.FEATURE=VALUE",
     multiple=True,
     callback=_options.constants,
-    help="What an observation that is gone holds from now on.",
+    help="The constant to use for an observation that is gone; repeatable.",
 )
 @click.option(
     "--new-action",
     type=click.Choice(["never", "mean"]),
     default="never",
     show_default=True,
-    help="How new actions start: as the mean of the old ones, and forbidden at first (never) or not (mean).",
+    help="New actions start at the mean of the old ones, and are masked at first (never) or not (mean).",
 )
 @click.option(
-    "--unnamed", type=click.Choice(["append"]), help="New features without names stand behind the old ones."
+    "--unnamed", type=click.Choice(["append"]), help="Treat new features without names as appended."
 )
 @_edits.options
 def command(
@@ -59,12 +61,13 @@ def command(
     unnamed: Literal["append"] | None,
     editing: _edits.Editing,
 ) -> None:
-    """Compare an environment's spaces with what a model reads and does, and make the plan between them: new
-    observations and actions are inserted where they stand, others put in order, observations that are gone are
-    retired. What no plan can express is refused, with the part of the spaces that asks for it.
+    """Compare an environment's observation and action spaces with those of a model, and make the plan between them.
 
-    Features and actions are matched by name: those of the model (surgery annotate … labels=[…]) or of --before,
-    and those of the environment (keys of dictionaries, observation_labels, get_action_meanings) or of --after.
+    New observations and actions are inserted, others are reordered, and observations that are gone are retired. A
+    difference that no plan can express is refused, naming the part of the spaces.
+
+    Features and actions are matched by name: those of the model (surgery annotate … labels=[…]) or of --before, and
+    those of the environment (dictionary keys, observation_labels, get_action_meanings) or of --after.
 
     \b
     Example:

@@ -29,7 +29,7 @@ SPEC = "SPEC is KIND,low=X,high=X,labels=[A,B]: any of these"
     "inputs",
     metavar="NAME:SPEC",
     multiple=True,
-    help="SPEC: KIND, low=X, high=X, labels=[A,B], by commas; X may be [0,?,1], by feature, ? where unbounded.",
+    help="SPEC: KIND,low=X,high=X,labels=[A,B], all optional; X may be a list by feature, [0,?,1], ? if unbounded.",
 )
 @click.option(
     "--output",
@@ -45,7 +45,7 @@ SPEC = "SPEC is KIND,low=X,high=X,labels=[A,B]: any of these"
     metavar="KEY=JSON",
     multiple=True,
     callback=_environment.settings,
-    help="What its returns depend on: sticky_actions=0.25.",
+    help="A setting of the environment, such as sticky_actions=0.25.",
 )
 @_options.output_file(required=True)
 @_options.force
@@ -61,9 +61,9 @@ def command(
     force: bool,
     output: Output,
 ) -> None:
-    """Declare what a model's inputs and outputs mean, and the environment it was trained for.
+    """Declare what the inputs and outputs of a model mean, and the environment that it was trained for.
 
-    What is not named stays as it is. Weights and outputs are not touched.
+    Whatever you do not name stays as it is. Weights and outputs do not change.
 
     \b
     Example:

@@ -21,12 +21,12 @@ from surgery.errors import ArgumentError, FileError, SurgeryError
     "folder",
     metavar="DIR",
     type=_options.FILE,
-    help="Folder to write many models into; made if need be.",
+    help="Output folder for several models; created if missing.",
 )
 @click.option(
     "--resume",
     is_flag=True,
-    help="Skip models whose result is there already, made by this plan and verified.",
+    help="Skip models that this plan has already converted and verified.",
 )
 @_options.seed
 @_options.observations
@@ -50,10 +50,10 @@ def command(
 ) -> None:
     """Apply a plan to one or more models.
 
-    PLAN.json is what an edit prints with --dry-run --json, or - for standard input. One plan fits all
-    networks of the same shape: the online and the target network, past opponents. A folder stands for the
-    models in it; an interrupted run goes on with --resume. A recording of observations (.npz: replay, rollouts)
-    is migrated to the changed observation.
+    PLAN.json is what an edit prints with --dry-run --json; - reads it from standard input. One plan fits all networks
+    of the same graph: online and target network, past opponents. A folder stands for the models in it; --resume
+    continues an interrupted run. A recording of observations (.npz: replay, rollouts) is converted to the new
+    observations.
 
     \b
     Example:

@@ -14,15 +14,13 @@ from surgery.cli._output import Output, plural, section
 from surgery.errors import number_text
 
 
-@click.command("attach", short_help="Give a graph the optimizer state of a training checkpoint.")
+@click.command("attach", short_help="Add the optimizer state of a training checkpoint to a graph.")
 @_options.file_argument("model")
 @_options.file_argument("source", metavar="CHECKPOINT")
-@click.option("--network", metavar="NAME", help="Which network of the checkpoint, where it holds several.")
+@click.option("--network", metavar="NAME", help="The network in the checkpoint, if it holds several.")
+@click.option("--optimizer", metavar="NAME", help="The optimizer in the checkpoint, if it holds several.")
 @click.option(
-    "--optimizer", metavar="NAME", help="Which optimizer of the checkpoint, where it holds several."
-)
-@click.option(
-    "--kind", metavar="KIND", help="The kind of optimizer, where its settings leave it open: adam, adamw."
+    "--kind", metavar="KIND", help="The kind of optimizer, if its settings are ambiguous: adam, adamw."
 )
 @_options.output_file(required=True)
 @_options.force
@@ -38,9 +36,9 @@ def command(
     force: bool,
     output: Output,
 ) -> None:
-    """Give a graph the optimizer state of the training checkpoint that it was exported from.
+    """Add the optimizer state of a training checkpoint to the graph that was exported from it.
 
-    Parameters are bound by name and compared; nothing in CHECKPOINT is executed.
+    Parameters are matched by name and their values compared; nothing in CHECKPOINT is executed.
 
     \b
     Example:

@@ -13,16 +13,15 @@ from surgery.files import replacing
 
 @click.command("code", short_help="Write the network as a plain PyTorch class.")
 @_options.file_argument("model")
-@click.option("--name", metavar="NAME", default="Network", show_default=True, help="Of the class.")
+@click.option("--name", metavar="NAME", default="Network", show_default=True, help="Name of the class.")
 @_options.output_file()
 @_options.force
 @_options.reported
 def command(*, model: Path, name: str, target: Path | None, force: bool, output: Output) -> None:
-    """Write the network as a PyTorch class for scripts that keep their networks in source.
+    """Write the network as a PyTorch class, for scripts that keep their networks in source.
 
-    Its layers have the names of the graph's tensors, so that their state dict fits:
-    torch.save(surgery.torch.to_module(surgery.load(MODEL)).state_dict(), "net.pt").
-    Without -o the class is printed.
+    Its layers are named like the tensors of the graph, so the state dict fits:
+    torch.save(surgery.torch.to_module(surgery.load(MODEL)).state_dict(), "net.pt"). Without -o the class is printed.
 
     \b
     Example:

@@ -22,14 +22,16 @@ if TYPE_CHECKING:
     metavar="WHAT",
     default="method",
     show_default=True,
-    help="Group by method, folder, architecture, head, a setting, or several: method,n_step.",
+    help="Group by method, folder, architecture, head, any setting, or several: method,n_step.",
 )
-@click.option("--scale", metavar="SCALE", help="teacher, human or none; else the first that every game has.")
+@click.option(
+    "--scale", metavar="SCALE", help="teacher, human or none; by default the first that every game has."
+)
 @click.option(
     "--at",
     metavar="FRAMES",
     type=click.IntRange(min=0),
-    help="Compare after so many frames; else at the last.",
+    help="Compare after this many frames instead of at the end.",
 )
 @_options.seed
 @_options.output_file()
@@ -46,10 +48,10 @@ def command(
     force: bool,
     output: Output,
 ) -> None:
-    """Compare runs of `distill` and `finetune`, or folders of them: as a table, and as a picture.
+    """Compare runs of `distill` and `finetune`, or folders of runs, as a table and as a plot.
 
-    Scores are put on one scale per game; the interquartile mean has a 95% interval by stratified bootstrap. OUT is a
-    .png, .svg or .html.
+    Scores are normalised per game. The table shows interquartile means with 95% stratified bootstrap intervals. The
+    plot is written to OUT, a .png, .svg or .html file.
 
     \b
     Example:

@@ -17,29 +17,32 @@ if TYPE_CHECKING:
     from surgery.adapters import Parity
 
 
-@click.command("convert", short_help="Read a framework's file, or write one.")
+@click.command("convert", short_help="Convert a framework's file to a graph, or back.")
 @_options.file_argument("source", metavar="SRC")
 @click.option(
-    "--like", metavar="FILE", type=_options.FILE, help="The framework's file to write a changed copy of."
+    "--like",
+    metavar="FILE",
+    type=_options.FILE,
+    help="The framework's file that the model came from; OUT is a changed copy.",
 )
 @click.option(
-    "--activation", metavar="NAME", help="Between the layers, where the file does not say: relu, tanh, elu."
+    "--activation", metavar="NAME", help="Activation between layers, if not in the file: relu, tanh, elu."
 )
 @click.option(
     "--observation",
     metavar="SHAPE",
     callback=_options.shape,
-    help="Of one observation, where the file does not say: 4,84,84.",
+    help="Shape of one observation, if not in the file: 4,84,84.",
 )
 @click.option(
-    "--module", metavar="PKG:CALLABLE", help="Your code that makes the network; it is imported and called."
+    "--module", metavar="PKG:CALLABLE", help="Your code that builds the network; it is imported and called."
 )
 @click.option(
     "--architecture",
     metavar="NAME",
-    help="What the network is, such as nature-x2; see surgery list architectures.",
+    help="Architecture of the network, such as nature-x2 (surgery list architectures).",
 )
-@click.option("--head", metavar="HEAD", help="Its head, where sizes do not tell: q, c51, qr ….")
+@click.option("--head", metavar="HEAD", help="Head of the network, if sizes are ambiguous: q, c51, qr ….")
 @click.option(
     "--graph",
     metavar="FILE",
@@ -51,8 +54,8 @@ if TYPE_CHECKING:
     "--check",
     "environment",
     metavar="ENV",
-    help="Play 3 episodes in the file's own framework first, the graph beside it: all actions must be the same. "
-    "The contract names ENV, unless the file names another.",
+    help="First play 3 episodes in the file's own framework; the graph must choose the same actions. "
+    "ENV is recorded in the contract, unless the file names another.",
 )
 @_options.no_optimizer
 @_options.output_file(required=True)
@@ -75,10 +78,10 @@ def command(
     force: bool,
     output: Output,
 ) -> None:
-    """Read the file of a framework as a graph, or write a graph back into a framework's file.
+    """Convert a framework's file to a graph, or write a graph back into a framework's file.
 
-    A framework's file comes in with all its networks and its optimizer state. On the way out --like names the file
-    that it came from: the result is a copy of it in which only what was changed is another.
+    The graph holds all networks of the file and their optimizer state. To convert back, --like names the file that the
+    graph came from: the result is a copy of it in which only what you edited differs.
 
     \b
     Example:

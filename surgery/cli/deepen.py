@@ -20,10 +20,10 @@ Kind = Literal["auto", "identity", "residual", "rezero", "batchnorm", "recurrent
     "--after",
     metavar="LAYER",
     multiple=True,
-    help="Insert behind this layer, or this value of the graph; repeatable.",
+    help="Insert after this layer, or value of the graph; repeatable.",
 )
 @click.option(
-    "--to", "architecture", metavar="ARCH", help="To a named architecture, or that of another model's file."
+    "--to", "architecture", metavar="ARCH", help="Deepen to a named architecture, or to that of another file."
 )
 @click.option(
     "--count",
@@ -31,7 +31,7 @@ Kind = Literal["auto", "identity", "residual", "rezero", "batchnorm", "recurrent
     type=int,
     default=1,
     show_default=True,
-    help="Insert N layers, one behind another.",
+    help="Insert N layers in a row.",
 )
 @click.option(
     "--kind",
@@ -40,9 +40,9 @@ Kind = Literal["auto", "identity", "residual", "rezero", "batchnorm", "recurrent
     show_default=True,
     help="A layer that starts as the identity, or a branch that starts at zero; auto takes what is exact.",
 )
-@click.option("--width", metavar="N", type=int, help="Units inside a branch; as many as outside by default.")
-@click.option("--kernel", metavar="N", type=int, help="Size of new convolutions; 3 by default.")
-@click.option("--name", metavar="PATH", multiple=True, help="Name of the new layer; once for each.")
+@click.option("--width", metavar="N", type=int, help="Units inside a branch; by default as many as outside.")
+@click.option("--kernel", metavar="N", type=int, help="Kernel size of new convolutions; 3 by default.")
+@click.option("--name", metavar="PATH", multiple=True, help="Name of the new layer; once per layer.")
 @_edits.options
 def command(
     *,
@@ -56,11 +56,11 @@ def command(
     name: tuple[str, ...],
     editing: _edits.Editing,
 ) -> None:
-    """Insert layers so that the outputs stay the same, bit by bit; they learn from the first step.
+    """Insert layers without changing a single bit of the outputs; the new layers learn from the first step.
 
-    LAYER is the path of a module (as `surgery inspect` shows it), the ending of one, or a parameter. The new layer goes
-    behind its activation, or into the residual stream behind its block. Or name an architecture with --to, as in
-    `surgery migrate`. The result is proved before it is written.
+    LAYER is the path of a module as shown by `surgery inspect`, the last part of such a path, or a parameter. The new
+    layer goes after its activation, or into the residual stream after its block. Alternatively, name an architecture
+    with --to as in `surgery migrate`. The result is verified before it is written.
 
     \b
     Example:

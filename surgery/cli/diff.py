@@ -11,14 +11,14 @@ from surgery.cli import _options
 from surgery.cli._output import Output
 
 
-@click.command("diff", short_help="Show what differs between two models.")
+@click.command("diff", short_help="Show the differences between two models.")
 @_options.file_argument("before")
 @_options.file_argument("after")
 @_options.reported
 def command(*, before: Path, after: Path, output: Output) -> None:
-    """Show what differs between two models: graph, tensors, optimizer state, meaning.
+    """Show the differences between two models: graph, tensors, optimizer state, metadata.
 
-    Exit status 0 whatever the difference is; whether they compute the same is for `surgery verify` to say.
+    The exit status is 0 whether or not they differ; `surgery verify` tells whether they compute the same function.
 
     \b
     Example:

@@ -10,27 +10,35 @@ import surgery
 from surgery.cli import _options, _training
 
 
-@click.command("distill", short_help="Teach another architecture what a model can do.")
+@click.command("distill", short_help="Distill a model into another architecture.")
 @_options.file_argument("teacher")
 @click.option(
-    "--to", "architecture", metavar="ARCH", required=True, help="The student: surgery list architectures."
+    "--to",
+    "architecture",
+    metavar="ARCH",
+    required=True,
+    help="Architecture of the student (surgery list architectures).",
 )
 @click.option(
-    "--method", metavar="NAME", default="qdagger", show_default=True, help="One of: surgery list methods."
+    "--method",
+    metavar="NAME",
+    default="qdagger",
+    show_default=True,
+    help="Distillation method (surgery list methods).",
 )
 @click.option(
     "--head",
     type=click.Choice(["q", "dueling", "c51", "qr", "rainbow"]),
     default="q",
     show_default=True,
-    help="What the student gives: values, dueling values, C51's or QR-DQN's distributions; or all of Rainbow.",
+    help="Output of the student: values, dueling values, C51 or QR-DQN distributions, or all of Rainbow.",
 )
-@click.option("--noisy", is_flag=True, help="Noisy dense layers explore, instead of random actions.")
+@click.option("--noisy", is_flag=True, help="Explore by noisy dense layers instead of random actions.")
 @click.option(
     "--teacher-replay",
     metavar="FILE.npz",
     type=_options.FILE,
-    help="The teacher's transitions; else it plays some itself.",
+    help="Recorded transitions of the teacher; by default it plays to collect them.",
 )
 @_training.options
 def command(
@@ -43,11 +51,11 @@ def command(
     teacher_replay: Path | None,
     training: _training.Training,
 ) -> None:
-    """Teach a new network of any architecture what a trained one can do, by playing (QDagger and others).
+    """Distill a trained model into a new network of any architecture, by playing (QDagger and others).
 
-    The teacher is a black box: values, logits, distributions or actions. It is measured first. The run directory
-    holds student.onnx, config.json, metrics.jsonl, TensorBoard files and checkpoints; the same command goes on
-    with a run that was stopped or killed.
+    The teacher is a black box that outputs values, logits, distributions or actions. It is evaluated first. The run
+    directory holds student.onnx, config.json, metrics.jsonl, TensorBoard files and checkpoints. Run the same command
+    again to resume.
 
     \b
     Example:

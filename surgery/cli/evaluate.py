@@ -17,23 +17,30 @@ if TYPE_CHECKING:
     from surgery.json_values import Json
 
 
-@click.command("evaluate", short_help="Play a model in its environment and compare its score.")
+@click.command("evaluate", short_help="Play a model and compare its score with the recorded one.")
 @_options.file_argument("model")
 @_environment.options
 @click.option(
-    "--episodes", metavar="N", type=click.IntRange(min=1), default=30, show_default=True, help="How many."
+    "--episodes",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=30,
+    show_default=True,
+    help="Number of episodes.",
 )
-@click.option("--mode", metavar="MODE", help="greedy, sample or epsilon:0.05; else as it was recorded.")
+@click.option("--mode", metavar="MODE", help="greedy, sample or epsilon:0.05; by default as recorded.")
 @_options.seed
 @click.option(
     "--device", metavar="DEVICE", default="cpu", show_default=True, help="cpu, cuda, cuda:N or auto."
 )
 @click.option(
-    "--teacher", metavar="FILE|RETURN", help="Normalise by a teacher too: its recorded score, or a number."
+    "--teacher", metavar="FILE|RETURN", help="Also normalise by a teacher: its recorded score, or a number."
 )
-@click.option("--random", "measure", is_flag=True, help="Measure random play, even where it is known.")
+@click.option("--random", "measure", is_flag=True, help="Measure random play even if its score is known.")
 @click.option(
-    "--diagnose", is_flag=True, help="If the recorded score is not reached, find out what would reach it."
+    "--diagnose",
+    is_flag=True,
+    help="If the recorded score is not reached, search for settings that reach it.",
 )
 @click.option("--record", is_flag=True, help="Write the score into the model's contract.")
 @_options.output_file()
@@ -56,11 +63,12 @@ def command(
     force: bool,
     output: Output,
 ) -> int:
-    """Play a model in the environment of its contract, and compare its true returns with what is recorded.
+    """Play a model in the environment of its contract, and compare its returns with the recorded score.
 
-    Exit status 1 if the mean is below the recorded one by more than the episodes explain; the likely causes are named.
-    --record writes the score into MODEL, or into OUT. Continuous actions are played by their mean, and clipped to the
-    environment's bounds, or mapped to them from the range that their output declares.
+    The contract is the environment and its settings as recorded in the model (`surgery annotate`). Returns are
+    undiscounted and unclipped. The exit status is 1 if the mean is significantly below the recorded one; the likely
+    causes are then listed. --record writes the score into MODEL, or into OUT. Continuous actions are the mean of the
+    policy; they are clipped to the environment's bounds, or mapped to them if the output declares a range.
 
     \b
     Example:

@@ -78,7 +78,7 @@ def _start(ctx: click.Context, parameter: click.Parameter, word: str) -> tuple[s
     metavar="INPUT+K[@AT][=NAME,…]",
     multiple=True,
     callback=_observations,
-    help="Insert K features or channels into an input, before feature AT (default: behind the last).",
+    help="Insert K features or channels into an input, before feature AT (default: at the end).",
 )
 @click.option(
     "--action",
@@ -86,7 +86,7 @@ def _start(ctx: click.Context, parameter: click.Parameter, word: str) -> tuple[s
     metavar="OUTPUT+K[=NAME,…]",
     multiple=True,
     callback=_actions,
-    help="Add K actions behind the old ones of an output.",
+    help="Append K actions to an output.",
 )
 @click.option(
     "--new-action",
@@ -95,7 +95,7 @@ def _start(ctx: click.Context, parameter: click.Parameter, word: str) -> tuple[s
     default="never",
     show_default=True,
     callback=_start,
-    help="How a new action starts: never (mean of the old ones, and forbidden), mean, zero, split:J (shares J's "
+    help="How a new action starts: never (mean of the old ones, and masked), mean, zero, split:J (shares J's "
     "probability), or logit:X.",
 )
 @_edits.options
@@ -107,12 +107,13 @@ def command(
     start: tuple[Kind, float, str | None],
     editing: _edits.Editing,
 ) -> None:
-    """Add observations and actions so that the policy does the same as before.
+    """Add observations and actions without changing the policy on the old ones.
 
-    The weights that read new observations start at zero, optimizer state included, and learn at once. An input
-    with several axes of features is named with its axis: observation[1]+2. Old actions keep their values; the
-    result says how often the policy would take a new one. An output that holds the number of an action means the
-    values that it was chosen from; what the graph makes of all actions together (probabilities) changes.
+    Weights that read new observations start at zero, as does their optimizer state, and learn from the first step. If
+    an input has several feature axes, name the axis: observation[1]+2. Values of old actions stay; the result reports
+    how often the policy would choose a new one. If an output is the number of the chosen action, the new actions are
+    added to the values it was chosen from. What the graph computes from all actions together, such as probabilities,
+    changes.
 
     \b
     Example:

@@ -10,20 +10,20 @@ import surgery
 from surgery.cli import _options, _training
 
 
-@click.command("finetune", short_help="Go on training a model by playing.")
+@click.command("finetune", short_help="Continue training a model by playing.")
 @_options.file_argument("model")
 @click.option(
     "--optimizer",
     type=click.Choice(["adam", "rmsprop"]),
     default="adam",
     show_default=True,
-    help="State is carried on; that of another kind is swapped, as by surgery optimizer.",
+    help="Optimizer to train with; state of another kind is converted as by surgery optimizer.",
 )
 @click.option(
     "--replay",
     metavar="FILE.npz",
     type=_options.FILE,
-    help="Transitions of its training to begin with; else it plays first.",
+    help="Recorded transitions to start with; by default it plays first.",
 )
 @_training.options
 def command(
@@ -33,10 +33,10 @@ def command(
     replay: Path | None,
     training: _training.Training,
 ) -> None:
-    """Go on training a Q-network where it plays, at a lowered learning rate.
+    """Continue training a Q-network by playing, at a lowered learning rate.
 
-    Weights and optimizer state are carried on (`surgery attach` binds a framework's); exploration is at its end from
-    the first step.
+    Weights and optimizer state carry over (`surgery attach` adds that of a training checkpoint); exploration is at its
+    final value from the first step.
 
     \b
     Example:

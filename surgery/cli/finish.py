@@ -11,7 +11,7 @@ from surgery.cli import _files, _options
 from surgery.cli._output import Output
 
 
-@click.command("finish", short_help="Take the old network out when the gate is 1.")
+@click.command("finish", short_help="Remove the old network once the gate is 1.")
 @_options.file_argument("model")
 @_options.seed
 @_options.observations
@@ -21,7 +21,7 @@ from surgery.cli._output import Output
 def command(
     *, model: Path, seed: int, observations: Path | None, target: Path, force: bool, output: Output
 ) -> None:
-    """Take the old network out of one with a side-car; only when the gate is 1, and proved to be exact.
+    """Remove the old network from one with a sidecar, once the gate is 1; proved to be exact.
 
     \b
     Example:

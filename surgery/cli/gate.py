@@ -12,16 +12,18 @@ from surgery.cli._output import Output
 from surgery.errors import ArgumentError
 
 
-@click.command("gate", short_help="Show or set the gate of a side-car.")
+@click.command("gate", short_help="Show or set the gate of a sidecar.")
 @_options.file_argument("model")
-@click.option("--to", "value", metavar="G", type=float, help="Set it: 0 the old network, 1 the new one.")
+@click.option(
+    "--to", "value", metavar="G", type=float, help="Set the gate: 0 is the old network, 1 the new one."
+)
 @_options.output_file()
 @_options.force
 @_options.reported
 def command(*, model: Path, value: float | None, target: Path | None, force: bool, output: Output) -> None:
-    """Show how far a network with a side-car has been handed over, or set it.
+    """Show or set the gate of a network with a sidecar: how far it has moved from the old network to the new one.
 
-    Another value is another function; training moves the gate little by little.
+    Setting the gate changes the outputs; training should move it gradually.
 
     \b
     Example:

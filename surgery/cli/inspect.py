@@ -19,22 +19,23 @@ if TYPE_CHECKING:
 Report = dict[str, Any]
 
 
-@click.command("inspect", short_help="Show layers, spaces, couplings, and what is frozen.")
+@click.command("inspect", short_help="Show layers, spaces, couplings and frozen axes.")
 @_options.file_argument("model")
 @click.option(
     "--graph",
     "target",
     metavar="OUT.html",
     type=_options.FILE,
-    help="Draw the graph with its spaces in colour: one file for the browser that needs nothing else.",
+    help="Draw the graph, spaces in colour, as one self-contained HTML page.",
 )
 @_options.force
 @_options.no_optimizer
 @_options.reported
 def command(*, model: Path, target: Path | None, force: bool, no_optimizer: bool, output: Output) -> None:
-    """Show what a model is made of: layers, spaces, what is coupled to what, what is frozen and why.
+    """Show the layers of a model, its spaces, how they are coupled, and which axes are frozen and why.
 
-    A space is the set of all axes that have to change together; `surgery widen --width` takes its name.
+    A space is a set of tensor axes that must change together, such as the output units of a layer and everything that
+    reads them; `surgery widen --width` takes its name.
 
     \b
     Example:

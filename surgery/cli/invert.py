@@ -20,10 +20,10 @@ def command(
     model: Path,
     editing: _edits.Editing,
 ) -> None:
-    """Undo a plan on a model that it has made, optimizer state included.
+    """Undo a plan on a model that it produced; the optimizer state follows.
 
-    New units that nothing reads yet are removed, copies that are still equal are merged, and what was reordered
-    is put back. Once training has connected a new part, the answer is no, and names the weight (exit status 1).
+    New units that nothing reads yet are removed, copies that are still equal are merged, and what was reordered is put
+    back. Once training has put a new part to use, this is refused with exit status 1 and the name of the weight.
 
     \b
     Example:

@@ -27,7 +27,7 @@ def _size(word: str) -> tuple[str, int | tuple[int, ...]]:
     metavar="LAYER=N",
     multiple=True,
     callback=_options.by_name(_size, "LAYER=N or LAYER=NxM"),
-    help="New size of a layer's kernel.",
+    help="New kernel size of a layer; repeatable.",
 )
 @_edits.options
 def command(
@@ -36,7 +36,7 @@ def command(
     sizes: dict[str, int | tuple[int, ...]],
     editing: _edits.Editing,
 ) -> None:
-    """Grow kernels so that the outputs stay the same: the new taps are zero, and padding grows with them.
+    """Grow convolution kernels without changing the outputs: new taps are zero, and the padding grows with them.
 
     \b
     Example:

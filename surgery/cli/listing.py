@@ -15,15 +15,15 @@ from surgery.json_values import Json
 Row = dict[str, Json]
 
 
-@click.command("list", short_help="List what this installation knows.")
+@click.command("list", short_help="List architectures, methods, operators or adapters.")
 @click.argument("what", type=click.Choice(["architectures", "methods", "operators", "adapters"]))
 @_options.reported
 def command(*, what: str, output: Output) -> None:
-    """List what this installation knows: architectures, methods, operators and what happens to each axis, adapters.
+    """List the architectures, distillation methods, operators or adapters that this installation supports.
 
-    Of each architecture: its layers and, with a Q head for the observation shown, its size. Names take modifiers.
-    Of each operator: what its axis rule says, how wide its axes can become exactly, and whether the float64 proof
-    can evaluate it. What has no rule, and is not shape arithmetic, freezes the axes that it touches.
+    For an architecture: its layers and, with a Q head and the observation shown, its size; names take modifiers. For an
+    operator: its axis rule, the widths at which its axes change exactly, and whether the float64 proof can evaluate it.
+    An operator without a rule freezes the axes that it touches, unless it is shape arithmetic.
 
     \b
     Example:

@@ -11,7 +11,7 @@ from surgery.cli import _edits, _options, _routes
 from surgery.errors import ArgumentError
 
 
-@click.command("migrate", short_help="Take a network to another architecture, exactly.")
+@click.command("migrate", short_help="Change a network into another architecture, exactly.")
 @_options.file_argument("model")
 @click.option("--to", "architecture", metavar="ARCH", required=True,
               help="A named architecture with modifiers, FILE.toml:NAME, or another model's file.")  # fmt: skip
@@ -20,14 +20,14 @@ from surgery.errors import ArgumentError
     type=click.Choice(["exact", "sidecar"]),
     default="exact",
     show_default=True,
-    help="By edits; or as a new network beside the old one, whatever the family.",
+    help="Exact edits, or a new network of any family beside the old one.",
 )
 @click.option(
     "--init",
     type=click.Choice(["auto", "zero", "net2net"]),
     default="auto",
     show_default=True,
-    help="New units: random with zero outgoing weights, or copies.",
+    help="New units: zero outgoing weights, or copies (net2net).",
 )
 @_routes.fallback
 @_edits.options
@@ -40,14 +40,15 @@ def command(
     play: _routes.Play | None,
     editing: _edits.Editing,
 ) -> None:
-    """Take a network to another architecture by edits that keep its outputs, optimizer state included.
+    """Change a network into another architecture by edits that keep its outputs; the optimizer state follows.
 
-    The layers of the model are found in its graph and compared with those of the target, one by one: they grow, their
-    kernels grow, and new layers are put in that change nothing at first. If there is no such route the exit status is
-    1, and the reasons are given layer by layer; with --or-distill a new network of that architecture is taught by
-    playing instead (`surgery distill`; the run lies in OUT.run). `--route sidecar` puts an untrained network of the
-    architecture beside the old one, with the same outputs at first (`surgery sidecar`): that goes from any family to
-    any other. `surgery list architectures` has the names.
+    The layers found in the graph are compared with those of the target, one by one. Layers and kernels grow, and new
+    layers are inserted that change nothing at first. If there is no exact route, the exit status is 1 and each layer in
+    the way is listed with the reason. `surgery list architectures` lists the names.
+
+    If no exact route exists: --or-distill distills into a new network of that architecture (`surgery distill`, with the
+    run directory OUT.run). `--route sidecar` puts an untrained network of any family beside the old one, with the same
+    outputs at first (`surgery sidecar`).
 
     \b
     Example:

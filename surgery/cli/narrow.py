@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _SCORES = ("l1", "l2", "activation", "taylor")
 
 
-@click.command("narrow", short_help="Remove units, exactly as far as that goes.")
+@click.command("narrow", short_help="Remove units, exactly where possible.")
 @_options.file_argument("model")
 @click.option(
     "--width",
@@ -24,12 +24,12 @@ _SCORES = ("l1", "l2", "activation", "taylor")
     metavar="SPACE=N",
     multiple=True,
     callback=_options.widths,
-    help="Narrow one space to N units; without any, everything that goes exactly goes.",
+    help="Narrow one space to N units; repeatable. Default: remove all that can go exactly.",
 )
 @click.option(
     "--by",
     type=click.Choice(_SCORES),
-    help="Remove further units, least important first; the outputs then change, and the result says by how much.",
+    help="Score for removing other units, lowest first; changes the outputs, and reports by how much.",
 )
 @_edits.options
 def command(
@@ -39,13 +39,15 @@ def command(
     by: Score | None,
     editing: _edits.Editing,
 ) -> None:
-    """Remove units so that the outputs stay the same: those that nothing reads go, dead and constant ones are folded
-    into biases, duplicates are merged, optimizer state included.
+    """Remove units without changing the outputs; the optimizer state follows.
 
-    Which units are constant is proved by bounds on every value, for all inputs in the declared range. A network
-    that was widened by copies comes back bit by bit. Other units go only with --by SCORE: l1 or l2 (norms of
-    incoming times outgoing weights), activation (mean activity times outgoing weights), taylor (first-order
-    change of the outputs); --observations gives the inputs that activity is measured on.
+    Unread units are dropped, constant and dead ones are folded into biases, duplicates are merged. Bounds on every
+    value, over all inputs in the declared range, prove which units are constant. A network that was widened by copies
+    comes back bit for bit.
+
+    Other units are removed only with --by: l1 or l2 (norms of incoming times outgoing weights), activation (mean
+    activity times outgoing weights) or taylor (first-order change of the outputs). --observations gives the inputs to
+    measure activity on.
 
     \b
     Example:

@@ -13,16 +13,21 @@ from surgery.errors import ArgumentError, shape_text
 from surgery.json_values import Json
 
 
-@click.command("new", short_help="Make an untrained network of a named architecture.")
+@click.command("new", short_help="Create an untrained network of a named architecture.")
 @click.argument("architecture", metavar="ARCH")
 @click.option("--like", "teacher", metavar="TEACHER", type=_options.FILE,
-              help="For the same observations, actions and environment, with the same head.")  # fmt: skip
-@click.option("--observation", metavar="SHAPE", callback=_options.shape, help="Instead: such as 4,84,84.")
-@click.option("--actions", metavar="N", type=click.IntRange(min=1), help="Instead: how many.")
-@click.option("--head", metavar="HEAD", help="q, dueling, c51, qr, rainbow, actor-critic or gaussian.")
+              help="Take observations, actions, environment and head from this model.")  # fmt: skip
 @click.option(
-    "--noisy", is_flag=True, help="Noisy dense layers, whose noise is zero until someone trains them."
+    "--observation",
+    metavar="SHAPE",
+    callback=_options.shape,
+    help="Without --like: the observation shape, such as 4,84,84.",
 )
+@click.option(
+    "--actions", metavar="N", type=click.IntRange(min=1), help="Without --like: the number of actions."
+)
+@click.option("--head", metavar="HEAD", help="q, dueling, c51, qr, rainbow, actor-critic or gaussian.")
+@click.option("--noisy", is_flag=True, help="Noisy dense layers; the noise is zero outside of training.")
 @_options.seed
 @_options.output_file(required=True)
 @_options.force
@@ -40,7 +45,7 @@ def command(
     force: bool,
     output: Output,
 ) -> None:
-    """Make an untrained network: the student that a teacher is distilled into.
+    """Create an untrained network: a student to distill into, for example.
 
     ARCH is a name with modifiers (`surgery list architectures`), or FILE.toml:NAME.
 

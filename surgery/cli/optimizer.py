@@ -30,7 +30,7 @@ def _setting(word: str) -> tuple[str, Json]:
 _settings = _options.by_name(_setting, "NAME=VALUE, with true, false, a number, or numbers between commas")
 
 
-@click.command("optimizer", short_help="Swap the optimizer, and carry its state over.")
+@click.command("optimizer", short_help="Swap the optimizer and convert its state.")
 @_options.file_argument("model")
 @click.option("--to", metavar="KIND", required=True, help="The new optimizer: adam, adamw, rmsprop or sgd.")
 @click.option(
@@ -39,25 +39,25 @@ _settings = _options.by_name(_setting, "NAME=VALUE, with true, false, a number, 
     metavar="NAME=VALUE",
     multiple=True,
     callback=_settings,
-    help="A setting of the new optimizer, under PyTorch's name.",
+    help="A setting of the new optimizer, as named in PyTorch.",
 )
 @click.option(
     "--was",
     metavar="NAME=VALUE",
     multiple=True,
     callback=_settings,
-    help="What the file does not tell of the old one: eps_inside_root, buffer_holds_lr, starts_at_one.",
+    help="A fact about the old optimizer that the file lacks: eps_inside_root, buffer_holds_lr, starts_at_one.",
 )
 @click.option(
     "--match",
     type=click.Choice(["tensor", "all", "none"]),
-    help="Choose the learning rate per tensor, one for all (default for framework files), or leave it (if lr is set).",
+    help="Match learning rates per tensor, one for all (default for framework files), or not (default with lr).",
 )
 @click.option(
     "--gradients",
     metavar="FILE.npz",
     type=_options.FILE,
-    help="Real gradients to measure on, by parameter, one per batch; else drawn from the state.",
+    help="Gradients to measure on, one per batch, by parameter name; by default drawn from the state.",
 )
 @_options.seed
 @_options.dry_run
@@ -78,11 +78,11 @@ def command(
     force: bool,
     output: Output,
 ) -> None:
-    """Swap the optimizer of a checkpoint; its weights stay, bit by bit.
+    """Swap the optimizer of a checkpoint; the weights stay, bit for bit.
 
-    The new state is written from the statistics that the old one collected, and the learning rate of each tensor is
-    chosen such that a gradient moves it as far as before: its reach, through this and all later updates. The table
-    has lengths (new over old) and angles, of the reach and of the first update.
+    The new state is computed from the gradient statistics in the old one. The learning rate of each tensor is chosen so
+    that a gradient moves it as far as before, summed over this and all later updates: its reach. The table compares the
+    reach and the first update of both optimizers, by length (new over old) and angle.
 
     \b
     Example:

@@ -17,7 +17,7 @@ def _order(word: str) -> tuple[str, tuple[str, ...]]:
     return name, tuple(features.split(","))
 
 
-@click.command("reorder", short_help="Put observations into another order, exactly.")
+@click.command("reorder", short_help="Reorder observations, exactly.")
 @_options.file_argument("model")
 @click.option(
     "--observation",
@@ -25,7 +25,7 @@ def _order(word: str) -> tuple[str, tuple[str, ...]]:
     metavar="INPUT=FEATURE,…",
     multiple=True,
     callback=_options.by_name(_order, "INPUT=FEATURE,FEATURE,…"),
-    help="All features of an input, by name or number, in their new order.",
+    help="All features of an input, by name or number, in the new order.",
 )
 @_edits.options
 def command(
@@ -34,7 +34,7 @@ def command(
     orders: dict[str, tuple[str, ...]],
     editing: _edits.Editing,
 ) -> None:
-    """Put the features of an input into another order; weights, optimizer state, names and ranges follow.
+    """Reorder the features of an input; weights, optimizer state, names and ranges follow.
 
     \b
     Example:

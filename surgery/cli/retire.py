@@ -11,7 +11,7 @@ from surgery.cli import _edits, _options
 from surgery.errors import UnknownName
 
 
-@click.command("retire", short_help="Take constant observations out, exactly.")
+@click.command("retire", short_help="Remove constant observations, exactly.")
 @_options.file_argument("model")
 @click.option(
     "--observation",
@@ -19,7 +19,7 @@ from surgery.errors import UnknownName
     metavar="INPUT.FEATURE=VALUE",
     multiple=True,
     callback=_options.constants,
-    help="A feature, by name or number, and the constant that it holds from now on.",
+    help="A feature, by name or number, and its constant value; repeatable.",
 )
 @_edits.options
 def command(
@@ -28,8 +28,9 @@ def command(
     features: dict[str, float],
     editing: _edits.Editing,
 ) -> None:
-    """Take observations that are constant out of a model: what they contribute is added to the biases behind
-    them, so that the policy stays the same wherever they hold that constant.
+    """Remove observations that are constant from now on.
+
+    Their contribution is added to the biases after them, so the policy is unchanged wherever they hold that constant.
 
     \b
     Example:

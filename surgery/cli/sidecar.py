@@ -10,7 +10,7 @@ from surgery.cli import _edits, _files, _options, _routes
 from surgery.cli._output import Output
 
 
-@click.command("sidecar", short_help="Put a new network beside the old one, exactly.")
+@click.command("sidecar", short_help="Add a new network beside the old one, exactly.")
 @_options.file_argument("model")
 @click.argument("new", metavar="NEW")
 @_options.seed
@@ -28,11 +28,11 @@ def command(
     force: bool,
     output: Output,
 ) -> None:
-    """Put a network of another family beside a trained one: y = (1 − g) · old(x) + new(x).
+    """Add a network of another family beside a trained one: y = (1 − g) · old(x) + new(x).
 
-    NEW is a named architecture, or another model: an .onnx, or a framework's own file. Its last layer is set to zero,
-    so that with g = 0 the outputs are those of MODEL, bit by bit. Training moves the gate g (the tensor sidecar.gate)
-    to 1; then `surgery finish` takes the old network out.
+    NEW is a named architecture or another model (.onnx, or a framework's file). Its last layer is set to zero, so with
+    g = 0 the outputs are those of MODEL, bit for bit. Your training moves the gate g (the tensor sidecar.gate) to 1;
+    `surgery finish` then removes the old network.
 
     \b
     Example:

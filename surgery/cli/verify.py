@@ -12,17 +12,17 @@ from surgery.cli._output import Output, table
 from surgery.errors import number_text
 
 
-@click.command("verify", short_help="Prove that two models compute the same.")
+@click.command("verify", short_help="Prove that two models compute the same function.")
 @_options.file_argument("before")
 @_options.file_argument("after")
 @_options.seed
 @_options.observations
 @_options.reported
 def command(*, before: Path, after: Path, seed: int, observations: Path | None, output: Output) -> int:
-    """Prove that two models compute the same.
+    """Prove that two models compute the same function.
 
-    Exit status 1 if they do not. Recurrent states of other sizes begin at zero, and are carried over several steps.
-    Optimizer state is not looked at: that it followed is proved where a plan is carried out; surgery diff shows it.
+    The exit status is 1 if they do not. Recurrent states of different sizes start at zero and are carried over several
+    steps. Optimizer state is not compared: edits prove it when they are applied, and `surgery diff` shows it.
 
     \b
     Example:

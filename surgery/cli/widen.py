@@ -14,31 +14,31 @@ from surgery.errors import ArgumentError
 
 @click.command("widen", short_help="Widen layers, exactly.")
 @_options.file_argument("model")
-@click.option("--factor", metavar="F", type=float, help="Widen every space to F times its size, rounded up.")
+@click.option("--factor", metavar="F", type=float, help="Widen every space by this factor, rounded up.")
 @click.option(
     "--width",
     "widths",
     metavar="SPACE=N",
     multiple=True,
     callback=_options.widths,
-    help="Widen one space to N.",
+    help="Widen one space to N units; repeatable.",
 )
 @click.option(
-    "--to", "architecture", metavar="ARCH", help="To a named architecture, or that of another model's file."
+    "--to", "architecture", metavar="ARCH", help="Widen to a named architecture, or to that of another file."
 )
 @click.option(
     "--init",
     type=click.Choice(["auto", "zero", "net2net"]),
     default="auto",
     show_default=True,
-    help="New units: random with zero outgoing weights, or copies; auto takes zero where it is exact.",
+    help="New units: zero outgoing weights, or copies (net2net); auto takes zero where that is exact.",
 )
 @click.option(
     "--shares",
     type=click.Choice(["equal", "unequal"]),
     default="equal",
     show_default=True,
-    help="How copies share the outgoing weights.",
+    help="How copies share outgoing weights.",
 )
 @click.option(
     "--noise",
@@ -46,7 +46,7 @@ from surgery.errors import ArgumentError
     type=float,
     default=0.0,
     show_default=True,
-    help="Noise on copies, as a fraction of each tensor's deviation; the outputs then change.",
+    help="Noise on copies, relative to each tensor's standard deviation; changes the outputs.",
 )
 @_routes.fallback
 @_edits.options
@@ -62,10 +62,10 @@ def command(
     play: _routes.Play | None,
     editing: _edits.Editing,
 ) -> None:
-    """Widen layers so that the outputs stay the same, optimizer state included.
+    """Widen layers without changing the outputs; the optimizer state follows.
 
-    Name spaces with --width (as `surgery inspect` shows them), or widen all with --factor, or name an architecture
-    with --to, as in `surgery migrate`. The result is proved before it is written.
+    Name spaces with --width (`surgery inspect` lists them), widen all of them with --factor, or name an architecture
+    with --to as in `surgery migrate`. The result is verified before it is written.
 
     \b
     Example:

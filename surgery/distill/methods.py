@@ -104,10 +104,11 @@ _RRL = "Agarwal et al. 2022, arXiv:2206.01626"
 _ALL = (
     Method(
         "qdagger",
-        "n-step Q-learning and imitation, offline then online, λ falling with the score",
+        "n-step Q-learning plus imitation, offline then online; λ falls as the score rises",
         _RRL,
-        "Paper and configuration of the released code: CE at temperature 0.1, coefficient 3, mean over the batch; the "
-        "learning rate follows λ; the optimizer is kept at the switch. The code at its head trains nothing offline.",
+        "The paper and the configuration of the released code: cross-entropy at temperature 0.1, coefficient 3, mean "
+        "over the batch; the learning rate follows λ; the optimizer is kept when the online phase begins. The latest "
+        "released code does no offline training.",
         offline=OFFLINE,
         offline_loss="imitate",
         online_loss="imitate",
@@ -118,9 +119,9 @@ _ALL = (
     ),
     Method(
         "qdagger-kept",
-        "QDagger that keeps its teacher: λ is never below 0.1, and nothing cuts it off",
+        "QDagger that keeps its teacher: λ never falls below 0.1, and there is no cut-off",
         _RRL,
-        "Ours, for budgets far below the paper's, in which a student loses what it had when the teacher goes: see "
+        "Ours, for budgets far below the paper's, at which a student forgets once the teacher is gone: see "
         "docs/distill.md.",
         offline=OFFLINE,
         offline_loss="imitate",
@@ -134,7 +135,7 @@ _ALL = (
         "constant",
         "QDagger with λ held at 1",
         _RRL,
-        "QL_PLUS_DAGGER of the released code.",
+        "QL_PLUS_DAGGER in the released code.",
         offline=OFFLINE,
         offline_loss="imitate",
         online_loss="imitate",
@@ -143,9 +144,9 @@ _ALL = (
     ),
     Method(
         "dagger",
-        "imitation alone, on the states that the student visits",
+        "imitation only, on the states that the student visits",
         "Ross et al. 2011, arXiv:1011.0686",
-        "DAGGER of QDagger's released code: no temporal differences, λ = 1.",
+        "DAGGER in QDagger's released code: no temporal differences, λ = 1.",
         temporal=False,
         offline=OFFLINE,
         offline_loss="imitate",
@@ -157,7 +158,7 @@ _ALL = (
         "kickstarting",
         "QDagger without the offline phase",
         "Schmitt et al. 2018, arXiv:1803.03835",
-        "As in the comparison of arXiv:2206.01626: Q-learning and QDagger's own λ; the original is an actor-critic.",
+        "As compared in arXiv:2206.01626: Q-learning with QDagger's λ; the original is an actor-critic.",
         online_loss="imitate",
         coefficient=3.0,
         weaned=True,
@@ -167,8 +168,8 @@ _ALL = (
         "pretraining",
         "conservative Q-learning offline, then plain Q-learning",
         f"Kumar et al. 2020, arXiv:2006.04779; {_RRL}",
-        "Coefficient 1 and temperature 0.1 as released, n = 3 as in the paper's best; optimizer anew at the switch, "
-        "online at the lowered rate.",
+        "Coefficient 1 and temperature 0.1 as released, n = 3 as in the paper's best; the online phase starts with a "
+        "fresh optimizer and the lowered learning rate.",
         offline=OFFLINE,
         offline_loss="conservative",
         final_rate=1e-5,
@@ -177,18 +178,18 @@ _ALL = (
     ),
     Method(
         "rehearsal",
-        "plain Q-learning, 1/16 of every batch from the teacher's data",
+        "plain Q-learning with 1/16 of every batch from the teacher's data",
         _RRL,
-        "The paper's best ratio; each element is swapped independently, as in the released code.",
+        "The paper's best ratio; each transition is drawn independently, as in the released code.",
         rehearsal=1 / 16,
         final_rate=1e-4,
     ),
     Method(
         "dqfd",
-        "Q-learning and a large margin for the teacher's action, offline then online",
+        "Q-learning plus a large margin for the teacher's action, offline then online",
         "Hester et al. 2018, arXiv:1704.03732",
-        "Margin 1 with the paper's maximum over actions; the released code of QDagger takes a mean over actions and, "
-        "online, λ twice. The expert's action is the teacher's greedy one. Rate constant as released.",
+        "Margin 1 with the paper's maximum over actions (QDagger's released code takes the mean over actions and, "
+        "online, applies λ twice). The expert's action is the teacher's greedy one. Constant rate, as released.",
         offline=OFFLINE,
         offline_loss="margin",
         online_loss="margin",
@@ -199,18 +200,19 @@ _ALL = (
     ),
     Method(
         "jsrl",
-        "the teacher opens each episode, for ever fewer steps",
+        "the teacher plays the start of each episode, for fewer and fewer steps",
         "Uchendu et al. 2022, arXiv:2204.02372",
-        "JSRL-Random with the shrinking length of arXiv:2206.01626: U{1…α}, α = 1000 or, where that is less, the mean "
-        "length of the teacher's episodes, × 0.8 per tenth of the budget.",
+        "JSRL-Random with the shrinking length of arXiv:2206.01626: U{1…α}, where α is 1000 or the mean length of the "
+        "teacher's episodes, whichever is less, × 0.8 per tenth of the budget.",
         final_rate=1e-4,
         roll_in=RollIn(1000, 0.8, "first"),
     ),
     Method(
         "jsrl-released",
-        "JSRL as QDagger's released configuration has it: the teacher closes each episode",
+        "JSRL as in QDagger's released configuration: the teacher plays the end of each episode",
         _RRL,
-        "roll_in_guide = False, roll_out_guide_prob = 1, α = 100, n = 1, rate 6.25e-5: not what the paper describes.",
+        "roll_in_guide = False, roll_out_guide_prob = 1, α = 100, n = 1, learning rate 6.25e-5; "
+        "not what the paper describes.",
         n_step=1,
         rate=6.25e-5,
         final_rate=6.25e-5,
@@ -220,15 +222,15 @@ _ALL = (
         "scratch",
         "plain Q-learning without a teacher (tabula rasa)",
         "Mnih et al. 2015, doi:10.1038/nature14236",
-        "n = 3 and Adam at 1e-4, the paper's tabula-rasa baseline.",
+        "n = 3 and Adam at 1e-4: the paper's tabula-rasa baseline.",
         teacher=False,
         final_rate=1e-4,
     ),
     Method(
         "finetune",
-        "go on training a model, at a lowered learning rate",
+        "continue training a model at a lowered learning rate",
         _RRL,
-        "Weights, target and optimizer state are carried where there are any; rate 1e-5 and n = 1 as released: "
+        "Weights, target network and optimizer state carry over if present; learning rate 1e-5 and n = 1 as released: "
         "lowering the rate matters more than the optimizer.",
         teacher=False,
         n_step=1,
