@@ -38,7 +38,7 @@ def test_other_words_are_refused(axes):
 
 EXACT = {
     "Relu": "any width",
-    "Conv": "input channels of a group, batch, groups, output channels: any width; space, kernel: fixed",
+    "Conv": "input channels of a group, batch, groups, output channels: any width; spatial axes, kernel: fixed",
     "LayerNormalization": "normalised axes: any width after linear layers, else whole multiples; "
     "other axes: any width",
     "Softmax": "normalised axis: fixed; other axes: any width",

@@ -29,27 +29,31 @@ class Class:
 
 
 CLASSES = {
-    "pointwise": Class("every unit of the result comes from the same unit of the operands", "any width"),
+    "pointwise": Class(
+        "every unit of the result is computed from the same unit of the operands", "any width"
+    ),
     "contraction": Class(
-        "products of two operands are summed over it: the new units of one of them are zero, or shares",
+        "products of two operands are summed over it: in one of them, new units are zero, or copies share",
         "any width",
     ),
-    "sum": Class("it is summed over: new units are made zero, or shares, where they come from", "any width"),
-    "mean": Class("it is averaged over: every unit is copied equally often", "whole multiples, copies"),
+    "sum": Class("it is summed over: where they are made, new units are zero, or copies share", "any width"),
+    "mean": Class("it is averaged over: every unit must be copied equally often", "whole multiples, copies"),
     "extreme": Class(
         "its largest or smallest unit is taken, which copies do not change", "any width, copies"
     ),
     "normalised": Class(
-        "it is averaged over and scaled back: every unit is copied equally often, or new ones vanish",
+        "it is normalised: every unit is copied equally often, or new units are normalised to zero",
         "any width after linear layers, else whole multiples",
     ),
     "norm": Class(
-        "sizes are summed over it: units that are zero change nothing", "any width, new units zero"
+        "magnitudes are summed over it: units that are zero change nothing", "any width, new units zero"
     ),
-    "order statistic": Class("its units are compared or normalised with each other", "fixed"),
-    "product": Class("its factors are regrouped, and grow each by itself", "any width of each factor"),
-    "ordered sum": Class("it is cut or joined, and its parts grow each by itself", "any width of each part"),
-    "free": Class("it is made by the operator, and is as wide as its partners are", "any width"),
+    "order statistic": Class(
+        "its units compete: they are sorted, compared or normalised against each other", "fixed"
+    ),
+    "product": Class("its factors are regrouped; each grows by itself", "any width of each factor"),
+    "ordered sum": Class("it is cut or joined; each part grows by itself", "any width of each part"),
+    "free": Class("the operator creates it, as wide as the axes that it meets", "any width"),
     "frozen": Class("it keeps its size", "fixed"),
 }
 """Class -> what it means. A width that an axis can take is taken only if all its other places allow it too."""

@@ -19,7 +19,7 @@ RULES = Table()
 @RULES(
     "Conv",
     axes="input channels of a group: contraction; batch, groups, output channels: pointwise; "
-    "space, kernel: frozen",
+    "spatial axes, kernel: frozen",
 )
 def conv(t: Trace, node: ir.Node) -> None:
     """Y[b, g·m, …] = Σ_c X[b, g·c, …] * W[g·m, c, …] + B[g·m]."""
@@ -40,7 +40,7 @@ def conv(t: Trace, node: ir.Node) -> None:
 @RULES(
     "ConvTranspose",
     axes="input channels of a group: contraction; batch, groups, output channels: pointwise; "
-    "space, kernel: frozen",
+    "spatial axes, kernel: frozen",
 )
 def conv_transpose(t: Trace, node: ir.Node) -> None:
     """Like Conv with W[g·c, m, …]."""
@@ -105,9 +105,9 @@ def _put_spatial(t: Trace, node: ir.Node, x: ir.Value, batch: Axis, channels: Ax
 _POOLED = "batch, channels: pointwise, zero and scale pass back; "
 
 
-@RULES("LpPool", "GlobalLpPool", axes=f"{_POOLED}space: frozen")
-@RULES("AveragePool", axes=f"{_POOLED}space within one window: mean; space: frozen")
-@RULES("MaxPool", axes=f"{_POOLED}space within one window: extreme; space: frozen")
+@RULES("LpPool", "GlobalLpPool", axes=f"{_POOLED}spatial axes: frozen")
+@RULES("AveragePool", axes=f"{_POOLED}spatial axes within one window: mean; other spatial axes: frozen")
+@RULES("MaxPool", axes=f"{_POOLED}spatial axes within one window: extreme; other spatial axes: frozen")
 def pool(t: Trace, node: ir.Node) -> None:
     """Pooling works channel by channel."""
     x = node.inputs[0]
@@ -138,10 +138,10 @@ def _one_window(t: Trace, node: ir.Node, x: ir.Value) -> bool:
     return known and not border and tuple(attributes.get_ints("kernel_shape", ())) == tuple(sizes)
 
 
-@RULES("GlobalAveragePool", axes=f"{_POOLED}space: mean")
-@RULES("GlobalMaxPool", axes=f"{_POOLED}space: extreme")
+@RULES("GlobalAveragePool", axes=f"{_POOLED}spatial axes: mean")
+@RULES("GlobalMaxPool", axes=f"{_POOLED}spatial axes: extreme")
 def global_pool(t: Trace, node: ir.Node) -> None:
-    """A reduction over all axes from the third on, which need not be space: tf2onnx writes ReduceMean so."""
+    """A reduction over all axes from the third on, spatial or not: tf2onnx writes ReduceMean so."""
     x = node.inputs[0]
     assert x is not None
     data = t.axes(x)
@@ -189,7 +189,7 @@ def _scaled(t: Trace, node: ir.Node) -> set[int]:
 
 @RULES(
     "DepthToSpace",
-    axes="channels, space: product with frozen blocks; batch: pointwise, zero and scale pass back",
+    axes="channels, spatial axes: product with frozen blocks; batch: pointwise, zero and scale pass back",
 )
 def depth_to_space(t: Trace, node: ir.Node) -> None:
     """[b, c·r·r, h, w] -> [b, c, h·r, w·r]: DCR reads the channels as (r, r, c), CRD as (c, r, r)."""
@@ -210,7 +210,7 @@ def depth_to_space(t: Trace, node: ir.Node) -> None:
 
 @RULES(
     "SpaceToDepth",
-    axes="channels, space: product with frozen blocks; batch: pointwise, zero and scale pass back",
+    axes="channels, spatial axes: product with frozen blocks; batch: pointwise, zero and scale pass back",
 )
 def space_to_depth(t: Trace, node: ir.Node) -> None:
     """[b, c, h·r, w·r] -> [b, r·r·c, h, w]."""

@@ -63,7 +63,7 @@ def scatter_elements(t: Trace, node: ir.Node) -> None:
 @RULES(
     "GatherND",
     axes="first axis with constant indices: ordered sum; axes indexed otherwise: frozen; batch: pointwise; "
-    "axes behind them: pointwise, zero and scale pass back",
+    "axes after them: pointwise, zero and scale pass back",
 )
 def gather_nd(t: Trace, node: ir.Node) -> None:
     """Slices of the data, named by index tuples in the last axis of the indices."""
@@ -85,7 +85,7 @@ def gather_nd(t: Trace, node: ir.Node) -> None:
     t.put(node.outputs[0], [*shared, *listed, *rest])
 
 
-@RULES("ScatterND", axes="indexed axes: frozen; axes behind them: pointwise")
+@RULES("ScatterND", axes="indexed axes: frozen; axes after them: pointwise")
 def scatter_nd(t: Trace, node: ir.Node) -> None:
     """A copy of the data in which slices, named by index tuples, are replaced or accumulated."""
     data, indices, updates = _inputs(node)

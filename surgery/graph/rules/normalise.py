@@ -74,7 +74,7 @@ def instance_normalization(t: Trace, node: ir.Node) -> None:
     t.put(node.outputs[0], [_opaque_to_demands(t, node, x, data[0]), channels, *inner])
 
 
-@RULES("GroupNormalization", axes="batch, groups: pointwise; channels of a group, space: mean")
+@RULES("GroupNormalization", axes="batch, groups: pointwise; channels of a group, spatial axes: mean")
 def group_normalization(t: Trace, node: ir.Node) -> None:
     """Channels in groups, each normalised over its channels and space; whole groups can be added."""
     x, parameters = _operands(node)
