@@ -1,9 +1,9 @@
-"""A DQN in one file, in the manner of CleanRL, that doubles its network in mid-run and goes on learning.
+"""A single-file DQN in the style of CleanRL that doubles its network during training and keeps learning.
 
     python examples/grow_dqn.py
 
-Three lines are all that growing takes (marked below). The optimizer, its hooks and every reference to the network stay
-the same objects; the new units have step counts of their own, so that nothing overshoots.
+Growing takes three lines (marked below). The optimizer, its hooks and every reference to the network stay the same
+objects. New units get step counts of their own, so nothing overshoots.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def train(steps: int = 20_000, grow_at: int = 10_000, seed: int = 1) -> tuple[QN
         if step == grow_at:
             example = torch.as_tensor(observation)[None].repeat(2, 1)
             done = operate(q, optimizer, example, wider, also=[target])  # grow
-            follow(optimizer, q, done.plan)  # step counts for what is new
+            follow(optimizer, q, done.plan)  # gives new entries step counts of their own
             print(f"step {step}: {done.describe()}")
         if random.random() < max(0.05, 1 - step / (0.4 * steps)):
             action = int(env.action_space.sample())

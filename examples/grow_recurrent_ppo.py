@@ -1,10 +1,10 @@
-"""In the manner of OpenAI Five: a recurrent agent whose observation, actions and LSTM grow while it trains.
+"""As with OpenAI Five: a recurrent agent whose observation, actions and LSTM grow while it trains.
 
     python examples/grow_recurrent_ppo.py
 
-The environment (maze.py) changes under the agent: first there is a new observation ("jumping is allowed here"), then a
-new action (jump: two cells at once) that works in a growing share of the games, and at last a wider LSTM, whose states
-in running games are carried over.
+The environment (maze.py) changes during training. First it gets a new observation ("jumping is allowed here"), then a
+new action (jump: two cells at once) that works in a growing share of the games. Finally the LSTM is widened, and its
+states in running games are carried over.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ def train(iterations: int = 240, games: int = 64, seed: int = 1) -> tuple[Policy
                 trajectory.detach()
             example = (maze.observation(policy.encoder.in_features), h, c)
             done = operate(policy, optimizer, example, surgeries[iteration], export_options=names)
-            trajectory = follow(optimizer, policy, done.plan)  # what is new counts its own steps
-            h, c = grow_states(done, {"h": h, "c": c}).values()  # of the games that are running
+            trajectory = follow(optimizer, policy, done.plan)  # new entries count their own steps
+            h, c = grow_states(done, {"h": h, "c": c}).values()  # the states of running games
             print(f"iteration {iteration}: {done.describe()}")
-        maze.allowed_share = max(0.0, min(1.0, 4 * iteration / iterations - 2))  # the new rule is annealed in
+        maze.allowed_share = max(0.0, min(1.0, 4 * iteration / iterations - 2))  # the new rule, gradually
         first, seen, actions, rewards, ended, logps = (h, c), [], [], [], [], []
         with torch.no_grad():
             for _ in range(16):

@@ -1,4 +1,4 @@
-"""A maze that needs memory, many games side by side: a cue is seen at the start, and says at the end where to turn."""
+"""A maze that needs memory, many games in parallel: a cue shown at the start says where to turn at the end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LENGTH, LEFT, RIGHT, FORWARD, JUMP = 5, 0, 1, 2, 3
 
 
 class Maze:
-    """Games side by side; every step costs 0.05, the right turn at the end gives 1."""
+    """Parallel games; every step costs 0.05, the right turn at the end gives 1."""
 
     def __init__(self, count: int, seed: int) -> None:
         self.rng, self.allowed_share = np.random.default_rng(seed), 0.0

@@ -1,9 +1,9 @@
-"""OpenAI Five's surgery table in small: an agent is changed six times while it trains, and never plays worse for it.
+"""OpenAI Five's surgery table in small: an agent is changed six times during training, without playing any differently.
 
-A recurrent policy learns CartPole from parts of the state. Between rounds of training it is given more to see, twice
-the memory, still more to see; an observation that has become constant is retired; two actions and a layer are added.
-After every surgery it plays the same games: same seeds, same actions, same returns. Then training goes on with the
-optimizer state that the surgery carried over, without warm-up (OpenAI, arXiv:1912.06680, table 1).
+A recurrent policy learns CartPole from parts of the state. Between rounds of training it gets more observations, twice
+the memory and more observations again; an observation that has become constant is retired; two actions and a layer are
+added. Right after every surgery it plays the same games: same seeds, same actions, same returns. Training continues
+from the optimizer state that the surgery carried over, without warm-up (OpenAI, arXiv:1912.06680, table 1).
 
     python examples/openai_five.py
 """
@@ -59,7 +59,7 @@ def same_games(before: surgery.Checkpoint, after: surgery.Checkpoint, seed: int 
 def main(rounds: int = 30, seed: int = 0) -> tuple[surgery.Checkpoint, list[Outcome]]:
     """Train, operate, compare, train on; the last checkpoint's lineage tells the story."""
     torch.manual_seed(seed)
-    torch.set_num_threads(1)  # small matrices: more threads only wait for each other
+    torch.set_num_threads(1)  # matrices are small: more threads would only wait for each other
     start = new("lstm-32", observation=(3,), actions=2, head="actor-critic", seed=seed)
     features = PortPatch(labels=("position", "angle", "sensor"))
     start = surgery.annotate(start, inputs={"observation": features}, environment="CartPole-v1")

@@ -1,4 +1,4 @@
-"""A recurrent policy on CartPole, seen through named features; trained by policy gradient with a baseline."""
+"""A recurrent policy on CartPole with named features, trained by policy gradient with a baseline."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STEPS, GAMES, SENSOR, RATE = 100, 8, 0.5, 0.01
 
 @dataclass
 class Games:
-    """Games side by side, time first: (steps, games) each."""
+    """Parallel games, time first: (steps, games) each."""
 
     actions: np.ndarray
     alive: np.ndarray
@@ -61,7 +61,7 @@ def train(checkpoint: surgery.Checkpoint, rounds: int, seed: int) -> tuple[surge
     for k in range(rounds):
         games = play(module, checkpoint, seed + 1000 * k, greedy=False)
         alive = torch.tensor(games.alive)
-        left = alive.flip(0).cumsum(0).flip(0) / STEPS  # every step survived is worth as much
+        left = alive.flip(0).cumsum(0).flip(0) / STEPS  # every step survived is worth the same
         gain = -games.chosen * (left - games.values.detach()) + (games.values - left) ** 2
         adam.zero_grad()
         ((gain * alive).sum() / alive.sum()).backward()

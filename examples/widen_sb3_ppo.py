@@ -2,8 +2,8 @@
 
     python examples/widen_sb3_ppo.py
 
-A policy samples its actions, which no graph can hold; what is operated on is the part that computes, wrapped in a
-module of its own. PPO keeps its policy and its optimizer: they are changed in place.
+A policy samples its actions, which a graph cannot express. So the deterministic part of it is wrapped in a module, and
+that module is widened. PPO keeps its policy and its optimizer objects: they are changed in place.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def train(steps: int = 20_000, seed: int = 1) -> PPO:
     model.learn(steps)
     net, optimizer = Computation(model.policy), model.policy.optimizer
     example = torch.zeros(2, *model.observation_space.shape)
-    # actor and critic are two towers; all four layers are doubled
+    # actor and critic are separate networks; all four layers are doubled
     towers = [
         f"policy.mlp_extractor.{tower}_net.{layer}" for tower in ("policy", "value") for layer in (0, 2)
     ]
@@ -48,7 +48,7 @@ def train(steps: int = 20_000, seed: int = 1) -> PPO:
     print(done.describe())
     trajectory = follow(optimizer, net, done.plan)
     model.learn(steps, reset_num_timesteps=False)
-    trajectory.detach()  # saved as any other model
+    trajectory.detach()  # from here on it is saved like any other model
     return model
 
 

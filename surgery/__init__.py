@@ -1,7 +1,7 @@
-"""Change the architecture of a trained agent, and keep its function and its optimizer state.
+"""Change the architecture of a trained agent while keeping its outputs and its optimizer state.
 
     checkpoint = surgery.load("agent.onnx")
-    plan = surgery.widen(checkpoint, factor=2)        # describes, touches nothing
+    plan = surgery.widen(checkpoint, factor=2)        # a description; nothing has changed yet
     result = surgery.apply(plan, checkpoint)          # a new checkpoint, verified
     result.save("wide.onnx")
 
