@@ -66,7 +66,8 @@ def test_examples_can_be_pasted(verb, capsys):
     for line in examples.replace("\\\n", " ").splitlines():
         program, name, *words = shlex.split(line.partition(" > ")[0])
         assert program == "surgery"
-        cli.get_command(click.Context(cli), name).make_context(name, words)
+        above = click.Context(cli, **cli.context_settings)
+        cli.get_command(above, name).make_context(name, words, parent=above)
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -167,7 +167,7 @@ def parsed(words: list[str]) -> None:
     name, *rest = words
     command = cli.get_command(click.Context(cli), name)
     assert command is not None, name
-    command.make_context(name, rest)
+    command.make_context(name, rest, parent=click.Context(cli, **cli.context_settings))
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
