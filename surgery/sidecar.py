@@ -1,4 +1,4 @@
-"""The side-car: a new network beside the old one, and a gate that hands over from one to the other.
+"""The sidecar: a new network beside the old one, and a gate that hands over from one to the other.
 
     y = (1 − g) · old(x) + new(x)        g = 0 and new(x) = 0 at first
 
@@ -68,7 +68,7 @@ def sidecar(
     """
     if GATE in checkpoint.tensors:
         raise Refused(
-            "there is a side-car already", hint="take the old network out first: surgery finish MODEL -o OUT"
+            "there is a sidecar already", hint="take the old network out first: surgery finish MODEL -o OUT"
         )
     check_finite(checkpoint)
     check_finite(new)
@@ -96,7 +96,7 @@ def gate(checkpoint: Checkpoint) -> float:
     """How far the handing over is: 0 the old network with the new one added, 1 the new one alone.
 
     Raises:
-      ArgumentError: a checkpoint without a side-car.
+      ArgumentError: a checkpoint without a sidecar.
     """
     return float(_gate(checkpoint).numpy().reshape(-1)[0])
 
@@ -105,7 +105,7 @@ def set_gate(checkpoint: Checkpoint, value: float) -> Checkpoint:
     """The same network with the gate at another value; at another value it is another function.
 
     Raises:
-      ArgumentError: no side-car, or a value outside of 0 … 1.
+      ArgumentError: no sidecar, or a value outside of 0 … 1.
     """
     if not 0 <= value <= 1:
         raise ArgumentError(f"a gate of {value}", hint="from 0 (the old network) to 1 (the new one)")
@@ -120,7 +120,7 @@ def set_gate(checkpoint: Checkpoint, value: float) -> Checkpoint:
 
 
 def finish(checkpoint: Checkpoint, *, observations: Recorded | None = None, seed: int = 0) -> Outcome:
-    """Take the old network out of one with a side-car, when the gate is 1.
+    """Take the old network out of one with a sidecar, when the gate is 1.
 
     Args:
       checkpoint: made by `sidecar`, and trained. observations, seed: to verify on.
@@ -129,7 +129,7 @@ def finish(checkpoint: Checkpoint, *, observations: Recorded | None = None, seed
       The new network alone, under the names that it had, with its optimizer state, proved to give the same bits.
 
     Raises:
-      ArgumentError: no side-car. Refused: the gate is not 1, so that the old network still counts.
+      ArgumentError: no sidecar. Refused: the gate is not 1, so that the old network still counts.
     """
     value = gate(checkpoint)
     if value != 1:
@@ -155,7 +155,7 @@ def _gate(checkpoint: Checkpoint) -> ir.TensorProtocol:
     found = checkpoint.tensors.get(GATE)
     if found is None or found.size != 1:
         raise ArgumentError(
-            f"the model has no side-car: there is no '{GATE}' in it",
+            f"the model has no sidecar: there is no '{GATE}' in it",
             hint="surgery sidecar OLD.onnx NEW.onnx -o OUT puts a new network beside the old one",
         )
     return found

@@ -1,4 +1,4 @@
-"""A side-car changes no bit at first, hands over as its gate says, and the old network goes without a trace."""
+"""A sidecar changes no bit at first, hands over as its gate says, and the old network goes without a trace."""
 
 from __future__ import annotations
 
@@ -200,10 +200,10 @@ def test_an_output_that_cannot_start_at_zero_is_refused_by_name(name: str, says:
 
 def test_a_model_without_a_side_car_and_one_with_two_are_refused() -> None:
     teacher = new("mlp-16", observation=VECTOR, actions=3, seed=1)
-    with pytest.raises(ArgumentError, match="no side-car"):
+    with pytest.raises(ArgumentError, match="no sidecar"):
         finish(teacher)
     both = sidecar(teacher, _task()).checkpoint
-    with pytest.raises(Refused, match="a side-car already"):
+    with pytest.raises(Refused, match="a sidecar already"):
         sidecar(both, _task())
     for value in (-0.1, 1.1, float("nan")):
         with pytest.raises(ArgumentError, match="a gate of"):

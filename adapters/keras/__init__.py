@@ -344,5 +344,5 @@ def _check(checkpoint: Checkpoint, network: Network) -> None:
     if not report.ok:
         raise Refused(
             f"what the configuration of Keras can say computes something else than the graph: {report.summary()}",
-            hint="edits that add operations (new layers, a side-car) stay in an .onnx",
+            hint="edits that add operations (new layers, a sidecar) stay in an .onnx",
         )

@@ -61,7 +61,7 @@ def command(
     if route == "sidecar":
         if play or editing.dry_run or not editing.proof.verify or init != "auto":
             raise ArgumentError(
-                "a side-car has no plan, and is always exact and proved", hint="leave the other options out"
+                "a sidecar has no plan, and is always exact and proved", hint="leave the other options out"
             )
         _routes.beside(
             model, editing.target, architecture, editing.proof, editing.output, force=editing.force

@@ -218,7 +218,7 @@ def _new_part(value: ir.Value, gate: str) -> ir.Value:
             assert other is not None
             return other
     raise Refused(
-        f"output '{value.name}' is not what a side-car makes of two networks: (1 − g) · old + new",
+        f"output '{value.name}' is not what a sidecar makes of two networks: (1 − g) · old + new",
         hint="finish the file that training wrote, not one that another program has rewritten",
     )
 
