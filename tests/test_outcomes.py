@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from surgery.architectures import new
 from surgery.distill import Options, execute, plan_finetune, store
 from surgery.distill.actor import Actor
 from surgery.distill.guarded import Guarded
-from surgery.distill.interrupt import Stopped
+from surgery.distill.interrupt import Interrupts, Stopped
 from surgery.distill.loop import Loop
 from surgery.distill.run import config
 from surgery.distill.session import Session
@@ -65,6 +66,18 @@ def test_the_best_student_is_kept_beside_the_last_one(teacher: surgery.Checkpoin
     assert played.mean == outcome.best_return
     assert best.optimizer is None
     assert "scores" not in best.environment.settings  # the largest of several is no measurement
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_first_signal_is_remembered_and_a_second_one_heeded_at_once(number: signal.Signals):
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    with Interrupts() as interrupts:
+        assert not interrupts.requested
+        signal.raise_signal(number)
+        assert interrupts.requested
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_a_wish_to_stop_is_heeded_while_the_teacher_is_measured(teacher: surgery.Checkpoint, tmp_path: Path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import surgery
 from surgery.architectures import new
 from surgery.distill import Outcome, execute, store
-from surgery.distill.journal import Journal
+from surgery.distill.journal import Journal, Pace
 from surgery.distill.store import owning
 from surgery.errors import ArgumentError, CorruptFile, Refused
 from surgery.interface import Environment
@@ -51,6 +52,29 @@ def test_a_checkpoint_before_the_first_new_line_of_metrics_still_says_where_they
             sizes = [*sizes[: kept + more], journal.size]
         journal.close()
     assert [(line["frames"], line["more"]) for line in lines(tmp_path)] == [(0, 0), (2, 0), (3, 0), (3, 1)]
+
+
+def test_a_line_of_metrics_is_there_at_once_and_is_strict_json(tmp_path: Path):
+    journal = Journal(tmp_path)
+    given = {
+        "kind": "train",
+        "phase": "online",
+        "frames": 0,
+        "loss": float("nan"),
+        "q": -float("inf"),
+        "all": 1.5,
+    }
+    journal.write(given)
+    assert lines(tmp_path) == [{**given, "loss": None, "q": None}]
+    journal.close()
+
+
+def test_a_rate_is_of_what_this_process_has_done_in_this_phase(monkeypatch: pytest.MonkeyPatch):
+    clock = iter([100.0, 102.0, 110.0, 120.0, 125.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    pace = Pace()  # of a run that goes on from 5,000
+    told = [("offline", 5000), ("offline", 5040), ("offline", 5100), ("online", 8), ("online", 28)]
+    assert [pace.rate(phase, done) for phase, done in told] == [None, 20.0, 10.0, None, 4.0]
 
 
 def test_tensorboard_shows_what_metrics_hold_also_after_a_restart(tmp_path: Path):
