@@ -17,6 +17,7 @@ import surgery
 from surgery.architectures import new
 from surgery.distill import Outcome, execute, store
 from surgery.distill.journal import Journal, Pace
+from surgery.distill.run import config
 from surgery.distill.store import owning
 from surgery.errors import ArgumentError, CorruptFile, Refused
 from surgery.interface import Environment
@@ -129,6 +130,49 @@ def test_a_run_of_another_configuration_is_refused(teacher: surgery.Checkpoint, 
         execute(job_of(teacher, finished, seed=1))
     with pytest.raises(ArgumentError, match=r'configuration: architecture was "\S+", now "mlp-16"\n'):
         execute(job_of(teacher, finished, to="mlp-16"))
+    told = config(job_of(teacher, finished))
+    store.agree_on(finished, told)
+    with pytest.raises(ArgumentError, match=r"configuration: student was \w{12}, now 0{12}\n"):
+        store.agree_on(finished, {**told, "student": 64 * "0"})  # of all that is said only that: another one
+
+
+def test_checkpoints_of_another_schema_are_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "checkpoints").mkdir()
+    monkeypatch.setattr(store, "SCHEMA", 5)
+    store.save(tmp_path, 1, {}, {})
+    saved, _ = store.newest(tmp_path)
+    assert saved is not None and saved.record == {}
+    monkeypatch.undo()
+    with pytest.raises(CorruptFile, match="is of schema 5, this version goes on from schema 6 only"):
+        store.newest(tmp_path)
+
+
+class Payload:
+    """What a pickle runs as it is read."""
+
+    def __reduce__(self) -> tuple:
+        return Path.mkdir, (Path("executed"),)
+
+
+def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    store.save(tmp_path, 1, {"student": Payload()}, {})
+    with pytest.raises(CorruptFile, match="is damaged"):
+        store.newest(tmp_path)
+    assert not Path("executed").exists()
+
+
+def test_what_killed_writers_have_left_is_swept_up(tmp_path: Path):
+    places = [tmp_path, tmp_path / "checkpoints", tmp_path / "replay"]
+    for place in places:
+        place.mkdir(exist_ok=True)
+        for name in (".surgery-x.part", "kept.npz", "other.txt"):
+            (place / name).touch()
+    store.sweep(tmp_path, {"replay": frozenset(["kept.npz"])})
+    assert [sorted(one.name for one in place.glob("*.*")) for place in places] == [
+        ["kept.npz", "other.txt"]
+    ] * 3
 
 
 def test_a_run_that_has_saved_nothing_may_begin_otherwise(teacher: surgery.Checkpoint, tmp_path: Path):
