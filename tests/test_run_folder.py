@@ -136,17 +136,6 @@ def test_a_run_of_another_configuration_is_refused(teacher: surgery.Checkpoint, 
         store.agree_on(finished, {**told, "student": 64 * "0"})  # of all that is said only that: another one
 
 
-def test_checkpoints_of_another_schema_are_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "checkpoints").mkdir()
-    monkeypatch.setattr(store, "SCHEMA", 5)
-    store.save(tmp_path, 1, {}, {})
-    saved, _ = store.newest(tmp_path)
-    assert saved is not None and saved.record == {}
-    monkeypatch.undo()
-    with pytest.raises(CorruptFile, match="is of schema 5, this version goes on from schema 6 only"):
-        store.newest(tmp_path)
-
-
 class Payload:
     """What a pickle runs as it is read."""
 

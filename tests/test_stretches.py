@@ -252,6 +252,7 @@ def test_recorded_transitions_are_labelled_in_the_order_of_the_game():
     generator = np.random.default_rng(0)
     games = [generator.normal(size=(n + 1, 4)).astype(np.float32) for n in lengths]
     ended = np.concatenate([np.arange(n) == n - 1 for n in lengths])
+    ended[13] = False  # of the second game only the next observation shows that it is over
     recorded = Transitions(
         np.concatenate([game[:-1] for game in games]), np.zeros(30, np.int64), np.ones(30, np.float32), ended,
         np.concatenate([game[1:] for game in games]),
