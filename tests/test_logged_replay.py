@@ -48,6 +48,60 @@ def test_the_transitions_are_those_that_dopamine_samples(number):
     assert len(ours) <= 5
 
 
+def logged(folder: Path, added: int, capacity: int, stack: int) -> list[tuple]:
+    """A ring as Dopamine writes it, of episodes of seven steps, every third one cut off; and its whole transitions in
+    order: number of the observation, whether it was the last, whether the first of an episode."""
+    rows: list[tuple[int, bool, bool, bool]] = []  # number (0: padding), terminal, cut off, first
+    while len(rows) < added:
+        number = sum(row[0] > 0 for row in rows) + 1
+        cut = number // 7 % 3 == 2
+        rows += [(0, False, False, False)] * (stack - 1)
+        rows += [(number + k, k == 6 and not cut, k == 6 and cut, k == 0) for k in range(7)]
+    ring = np.zeros((capacity, 4), int)
+    for k, row in enumerate(rows[:added]):
+        ring[k % capacity] = row
+    frames = np.repeat(ring[:, 0].astype(np.uint8), 6).reshape(capacity, 2, 3)
+    columns = {
+        "observation": frames,
+        "action": ring[:, 0] % 5,
+        "reward": ring[:, 0] / 2,
+        "terminal": ring[:, 1],
+    }
+    for name, values in columns.items():
+        with gzip.open(column(name, 7, folder), "wb") as file:
+            np.save(file, values)
+    with gzip.open(folder / "add_count_ckpt.7.gz", "wb") as file:
+        np.save(file, np.array(added))
+    with gzip.open(folder / "episode_end_indices_ckpt.7.gz", "wb") as file:
+        pickle.dump({int(k) for k in np.flatnonzero(ring[:, 1] | ring[:, 2])}, file)
+    oldest = max(0, added - capacity)
+    return [
+        row[:2] + row[3:]
+        for k, row in enumerate(rows[:added])
+        if row[0] and k - stack + 1 >= oldest and not row[2] and (row[1] or k + 1 < added)
+    ]
+
+
+@pytest.mark.parametrize("stack", [1, 4])
+@pytest.mark.parametrize("added", [30, 57, 58, 64, 190])
+def test_every_transition_that_is_whole_is_read_in_order(added: int, stack: int, tmp_path: Path):
+    wanted = logged(tmp_path, added, 60, stack)
+    found = read_logged(column("reward", 7, tmp_path), stack)
+    seen = found.observation[np.arange(len(found))].reshape(len(found), stack, 6)
+    after = found.next_observation[np.arange(len(found))].reshape(seen.shape)
+    numbers = seen[:, -1, 0].astype(int)
+    told = [
+        (int(n), bool(a), bool(b)) for n, a, b in zip(numbers, found.terminated, found.begins, strict=True)
+    ]
+    assert told == [(*wanted[0][:2], True), *wanted[1:]]  # before the oldest one nothing is known
+    assert (found.action == numbers % 5).all() and (found.reward == numbers / 2).all()
+    goes_on = ~found.terminated
+    assert (after[goes_on, -1, 0] == numbers[goes_on] + 1).all()
+    age = (numbers - 1) % 7  # in its episode; older frames of the stack are padding
+    for back in range(stack):
+        np.testing.assert_array_equal(seen[:, -1 - back, 0], np.where(back <= age, numbers - back, 0))
+
+
 def test_stacks_do_not_reach_into_another_episode():
     found = read_transitions(column("action", 0))
     # the first stack of an episode begins with frames of zeros, as Dopamine's agents see it

@@ -18,10 +18,7 @@ from surgery.replay import (
     Segment,
     SumTree,
     Window,
-    check_memory,
-    estimate,
     fill,
-    memory,
     read_transitions,
     restore,
     write_segment,
@@ -499,6 +496,9 @@ def test_a_file_that_is_no_recorded_replay_is_an_error(
     np.savez(path, **arrays)
     with pytest.raises(CorruptFile, match="no recorded replay"):
         read_transitions(path)
+    np.savez(path, **arrays, **{missing: np.full(len(arrays["reward"]), None)})
+    with pytest.raises(CorruptFile, match="Object arrays cannot be loaded"):  # which are pickles
+        read_transitions(path)
     path.write_bytes(b"PK\x03\x04 nonsense")
     with pytest.raises(CorruptFile, match="no recorded replay"):
         read_transitions(path)
@@ -507,38 +507,11 @@ def test_a_file_that_is_no_recorded_replay_is_an_error(
         read_transitions(path)
 
 
-def test_memory_is_said_before_it_is_taken():
-    assert estimate(1_000_000, (84, 84), "uint8") == pytest.approx(7.07e9, rel=0.01)
-    needed = estimate(10**9, (84, 84), "uint8")
-    with pytest.raises(ArgumentError, match=r"takes 7072\.\d GB of memory, [\d.]+ GB is available") as error:
-        check_memory(10**9, needed)
-    assert error.value.hint.startswith("keep fewer frames: --set replay=")
-    check_memory(1000, estimate(1000, (84, 84), "uint8"))
-
-
-@pytest.mark.parametrize(
-    ("machine", "limit", "wanted"),
-    [(9 << 20, str(8 << 30), 5 << 30), (3 << 20, str(8 << 30), 3 << 30), (3 << 20, "max", 3 << 30),
-     (None, str(8 << 30), 5 << 30), (None, "max", None), (3 << 20, None, 3 << 30)],
-)  # fmt: skip
-def test_what_files_take_of_a_containers_memory_is_available(
-    machine: int | None,
-    limit: str | None,
-    wanted: int | None,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-):
-    monkeypatch.setattr(memory, "MACHINE", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "GROUP", tmp_path)
-    if machine is not None:
-        (tmp_path / "meminfo").write_text(f"MemTotal: 99 kB\nMemFree: 1 kB\nMemAvailable: {machine} kB\n")
-    if limit is not None:
-        (tmp_path / "memory.max").write_text(f"{limit}\n")
-        (tmp_path / "memory.current").write_text(f"{6 << 30}\n")
-        (tmp_path / "memory.stat").write_text(
-            f"anon {3 << 30}\nfile {3 << 30}\nactive_file {1 << 30}\ninactive_file {2 << 30}\n"
-        )
-    assert memory.available() == wanted
+def test_a_stack_of_one_frame_keeps_its_axis():
+    kind = np.dtype("uint8")
+    assert Layout.of((1, 5, 6), kind, envs=2, stacked=True) == Layout(2, (1, 5, 6), "uint8")
+    assert Layout.of((4, 5, 6), kind, envs=2, stacked=True) == Layout(2, (5, 6), "uint8", 4)
+    assert Layout.of((4, 5, 6), kind, envs=2, stacked=False) == Layout(2, (4, 5, 6), "uint8")
 
 
 def test_an_empty_replay_and_one_too_small_are_errors(rng: np.random.Generator):

@@ -202,6 +202,7 @@ def test_a_recording_says_where_an_episode_begins_that_looks_like_going_on(flag:
     assert told == (place == 0).tolist()
     batch = replay.sample(50, np.random.default_rng(0))
     assert batch.stretch.begins.any()
+    assert (batch.discount[batch.weight > 0] == 0).any() == (flag == "terminated")  # else a value follows
     assert (np.asarray(batch.observation)[batch.stretch.begins][:, 0] == 1).all()
 
 
