@@ -87,6 +87,8 @@ def logged(folder: Path, added: int, capacity: int, stack: int) -> list[tuple]:
 def test_every_transition_that_is_whole_is_read_in_order(added: int, stack: int, tmp_path: Path):
     wanted = logged(tmp_path, added, 60, stack)
     found = read_logged(column("reward", 7, tmp_path), stack)
+    assert found.observation[np.arange(3)].shape == (3, *found.observation.shape[1:])
+    assert found.observation.shape[1:] == ((stack, 2, 3) if stack > 1 else (2, 3))
     seen = found.observation[np.arange(len(found))].reshape(len(found), stack, 6)
     after = found.next_observation[np.arange(len(found))].reshape(seen.shape)
     numbers = seen[:, -1, 0].astype(int)

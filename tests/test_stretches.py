@@ -200,6 +200,7 @@ def test_a_recording_says_where_an_episode_begins_that_looks_like_going_on(flag:
 
     fill(replay, read_transitions(tmp_path / "ring.npz"), actions=3, label=label)
     assert told == (place == 0).tolist()
+    assert replay._rows.first.sum() == 10
     batch = replay.sample(50, np.random.default_rng(0))
     assert batch.stretch.begins.any()
     assert (batch.discount[batch.weight > 0] == 0).any() == (flag == "terminated")  # else a value follows
