@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import shutil
 import time
@@ -78,8 +79,12 @@ def test_a_rate_is_of_what_this_process_has_done_in_this_phase(monkeypatch: pyte
     assert [pace.rate(phase, done) for phase, done in told] == [None, 20.0, 10.0, None, 4.0]
 
 
-def test_tensorboard_shows_what_metrics_hold_also_after_a_restart(tmp_path: Path):
+def test_tensorboard_shows_what_metrics_hold_also_after_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Offline over gradient steps, online over frames."""
+    seconds = itertools.count(10**9)  # by which its files are ordered
+    monkeypatch.setattr(time, "time", lambda: float(next(seconds)))
     told = [("offline", step, 0) for step in (10, 20, 30, 40)] + [
         ("online", 40, step) for step in (0, 8, 16, 24)
     ]
