@@ -339,7 +339,11 @@ def test_the_verb_prints_a_table_and_draws_a_picture(runs, kind, tmp_path, capsy
     assert main(words) == 0
     text = capsys.readouterr().out
     assert "MinAtar/Breakout-v1 · after 50,000 frames" in text
-    assert [line.split()[0] for line in text.splitlines()[2:4]] == ["qdagger", "scratch"]
+    shown = [line.split() for line in text.splitlines()[2:4]]
+    for group, words_shown in zip(compare([runs / "q", runs / "s"]).groups, shown, strict=True):
+        numbers = [f"{x:.3g}" for one in (group.iqm, group.mean) for x in one.to_json()]
+        assert words_shown[:2] == [group.name, "5"]
+        assert [f"{float(word):.3g}" for word in words_shown[2:] if word != "…"][:6] == numbers
     begins = {"png": b"\x89PNG", "svg": b"<?xml", "html": b"<!doctype html>"}[kind]
     assert target.read_bytes().startswith(begins)
     if kind == "html":
@@ -402,6 +406,14 @@ def test_the_verb_gives_json(runs, capsys):
     assert [group["name"] for group in report["groups"]] == ["qdagger", "scratch"]
     assert len(report["groups"][0]["runs"]) == 5
     assert report["groups"][0]["iqm"][0] == pytest.approx((8.2 - 0.5) / 7.5)
+    assert report["groups"][0]["curve"]["frames"] == [0, 25_000, 50_000]
+    assert [point[0] for point in report["groups"][0]["curve"]["iqm"]] == pytest.approx(
+        [0.2, 5.7 / 7.5, 7.7 / 7.5]
+    )
+    assert main(["compare", str(runs), "--json", "--seed", "1"]) == 0
+    other = json.loads(capsys.readouterr().out)
+    assert [group["iqm"][0] for group in other["groups"]] == [group["iqm"][0] for group in report["groups"]]
+    assert other != report  # other draws
     assert main(["compare", str(runs), "-o", "x.pdf"]) == 2
     capsys.readouterr()
     assert main(["compare", str(runs), "--json"]) == 0

@@ -418,6 +418,29 @@ def test_the_verb_plays_records_and_normalises(tmp_path, capsys):
     assert recorded(surgery.load(scored), "greedy").episodes == 4
 
 
+def test_what_the_verb_is_told_reaches_what_is_measured(tmp_path, capsys):
+    scores = [
+        {"mode": mode, "mean": mean, "std": 1.0, "episodes": 9}
+        for mode, mean in (("random", 7.0), ("greedy", 5.0))
+    ]
+    contract = Environment("CartPole-v1", {"scores": scores})
+    made = new("mlp-8", observation=(4,), actions=2, seed=1).replace(environment=contract)
+    surgery.save(made, tmp_path / "agent.onnx")
+
+    def told(*words):
+        assert main(["evaluate", str(tmp_path / "agent.onnx"), "--episodes", "5", "--json", *words]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    plain = told("--diagnose", "--teacher", str(tmp_path / "agent.onnx"))
+    assert plain["confirmed"] and plain["diagnosis"] == []  # there is nothing to find out
+    assert (plain["teacher"], plain["random"]) == (5.0, {"mean": 7.0, "source": "recorded"})
+    other = told("--seed", "3", "--random")
+    assert (
+        other["returns"] == evaluate(made, episodes=5, seed=3).episodes.returns.tolist() != plain["returns"]
+    )
+    assert other["random"]["source"] == "measured"
+
+
 def test_playing_needs_no_optimizer_state_and_recording_loses_none(tmp_path, capsys):
     path = tmp_path / "agent.onnx"
     surgery.save(surgery.attach(surgery.load(MINATAR), Path(MINATAR).with_suffix(".pt")), path)
