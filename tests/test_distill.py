@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,8 +23,8 @@ import torch
 
 import surgery
 from surgery.architectures import new
-from surgery.cli import main
-from surgery.distill import METHODS, Job, Options, Outcome, execute, plan_distill
+from surgery.cli import _training, main
+from surgery.distill import METHODS, Job, Options, Outcome, execute, plan_distill, plan_finetune
 from surgery.distill import session as sessions
 from surgery.distill.acting import play_games
 from surgery.distill.forecast import forecast
@@ -34,6 +35,7 @@ from surgery.distill.progress import Progress
 from surgery.distill.run import config
 from surgery.distill.session import Session
 from surgery.distill.store import agree_on, owning
+from surgery.envs import adjusted
 from surgery.errors import ArgumentError, FileError, Refused, RunFailed, UnknownName
 from surgery.evaluate import recorded_scores
 from surgery.interface import Environment
@@ -538,3 +540,56 @@ def test_a_run_directory_in_a_place_that_cannot_be_written_to(teacher: surgery.C
     (tmp_path / "file").write_text("")
     with pytest.raises(FileError, match="cannot write"):
         execute(job_of(teacher, tmp_path / "file" / "run"))
+
+
+@pytest.mark.parametrize("verb", ["distill", "finetune"])
+def test_what_the_command_is_told_is_what_is_planned_in_python(
+    verb: str, teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    jobs: list[Job] = []
+    monkeypatch.setattr(_training, "carry_out", lambda job, *_, **__: jobs.append(job))
+    path, ring, folder = teachers / "cartpole-dqn.onnx", tmp_path / "ring.npz", tmp_path / "run"
+    seen = np.random.default_rng(0).normal(size=(301, 4)).astype(np.float32)
+    ends = np.arange(300) % 10 == 9
+    np.savez(
+        ring, obs=seen[:-1], next_obs=seen[1:], action=ends.astype(int), reward=np.ones(300), terminated=ends
+    )
+    told = ["--frames", "2000", "--seed", "4", "--envs", "3", "--device", "cpu", "--set", "n_step=2",
+            "--env-setting", "max_episode_steps=99", "-o", str(folder)]  # fmt: skip
+    own = [
+        "--to",
+        "mlp-8",
+        "--method",
+        "rehearsal",
+        "--head",
+        "dueling",
+        "--noisy",
+        "--teacher-replay",
+        str(ring),
+    ]
+    own = own if verb == "distill" else ["--optimizer", "rmsprop", "--replay", str(ring)]
+    assert main([verb, str(path), *own, *told]) == 0
+    model, options = (
+        surgery.load(path),
+        Options(frames=2000, seed=4, device="cpu", envs=3, changes={"n_step": 2}),
+    )
+    contract = adjusted(model.environment, None, {"max_episode_steps": 99})
+    if verb == "distill":
+        options = replace(options, head="dueling", noisy=True)
+        wanted = plan_distill(
+            model,
+            "mlp-8",
+            folder,
+            environment=contract,
+            method="rehearsal",
+            options=options,
+            teacher_replay=ring,
+        )
+    else:
+        wanted = plan_finetune(
+            model, folder, environment=contract, optimizer="rmsprop", options=options, replay=ring
+        )
+    [job] = jobs
+    assert config(job) == config(wanted)
+    assert (job.folder, job.device) == (folder, "cpu")
+    assert job.settings.envs == 3 and job.recorded is not None and job.optimizer == wanted.optimizer
