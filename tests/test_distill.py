@@ -25,9 +25,7 @@ import surgery
 from surgery.architectures import new
 from surgery.cli import _training, main
 from surgery.distill import METHODS, Job, Options, Outcome, execute, plan_distill, plan_finetune
-from surgery.distill import session as sessions
 from surgery.distill.acting import play_games
-from surgery.distill.forecast import forecast
 from surgery.distill.interrupt import Stopped
 from surgery.distill.learner import Learner
 from surgery.distill.loop import Loop
@@ -42,7 +40,6 @@ from surgery.interface import Environment
 from surgery.policy import Policy
 from surgery.policy import load as load_policy
 from surgery.torch.failures import is_of_device
-from tests.recording import Recording
 from tests.small_runs import QUICK, job_of, lines, weights
 
 
@@ -350,18 +347,6 @@ def test_a_gpu_that_fails_while_a_model_is_measured_is_said_in_one_line(
     said = capsys.readouterr().err
     assert "error: the GPU is out of memory: Tried to allocate 2.00 GiB, 1.10 GiB is free" in said
     assert "--device cpu does without" in said
-
-
-def test_a_forecast_leaves_out_what_is_recorded_once(
-    teacher: surgery.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    class Slow(Recording):
-        def record(self, step):
-            time.sleep(1)
-            return super().record(step)
-
-    monkeypatch.setattr(sessions, "recorder_of", lambda _: Slow(list))
-    assert forecast(job_of(teacher, tmp_path)).step_seconds < 0.01
 
 
 class Endless:

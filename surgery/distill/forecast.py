@@ -69,10 +69,11 @@ def _measured(job: Job, session: Session) -> Forecast:
     update, step = _update_seconds(session), _step_seconds(session)
     settings = job.settings
     updates = settings.offline_updates + settings.budget / settings.update_period
-    collected = 0 if job.recorded is not None else settings.teacher_data
+    shown = settings.teacher_data if job.method.collects else 0
+    collected = 0 if job.recorded is not None else shown
     shape, kind = session.envs.observation_shape, session.envs.observation_dtype
     frame = shape[1:] if session.envs.stacked else shape
-    rows = settings.replay + settings.teacher_data
+    rows = settings.replay + shown
     scores = max(replay.scores for replay in (session.replay, session.teacher_replay) if replay is not None)
     memory = estimate(
         rows, frame, kind, prioritised=settings.prioritised, scores=scores, window=session.replay.window
