@@ -17,7 +17,8 @@ import torch
 import surgery
 from surgery.adapters import Reading
 from surgery.errors import CorruptFile, Refused, SurgeryError
-from surgery_adapters.containers.pickle_tree import dump, parse
+from surgery_adapters.containers.pickle_tree import parse
+from surgery_adapters.containers.pickle_writer import dump
 from tests.sb3_models import ROWS
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")

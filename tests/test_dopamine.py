@@ -18,7 +18,8 @@ from surgery.interface import Environment
 from surgery.ops.extend import NewObservation
 from surgery.tensors import equal
 from surgery.verify.outputs import runtime
-from surgery_adapters.containers.pickle_tree import Made, Name, Tree, dump, parse
+from surgery_adapters.containers.pickle_tree import Made, Name, Tree, parse
+from surgery_adapters.containers.pickle_writer import dump
 from surgery_adapters.dopamine.file import DopamineFile
 from surgery_adapters.dopamine.networks import split_width
 

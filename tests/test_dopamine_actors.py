@@ -18,7 +18,8 @@ from surgery.interface import Environment
 from surgery.tensors import equal
 from surgery.verify.outputs import runtime
 from surgery_adapters import dopamine
-from surgery_adapters.containers.pickle_tree import Tree, dump, parse
+from surgery_adapters.containers.pickle_tree import Tree, parse
+from surgery_adapters.containers.pickle_writer import dump
 from surgery_adapters.dopamine.file import DopamineFile
 
 FOLDER = Path(__file__).parent / "fixtures" / "dopamine"

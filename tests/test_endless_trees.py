@@ -21,7 +21,8 @@ from gymnasium import spaces
 import surgery
 from surgery.adapters import Reading
 from surgery.errors import CorruptFile, SurgeryError
-from surgery_adapters.containers.pickle_tree import dump, parse
+from surgery_adapters.containers.pickle_tree import parse
+from surgery_adapters.containers.pickle_writer import dump
 from surgery_adapters.containers.spaces import read_space
 from tests.round_trips import SAMPLES
 

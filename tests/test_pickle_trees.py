@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from surgery_adapters.containers.pickle_tree import dump, parse
+from surgery_adapters.containers.pickle_tree import parse
+from surgery_adapters.containers.pickle_writer import dump
 
 BIAS = 3
 

@@ -17,7 +17,8 @@ from surgery.cli import main
 from surgery.envs.normaliser import Normaliser
 from surgery.errors import CorruptFile, Refused
 from surgery.ops.extend import NewObservation
-from surgery_adapters.containers.pickle_tree import Name, Tree, dump, parse
+from surgery_adapters.containers.pickle_tree import Name, Tree, parse
+from surgery_adapters.containers.pickle_writer import dump
 from surgery_adapters.rllib.connectors import Connectors, statistics
 from surgery_adapters.rllib.folder import RllibFolder
 

@@ -23,7 +23,8 @@ import surgery
 from surgery.cli import main
 from surgery.errors import CorruptFile, FileError, Refused, SurgeryError, UnknownFormat
 from surgery.verify.outputs import runtime
-from surgery_adapters.containers.pickle_tree import Made, Name, Tree, dump, parse
+from surgery_adapters.containers.pickle_tree import Made, Name, Tree, parse
+from surgery_adapters.containers.pickle_writer import dump
 from surgery_adapters.containers.pickled_arrays import read_array
 from surgery_adapters.containers.spaces import read_space
 from surgery_adapters.rllib.folder import RllibFolder

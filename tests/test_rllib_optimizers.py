@@ -12,7 +12,8 @@ import pytest
 import surgery
 from surgery.cli import main
 from surgery.errors import Refused
-from surgery_adapters.containers.pickle_tree import Name, Tree, dump, parse
+from surgery_adapters.containers.pickle_tree import Name, Tree, parse
+from surgery_adapters.containers.pickle_writer import dump
 from surgery_adapters.rllib.folder import RllibFolder
 
 FIXTURES = Path(__file__).parent / "fixtures" / "rllib"

@@ -1,15 +1,14 @@
-"""Pickles as trees: read without importing or calling anything, changed in places, and written again.
+"""Pickles as trees: read without importing or calling anything.
 
 `data_pickle` reads what is data and refuses the rest. This module reads anything, because nothing is made of it: a
-global stays a name, a call stays a call. A tree that was not changed is written as a pickle that makes equal objects.
+global stays a name, a call stays a call. `pickle_writer` makes a pickle of a tree again.
 Opcodes: https://github.com/python/cpython/blob/main/Lib/pickletools.py
 """
 
 from __future__ import annotations
 
 import pickletools
-import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,6 +108,25 @@ def parse(data: bytes, most: int = _MOST) -> Tree:
     raise CorruptFile("a pickle has no end")
 
 
+def walk(root: object) -> Iterator[object]:
+    """Every node of a tree, each once."""
+    stack: list[object] = [root]
+    seen: set[int] = set()
+    while stack:
+        node = stack.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        yield node
+        match node:
+            case Made():
+                stack += [*node.arguments, *node.listed, *node.keyed.values(), node.keywords, node.state]
+            case dict():
+                stack += node.values()
+            case list() | tuple() | set() | frozenset():
+                stack += node
+
+
 def _parts(node: object) -> list[object] | None:
     """What an object is made of; None of anything else."""
     if not isinstance(node, Made):
@@ -193,9 +211,6 @@ class _Machine:
                 raise CorruptFile(f"a pickle uses the operation {name}, which is not supported")
 
     def _collect(self, name: str, items: list[Any]) -> None:
-        pairs = (
-            dict(zip(map(_key, items[::2]), items[1::2], strict=True)) if name in ("DICT", "SETITEMS") else {}
-        )
         match name:
             case "TUPLE":
                 self._stack.append(tuple(items))
@@ -204,20 +219,20 @@ class _Machine:
             case "FROZENSET":
                 self._stack.append(frozenset(map(_key, items)))
             case "DICT":
-                self._stack.append(pairs)
+                self._stack.append(_pairs(items))
             case "POP_MARK":
                 pass
             case _:
-                self._fill(name, items, pairs)
+                self._fill(name, items)
 
-    def _fill(self, name: str, items: list[Any], pairs: dict[Any, Any]) -> None:
+    def _fill(self, name: str, items: list[Any]) -> None:
         match self._stack[-1], name:
             case Made() as made, "SETITEMS":
-                made.keyed.update(pairs)
+                made.keyed.update(_pairs(items))
             case Made() as made, "APPENDS":
                 made.listed.extend(items)
             case dict() as known, "SETITEMS":
-                known.update(pairs)
+                known.update(_pairs(items))
             case list() as known, "APPENDS":
                 known.extend(items)
             case set() as known, "ADDITEMS":
@@ -228,12 +243,11 @@ class _Machine:
 
 def _take_effect(popped: object, target: object) -> None:
     """A call whose result is thrown away was made for what it does to the object before it: it sets its state."""
-    match popped:
-        case Made(maker=setter, arguments=(first, state), how="REDUCE") if first is target:
-            if isinstance(target, Made):
-                if target.state is not None:
-                    raise CorruptFile("a pickle sets the state of an object that has one")
-                target.state, target.setter = state, setter
+    match popped, target:
+        case Made(maker=setter, arguments=(first, state), how="REDUCE"), Made() if first is target:
+            if target.state is not None:
+                raise CorruptFile("a pickle sets the state of an object that has one")
+            target.state, target.setter = state, setter
 
 
 def _text(value: object) -> str:
@@ -248,154 +262,13 @@ def _tuple(value: object) -> tuple[Any, ...]:
     return value
 
 
+def _pairs(items: list[Any]) -> dict[Any, Any]:
+    return dict(zip(map(_key, items[::2]), items[1::2], strict=True))
+
+
 def _key(value: Any) -> Any:  # noqa: ANN401
     """A value that can be hashed in no time; tuples of tuples may hold themselves many times over."""
     flat = value if type(value) is tuple else (value,)
     if any(type(item) in (tuple, frozenset) for item in flat):
         raise CorruptFile("a pickle has a key that is a tuple of tuples")
     return value
-
-
-def dump(tree: Tree) -> bytes:
-    """A tree as a pickle of its own protocol (2 to 5).
-
-    Raises:
-      CorruptFile: it is nested more deeply than anything that was written by a framework.
-    """
-    writer = _Writer(max(2, tree.protocol))
-    try:
-        writer.save(tree.root)
-    except RecursionError as error:
-        raise CorruptFile("a pickle is nested too deeply to be written again") from error
-    return writer.finish()
-
-
-class _Writer:
-    def __init__(self, protocol: int) -> None:
-        self._protocol = protocol
-        self._out = bytearray(b"\x80" + bytes([protocol]))
-        self._memo: dict[object, tuple[int, object]] = {}
-
-    def finish(self) -> bytes:
-        return bytes(self._out + b".")
-
-    def save(self, value: Any) -> None:  # noqa: ANN401
-        key = value if isinstance(value, Name | str) else id(value)
-        if key in self._memo:
-            number = self._memo[key][0]
-            self._out += b"h" + bytes([number]) if number < 256 else b"j" + struct.pack("<I", number)
-            return
-        if not self._simple(value):
-            self._object(value, key)
-
-    def _simple(self, value: Any) -> bool:  # noqa: ANN401
-        out = self._out
-        if value is None or isinstance(value, bool):
-            out += {None: b"N", True: b"\x88", False: b"\x89"}[value]
-        elif isinstance(value, int):
-            self._integer(value)
-        elif isinstance(value, float):
-            out += b"G" + struct.pack(">d", value)
-        elif value == () and isinstance(value, tuple):
-            out += b")"
-        else:
-            return False
-        return True
-
-    def _integer(self, value: int) -> None:
-        if 0 <= value < 256:
-            self._out += b"K" + bytes([value])
-        elif 0 <= value < 1 << 16:
-            self._out += b"M" + struct.pack("<H", value)
-        elif -(1 << 31) <= value < 1 << 31:
-            self._out += b"J" + struct.pack("<i", value)
-        else:
-            data = value.to_bytes((value.bit_length() >> 3) + 1, "little", signed=True)
-            short = len(data) < 256
-            self._out += (
-                b"\x8a" + bytes([len(data)]) if short else b"\x8b" + struct.pack("<i", len(data))
-            ) + data
-
-    def _object(self, value: Any, key: object) -> None:  # noqa: ANN401
-        out = self._out
-        match value:
-            case str():
-                data = value.encode("utf-8", "surrogatepass")
-                out += b"X" + struct.pack("<I", len(data)) + data
-            case bytearray() if self._protocol >= 5:
-                out += b"\x96" + struct.pack("<Q", len(value)) + value
-            case bytes() if self._protocol >= 3:
-                out += b"B" + struct.pack("<I", len(value)) + value
-            case Name():
-                self._name(value)
-            case tuple():
-                self._marked(value, b"t")
-            case frozenset():
-                self._marked(value, b"\x91")
-            case list():
-                out += b"]"
-                self._remember(value, key)
-                self._items(value, b"e")
-                return
-            case dict():
-                out += b"}"
-                self._remember(value, key)
-                self._items([part for pair in value.items() for part in pair], b"u")
-                return
-            case set():
-                out += b"\x8f"
-                self._remember(value, key)
-                self._items(list(value), b"\x90")
-                return
-            case Persistent():
-                self.save(value.identity)
-                out += b"Q"
-                return
-            case Made():
-                self._made(value, key)
-                return
-            case _:
-                raise TypeError(f"a pickle of protocol {self._protocol} cannot hold a {type(value).__name__}")
-        self._remember(value, key)
-
-    def _name(self, value: Name) -> None:
-        if self._protocol >= 4:
-            self.save(value.module)
-            self.save(value.name)
-            self._out += b"\x93"
-        else:
-            self._out += f"c{value.module}\n{value.name}\n".encode()
-
-    def _made(self, value: Made, key: object) -> None:
-        self.save(value.maker)
-        self.save(value.arguments)
-        if value.how == "NEWOBJ_EX":
-            self.save(value.keywords)
-        self._out += {"REDUCE": b"R", "NEWOBJ": b"\x81", "NEWOBJ_EX": b"\x92"}[value.how]
-        self._remember(value, key)
-        self._items(value.listed, b"e")
-        self._items([part for pair in value.keyed.items() for part in pair], b"u")
-        if value.setter is not None:
-            self.save(value.setter)
-            self.save(value)
-            self.save(value.state)
-            self._out += b"\x86R0"
-        elif value.state is not None:
-            self.save(value.state)
-            self._out += b"b"
-
-    def _marked(self, items: Any, close: bytes) -> None:  # noqa: ANN401
-        self._out += b"("
-        for item in items:
-            self.save(item)
-        self._out += close
-
-    def _items(self, items: list[Any], close: bytes) -> None:
-        if items:
-            self._marked(items, close)
-
-    def _remember(self, value: object, key: object) -> None:
-        # the value is kept alive, so that no other object can have its id
-        number = len(self._memo)
-        self._memo[key] = (number, value)
-        self._out += b"q" + bytes([number]) if number < 256 else b"r" + struct.pack("<I", number)

@@ -21,7 +21,8 @@ from surgery.adapters import SHARED
 from surgery.errors import CorruptFile, Refused
 from surgery.tensors import MappedFile, Region, blocks, equal, shape_of
 from surgery_adapters.containers.module_tree import modules_in, resize, weights_in
-from surgery_adapters.containers.pickle_tree import Made, Name, Persistent, Tree, dump, parse
+from surgery_adapters.containers.pickle_tree import Made, Name, Persistent, Tree, parse, walk
+from surgery_adapters.containers.pickle_writer import dump
 from surgery_adapters.containers.torch_archive import StoredZip, TorchArchive, storage_class
 
 View = tuple[str, int, tuple[int, ...], tuple[int, ...]]
@@ -257,27 +258,7 @@ def _steps(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def tensors_in(root: object) -> Iterator[Made]:
     """Every node of a tree that makes a tensor."""
-    return (node for node in _made(root) if node.is_a(*_MAKERS))
-
-
-def _made(root: object) -> Iterator[Made]:
-    """Every object that a tree makes, each once."""
-    stack, seen = [root], set()
-    while stack:
-        value = stack.pop()
-        if id(value) in seen:
-            continue
-        match value:
-            case Made():
-                yield value
-                stack += [*value.arguments, *value.listed, *value.keyed.values(), value.state]
-            case dict():
-                stack += value.values()
-            case list() | tuple() | set() | frozenset():
-                stack += value
-            case _:
-                continue
-        seen.add(id(value))
+    return (node for node in walk(root) if isinstance(node, Made) and node.is_a(*_MAKERS))
 
 
 def _length(content: Content) -> int:

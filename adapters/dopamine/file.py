@@ -16,7 +16,8 @@ import onnx_ir as ir
 from surgery.errors import CorruptFile, Refused, UnknownFormat
 from surgery.files import check_readable, read_error
 from surgery_adapters.containers.optax_state import leaves
-from surgery_adapters.containers.pickle_tree import Tree, dump, parse
+from surgery_adapters.containers.pickle_tree import Tree, parse
+from surgery_adapters.containers.pickle_writer import dump
 from surgery_adapters.containers.pickled_arrays import is_array, read_array, read_integer, write_array
 from surgery_adapters.containers.pickled_trees import nested, numbered_anew
 from surgery_adapters.writeback.compact import Family

@@ -19,7 +19,7 @@ from surgery.interface import Environment
 from surgery.optimizer import OptimizerState
 from surgery.optimizer_record import merged, slots_of
 from surgery.tensors import equal
-from surgery_adapters.containers.pickle_tree import dump
+from surgery_adapters.containers.pickle_writer import dump
 from surgery_adapters.containers.pickled_arrays import write_array
 from surgery_adapters.installed import playing_in
 from surgery_adapters.networks.trained import Trained, joined

@@ -12,11 +12,10 @@ from typing import Any
 from surgery.errors import WITHOUT_OPTIMIZER, Refused
 from surgery.json_values import Json, thaw
 from surgery.optimizer import OptimizerState
-from surgery_adapters.containers.pickle_tree import Name
+from surgery_adapters.containers.pickle_tree import Name, walk
 from surgery_adapters.networks.trained import Trained
 from surgery_adapters.rllib.folder import RllibFolder, plain
 from surgery_adapters.rllib.networks import CLIPS, Networks
-from surgery_adapters.rllib.settings import walk
 from surgery_adapters.writeback.sequences import HINT
 from surgery_adapters.writeback.torch_tree import MADE_WITH, Revision
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from surgery.checkpoint import Checkpoint
 from surgery.edits.ports import port_sources
 from surgery.errors import CorruptFile, Refused
 from surgery.tensors import shape_of
-from surgery_adapters.containers.pickle_tree import Made
+from surgery_adapters.containers.pickle_tree import Made, walk
 from surgery_adapters.containers.pickled_arrays import is_array, read_array
 from surgery_adapters.containers.spaces import Source, Space, change_box, change_count, read_space
 from surgery_adapters.networks.layers import Tensors
@@ -251,22 +251,3 @@ def _check_statistics(nodes: list[object], changes: _Spaces, name: str) -> None:
     for node in nodes:
         if is_array(node) and read_array(node).shape == changes.shape:
             raise Refused(f"'{name}' holds statistics of observations, which cannot follow", hint=HINT)
-
-
-def walk(root: object) -> Iterator[object]:
-    """Every node of a tree, each once."""
-    stack: list[object] = [root]
-    seen: set[int] = set()
-    while stack:
-        node = stack.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        yield node
-        match node:
-            case Made():
-                stack += [*node.arguments, *node.listed, *node.keyed.values(), node.keywords, node.state]
-            case dict():
-                stack += node.values()
-            case list() | tuple() | set() | frozenset():
-                stack += node

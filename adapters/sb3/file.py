@@ -20,7 +20,8 @@ import onnx_ir as ir
 from surgery.errors import CorruptFile, UnknownFormat
 from surgery.files import check_readable
 from surgery.tensors import MappedFile, Region
-from surgery_adapters.containers.pickle_tree import Name, Tree, dump, parse
+from surgery_adapters.containers.pickle_tree import Name, Tree, parse
+from surgery_adapters.containers.pickle_writer import dump
 from surgery_adapters.containers.spaces import Space, read_space
 from surgery_adapters.containers.torch_archive import StoredZip, TorchArchive
 from surgery_adapters.writeback.contract import NAME

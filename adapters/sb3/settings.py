@@ -14,7 +14,8 @@ from surgery.checkpoint import Checkpoint
 from surgery.edits.ports import port_sources
 from surgery.errors import Refused
 from surgery.json_values import thaw
-from surgery_adapters.containers.pickle_tree import Name, Tree, dump
+from surgery_adapters.containers.pickle_tree import Name, Tree
+from surgery_adapters.containers.pickle_writer import dump
 from surgery_adapters.containers.spaces import Space, change_box, change_count, read_space, set_bound
 from surgery_adapters.networks.layers import Tensors
 from surgery_adapters.sb3 import normaliser

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from surgery.ops.optimizer_settings import CONVENTIONS
 from surgery.optimizer import SCALARS, OptimizerState, ParamGroup, momentum_product
 from surgery.optimizer_record import OptimizerRecord
 from surgery.parameter_order import hyper
-from surgery_adapters.containers.pickle_tree import Made
+from surgery_adapters.containers.pickle_tree import Made, walk
 from surgery_adapters.containers.torch_patch import Edit, Make, View, tensors_in, view_of
 from surgery_adapters.writeback.sequences import HINT, Numbering
 
@@ -58,9 +58,8 @@ def renumber(
       Refused: no dict of the file holds the parameters of a network, and of no other.
     """
     found = False
-    for node in list(_dicts(root)):
-        items = entries(node)
-        assert items is not None
+    dicts = [(node, items) for node in walk(root) if (items := entries(node)) is not None]
+    for node, items in dicts:
         views = {key: view for key, value in items.items() if (view := _view(value)) is not None}
         for prefix in prefixes:
             if views and all(_is(old, f"{prefix}{key}", view) for key, view in views.items()):
@@ -69,23 +68,6 @@ def renumber(
                 break
     if not found:
         raise Refused("no dict of the file holds a network by itself, whose names could follow", hint=HINT)
-
-
-def _dicts(root: object) -> Iterator[object]:
-    stack, seen = [root], set[int]()
-    while stack:
-        value = stack.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if entries(value) is not None:
-            yield value
-        if isinstance(value, Made):
-            stack += [*value.arguments, *value.listed, *value.keyed.values(), value.state]
-        elif isinstance(value, dict):
-            stack += value.values()
-        elif isinstance(value, list | tuple):
-            stack += value
 
 
 def _view(node: object) -> View | None:
