@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,40 +30,36 @@ def grow_states(operation: Operation | Plan, states: Mapping[str, Tensor]) -> di
       ArgumentError: a tensor does not have the old width.
     """
     plan = operation.plan if isinstance(operation, Operation) else operation
-    return _carried(plan, states, None)
+    return _carried(ports.grow, plan, "input", states)
 
 
 def grow_inputs(plan: Plan, inputs: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
     """The same with random numbers in the new features of observations: they must not matter."""
-    return _carried(plan, inputs, np.random.default_rng(seed))
+    return _carried(partial(ports.grow, rng=np.random.default_rng(seed)), plan, "input", inputs)
 
 
 def settled_inputs(plan: Plan, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Inputs for which the plan promises equal outputs: a retired observation holds its constant."""
-    edited = {port.name for port in plan.ports if port.side == "input"}
-    arrays = ports.settled(plan, {name: to_numpy(x) for name, x in inputs.items() if name in edited})
-    return {name: _like(arrays[name], x) if name in arrays else x for name, x in inputs.items()}
+    return _carried(ports.settled, plan, "input", inputs)
 
 
 def kept_outputs(plan: Plan, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The part of the old network's outputs that the new one still has."""
-    edited = {port.name for port in plan.ports if port.side == "output"}
-    arrays = ports.kept(plan, {name: to_numpy(x) for name, x in outputs.items() if name in edited})
-    return {name: _like(arrays[name], x) if name in arrays else x for name, x in outputs.items()}
+    return _carried(ports.kept, plan, "output", outputs)
 
 
 def shrink_outputs(plan: Plan, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The part of the new network's outputs that the old one has."""
-    edited = {port.name for port in plan.ports if port.side == "output"}
-    arrays = ports.shrink(plan, {name: to_numpy(x) for name, x in outputs.items() if name in edited})
-    return {name: _like(arrays[name], x) if name in arrays else x for name, x in outputs.items()}
+    return _carried(ports.shrink, plan, "output", outputs)
 
 
-def _carried(plan: Plan, tensors: Mapping[str, Tensor], rng: np.random.Generator | None) -> dict[str, Tensor]:
-    edited = {port.name for port in plan.ports if port.side == "input"}
-    arrays = ports.grow(plan, {name: to_numpy(x) for name, x in tensors.items() if name in edited}, rng)
-    return {name: _like(arrays[name], x) if name in arrays else x for name, x in tensors.items()}
-
-
-def _like(array: np.ndarray[Any, np.dtype[Any]], tensor: Tensor) -> Tensor:
-    return to_torch(array).to(tensor.device, tensor.dtype)
+def _carried(
+    carry: Callable[..., dict[str, Any]], plan: Plan, side: str, tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Tensors with those that the plan edits, on one side of the network, carried over; the others as they are."""
+    edited = {port.name for port in plan.ports if port.side == side}
+    arrays = carry(plan, {name: to_numpy(x) for name, x in tensors.items() if name in edited})
+    return {
+        name: to_torch(arrays[name]).to(x.device, x.dtype) if name in arrays else x
+        for name, x in tensors.items()
+    }
