@@ -44,6 +44,12 @@ def kind_of(optimizer: torch.optim.Optimizer) -> str:
     return type(optimizer).__name__
 
 
+def parameters_of(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
+    """All that an optimizer trains, group by group."""
+    for group in optimizer.param_groups:
+        yield from group["params"]
+
+
 def inside(model: nn.Module) -> nn.Module | None:
     """What a wrapper holds: of `torch.compile`, averages of weights, data parallelism; None of other modules."""
     inner = model.module if isinstance(model, _WRAPPERS) else getattr(model, "_orig_mod", None)
@@ -190,7 +196,7 @@ def load_optimizer(
             f"the state is of the optimizer '{state.kind}', this is a '{kind_of(optimizer)}'",
             hint="surgery.torch.swap_optimizer carries state from one kind to another",
         )
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    held = set(map(id, parameters_of(optimizer)))
     used = {name for members in state.slots.values() for name in members} | set(state.steps)
     missing = sorted(name for name in used if name not in parameters or id(parameters[name]) not in held)
     if missing:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from surgery.errors import ArgumentError, Refused
 from surgery.ops.optimizer_moments import collected, window_matched
+from surgery.torch.optimizer_state import parameters_of
 from surgery.torch.trajectory.follow import Trajectory, ruled_kind
 
 Batch = TypeVar("Batch")
@@ -52,8 +53,7 @@ def warm_moments(
             f"'{kind}' has no mean of squares to fill",
             hint=f"{', '.join(_SLOTS)} have; swap the optimizer first",
         )
-    weights = {id(w): w for group in optimizer.param_groups for w in group["params"]}
-    sums, count = _statistics(list(weights.values()), loss, batches)
+    sums, count = _statistics(list(dict.fromkeys(parameters_of(optimizer))), loss, batches)
     filled = 0
     for group in optimizer.param_groups:
         for weight in group["params"]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError, Refused, shape_text
 from surgery.optimizer import POWERS, SCALARS
-from surgery.torch.optimizer_state import inside, is_sharded, kind_of, plain_name
+from surgery.torch.optimizer_state import inside, is_sharded, kind_of, parameters_of, plain_name
 from surgery.torch.trajectory.follow import DETACH, trajectory_of
 
 _T = TypeVar("_T")
@@ -194,13 +194,13 @@ def check_optimizers(optimizers: Sequence[torch.optim.Optimizer], networks: Sequ
                 "the LBFGS remembers all parameters as one vector, which no rule carries",
                 hint="make a new LBFGS after the operation",
             )
-        held = [id(p) for group in optimizer.param_groups for p in group["params"]]
-        if not own.intersection(held):
+        held = set(map(id, parameters_of(optimizer)))
+        if not own & held:
             raise ArgumentError(
                 f"the {type(optimizer).__name__} holds none of the model's parameters",
                 hint="give the optimizer that was made with this model's parameters()",
             )
-        others += len(set(held) - own)
+        others += len(held - own)
     return others
 
 

@@ -20,7 +20,7 @@ from surgery.torch.live.constants import followed
 from surgery.torch.live.groups import Factors
 from surgery.torch.live.journal import Journal
 from surgery.torch.live.modules import attributes, owners
-from surgery.torch.optimizer_state import read_optimizer
+from surgery.torch.optimizer_state import parameters_of, read_optimizer
 from surgery.torch.stored import initializers, laid_out, to_numpy, to_torch
 
 COMPANIONS = "companions have the same architecture as the model"
@@ -107,7 +107,7 @@ class Prepared:
     def _add_state(
         self, optimizer: torch.optim.Optimizer, held: Mapping[str, Tensor], edited: set[str]
     ) -> None:
-        members = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        members = set(map(id, parameters_of(optimizer)))
         named = {name: tensor for name, tensor in held.items() if id(tensor) in members}
         if not named:
             return

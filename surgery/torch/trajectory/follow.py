@@ -30,7 +30,7 @@ from surgery.edits.parts import TensorEdit
 from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError, PlanMismatch, Refused, shape_text
 from surgery.optimizer import POWERS, SCALARS, WHOLE, power
-from surgery.torch.optimizer_state import is_sharded, kind_of, named, plain_name
+from surgery.torch.optimizer_state import is_sharded, kind_of, named, parameters_of, plain_name
 from surgery.torch.trajectory.factors import Factors, factors
 from surgery.torch.trajectory.steps import CORRECTED, correct, grown_up
 
@@ -149,7 +149,7 @@ class Trajectory:
         if error_if_nonfinite and not bool(torch.isfinite(total)):
             raise ArgumentError("the norm of the gradients is not finite, so that they cannot be clipped")
         scale = (max_norm / (total + 1e-6)).clamp(max=1.0)
-        for weight in self._weights():
+        for weight in parameters_of(self.optimizer):
             if weight.grad is not None:
                 weight.grad.mul_(scale.to(weight.grad.device))
         return total
@@ -157,7 +157,7 @@ class Trajectory:
     def clip_grad_value_(self, clip_value: float) -> None:
         """`torch.nn.utils.clip_grad_value_` of the gradients that the small network has."""
         known = {tracked.weight: tracked.factors.gradient for tracked in self.tracked.values()}
-        for weight in self._weights():
+        for weight in parameters_of(self.optimizer):
             if weight.grad is not None and weight in known:
                 limit = clip_value * known[weight]
                 weight.grad.copy_(torch.minimum(torch.maximum(weight.grad, -limit), limit))
@@ -168,7 +168,7 @@ class Trajectory:
         """The norm of all gradients that the small network has: Σ over its elements, not over their copies."""
         known = {tracked.weight: tracked.factors for tracked in self.tracked.values()}
         squares = []
-        for weight in self._weights():
+        for weight in parameters_of(self.optimizer):
             if weight.grad is None:
                 continue
             found = known.get(weight)
@@ -240,10 +240,6 @@ class Trajectory:
         self.adopt(dataclasses.replace(edit, shares=(1.0,) * edit.after))
         self._scale_state(-1)
 
-    def _weights(self) -> Iterator[Tensor]:
-        for group in self.optimizer.param_groups:
-            yield from group["params"]
-
     def slots(self, weight: Tensor) -> list[tuple[str, Tensor]]:
         """The state of a parameter that has its shape."""
         return [
@@ -263,7 +259,7 @@ class Trajectory:
         places = [k for group in state["param_groups"] for k in group["params"]]
         known = {id(tracked.weight): tracked.factors.gradient for tracked in self.tracked.values()}
         found = dict(state["state"])
-        for place, weight in zip(places, self._weights(), strict=True):
+        for place, weight in zip(places, parameters_of(self.optimizer), strict=True):
             if id(weight) in known and place in found:
                 scaled = {
                     slot: value * known[id(weight)] ** power(self.kind, slot)
@@ -373,7 +369,7 @@ def _plain(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
 def _track(
     optimizer: torch.optim.Optimizer, names: Mapping[str, Tensor], plan: Plan, edits: Mapping[str, SpaceEdit]
 ) -> Iterator[tuple[str, Tracked]]:
-    trained = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+    trained = set(map(id, parameters_of(optimizer)))
     for edit in plan.tensors:
         weight = names.get(edit.name)
         if weight is None or id(weight) not in trained:
