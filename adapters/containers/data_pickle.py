@@ -17,19 +17,11 @@ from surgery_adapters.containers.pickle_tree import Made, Name, Persistent, pars
 from surgery_adapters.containers.pickled_arrays import is_array, read_bytes, read_scalar
 
 _DEPTH = 200
-_INERT = frozenset(
-    {
-        *(
-            "collections.deque",
-            "collections.Counter",
-            "numpy.dtype",
-            "copyreg._reconstructor",
-            "copy_reg._reconstructor",
-        ),
-        *(f"datetime.{kind}" for kind in ("date", "datetime", "time", "timedelta", "timezone")),
-        *(f"pathlib.{kind}Path" for kind in ("", "Posix", "Windows", "Pure", "PurePosix", "PureWindows")),
-    }
-)
+_INERT = frozenset({
+    "collections.deque", "collections.Counter", "numpy.dtype", "copyreg._reconstructor", "copy_reg._reconstructor",
+    *(f"datetime.{kind}" for kind in ("date", "datetime", "time", "timedelta", "timezone")),
+    *(f"pathlib.{kind}Path" for kind in ("", "Posix", "Windows", "Pure", "PurePosix", "PureWindows")),
+})  # fmt: skip
 """What a call of is an instance, as others are without a call."""
 _PLAIN = frozenset({type(None), bool, int, float, str, bytes, bytearray})
 

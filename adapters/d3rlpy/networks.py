@@ -23,19 +23,8 @@ from surgery_adapters.networks.layers import Layers
 
 DISCRETE = ("dqn", "double_dqn", "nfq", "discrete_cql", "discrete_sac", "discrete_bc")
 CONTINUOUS = (
-    "sac",
-    "td3",
-    "ddpg",
-    "td3_plus_bc",
-    "cql",
-    "cal_ql",
-    "iql",
-    "awac",
-    "bc",
-    "prdc",
-    "rebrac",
-    "crr",
-)
+    "sac", "td3", "ddpg", "td3_plus_bc", "cql", "cal_ql", "iql", "awac", "bc", "prdc", "rebrac", "crr",
+)  # fmt: skip
 _LOG_STD: Mapping[str, tuple[float, float]] = {"iql": (-5.0, 2.0), "awac": (-6.0, 0.0), "bc": (-4.0, 15.0)}
 """Where the logarithm of the deviation ends, if not at (−20, 2)."""
 _FACTORIES = {"policy": "actor", "targ_policy": "actor", "q_funcs": "critic", "targ_q_funcs": "critic"}

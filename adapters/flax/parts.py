@@ -23,18 +23,8 @@ Tensors = Mapping[str, ir.TensorProtocol]
 
 _OPTIMIZER = re.compile(r"(.*_)?(tx|opt|opts|optim|optimi[sz]ers?)(_.*)?")
 _KINDS = {
-    "tx",
-    "opt",
-    "opts",
-    "optim",
-    "optimizer",
-    "optimizers",
-    "state",
-    "states",
-    "params",
-    "param",
-    *COPIES,
-}
+    "tx", "opt", "opts", "optim", "optimizer", "optimizers", "state", "states", "params", "param", *COPIES,
+}  # fmt: skip
 """Words of names that do not say which network is meant."""
 
 

@@ -12,15 +12,8 @@ from surgery.json_values import Json, dumps, thaw
 from surgery.policy.heads import find
 
 _MATTERS = (
-    "sticky_actions",
-    "action_set",
-    "frame_skip",
-    "frame_stack",
-    "max_pool",
-    "noop_max",
-    "fire_reset",
-    "preprocessing",
-)
+    "sticky_actions", "action_set", "frame_skip", "frame_stack", "max_pool", "noop_max", "fire_reset", "preprocessing",
+)  # fmt: skip
 
 
 def changed(own: Environment, played: Environment) -> dict[str, Json]:

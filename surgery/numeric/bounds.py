@@ -22,79 +22,21 @@ from surgery.numeric.evaluate import Evaluation, Frame
 SLACK = 1e-12
 """Relative width added to bounds that were computed with rounding; equal bounds stay equal."""
 
-_RISING = frozenset(
-    [
-        *(
-            "Relu",
-            "LeakyRelu",
-            "Sigmoid",
-            "Tanh",
-            "Exp",
-            "Softplus",
-            "Elu",
-            "Selu",
-            "Celu",
-            "HardSigmoid",
-            "Clip",
-        ),
-        *(
-            "Identity",
-            "Cast",
-            "CastLike",
-            "Floor",
-            "Ceil",
-            "Round",
-            "Log",
-            "Sqrt",
-            "Erf",
-            "Softsign",
-            "ThresholdedRelu",
-            "Sign",
-        ),
-        "Dropout",
-    ]
-)
-_MOVING = frozenset(
-    [
-        *(
-            "Reshape",
-            "Flatten",
-            "Transpose",
-            "Squeeze",
-            "Unsqueeze",
-            "Slice",
-            "Gather",
-            "Split",
-            "Expand",
-            "Tile",
-            "Pad",
-        ),
-        *("DepthToSpace", "SpaceToDepth", "MaxPool", "GlobalMaxPool", "AveragePool", "GlobalAveragePool"),
-        *("ReduceMax", "ReduceMin", "ReduceMean", "ReduceSum"),
-    ]
-)
+_RISING = frozenset({
+    "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Exp", "Softplus", "Elu", "Selu", "Celu", "HardSigmoid", "Clip",
+    "Identity", "Cast", "CastLike", "Floor", "Ceil", "Round", "Log", "Sqrt", "Erf", "Softsign", "ThresholdedRelu",
+    "Sign", "Dropout",
+})  # fmt: skip
+_MOVING = frozenset({
+    "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Gather", "Split", "Expand", "Tile",
+    "Pad", "DepthToSpace", "SpaceToDepth", "MaxPool", "GlobalMaxPool", "AveragePool", "GlobalAveragePool",
+    "ReduceMax", "ReduceMin", "ReduceMean", "ReduceSum",
+})  # fmt: skip
 _JOINING = frozenset(["Concat", "Max", "Min", "Sum", "Add", "Mean"])
-_POINTWISE = frozenset(
-    [
-        *(
-            "Abs",
-            "Cos",
-            "Sin",
-            "Gelu",
-            "Mish",
-            "HardSwish",
-            "Swish",
-            "Pow",
-            "Where",
-            "Sub",
-            "Mul",
-            "Div",
-            "Neg",
-            "Atan",
-        ),
-        *("Reciprocal", "Not", "And", "Or", "Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual"),
-    ]
-)
+_POINTWISE = frozenset({
+    "Abs", "Cos", "Sin", "Gelu", "Mish", "HardSwish", "Swish", "Pow", "Where", "Sub", "Mul", "Div", "Neg", "Atan",
+    "Reciprocal", "Not", "And", "Or", "Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual",
+})  # fmt: skip
 _LINEAR = frozenset(["Gemm", "MatMul", "Conv"])
 _EXACT = _MOVING | {"Concat", "Max", "Min", "Relu", "Identity", "Clip"}
 """Their bounds need no slack."""

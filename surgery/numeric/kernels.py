@@ -46,13 +46,8 @@ KERNELS: Mapping[str, Kernel] = {
 STANDARD_DOMAINS = ("", "ai.onnx")
 
 RANDOM = {
-    "RandomNormal",
-    "RandomNormalLike",
-    "RandomUniform",
-    "RandomUniformLike",
-    "Multinomial",
-    "Bernoulli",
-}
+    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli",
+}  # fmt: skip
 """Operators that give other numbers every time; the evaluator is deterministic, and has none of them."""
 
 

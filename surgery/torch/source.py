@@ -8,22 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 _WORD = re.compile(r"(?<![\w.])[A-Za-z_]\w*", re.ASCII)  # attributes are no names
-RESERVED = frozenset(
-    {
-        *keyword.kwlist,
-        *keyword.softkwlist,
-        "self",
-        "torch",
-        "F",
-        "math",
-        "float",
-        "int",
-        "bool",
-        "abs",
-        "min",
-        "max",
-    }
-)
+_USED = {"self", "torch", "F", "math", "float", "int", "bool", "abs", "min", "max"}
+RESERVED = frozenset({*keyword.kwlist, *keyword.softkwlist, *_USED})
 
 
 class Names:

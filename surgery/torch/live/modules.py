@@ -135,32 +135,12 @@ RULES: tuple[tuple[tuple[type[nn.Module], ...], Callable[..., Attributes]], ...]
 )
 """How PyTorch's own modules name their sizes: classes (subclasses included) and what their attributes become."""
 
-COMMON = frozenset(
-    [
-        *(
-            "in_features",
-            "out_features",
-            "input_size",
-            "output_size",
-            "input_dim",
-            "output_dim",
-            "in_dim",
-            "out_dim",
-        ),
-        *(
-            "hidden_size",
-            "hidden_dim",
-            "hidden",
-            "features_dim",
-            "latent_dim",
-            "embed_dim",
-            "embedding_dim",
-            "d_model",
-        ),
-        *("in_channels", "out_channels", "channels", "num_features", "n_features", "width", "features"),
-        *("latent_dim_pi", "latent_dim_vf", "n_input_channels"),
-    ]
-)
+COMMON = frozenset({
+    "in_features", "out_features", "input_size", "output_size", "input_dim", "output_dim", "in_dim", "out_dim",
+    "hidden_size", "hidden_dim", "hidden", "features_dim", "latent_dim", "embed_dim", "embedding_dim", "d_model",
+    "in_channels", "out_channels", "channels", "num_features", "n_features", "width", "features",
+    "latent_dim_pi", "latent_dim_vf", "n_input_channels",
+})  # fmt: skip
 """What a module that is not PyTorch's calls the size of an axis of its own tensors."""
 
 
