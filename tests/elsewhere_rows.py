@@ -28,8 +28,8 @@ from surgery.distill.actor import Actor
 from surgery.distill.captured import WARM_UP, Arriving
 from surgery.distill.learner import Learner, Objective, make_optimizer
 from surgery.distill.methods import METHODS, Auxiliary
-from surgery.distill.mixing import mixed
 from surgery.distill.network import Network
+from surgery.distill.replays import mixed
 from surgery.distill.run import execute
 from surgery.distill.settings import Settings
 from surgery.distill.values import values_of

@@ -15,7 +15,7 @@ from surgery.distill import session as sessions
 from surgery.distill.actor import Actor
 from surgery.distill.learner import Learner
 from surgery.distill.loop import Loop
-from surgery.distill.mixing import mixed
+from surgery.distill.replays import mixed
 from surgery.distill.session import Session
 from surgery.distill.weaning import Weaning
 from surgery.envs import Envs

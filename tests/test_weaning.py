@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from surgery.distill.acting import epsilon
-from surgery.distill.measuring import check_teacher
+from surgery.distill.checks import check_teacher
 from surgery.distill.methods import METHODS, RollIn
 from surgery.distill.settings import PAPER, Settings
 from surgery.distill.weaning import Weaning

@@ -13,13 +13,12 @@ import torch
 
 from surgery.distill.acting import Array, Games, Turns, epsilon, explore, play_games
 from surgery.distill.captured import Arriving
+from surgery.distill.checks import check_record, check_teacher, standard_error
 from surgery.distill.guarded import alive
 from surgery.distill.interrupt import Stopped
 from surgery.distill.journal import Pace, Status
 from surgery.distill.learner import Objective
-from surgery.distill.measuring import check_record, check_teacher, standard_error
-from surgery.distill.mixing import mixed
-from surgery.distill.replays import keep
+from surgery.distill.replays import keep, mixed
 from surgery.distill.session import Session
 from surgery.distill.weaning import Weaning
 from surgery.envs import Step

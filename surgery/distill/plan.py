@@ -12,7 +12,7 @@ from surgery import policy as policies
 from surgery.architectures import new
 from surgery.architectures.writer import NOISE
 from surgery.checkpoint import Checkpoint
-from surgery.distill.choices import check_environment, check_model
+from surgery.distill.checks import check_environment, check_model
 from surgery.distill.job import Job
 from surgery.distill.learner import EPS
 from surgery.distill.methods import Method, method_named
@@ -31,7 +31,7 @@ from surgery.replay import read_transitions
 
 @dataclass(frozen=True)
 class Options:
-    """How a run goes, besides what is learned from whom.
+    """Options of a run, beside its student and its teacher.
 
     Attributes:
       frames: online budget in emulator frames.

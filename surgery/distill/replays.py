@@ -1,9 +1,10 @@
-"""The student's replay and the teacher's: what they keep, and whether they fit."""
+"""The student's replay and the teacher's: what they keep, whether they fit, and batches of both."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from surgery.distill.acting import Array
@@ -12,6 +13,8 @@ from surgery.distill.network import Network
 from surgery.distill.settings import Settings
 from surgery.envs import Envs, Step
 from surgery.replay import (
+    NOWHERE,
+    Batch,
     Layout,
     Replay,
     Transitions,
@@ -20,6 +23,7 @@ from surgery.replay import (
     check_memory,
     estimate,
 )
+from surgery.replay.frames import put
 
 ASKING = ("imitate", "margin")
 """Auxiliary losses that ask the teacher."""
@@ -109,6 +113,27 @@ def keep(
         observation, actions, step.reward, step.terminated, step.truncated, step.next_observation,
         scores=scores, state=state, begins=begins,
     )  # fmt: skip
+
+
+def mixed(batch: Batch, teacher: Replay, ratio: float, generator: np.random.Generator) -> Batch:
+    """The batch with each element swapped for one of the teacher's with some probability, independently.
+
+    Args:
+      batch: B transitions of the student; changed in place where its arrays are.
+      teacher: the teacher's transitions.
+      ratio: the probability.
+      generator: of the swaps and of what is drawn.
+    """
+    size = len(batch.rows)
+    swapped = np.flatnonzero(generator.random(size) < ratio)
+    if not len(swapped):
+        return batch
+    other = teacher.sample(len(swapped), generator)
+    for name in ("observation", "action", "returns", "discount", "next_observation"):
+        put(getattr(batch, name), swapped, getattr(other, name))
+    weight, rows = batch.weight.copy(), batch.rows.copy()
+    weight[swapped], rows[swapped] = 1.0, NOWHERE
+    return replace(batch, weight=weight, rows=rows)
 
 
 def _free() -> int:

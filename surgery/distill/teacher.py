@@ -16,7 +16,7 @@ import numpy as np
 from surgery import policy as policies
 from surgery.checkpoint import Checkpoint
 from surgery.distill.acting import Array
-from surgery.distill.choices import check_model
+from surgery.distill.checks import check_model
 from surgery.errors import ArgumentError
 from surgery.evaluate import fits
 from surgery.interface import Environment
