@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from surgery.adapters import TrainingState, find
 from surgery.checkpoint import Checkpoint
-from surgery.errors import ArgumentError, SurgeryError, UnknownName
+from surgery.errors import ArgumentError, SurgeryError, UnknownName, some_text
 from surgery.interface import LineageStep
 from surgery.optimizer import OptimizerState
 from surgery.optimizer_record import OptimizerRecord, align, merged, told_names, trainable
@@ -141,7 +141,7 @@ def _find_network(
     if not most:
         theirs = [name for network in training.networks.values() for name in network]
         raise ArgumentError(
-            f"no parameter of the graph is in the checkpoint: {_some(tensors)} against {_some(theirs)}",
+            f"no parameter of the graph is in the checkpoint: {some_text(tensors, 5)} against {some_text(theirs, 5)}",
             hint="export the graph with optimize=False, so that parameters keep their names",
         )
     best = [name for name in candidates if len(aligned[name]) == most]
@@ -150,7 +150,7 @@ def _find_network(
         if not differing[name]:
             return name, aligned[name]
     raise ArgumentError(
-        f"the graph has other weights than '{best[0]}' of the checkpoint: {_some(differing[best[0]])}",
+        f"the graph has other weights than '{best[0]}' of the checkpoint: {some_text(differing[best[0]], 5)}",
         hint="it was exported from another step: export it again from this checkpoint",
     )
 
@@ -201,8 +201,3 @@ def _check_shapes(state: OptimizerState, tensors: Tensors) -> None:
                     f"the {slot} of '{name}' is {list(shape_of(tensor))}, "
                     f"the parameter is {list(shape_of(tensors[name]))}"
                 )
-
-
-def _some(names: Sequence[str] | Tensors) -> str:
-    shown = list(names)[:5]
-    return ", ".join(shown) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

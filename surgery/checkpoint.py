@@ -13,7 +13,7 @@ from typing import Any
 import onnx_ir as ir
 
 from surgery.digests import model_digest
-from surgery.errors import GraphError
+from surgery.errors import GraphError, some_text
 from surgery.graph.spaces import Analysis, analyse
 from surgery.interface import Environment, Interface, LineageStep
 from surgery.json_values import Json, freeze_mapping
@@ -109,6 +109,5 @@ def check_finite(checkpoint: Checkpoint) -> None:
         for slot, tensors in checkpoint.optimizer.slots.items():
             bad += [f"{slot} of {name}" for name, tensor in tensors.items() if not finite(tensor)]
     if bad:
-        more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
         where = {"file": checkpoint.path} if checkpoint.path else None
-        raise GraphError(f"NaN or infinite values in: {', '.join(bad[:10])}{more}", where=where)
+        raise GraphError(f"NaN or infinite values in: {some_text(bad, 10)}", where=where)

@@ -40,6 +40,13 @@ def number_text(value: float, digits: int = 3) -> str:
     return f"{value:,.0f}" if whole else f"{value:.{digits}g}"
 
 
+def some_text(words: Iterable[str], most: int) -> str:
+    """The first of some words, and how many more there are: `a, b and 3 more`."""
+    listed = list(words)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return f"{', '.join(listed[:most])}{more}"
+
+
 def first_line(error: BaseException, *, typed: bool = False) -> str:
     """What another program's exception says, its first line; of one without words, its class.
 

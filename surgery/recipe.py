@@ -22,6 +22,7 @@ import numpy as np
 
 from surgery.edits.arithmetic import AxisMap, SpaceEdit, axis_maps
 from surgery.edits.plan import Plan
+from surgery.errors import some_text
 from surgery.json_values import Json
 from surgery.optimizer import WHOLE, OptimizerState, ParamGroup
 
@@ -80,7 +81,7 @@ class Recipe:
         """A line per group, or one with the reason."""
         if self.reason is not None:
             return f"keep your own; none goes on exactly as before the change: {self.reason}"
-        return "\n".join(f"{_settings(group)}: {_some(group.parameters)}" for group in self.groups)
+        return "\n".join(f"{_settings(group)}: {some_text(group.parameters, 4)}" for group in self.groups)
 
 
 def recipe(plan: Plan, state: OptimizerState) -> Recipe:
@@ -198,8 +199,3 @@ def _settings(group: RecipeGroup) -> str:
 
 def _number(value: Json) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _some(names: tuple[str, ...], count: int = 4) -> str:
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return f"{', '.join(names[:count])}{more}"

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from surgery.adapters import SHARED
-from surgery.errors import ArgumentError, Refused
+from surgery.errors import ArgumentError, Refused, some_text
 from surgery.optimizer_record import align, trainable
 from surgery.tensors import shape_of
 from surgery_adapters.networks.layers import HINT, Tensors
@@ -115,8 +115,7 @@ def differing(wanted: Shapes, held: Shapes) -> tuple[list[Module], list[Module]]
 
 
 def _listed(modules: Sequence[Module]) -> str:
-    shown = ", ".join(map(str, modules[:6])) or "no other"
-    return shown + (f" and {len(modules) - 6} more" if len(modules) > 6 else "")
+    return some_text(map(str, modules), 6) or "no other"
 
 
 def _renamed(name: str, modules: Mapping[str, str]) -> str | None:

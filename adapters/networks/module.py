@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from surgery.adapters import Reading, code_from_here
-from surgery.errors import ArgumentError, MissingDependency, Refused
+from surgery.errors import ArgumentError, MissingDependency, Refused, some_text
 from surgery.interface import Port
 from surgery.optimizer_record import align
 from surgery.tensors import shape_of
@@ -193,5 +193,4 @@ def outputs_of(model: ir.Model, part: Part, *, copy: bool) -> list[Port]:
 
 
 def _some(names: Mapping[str, Any]) -> str:
-    shown = [f"{name} {list(value.shape)}" for name, value in list(names.items())[:4]]
-    return ", ".join(shown) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return some_text([f"{name} {list(value.shape)}" for name, value in names.items()], 4)

@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from surgery.draw.boxes import GAP, HEAD, LINE, PADDING, Box, Chain, Chip, Diagram, diagram, verdict
 from surgery.draw.layers import Placement, Point, place
+from surgery.errors import some_text
 from surgery.graph.spaces import Analysis, Space
 
 GOLDEN = 137.508  # degrees: hues of neighbours in any number of spaces are far apart
@@ -114,8 +115,7 @@ def _places(space: Space) -> str:
     lines = []
     for role, word in (("out", "made by"), ("in", "read by")):
         found = [f"{axis.tensor}[{axis.axis}]" for axis in space.axes if axis.role == role]
-        more = f" and {len(found) - 8} more" if len(found) > 8 else ""
-        lines += [f"{word} {', '.join(found[:8])}{more}"] if found else []
+        lines += [f"{word} {some_text(found, 8)}"] if found else []
     return "\n".join(lines)
 
 

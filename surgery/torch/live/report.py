@@ -1,4 +1,4 @@
-"""What came of surgery on live objects."""
+"""Result of surgery on live objects."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from surgery.edits.plan import Plan
+from surgery.errors import some_text
 from surgery.recipe import Recipe
 from surgery.verify import Report
 
@@ -65,8 +66,7 @@ class Operation:
         if self.others:
             lines.append(f"{self.others} parameters of other networks are left as they are")
         if self.unused:
-            more = f" and {len(self.unused) - 4} more" if len(self.unused) > 4 else ""
-            lines.append(f"forward() does not use {', '.join(self.unused[:4])}{more}: left as they are")
+            lines.append(f"forward() does not use {some_text(self.unused, 4)}: left as they are")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
