@@ -58,9 +58,9 @@ class Use:
             paths.add(name.rpartition(".")[0])
         return paths.pop() if len(paths) == 1 else None
 
-    def argument(self, index: int, keyword: str = "") -> str | None:
-        """A positional or keyword argument, None where it is absent or None."""
-        found = self.arguments[index] if index < len(self.arguments) else self.keywords.get(keyword)
+    def argument(self, index: int) -> str | None:
+        """A positional argument, None where it is absent or None."""
+        found = self.arguments[index] if index < len(self.arguments) else None
         return None if found == "None" else found
 
     def shape(self, source: str) -> Sizes:
