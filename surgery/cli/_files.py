@@ -1,4 +1,4 @@
-"""Files that a command is given: what can be refused before any work is done, is."""
+"""Files that a command is given, checked before any work is done."""
 
 from __future__ import annotations
 

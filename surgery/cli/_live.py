@@ -19,7 +19,7 @@ QUIET_SECONDS = 60.0
 
 @contextmanager
 def live(output: Output) -> Iterator[Callable[[Status], None]]:
-    """Gives a callback that shows where a run is."""
+    """A callback that shows the progress of a run."""
     if output.quiet or output.as_json:
         yield lambda status: None
         return
@@ -33,7 +33,7 @@ def live(output: Output) -> Iterator[Callable[[Status], None]]:
 
 
 class _Sparse:
-    """Into a log: a line a minute."""
+    """For logs: one line a minute."""
 
     def __init__(self, output: Output) -> None:
         self._output, self._said = output, time.monotonic()

@@ -22,7 +22,7 @@ UNBOUNDED = 10_000  # columns of a table that no terminal shows: nothing is wrap
 
 @dataclass(frozen=True)
 class Output:
-    """How this run speaks.
+    """How a command prints.
 
     Args:
       as_json: one object on stdout instead of text.

@@ -1,4 +1,4 @@
-"""What the verbs that take `--to` have in common: find a route, travel it, say layer by layer what happened."""
+"""What the verbs that take `--to` share: find a route, take it, and report it layer by layer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Play:
-    """Where and how long a new network plays that is taught because there is no route."""
+    """Environment and length of the training that takes the place of a missing route."""
 
     environment: str | None
     frames: int

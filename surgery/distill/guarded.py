@@ -52,7 +52,7 @@ class Guarded:
 
 @contextlib.contextmanager
 def alive(name: str | None) -> Iterator[None]:
-    """What an environment throws in this context, as an error that says what to do; what a GPU throws is not its.
+    """Turn what an environment raises in this context into an error that says what to do; a GPU's errors pass.
 
     Raises:
       RunFailed: it threw something.

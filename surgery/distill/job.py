@@ -1,4 +1,4 @@
-"""What a run is asked to do, and where."""
+"""A run that is to be carried out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from surgery.replay import Transitions
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done, and where.
+    """A student, its teacher, their environment and all numbers.
 
     Attributes:
       folder: the run directory.

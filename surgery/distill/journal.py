@@ -1,4 +1,4 @@
-"""What a run says as it goes: `metrics.jsonl`, TensorBoard files, and a status for whoever watches."""
+"""The log of a run: `metrics.jsonl`, TensorBoard files, and a status for the live line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ METRICS = "metrics.jsonl"
 
 @dataclass(frozen=True)
 class Status:
-    """Where a run is, for a live line.
+    """Progress of a phase, for the live line.
 
     Attributes:
       phase: `collecting`, `offline` or `online`.
@@ -128,7 +128,7 @@ def _board(folder: Path, step: int) -> SummaryWriter | None:
 
 
 class Pace:
-    """How fast something goes, and whether it is time to say so."""
+    """The speed of a phase, and when to show it next."""
 
     def __init__(self) -> None:
         self._said = 0.0

@@ -43,10 +43,10 @@ REPLAYS = ("replay", "teacher_replay")
 
 
 class Session:
-    """The mutable middle of a run. `open` continues from the newest checkpoint where there is one.
+    """The mutable state of a run. `open` continues from the newest checkpoint where there is one.
 
     Attributes:
-      notes: what had to be said on opening.
+      notes: messages from opening it.
       actor: the student at play in the training environments.
       note: told what should be said once while it runs.
       score: the student's newest, of these very weights and of whole games; None before the first evaluation.

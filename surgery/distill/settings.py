@@ -18,7 +18,7 @@ HEADS = ("q", "dueling", "c51", "qr", "rainbow")
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run does. Periods and counts are agent steps unless they say otherwise.
+    """The numbers of a run. Periods and counts are agent steps unless they say otherwise.
 
     Attributes:
       method: its name.

@@ -19,7 +19,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class ActionSpace(Protocol):
-    """What may be done in an environment; as text it says how much.
+    """The actions of an environment; its text says which and how many.
 
     Attributes:
       size: how many numbers a network gives of one action: every value of a choice has one, every number is one.
@@ -145,7 +145,7 @@ class Box:
 
 
 def any_of(allowed: Array, count: int, generator: np.random.Generator) -> Array:
-    """(count,) of some numbers (a,), each as likely as the other."""
+    """(count,) drawn uniformly from some numbers (a,)."""
     return np.asarray(allowed[generator.integers(len(allowed), size=count)])
 
 

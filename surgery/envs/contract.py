@@ -166,7 +166,7 @@ def missing(package: str, extra: str) -> MissingDependency:
 
 @contextmanager
 def made_by_gymnasium(contract: Environment) -> Iterator[None]:
-    """What gymnasium says against making an environment, in our words.
+    """Translate gymnasium's errors in making an environment into ours.
 
     Raises:
       UnknownName, ArgumentError, MissingDependency.

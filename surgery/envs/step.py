@@ -91,7 +91,7 @@ class Envs(Protocol):
 
 @contextmanager
 def alive(name: str | None) -> Iterator[None]:
-    """What an environment, which is anyone's code, throws in this context is no bug of ours.
+    """Turn whatever an environment, which is anyone's code, raises in this context into an error of ours.
 
     Raises:
       RunFailed: it threw something.

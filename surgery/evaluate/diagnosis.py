@@ -1,4 +1,4 @@
-"""Finding out why a score is not reached: one thing at a time is changed, and played."""
+"""Why a recorded score is not reached: one setting at a time is changed, and played."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MOST_SWAPS = 6
 
 @dataclass(frozen=True)
 class Finding:
-    """What was changed, and what came of it.
+    """One change that was tried, and its score.
 
     Attributes:
       change: in words.

@@ -111,7 +111,7 @@ def _check_age(steps: int, contract: Environment) -> None:
 
 
 def at_random(allowed: Array, generator: np.random.Generator) -> Callable[[Array], Array]:
-    """Random play: any of the actions that may be taken (a,), each as likely as the other."""
+    """Random play: uniform over the allowed actions (a,)."""
     return lambda observation: any_of(allowed, len(observation), generator)
 
 

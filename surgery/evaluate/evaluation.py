@@ -37,7 +37,7 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured.
+    """Result of an evaluation.
 
     Attributes:
       environment: the contract that was played, with every setting stated.

@@ -30,7 +30,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @contextlib.contextmanager
 def on_device() -> Iterator[None]:
-    """In this context a GPU that fails stops the measurement with the reason.
+    """Turn a failure of the GPU in this context into an error with the reason.
 
     Raises:
       RunFailed: it failed.
@@ -120,7 +120,7 @@ def measure(
 
 
 def fits(checkpoint: Checkpoint, policy: Policy, envs: Envs) -> None:
-    """Refuse an environment that the network does not fit, naming the command that makes it fit; else let it meet that.
+    """Prepare a policy for environments; refuse those that it does not fit, with the command that makes it fit.
 
     Actions beyond those of the environment are allowed as long as the contract forbids them.
 

@@ -30,7 +30,7 @@ _AGREE = 1e-3
 
 
 def as_module(module: nn.Module, checkpoint: Checkpoint) -> Run:
-    """The torch module of a graph, only asked from now on, wherever it is moved to."""
+    """A torch module in evaluation, without gradients, on whichever device it lies."""
     module.eval().requires_grad_(False)
     inputs = [port.name for port in checkpoint.interface.inputs]
     outputs = [port.name for port in checkpoint.interface.outputs]
@@ -87,7 +87,7 @@ def in_runtime(
 
 
 def _advice() -> str:
-    """How onnxruntime gets to the GPU."""
+    """What lets onnxruntime use the GPU."""
     import onnxruntime
 
     if _CUDA in onnxruntime.get_available_providers():
@@ -99,7 +99,7 @@ def _advice() -> str:
 
 
 def _providers(device: torch.device) -> list[Any]:
-    """What onnxruntime is to run on: only what it has, since it warns of anything else."""
+    """The execution providers to ask for, only those that there are: onnxruntime warns about others."""
     import onnxruntime
 
     if device.type != "cuda" or _CUDA not in onnxruntime.get_available_providers():

@@ -84,7 +84,7 @@ def find(checkpoint: Checkpoint, output: str | None = None) -> Head:
 
 
 def _beside(heads: Sequence[Scores]) -> Scores:
-    """Several outputs as one head, of a choice each."""
+    """Several outputs as one head: each of them is one choice."""
     allowed = tuple(one for head in heads for one in head.allowed or (True,) * head.actions)
     return Scores(
         heads[0].output,

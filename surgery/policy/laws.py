@@ -1,4 +1,4 @@
-"""What a network says of observations, as actions: one object for every kind of action space."""
+"""Actions from what a network gives: greedy, sampled and random, for every kind of action space."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from surgery.policy.arrays import Array
 
 
 class Law(Protocol):
-    """How actions (n, …) come out of what a network says of n observations."""
+    """The distribution of actions (n, …) that a network gives for n observations."""
 
     def greedy(self, said: Array) -> Array: ...
 
@@ -22,10 +22,10 @@ class Law(Protocol):
         """Raises: Refused: nothing says how the network would draw them."""
 
     def uniform(self, count: int, generator: np.random.Generator) -> Array:
-        """Any that may be taken, each as likely. Raises: Refused: there is no such draw."""
+        """Uniform over the allowed actions. Raises: Refused: they have no bounds."""
 
     def random(self, count: int, generator: np.random.Generator) -> Array:
-        """Random play."""
+        """Random play, also where actions have no bounds."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,7 +26,7 @@ Ends = tuple[Array, Array]
 
 @dataclass(frozen=True, eq=False)
 class Moves:
-    """The outputs that say how far to move.
+    """The outputs that give continuous actions.
 
     Attributes:
       output: the numbers themselves. kind: `action` or `mean`, as it is declared.
@@ -86,7 +86,7 @@ class Moves:
 
 
 def candidates(checkpoint: Checkpoint) -> list[Port]:
-    """The outputs that may say how far to move, the first ones first: what is done, before the mean that it is made of.
+    """The outputs that may be continuous actions: an action itself before the mean that it is made of.
 
     One that the graph draws comes after the mean that it is drawn around.
     """

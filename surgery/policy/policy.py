@@ -188,7 +188,7 @@ class Policy:
         parts: Sequence[Part] = (),
         takes: ActionSpace | None = None,
     ) -> None:
-        """Refuse an environment that the network does not fit, or see and act from now on as it shows and takes.
+        """Check that the network fits an environment; from now on read its observations, and give its actions.
 
         Args:
           observation_shape: of one observation.

@@ -1,4 +1,4 @@
-"""How much a replay takes, said before it is made."""
+"""Memory that a replay needs, checked before it is made."""
 
 from __future__ import annotations
 
