@@ -78,39 +78,31 @@ def _linear(use: Use) -> Found | None:
     if path is None:
         return None
     out, into = use.shape(weight)
-    made = f"nn.Linear({into}, {out}{'' if bias else ', bias=False'})"
-    return path, ("weight", "bias") if bias else ("weight",), made, f"@({x})"
+    return _biased(path, f"nn.Linear({into}, {out}", bias, x)
 
 
-def _conv(rank: int) -> Callable[[Use], Found | None]:
+def _biased(path: str, made: str, bias: str | None, x: str) -> Found:
+    """A layer with a weight and perhaps a bias."""
+    if bias:
+        return path, ("weight", "bias"), f"{made})", f"@({x})"
+    return path, ("weight",), f"{made}, bias=False)", f"@({x})"
+
+
+def _conv(rank: int, *, transposed: bool = False) -> Callable[[Use], Found | None]:
     def recognise(use: Use) -> Found | None:
-        x, weight, bias = use.arguments[0], use.arguments[1], use.argument(2)
+        x, weight = use.arguments[:2]
+        bias = use.keywords.get("bias") if transposed else use.argument(2)
         path = use.owner({"weight": weight, "bias": bias})
         if path is None:
             return None
-        out, each, *kernel = use.shape(weight)
-        groups = int(use.keywords.get("groups", "1"))
-        size = kernel[0] if len(set(kernel)) == 1 else tuple(kernel)
-        settings = "".join(f", {key}={value}" for key, value in use.keywords.items())
-        made = f"nn.Conv{rank}d({each * groups}, {out}, {size}{settings}{'' if bias else ', bias=False'})"
-        return path, ("weight", "bias") if bias else ("weight",), made, f"@({x})"
-
-    return recognise
-
-
-def _conv_transpose(rank: int) -> Callable[[Use], Found | None]:
-    def recognise(use: Use) -> Found | None:
-        x, weight, bias = use.arguments[0], use.arguments[1], use.keywords.get("bias")
-        path = use.owner({"weight": weight, "bias": bias})
-        if path is None:
-            return None
-        into, each, *kernel = use.shape(weight)
+        first, each, *kernel = use.shape(weight)
         settings = {key: value for key, value in use.keywords.items() if key != "bias"}
+        second = each * int(settings.get("groups", "1"))
+        channels = f"{first}, {second}" if transposed else f"{second}, {first}"
         size = kernel[0] if len(set(kernel)) == 1 else tuple(kernel)
         stated = "".join(f", {key}={value}" for key, value in settings.items())
-        out = each * int(settings.get("groups", "1"))
-        made = f"nn.ConvTranspose{rank}d({into}, {out}, {size}{stated}{'' if bias else ', bias=False'})"
-        return path, ("weight", "bias") if bias else ("weight",), made, f"@({x})"
+        kind = f"nn.Conv{'Transpose' if transposed else ''}{rank}d"
+        return _biased(path, f"{kind}({channels}, {size}{stated}", bias, x)
 
     return recognise
 
@@ -175,9 +167,9 @@ RULES: Mapping[str, Callable[[Use], Found | None]] = {
     "torch.conv1d": _conv(1),
     "torch.conv2d": _conv(2),
     "torch.conv3d": _conv(3),
-    "torch.conv_transpose1d": _conv_transpose(1),
-    "torch.conv_transpose2d": _conv_transpose(2),
-    "torch.conv_transpose3d": _conv_transpose(3),
+    "torch.conv_transpose1d": _conv(1, transposed=True),
+    "torch.conv_transpose2d": _conv(2, transposed=True),
+    "torch.conv_transpose3d": _conv(3, transposed=True),
     "F.batch_norm": _batch_norm,
     "F.layer_norm": _layer_norm,
     "torch.prelu": _slopes,
