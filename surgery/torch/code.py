@@ -19,7 +19,7 @@ from surgery.errors import ArgumentError, Refused, shape_text
 from surgery.torch.code_layers import Layer, recognised
 from surgery.torch.code_sequences import Chain, sequences
 from surgery.torch.module import Translated, translated
-from surgery.torch.source import Block, Line
+from surgery.torch.source import Block, Line, identifiers
 
 _LINE = 100
 _LARGEST_LITERAL = 4096
@@ -217,7 +217,7 @@ def _joined(block: Block) -> Block:
     lines = list(block.lines)
     counts = {line.target: 0 for line in lines}
     for text in [*(line.text for line in lines), block.returned]:
-        for word in re.findall(r"(?<![\w.])[A-Za-z_]\w*", text):
+        for word in identifiers(text):
             if word in counts:
                 counts[word] += 1
     for line in lines:

@@ -11,7 +11,7 @@ from torch import nn
 
 from surgery.torch.code_layers import Layer
 from surgery.torch.module import Translated
-from surgery.torch.source import Block, Line
+from surgery.torch.source import Block, Line, identifiers
 
 _ACTIVATIONS = {
     "torch.relu": "ReLU", "torch.tanh": "Tanh", "torch.sigmoid": "Sigmoid", "F.elu": "ELU", "F.gelu": "GELU",
@@ -65,10 +65,10 @@ class _Flow:
     def __init__(self, block: Block, inputs: Sequence[str]) -> None:
         self._block, self._inputs = block, inputs
         self._makers = {line.target: line for line in block.lines}
-        reads = Counter(re.findall(r"(?<![\w.])[A-Za-z_]\w*", block.returned))
+        reads = Counter(identifiers(block.returned))
         readers: dict[str, Line] = {}
         for line in block.lines:
-            words = Counter(re.findall(r"(?<![\w.])[A-Za-z_]\w*", line.text))
+            words = Counter(identifiers(line.text))
             words.update(2 * list(line.block.words()) if line.block else ())
             reads += words
             readers |= dict.fromkeys(words, line)

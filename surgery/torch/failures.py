@@ -28,7 +28,7 @@ def is_of_device(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def explained(hint: str) -> Iterator[None]:
-    """In this context a device that fails stops the run with the reason.
+    """Turn a failure of the device in this context into an error with the reason.
 
     Raises:
       RunFailed: it failed.

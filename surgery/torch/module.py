@@ -121,7 +121,7 @@ def _store(
         name, tensor = str(value.name), value.const_value
         if tensor is None:
             raise GraphError(f"the initializer '{name}' has no data")
-        if name not in parameters and not (_floating(tensor) and len(tensor.shape)):
+        if name not in parameters and not (tensor.dtype.is_floating_point() and len(tensor.shape)):
             continue
         data = to_torch(tensor.numpy())
         placed[value] = data.to(dtype) if dtype is not None and data.dtype == torch.float32 else data
@@ -133,10 +133,6 @@ def _store(
         stored[value] = Stored(name, reading(root, name), tuple(data.shape), offset)
         offset += data.numel()
     return stored
-
-
-def _floating(tensor: ir.TensorProtocol) -> bool:
-    return tensor.dtype.is_floating_point()
 
 
 def _literal(root: nn.Module, array: np.ndarray[Any, Any], dtype: torch.dtype | None) -> str:
@@ -153,10 +149,7 @@ def _literal(root: nn.Module, array: np.ndarray[Any, Any], dtype: torch.dtype | 
 def _forward(program: Program, model: ir.Model) -> tuple[list[str], Block]:
     graph, scope = model.graph, Scope(program, model.graph)
     inputs = [value for value in graph.inputs if not value.is_initializer()]
-    names = []
-    for value in inputs:
-        ref = scope.argument(value)
-        names.append(ref)
+    names = [scope.argument(value) for value in inputs]
     program.first_input = names[0] if names else ""
     scope.run()
     results = []

@@ -7,9 +7,14 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-_WORD = re.compile(r"(?<![\w.])[A-Za-z_]\w*", re.ASCII)  # attributes are no names
+_WORD = re.compile(r"(?<![\w.])[A-Za-z_]\w*", re.ASCII)
 _USED = {"self", "torch", "F", "math", "float", "int", "bool", "abs", "min", "max"}
 RESERVED = frozenset({*keyword.kwlist, *keyword.softkwlist, *_USED})
+
+
+def identifiers(text: str) -> list[str]:
+    """Every identifier in a piece of source, as often as it stands there; attributes are none."""
+    return _WORD.findall(text)
 
 
 class Names:
@@ -48,7 +53,7 @@ class Line:
 
     def words(self) -> set[str]:
         """Every identifier that it reads."""
-        found = set(_WORD.findall(self.text))
+        found = set(identifiers(self.text))
         return found | self.block.words() if self.block else found
 
 
@@ -65,11 +70,11 @@ class Block:
 
     def words(self) -> set[str]:
         """Every identifier that it reads."""
-        return set(_WORD.findall(self.returned)).union(*(line.words() for line in self.lines))
+        return set(identifiers(self.returned)).union(*(line.words() for line in self.lines))
 
     def prune(self) -> None:
         """Drop lines whose result nobody reads."""
-        needed, kept = set(_WORD.findall(self.returned)), []
+        needed, kept = set(identifiers(self.returned)), []
         for line in reversed(self.lines):
             if line.block:
                 line.block.prune()
@@ -81,7 +86,7 @@ class Block:
     def text(self, indent: int = 1, *, free: bool = True) -> Iterator[str]:
         """The lines of the source; a name is deleted once nothing behind reads it, unless `free` is off."""
         pad = "    " * indent
-        kept = set(_WORD.findall(self.returned)).union(*(line.words() for line in self.lines if line.block))
+        kept = set(identifiers(self.returned)).union(*(line.words() for line in self.lines if line.block))
         last = {word: at for at, line in enumerate(self.lines) for word in line.words()}
         own = {line.target for line in self.lines}
         for at, line in enumerate(self.lines):
