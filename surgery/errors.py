@@ -111,6 +111,11 @@ class MissingDependency(SurgeryError):
     """An optional package is not installed; the hint is the exact install command."""
 
 
+def missing(package: str, extra: str) -> MissingDependency:
+    """The error for a package that one of our extras installs."""
+    return MissingDependency(f"{package} is not installed", hint=f"pip install 'policy-surgery[{extra}]'")
+
+
 class ArgumentError(SurgeryError):
     """A value that the command cannot honour."""
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from surgery.errors import CorruptFile, MissingDependency
+from surgery.errors import CorruptFile, missing
 from surgery.files import read_error, replacing_folder
 from surgery.tensors import shape_of
 from surgery_adapters.containers.folders import copy_files, files
@@ -117,9 +117,7 @@ def _tensorstore() -> Any:  # noqa: ANN401
     try:
         import tensorstore
     except ImportError as error:
-        raise MissingDependency(
-            "tensorstore is not installed", hint="pip install 'policy-surgery[orbax]'"
-        ) from error
+        raise missing("tensorstore", "orbax") from error
     return tensorstore
 
 

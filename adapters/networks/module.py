@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from surgery.adapters import Reading, code_from_here
-from surgery.errors import ArgumentError, MissingDependency, Refused, some_text
+from surgery.errors import ArgumentError, Refused, missing, some_text
 from surgery.interface import Port
 from surgery.optimizer_record import align
 from surgery.tensors import shape_of
@@ -67,9 +67,7 @@ def require() -> None:
     try:
         import torch  # noqa: F401
     except ImportError as error:
-        raise MissingDependency(
-            "PyTorch is not installed", hint="pip install 'policy-surgery[torch]'"
-        ) from error
+        raise missing("PyTorch", "torch") from error
 
 
 def _loaded(path: Path, label: str) -> nn.Module:

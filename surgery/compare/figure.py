@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surgery.compare.comparison import Comparison
-from surgery.errors import ArgumentError, MissingDependency
+from surgery.errors import ArgumentError, missing
 from surgery.files import replacing
 
 if TYPE_CHECKING:
@@ -49,9 +49,7 @@ def draw(comparison: Comparison) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingDependency(
-            "matplotlib is not installed", hint="pip install 'policy-surgery[rl]'"
-        ) from error
+        raise missing("matplotlib", "rl") from error
     figure = Figure(figsize=(13, 4), layout="constrained")
     curves, finals, profiles = figure.subplots(1, 3, width_ratios=[2, 1.2, 1.6])
     _curves(curves, comparison)

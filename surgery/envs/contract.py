@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
-from surgery.errors import ArgumentError, MissingDependency, UnknownName
+from surgery.errors import ArgumentError, MissingDependency, UnknownName, missing
 from surgery.interface import Environment
 from surgery.json_values import Json
 
@@ -158,10 +158,6 @@ def chosen(environment: Environment, available: tuple[int, ...]) -> tuple[int, .
             hint="surgery annotate MODEL --env-setting 'action_set=[…]' -o OUT",
         )
     return numbers
-
-
-def missing(package: str, extra: str) -> MissingDependency:
-    return MissingDependency(f"{package} is not installed", hint=f"pip install 'policy-surgery[{extra}]'")
 
 
 @contextmanager

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from surgery.description import Actions, Observed, SpaceDescription
-from surgery.envs.contract import game, made_by_gymnasium, missing
+from surgery.envs.contract import game, made_by_gymnasium
 from surgery.envs.parts import below, members
-from surgery.errors import Refused, SurgeryError
+from surgery.errors import Refused, SurgeryError, missing
 from surgery.interface import Environment
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from surgery.envs.actions import ActionSpace, Discrete
-from surgery.envs.contract import chosen, flag, missing, number
+from surgery.envs.contract import chosen, flag, number
 from surgery.envs.parts import Part
 from surgery.envs.step import Array, Ledger, Step, seeds
+from surgery.errors import missing
 from surgery.interface import Environment
 
 MEANINGS = ("noop", "left", "up", "right", "down", "fire")

@@ -12,7 +12,7 @@ import numpy as np
 
 from surgery.checkpoint import Checkpoint
 from surgery.envs.actions import ActionSpace
-from surgery.errors import ArgumentError, GraphError, MissingDependency, Refused
+from surgery.errors import ArgumentError, GraphError, Refused, missing
 from surgery.graph.choices import is_drawn
 from surgery.interface import Environment
 from surgery.policy.arrays import Array, Arrays, Host, Read
@@ -309,6 +309,4 @@ def _with_torch(part: str) -> Any:  # noqa: ANN401
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        raise MissingDependency(
-            "torch is not installed", hint="pip install 'policy-surgery[torch]'"
-        ) from error
+        raise missing("torch", "torch") from error
