@@ -19,7 +19,7 @@ from surgery.interface import Interface
 from surgery.optimizer import OptimizerState
 from surgery.optimizer_record import slots_of
 from surgery.port_kinds import infer
-from surgery.tensors import MappedFile, Region, read_safetensors, write_safetensors
+from surgery.tensors import MappedFile, read_safetensors, write_safetensors
 from surgery_adapters.containers import module_tree
 from surgery_adapters.containers.module_tree import ModuleNode, ModuleState
 from surgery_adapters.containers.pickle_tree import Made
@@ -75,8 +75,7 @@ def read(path: Path) -> object:
 
 def archive(path: Path) -> TorchArchive:
     """The archive that a file is."""
-    file = MappedFile(path)
-    return TorchArchive.open(Region(file, 0, file.size))
+    return TorchArchive.open(MappedFile(path).whole)
 
 
 def training_state(path: Path) -> TrainingState:

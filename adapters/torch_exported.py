@@ -25,7 +25,7 @@ from surgery.interface import Interface
 from surgery.json_values import Json
 from surgery.port_kinds import infer
 from surgery.probes import probes
-from surgery.tensors import MappedFile, Region
+from surgery.tensors import MappedFile
 from surgery_adapters import pytorch
 from surgery_adapters.containers.module_tree import Reader
 from surgery_adapters.containers.pickle_tree import Made, parse
@@ -124,13 +124,11 @@ def _fitted(
 
 
 def _zip(path: Path) -> StoredZip:
-    file = MappedFile(path)
-    return StoredZip.open(Region(file, 0, file.size), packed=_code)
+    return StoredZip.open(MappedFile(path).whole, packed=_code)
 
 
 def _archive(path: Path) -> TorchArchive:
-    file = MappedFile(path)
-    return TorchArchive.open(Region(file, 0, file.size), packed=_code)
+    return TorchArchive.open(MappedFile(path).whole, packed=_code)
 
 
 def _code(name: str) -> bool:

@@ -73,6 +73,11 @@ class MappedFile:
         except OSError as error:
             raise read_error(error, path) from error
 
+    @property
+    def whole(self) -> Region:
+        """All of its bytes."""
+        return Region(self, 0, self.size)
+
     def tensor(self, name: str, dtype: ir.DataType, shape: Sequence[int], offset: int) -> ir.TensorProtocol:
         """A region of the file as a tensor, little-endian and in C order; nothing is read.
 

@@ -62,8 +62,7 @@ def rewritten(region: Region, replaced: Mapping[str, ir.TensorProtocol]) -> Regi
         else:
             _copy(region, replaced, Path(file.name))
         file.flush()
-        mapped = MappedFile(Path(file.name))
-    return Region(mapped, 0, mapped.size)
+        return MappedFile(Path(file.name)).whole
 
 
 def rearranged(
@@ -96,8 +95,7 @@ def rearranged(
                 new.require_group(path).attrs["name"] = name
             for path, tensor in datasets.items():
                 new.create_dataset(path, data=tensor.numpy())
-        mapped = MappedFile(Path(file.name))
-    return Region(mapped, 0, mapped.size)
+        return MappedFile(Path(file.name)).whole
 
 
 def moved_to(path: str, moved: Mapping[str, str]) -> str:

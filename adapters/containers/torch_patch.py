@@ -156,8 +156,7 @@ def rewritten(
     with tempfile.NamedTemporaryFile(prefix="surgery-", suffix=".part") as file:
         rewrite(archive, replaced, cast(BinaryIO, file), edit=edit)
         file.flush()
-        mapped = MappedFile(Path(file.name))
-    return Region(mapped, 0, mapped.size)
+        return MappedFile(Path(file.name)).whole
 
 
 @dataclass(eq=False)

@@ -44,8 +44,7 @@ class KerasFile:
           UnknownFormat: not a model of Keras 3. CorruptFile: damaged or hostile.
         """
         check_readable(path)
-        file = MappedFile(path)
-        archive = StoredZip.open(Region(file, 0, file.size))
+        archive = StoredZip.open(MappedFile(path).whole)
         if not {CONFIG, WEIGHTS} <= set(archive.members):
             raise UnknownFormat(
                 f"{path} is a zip archive, but not a model of Keras: no '{CONFIG}', '{WEIGHTS}'"

@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from surgery.errors import CorruptFile, UnknownFormat
 from surgery.files import check_readable
-from surgery.tensors import MappedFile, Region
+from surgery.tensors import MappedFile
 from surgery_adapters.containers.pickle_tree import Name, Tree, parse
 from surgery_adapters.containers.pickle_writer import dump
 from surgery_adapters.containers.spaces import Space, read_space
@@ -52,8 +52,7 @@ class Sb3File:
           UnknownFormat: not a model of Stable-Baselines3. CorruptFile: damaged or hostile.
         """
         check_readable(path)
-        file = MappedFile(path)
-        archive = StoredZip.open(Region(file, 0, file.size))
+        archive = StoredZip.open(MappedFile(path).whole)
         if not {"data", "policy.pth"} <= set(archive.members):
             raise UnknownFormat(
                 f"{path} is a zip archive, but not a model of Stable-Baselines3: no 'data', 'policy.pth'"

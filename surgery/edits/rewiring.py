@@ -12,6 +12,7 @@ import onnx_ir as ir
 from surgery.edits import norms, parting
 from surgery.edits.norms import FoldedNorm, fold_norm, folded_state
 from surgery.edits.parting import Parted, part, parted_state
+from surgery.edits.units import natural
 from surgery.errors import PlanMismatch
 from surgery.optimizer import OptimizerState
 from surgery.tensors import shape_of
@@ -77,7 +78,7 @@ class Rewiring:
 def from_json(data: Mapping[str, Any]) -> Rewiring:
     """Raises: KeyError, TypeError, ValueError: not a rewiring."""
     untied = tuple(
-        Untied(_text(use["tensor"]), _text(use["node"]), _natural(use["operand"]), _text(use["name"]))
+        Untied(_text(use["tensor"]), _text(use["node"]), natural(use["operand"]), _text(use["name"]))
         for use in data["untied"]
     )
     renames = {_text(old): _text(new) for old, new in data["renames"].items()}
@@ -90,12 +91,6 @@ def from_json(data: Mapping[str, Any]) -> Rewiring:
 def _text(value: object) -> str:
     if not isinstance(value, str) or not value:
         raise TypeError(f"{value!r:.40} is not a name")
-    return value
-
-
-def _natural(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise TypeError(f"{value!r:.40} is not a whole number, 0 or more")
     return value
 
 

@@ -209,5 +209,5 @@ def _start(data: object) -> Start | None:
 def natural(value: object) -> int:
     """A whole number of JSON, 0 or more; raises TypeError for anything else."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise TypeError(f"{value!r} is not a whole number, 0 or more")
+        raise TypeError(f"{value!r:.40} is not a whole number, 0 or more")
     return value
