@@ -19,6 +19,8 @@ from surgery.json_values import Json
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SCALES = ("teacher", "human", "none")
+References = Mapping[str, tuple[float, float]]
+"""Game -> the returns that are 0 and 1 on its scale."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Comparison:
     """
 
     scale: str
-    references: Mapping[str, tuple[float, float]]
+    references: References
     games: tuple[str, ...]
     at: int
     groups: tuple[Group, ...]
@@ -122,9 +124,8 @@ def compare(
     runs, late, left_out = _read(paths, at)
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        if run in late:
-            continue
-        groups.setdefault(_label(run, by), []).append(run)
+        if run not in late:
+            groups.setdefault(_label(run, by), []).append(run)
     for name, members in groups.items():
         _check_once(name, members)
     games, notes = _common(groups)
@@ -133,23 +134,19 @@ def compare(
     least = min(int(run.frames[-1]) for members in kept.values() for run in members)
     place = least if at is None else at
     final = {
-        name: [one[:, 0] for one in _scores(members, games, references, np.array([place]))]
+        name: [one[:, 0] for one in _scores(members, references, np.array([place]))]
         for name, members in kept.items()
     }
     flat = np.concatenate([one for scores in final.values() for one in scores])
     low, high = min(0.0, float(flat.min())), float(flat.max())
     thresholds = np.linspace(low, high + 0.05 * (high - low) + 1e-9, 101)
+    draws = {"samples": samples, "seed": seed}
     done = [
-        _group(name, kept[name], games, references, scores, thresholds, samples, seed)
-        for name, scores in final.items()
+        _group(name, kept[name], references, scores, thresholds, **draws) for name, scores in final.items()
     ]
     done.sort(key=lambda group: -group.iqm.value)
     improvements = [
-        Improvement(
-            a.name,
-            b.name,
-            probability_of_improvement(final[a.name], final[b.name], samples=samples, seed=seed),
-        )
+        Improvement(a.name, b.name, probability_of_improvement(final[a.name], final[b.name], **draws))
         for a, b in permutations(done, 2)
     ]
     return Comparison(
@@ -240,9 +237,7 @@ def _common(groups: Mapping[str, Sequence[Run]]) -> tuple[tuple[str, ...], list[
     return games, [f"left out, as not everyone played it: {', '.join(others)}"] if others else []
 
 
-def _references(
-    runs: Sequence[Run], games: Sequence[str], scale: str | None
-) -> tuple[str, dict[str, tuple[float, float]]]:
+def _references(runs: Sequence[Run], games: Sequence[str], scale: str | None) -> tuple[str, References]:
     """The scale, and what is 0 and 1 on it in each game."""
     if scale is not None and scale not in SCALES:
         raise ArgumentError(f"scores are on one of the scales {', '.join(SCALES)}, got '{scale}'")
@@ -272,49 +267,32 @@ def _references(
     return chosen, found[chosen]
 
 
-def _scores(
-    runs: Sequence[Run], games: Sequence[str], references: Mapping[str, tuple[float, float]], frames: Array
-) -> list[Array]:
+def _scores(runs: Sequence[Run], references: References, frames: Array) -> list[Array]:
     """Scores (runs, k) of each game after k numbers of frames."""
     found = []
-    for game in games:
-        zero, one = references[game]
+    for game, (zero, one) in references.items():
         members = sorted((run for run in runs if run.game == game), key=lambda run: run.seed)
         found.append(np.stack([(run.at(frames) - zero) / (one - zero) for run in members]))
     return found
 
 
 def _group(
-    name: str,
-    runs: Sequence[Run],
-    games: Sequence[str],
-    references: Mapping[str, tuple[float, float]],
-    final: Games,
-    thresholds: Array,
-    samples: int,
-    seed: int,
+    name: str, runs: Sequence[Run], references: References, final: Games, thresholds: Array, **draws: int
 ) -> Group:
     end = min(int(run.frames[-1]) for run in runs)
     frames = np.unique(np.concatenate([run.frames for run in runs]))
     frames = frames[(frames <= end) & (frames >= max(int(run.frames[0]) for run in runs))]
-    scores = _scores(runs, games, references, frames)
-    points = [
-        bootstrap([one[:, k] for one in scores], iqm, samples=samples, seed=seed) for k in range(len(frames))
-    ]
-    curve = np.array(
-        [
-            [p.value, p.value if p.low is None else p.low, p.value if p.high is None else p.high]
-            for p in points
-        ]
-    )
+    scores = _scores(runs, references, frames)
+    points = [bootstrap([one[:, k] for one in scores], iqm, **draws) for k in range(len(frames))]
+    curve = np.array([[p.value if x is None else x for x in (p.value, p.low, p.high)] for p in points])
     return Group(
         name,
         tuple(runs),
-        bootstrap(final, iqm, samples=samples, seed=seed),
-        bootstrap(final, lambda x: np.asarray(x.mean(-1)), samples=samples, seed=seed),
+        bootstrap(final, iqm, **draws),
+        bootstrap(final, lambda x: np.asarray(x.mean(-1)), **draws),
         frames,
         curve,
-        np.stack(profile(final, thresholds, samples=samples, seed=seed), axis=-1),
+        np.stack(profile(final, thresholds, **draws), axis=-1),
     )
 
 
