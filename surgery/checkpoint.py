@@ -69,6 +69,11 @@ class Checkpoint:
             {name: value.const_value for name, value in values if value.const_value is not None}
         )
 
+    def value(self, port: str) -> ir.Value:
+        """The graph's input or output of this name."""
+        values = (*self.model.graph.inputs, *self.model.graph.outputs)
+        return next(value for value in values if value.name == port)
+
     @property
     def trained(self) -> frozenset[str]:
         """The names of the parameters that the optimizer holds."""

@@ -197,7 +197,7 @@ def _outputs(checkpoint: Checkpoint, new: Checkpoint) -> dict[str, str]:
     found = _matched(old, other, "output")
     for name, partner in found.items():
         _check_alike(checkpoint, new, name, partner, "output")
-        value = _value(checkpoint, "output", name)
+        value = checkpoint.value(name)
         if value.dtype is not None and not value.dtype.is_floating_point():
             raise Refused(f"output '{name}' is {value.dtype.name}: there is nothing between two of them")
     return found
@@ -213,7 +213,7 @@ def _inputs(checkpoint: Checkpoint, new: Checkpoint) -> dict[str, str]:
 
 
 def _check_alike(checkpoint: Checkpoint, new: Checkpoint, name: str, partner: str, side: str) -> None:
-    old, other = _value(checkpoint, side, name), _value(new, side, partner)
+    old, other = checkpoint.value(name), new.value(partner)
     shapes = [[d if isinstance(d, int) else None for d in v.shape or ()] for v in (old, other)]
     known = all(v.shape is not None for v in (old, other))
     fits = len(shapes[0]) == len(shapes[1]) and all(
@@ -230,16 +230,11 @@ def _check_alike(checkpoint: Checkpoint, new: Checkpoint, name: str, partner: st
         )
 
 
-def _value(checkpoint: Checkpoint, side: str, name: str) -> ir.Value:
-    graph = checkpoint.model.graph
-    return next(v for v in (graph.inputs if side == "input" else graph.outputs) if v.name == name)
-
-
 def _state_ports(checkpoint: Checkpoint, new: Checkpoint, inputs: Mapping[str, str]) -> tuple[NewPort, ...]:
     """The new network's recurrent state, with the old one's symbol for the size of a batch."""
     places: dict[str, tuple[str, int]] = {}
     for name, partner in inputs.items():
-        for k, dim in enumerate(_value(new, "input", name).shape or ()):
+        for k, dim in enumerate(new.value(name).shape or ()):
             if not isinstance(dim, int) and dim.value:
                 places.setdefault(dim.value, (partner, k))
     first = (next(iter(inputs.values()), ""), 0)
@@ -247,10 +242,10 @@ def _state_ports(checkpoint: Checkpoint, new: Checkpoint, inputs: Mapping[str, s
     for side, ports in (("input", new.interface.inputs), ("output", new.interface.outputs)):
         for port in ports:
             if port.kind == "state":
-                value = _value(new, side, port.name)
+                value = new.value(port.name)
                 symbols = [d.value for d in value.shape or () if not isinstance(d, int)]
                 at = places.get(str(symbols[0]), first) if symbols else first
-                own = (_value(checkpoint, "input", at[0]).shape or [])[at[1]]
+                own = (checkpoint.value(at[0]).shape or [])[at[1]]
                 batch = own if isinstance(own, int) else str(own.value or "batch")
                 shape = tuple(d if isinstance(d, int) else batch for d in value.shape or ())
                 dtype = str((value.dtype or ir.DataType.FLOAT).numpy())
@@ -262,7 +257,7 @@ def _state_ports(checkpoint: Checkpoint, new: Checkpoint, inputs: Mapping[str, s
 
 def _new_port(model: ir.Model, checkpoint: Checkpoint, side: str, name: str) -> NewPort:
     """A port of the old network as one that was added to what is left."""
-    value = _value(checkpoint, side, name)
+    value = checkpoint.value(name)
     batch = next((v for v in model.graph.inputs if v.shape is not None and len(v.shape)), None)
     shape = tuple(d if isinstance(d, int) else str(d.value or "batch") for d in value.shape or ())
     dtype = str((value.dtype or ir.DataType.FLOAT).numpy())

@@ -64,7 +64,7 @@ def setting(checkpoint: Checkpoint) -> Setting:
             f"no output of this model chooses an action: {names}", where=where,
             hint="say which one does: surgery annotate MODEL --output NAME:q_values -o OUT",
         )  # fmt: skip
-    value, action = _named(checkpoint.model.graph.inputs, port.name), chosen[0]
+    value, action = checkpoint.value(port.name), chosen[0]
     dtype = "uint8" if value.dtype == ir.DataType.UINT8 else "float32"
     actions, scale = _actions(checkpoint.model, action), _scale(checkpoint.model, port.name)
     return Setting(port, shape, dtype, scale, _HEADS[action.kind], action, actions)
@@ -83,7 +83,7 @@ def observed(checkpoint: Checkpoint) -> tuple[Port, Shape]:
             where={"checkpoint": checkpoint.path or "in memory"},
             hint="say which input it is: surgery annotate MODEL --input NAME:observation -o OUT",
         )
-    return found[0], _static(_named(checkpoint.model.graph.inputs, found[0].name))
+    return found[0], _static(checkpoint.value(found[0].name))
 
 
 def new_like(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,8 +38,8 @@ def inspection(
         "digest": checkpoint.digest(),
         "opset": model.opset_imports.get("", 0),
         "parameters": sum(tensor.size for tensor in checkpoint.tensors.values() if _trained(tensor)),
-        "inputs": [_port(port, graph.inputs) for port in interface.inputs],
-        "outputs": [_port(port, graph.outputs) for port in interface.outputs],
+        "inputs": [_port(port, checkpoint.value(port.name)) for port in interface.inputs],
+        "outputs": [_port(port, checkpoint.value(port.name)) for port in interface.outputs],
         "architecture": _architecture(found),
         "layers": _layers(graph),
         "spaces": [_space(space, _chosen(checkpoint, analysis, space)) for space in analysis.spaces],
@@ -66,8 +66,7 @@ def _trained(tensor: ir.TensorProtocol) -> bool:
     return tensor.dtype.is_floating_point() and len(tensor.shape) > 0
 
 
-def _port(port: Port, values: Sequence[ir.Value]) -> dict[str, Json]:
-    value = next(value for value in values if value.name == port.name)
+def _port(port: Port, value: ir.Value) -> dict[str, Json]:
     shape = (
         None
         if value.shape is None

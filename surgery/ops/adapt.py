@@ -212,8 +212,7 @@ def _same_choice(name: str, values: int, wanted: int) -> None:
 
 def _shape(checkpoint: Checkpoint, name: str) -> tuple[int | None, ...]:
     """The shape of an input without its batch; None for a symbolic dimension."""
-    value = next(v for v in checkpoint.model.graph.inputs if v.name == name)
-    return tuple(d if isinstance(d, int) else None for d in (value.shape or ())[1:])
+    return tuple(d if isinstance(d, int) else None for d in (checkpoint.value(name).shape or ())[1:])
 
 
 def _feature_axis(

@@ -167,7 +167,7 @@ def observation_ports(checkpoint: Checkpoint) -> tuple[ObservationPort, ...]:
     if layout not in ("CHW", "HWC"):
         raise ArgumentError(f"the preprocessing's layout is CHW or HWC, got {layout!r}")
     return tuple(
-        _observation(port, _value(checkpoint, port.name), None if scale is None else float(scale), layout)
+        _observation(port, checkpoint.value(port.name), None if scale is None else float(scale), layout)
         for port in found
     )
 
@@ -183,7 +183,7 @@ def mask_inputs(checkpoint: Checkpoint) -> dict[str, tuple[ir.DataType, int]]:
     found = {}
     for port in checkpoint.interface.inputs:
         if port.kind == "mask":
-            value = _value(checkpoint, port.name)
+            value = checkpoint.value(port.name)
             width = _shape(value)[-1] if _shape(value) else None
             if width is None:
                 raise ArgumentError(f"input '{port.name}' is a mask, but nothing says of how many actions")
@@ -202,7 +202,7 @@ def state_ports(checkpoint: Checkpoint) -> tuple[StatePort, ...]:
 
 
 def _state(checkpoint: Checkpoint, name: str, output: str) -> StatePort:
-    value, batches = _value(checkpoint, name), _batches(checkpoint)
+    value, batches = checkpoint.value(name), _batches(checkpoint)
     assert value.shape is not None
     shape = _shape(value)
     free = [k for k, size in enumerate(shape) if size is None]
@@ -218,7 +218,7 @@ def _state(checkpoint: Checkpoint, name: str, output: str) -> StatePort:
 def _batches(checkpoint: Checkpoint) -> set[str]:
     """The names of the free sizes of the observation."""
     port = next(port for port in checkpoint.interface.inputs if port.kind == "observation")
-    value = _value(checkpoint, port.name)
+    value = checkpoint.value(port.name)
     return {symbol(value, k) for k, size in enumerate(_shape(value)) if size is None}
 
 
@@ -226,10 +226,6 @@ def _time(value: ir.Value) -> int:
     """Axis 1 if it is 1 long or named after time, else axis 0."""
     shape = _shape(value)
     return int(len(shape) > 1 and (shape[1] == 1 or symbol(value, 1).lower().startswith(("time", "seq"))))
-
-
-def _value(checkpoint: Checkpoint, name: str) -> ir.Value:
-    return next(value for value in checkpoint.model.graph.inputs if value.name == name)
 
 
 def _shape(value: ir.Value) -> tuple[int | None, ...]:

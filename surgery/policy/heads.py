@@ -96,7 +96,7 @@ def _beside(heads: Sequence[Scores]) -> Scores:
 
 
 def _head(checkpoint: Checkpoint, port: Port) -> Head:
-    value = next(value for value in checkpoint.model.graph.outputs if value.name == port.name)
+    value = checkpoint.value(port.name)
     if port.kind == "mean" or (port.kind == "action" and is_number(value)):
         return moves(checkpoint, port)
     if port.kind not in KINDS:
@@ -119,8 +119,7 @@ def _choose(checkpoint: Checkpoint) -> list[Port]:
     at = KINDS.index("q_values")  # behind what only an actor gives
     found = next((group for group in (*every[:at], numbers, *every[at:]) if group), [])
     if found and found[0].kind == "action":
-        values = {value.name: value for value in checkpoint.model.graph.outputs}
-        found = [port for port in found if not is_drawn(values[port.name])] or found
+        found = [port for port in found if not is_drawn(checkpoint.value(port.name))] or found
     if len(found) > 1 and found[0].kind != "logits":
         names = ", ".join(f"{port.name}" for port in found)
         raise ArgumentError(

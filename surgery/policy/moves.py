@@ -90,9 +90,9 @@ def candidates(checkpoint: Checkpoint) -> list[Port]:
 
     One that the graph draws comes after the mean that it is drawn around.
     """
-    ports, values = checkpoint.interface.outputs, _values(checkpoint)
-    actions = [port for port in ports if port.kind == "action" and is_number(values[port.name])]
-    settled = [port for port in actions if not is_drawn(values[port.name])]
+    ports = checkpoint.interface.outputs
+    actions = [port for port in ports if port.kind == "action" and is_number(checkpoint.value(port.name))]
+    settled = [port for port in actions if not is_drawn(checkpoint.value(port.name))]
     means = [port for port in ports if port.kind == "mean"]
     return settled or means or actions
 
@@ -107,8 +107,7 @@ def moves(checkpoint: Checkpoint, port: Port) -> Moves:
     Raises:
       ArgumentError: nothing says how many numbers it gives, or half of a range is declared.
     """
-    value = _values(checkpoint)[port.name]
-    actions = _count(port, value)
+    actions = _count(port, checkpoint.value(port.name))
     ends, reach = _ends(port, actions), _reach(checkpoint, port, actions)
     if reach is not None and ends is None:
         raise ArgumentError(
@@ -122,10 +121,6 @@ def moves(checkpoint: Checkpoint, port: Port) -> Moves:
         why = f"'{port.name}' is the action itself: nothing says how it would be drawn"
     gaussian = None if mean is None or why else (mean, deviation)
     return Moves(port.name, port.kind, actions, ends, reach, gaussian, squashed, why)
-
-
-def _values(checkpoint: Checkpoint) -> dict[str, ir.Value]:
-    return {str(value.name): value for value in checkpoint.model.graph.outputs}
 
 
 def _count(port: Port, value: ir.Value) -> int:
@@ -188,11 +183,10 @@ def _mean_of(checkpoint: Checkpoint, port: Port) -> tuple[str | None, bool]:
     """The output whose mean an output is, and whether it is tanh of it; None if that cannot be told."""
     if port.kind == "mean":
         return port.name, False
-    values = _values(checkpoint)
-    node = _origin(values[port.name]).producer()
+    node = _origin(checkpoint.value(port.name)).producer()
     made = _origin(node.inputs[0]) if node is not None and node.op_type == "Tanh" and node.inputs[0] else None
     means = [one.name for one in checkpoint.interface.outputs if one.kind == "mean"]
-    return next((name for name in means if _origin(values[name]) is made), None), True
+    return next((name for name in means if _origin(checkpoint.value(name)) is made), None), True
 
 
 def _origin(value: ir.Value) -> ir.Value:
@@ -216,6 +210,6 @@ def _deviation(checkpoint: Checkpoint, actions: int) -> tuple[str, str]:
     if not port.declared and "log" not in port.name.lower():
         hint = f"surgery annotate MODEL --output {port.name}:log_std"
         return "", f"nothing says whether '{port.name}' is the logarithm of a deviation (if so: {hint})"
-    if _count(port, _values(checkpoint)[port.name]) != actions:
+    if _count(port, checkpoint.value(port.name)) != actions:
         return "", f"output '{port.name}' is not the deviation of {actions} actions"
     return port.name, ""

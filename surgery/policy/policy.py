@@ -272,7 +272,7 @@ def load(
     head = find(checkpoint, output)
     if temperature is not None and not head.scored:
         raise ArgumentError(f"a temperature is of scores, and output '{head.output}' gives {head.kind}")
-    if any(is_drawn(value) for value in checkpoint.model.graph.outputs if value.name == head.output):
+    if is_drawn(checkpoint.value(head.output)):
         note(f"the graph draws '{head.output}' itself, whatever the mode is")
     ports = checkpoint.interface.outputs
     asked = [port for port in ports if port.name in head.outputs or port.kind == "state"]

@@ -107,7 +107,7 @@ def _slots(results: Sequence[Result], before: Checkpoint, inputs: Arrays, seed: 
 
 def _batched(checkpoint: Checkpoint, name: str) -> bool:
     """Whether the first axis of an input is free, and the only one that is."""
-    shape = list(next(v.shape for v in checkpoint.model.graph.inputs if v.name == name) or ())
+    shape = list(checkpoint.value(name).shape or ())
     free = [k for k, size in enumerate(shape) if not isinstance(size, int)]
     return free == [0]
 

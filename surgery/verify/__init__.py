@@ -62,8 +62,8 @@ def _same_interfaces(before: Checkpoint, after: Checkpoint) -> bool:
     """
     same = True
     for side in ("inputs", "outputs"):
-        old = [(p.name, _shape(before, side, p.name)) for p in getattr(before.interface, side)]
-        new = [(p.name, _shape(after, side, p.name)) for p in getattr(after.interface, side)]
+        old = [(p.name, _shape(before, p.name)) for p in getattr(before.interface, side)]
+        new = [(p.name, _shape(after, p.name)) for p in getattr(after.interface, side)]
         same &= old == new
         states = [
             {p.name for p in getattr(each.interface, side) if p.kind == "state"} for each in (before, after)
@@ -82,9 +82,8 @@ def _beside(ports: list[tuple[str, Shape]], states: set[str]) -> list[tuple[str,
     return [(name, len(shape) if name in states else shape) for name, shape in ports]
 
 
-def _shape(checkpoint: Checkpoint, side: str, name: str) -> Shape:
-    value = next(v for v in getattr(checkpoint.model.graph, side) if v.name == name)
-    return tuple(d if isinstance(d, int) else None for d in value.shape or ())
+def _shape(checkpoint: Checkpoint, name: str) -> Shape:
+    return tuple(d if isinstance(d, int) else None for d in checkpoint.value(name).shape or ())
 
 
 def _text(ports: list[tuple[str, Shape]]) -> str:
