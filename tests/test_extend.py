@@ -402,6 +402,21 @@ def test_what_was_forbidden_before_stays_so_in_either_form_of_a_mask(named: bool
     assert after.action_mask(output.name) == (True, False, True, *[start == "zero"] * 2)
 
 
+def test_names_that_nobody_gave_are_those_that_are_free():
+    """A second extension numbers on, and leaves out a name that somebody took."""
+    made = new("mlp-4", observation=(2,), actions=2)
+    patches = {"labels": ("a", "q_values.new1")}
+    checkpoint = surgery.annotate(made, outputs={"q_values": PortPatch(**patches)})
+    for _ in range(2):
+        plan = surgery.extend(checkpoint, [NewObservation("observation", 1)], [NewAction("q_values", 2)])
+        checkpoint = surgery.apply(plan, checkpoint).checkpoint
+    numbers = (0, 2, 3, 4)
+    assert checkpoint.interface.output("q_values").labels == (
+        *patches["labels"],
+        *(f"q_values.new{k}" for k in numbers),
+    )
+
+
 def test_a_forbidden_action_is_masked_in_the_contract_and_never_greedy(tmp_path) -> None:
     checkpoint = surgery.load(zoo.export("mlp_relu", "dynamo"))
     (space,) = _action_spaces(checkpoint)

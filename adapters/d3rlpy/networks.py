@@ -99,7 +99,9 @@ class _Builder:
                 value = self.layers.linear(self._encoded(module, f"{module}.", x, None), f"{module}._fc")
                 self.found.output(value, "value", (1,), "value")
             elif module not in _PARAMETERS:
-                raise Refused(f"there is no rule for the module '{module}' of '{self.algorithm}'")
+                raise Refused(
+                    f"there is no rule for the module '{module}' of '{self.algorithm}'", hint=EXPORT
+                )
         self._check_all_used()
         return self.found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -218,8 +219,11 @@ def _labels(
     known = port.labels if port.labels is not None and len(port.labels) == size else None
     old = known or tuple(f"{port.name}.{k}" for k in range(size))
     count = sum(unit is None for unit in order)
-    if len(new) in (0, count):
-        added = tuple(new) or tuple(f"{port.name}.new{k}" for k in range(count))
+    if not new:
+        unused = (name for k in itertools.count() if (name := f"{port.name}.new{k}") not in old)
+        added = tuple(itertools.islice(unused, count))
+    elif len(new) == count:
+        added = tuple(new)
     else:
         runs = [divmod(k // inner, len(new)) for k in range(count)]
         added = tuple(f"{new[which]}.{run * inner + k % inner}" for k, (run, which) in enumerate(runs))
