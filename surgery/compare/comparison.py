@@ -7,17 +7,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from surgery.compare.runs import Run, find_runs, read_run
-from surgery.compare.statistics import Games, Interval, bootstrap, iqm, probability_of_improvement, profile
+from surgery.compare.statistics import (
+    Array,
+    Games,
+    Interval,
+    bootstrap,
+    iqm,
+    probability_of_improvement,
+    profile,
+)
 from surgery.errors import ArgumentError
 from surgery.evaluate.baselines import random_and_human
 from surgery.json_values import Json
 
-Array = np.ndarray[Any, np.dtype[Any]]
 SCALES = ("teacher", "human", "none")
 References = Mapping[str, tuple[float, float]]
 """Game -> the returns that are 0 and 1 on its scale."""

@@ -7,16 +7,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
+from surgery.compare.statistics import Array
 from surgery.errors import CorruptFile, FileError
 from surgery.files import check_readable, read_error
 from surgery.json_values import Json, loads
 
 CONFIG, METRICS = "config.json", "metrics.jsonl"
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
+from surgery.distill.acting import Array
 from surgery.distill.interrupt import Stopped
 from surgery.envs import Envs, Step
 from surgery.errors import RunFailed, SurgeryError, first_line
 from surgery.torch.failures import is_of_device
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Guarded:

@@ -8,10 +8,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from surgery.envs.actions import Array
 from surgery.errors import ArgumentError
 from surgery.interface import Environment
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class AnnealActions(gymnasium.Wrapper[Any, int, Any, int]):

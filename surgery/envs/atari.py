@@ -17,10 +17,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from surgery.envs.actions import ActionSpace, Discrete
+from surgery.envs.actions import ActionSpace, Array, Discrete
 from surgery.envs.contract import action_set, chosen, flag, number, preprocessing
 from surgery.envs.parts import Part
-from surgery.envs.step import Array, Ledger, Step, seeds
+from surgery.envs.step import Ledger, Step, seeds
 from surgery.errors import missing
 from surgery.interface import Environment
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from surgery.envs.actions import Array
 from surgery.envs.parts import Part
 from surgery.errors import ArgumentError, shape_text
 from surgery.interface import Environment
 
-Array = np.ndarray[Any, np.dtype[Any]]
 NAME = "normaliser"
 """The setting: of every input that is normalised, by its name, `mean`, `variance`, `epsilon` and perhaps `clip`.
 

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from surgery.envs.actions import ActionSpace, Discrete, action_space
+from surgery.envs.actions import ActionSpace, Array, Discrete, action_space
 from surgery.envs.contract import MAX_STEPS, made_by_gymnasium, number, preprocessing
 from surgery.envs.normaliser import Normaliser
 from surgery.envs.parts import Part, parts_of
-from surgery.envs.step import Array, Ledger, Step, seeds
+from surgery.envs.step import Ledger, Step, seeds
 from surgery.errors import ArgumentError, missing, shape_text
 from surgery.interface import Environment
 

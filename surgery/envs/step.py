@@ -9,12 +9,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from surgery.envs.actions import ActionSpace
+from surgery.envs.actions import ActionSpace, Array
 from surgery.envs.parts import Part
 from surgery.errors import RunFailed, SurgeryError, first_line
 from surgery.interface import Environment
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
-
-import numpy as np
 
 from surgery.checkpoint import Checkpoint
+from surgery.envs.actions import Array
 from surgery.envs.contract import preprocessing
 from surgery.errors import SurgeryError
 from surgery.evaluate.evaluation import Evaluation
@@ -19,7 +17,6 @@ from surgery.interface import Environment, Interface
 from surgery.json_values import Json
 from surgery.policy.heads import find
 
-Array = np.ndarray[Any, np.dtype[Any]]
 MOST_SWAPS = 6
 """Actions of which every pair is exchanged: 15 pairs."""
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from surgery.envs.actions import any_of
+from surgery.envs.actions import Array, any_of
 from surgery.envs.step import Envs, alive
 from surgery.errors import RunFailed
 from surgery.interface import Environment
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)

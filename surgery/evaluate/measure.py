@@ -7,13 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from surgery.checkpoint import Checkpoint
 from surgery.envs import make
-from surgery.envs.actions import Box, Discrete
+from surgery.envs.actions import Array, Box, Discrete
 from surgery.envs.step import Envs
 from surgery.errors import ArgumentError
 from surgery.evaluate.episodes import Episodes, play
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 MOST_AT_ONCE = 16
 LAYOUT = """the network has channels first: --env-setting 'preprocessing={"layout":"CHW"}'"""
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @contextlib.contextmanager

@@ -6,15 +6,11 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
-
-import numpy as np
 
 from surgery.checkpoint import Checkpoint
 from surgery.errors import GraphError, RunFailed, first_line
+from surgery.policy.arrays import Array
 from surgery.verify.outputs import session
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 CPU = "CPUExecutionProvider"
 BATCH = "export it with a free batch, if it insists on one"
