@@ -36,8 +36,11 @@ def is_logged(path: Path) -> bool:
     return _COLUMN.fullmatch(path.name) is not None
 
 
-def read_logged(path: Path) -> Transitions:
+def read_logged(path: Path, stack: int | None = None) -> Transitions:
     """Read the log that a column belongs to; nothing in it is executed.
+
+    Args:
+      path: any of its columns. stack: frames in an observation; None for Dopamine's 4 where frames are images, else 1.
 
     Returns:
       Transitions whose frames are all there; what was overwritten in the ring, and the last step of an episode that
@@ -67,7 +70,8 @@ def read_logged(path: Path) -> Transitions:
     added = int(_read(count).item()) if count.is_file() else len(action)
     ends = terminal != 0
     cut = _ends(path.with_name(f"episode_end_indices_ckpt.{number}.gz"), len(ends))
-    rows, following, begins = _whole(ends, cut, added, STACK if frames.ndim > 2 else 1)
+    size = stack or (STACK if frames.ndim > 2 else 1)
+    rows, following, begins = _whole(ends, cut, added, size)
     newest = rows[:, -1]
     return Transitions(
         Stacked(frames, rows),
