@@ -74,7 +74,11 @@ _SIGNATURES: tuple[tuple[bytes, Format], ...] = (
     (b"7z\xbc\xaf\x27\x1c", Format("7z", "a 7-Zip archive", "unpack it: 7z x {path}")),
     (
         b"\x89HDF\r\n\x1a\n",
-        Format("hdf5", "an HDF5 file, such as Keras weights", "model.export('model.onnx', format='onnx')"),
+        Format(
+            "hdf5",
+            "an HDF5 file, such as Keras models and weights",
+            "a .keras file is read, optimizer included: keras.models.load_model('{path}').save('model.keras')",
+        ),
     ),
     (b"GGUF", Format("gguf", "a GGUF file", _EXPORT)),
     (b"ORTM", Format("ort", "an onnxruntime flatbuffer", "give the .onnx that it was made from")),

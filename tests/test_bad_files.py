@@ -49,7 +49,7 @@ FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
     "a zip archive": (lambda path: _zip(path, {"data": b"{}", "policy.bin": b""}), "list adapters"),
     "a safetensors file": (lambda path: write_safetensors(path, {"w": ir.tensor([1.0])}), "export"),
     "a NumPy array": (lambda path: np.save(path.open("wb"), np.ones(3)), ""),
-    "an HDF5 file": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(50)), "export"),
+    "an HDF5 file": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(50)), "load_model"),
     "a Git LFS pointer": (
         lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
         "git lfs pull",
