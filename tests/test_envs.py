@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from surgery.envs import complete, make
+from surgery.envs import adjusted, complete, make
 from surgery.errors import ArgumentError, UnknownName
 from surgery.interface import Environment
 
@@ -214,6 +214,7 @@ def test_gymnasium_keeps_the_true_successor_at_the_end_of_an_episode():
         ("ALE/Breakout-v5", {"action_set": [0, 2]}, ("NOOP", "UP")),  # the minimal set has no UP
         ("MinAtar/Breakout-v1", {}, ("noop", "left", "right")),
         ("MinAtar/Breakout-v1", {"action_set": [3, 0]}, ("right", "noop")),
+        ("MinAtar/Breakout-v0", {}, ("noop", "left", "up", "right", "down", "fire")),
     ],
 )
 def test_an_output_means_the_action_that_the_contract_says(name, settings, meanings):
@@ -258,6 +259,47 @@ def test_what_the_atari_contract_leaves_open_is_what_the_id_says():
     assert settings["frame_skip"] == spec.kwargs["frameskip"]
     frames = spec.kwargs["max_num_frames_per_episode"]
     assert settings["max_episode_steps"] * settings["frame_skip"] == frames
+    others = {
+        "frame_stack": 4,
+        "max_pool": True,
+        "noop_max": 30,
+        "fire_reset": True,
+        "full_action_space": False,
+    }
+    assert settings.items() >= (others | {"terminal_on_life_loss": False, "reward_clip": True}).items()
+    for name, chance in (
+        ("Pong-v0", 0.25),
+        ("Pong-v4", 0.0),
+        ("PongNoFrameskip-v4", 0.0),
+        ("PongNoFrameskip-v0", 0.25),
+    ):
+        assert gymnasium.spec(name).kwargs["repeat_action_probability"] == chance
+        assert complete(Environment(name)).settings["sticky_actions"] == chance
+
+
+@pytest.mark.parametrize(
+    ("own", "name", "kept"),
+    [
+        ("ALE/Breakout-v5", None, {"sticky_actions", "action_mask", "scores"}),
+        ("ALE/Breakout-v5", "ALE/Breakout-v5", {"sticky_actions", "action_mask", "scores"}),
+        ("ALE/Breakout-v5", "ALE/Pong-v5", {"sticky_actions", "action_mask"}),
+        ("ALE/Breakout-v5", "CartPole-v1", {"action_mask"}),
+        (None, "CartPole-v1", {"sticky_actions", "action_mask"}),
+    ],
+)
+def test_in_another_environment_only_what_is_about_the_model_or_the_kind_holds_on(own, name, kept):
+    known = {"sticky_actions": 0.1, "action_mask": {"q": (True, False)}, "scores": ()}
+    found = adjusted(Environment(own, known), name, {"frame_stack": 2})
+    assert found.id == (name or own)
+    assert set(found.settings) == kept | {"frame_stack"}
+    assert found.settings["frame_stack"] == 2
+
+
+def test_what_a_contract_says_holds_instead_of_what_is_left_open():
+    given = {"sticky_actions": 0.5, "noop_max": 3, "preprocessing": {"grayscale": False, "width": 40}}
+    settings = complete(Environment("ALE/Pong-v5", given)).settings
+    assert (settings["sticky_actions"], settings["noop_max"], settings["frame_skip"]) == (0.5, 3, 4)
+    assert settings["preprocessing"] == {"height": 84, "width": 40, "grayscale": False}
 
 
 @pytest.mark.parametrize(
@@ -271,6 +313,8 @@ def test_what_the_atari_contract_leaves_open_is_what_the_id_says():
         (None, {}, ArgumentError, "nothing says"),
         ("Pendulum-v1", {"action_set": [0]}, ArgumentError, "cannot honour an action_set"),
         ("CartPole-v1", {"frame_skip": 4}, ArgumentError, "frame_skip"),
+        ("CartPole-v1", {"terminal_on_life_loss": True}, ArgumentError, "terminal_on_life_loss"),
+        ("MinAtar/Breakout-v1", {"noop_max": 30}, ArgumentError, "noop_max"),
         ("MinAtar/Breakout-v1", {"frame_stack": 4}, ArgumentError, "frame_stack"),
         ("MinAtar/Breakout-v1", {"action_set": [0, 9]}, ArgumentError, "[9]"),
         ("ALE/Breakout-v5", {"action_set": [0, 0]}, ArgumentError, "twice"),

@@ -7,6 +7,7 @@ import itertools
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import surgery
 from surgery.architectures import new
+from surgery.cli._training import text_of
 from surgery.distill import Outcome, execute, store
 from surgery.distill.journal import Journal, Pace
 from surgery.distill.run import config
@@ -125,6 +127,13 @@ def test_a_finished_run_is_reported_and_not_repeated(
     assert lines(finished) == lines(first.folder)
     had, kept = weights(first.student), weights(second.student)
     assert all((kept[name] == had[name]).all() for name in had)
+
+
+def test_what_became_of_a_run_names_a_better_student_than_its_last(first: Outcome):
+    done = replace(first, mean_return=3.0, best_return=5.0, best_frames=800)
+    assert "(teacher 500, random " in text_of(done)
+    assert "best 5 after 800 frames: best.onnx)" in text_of(done)
+    assert "best" not in text_of(replace(done, mean_return=5.0))
 
 
 def test_a_run_of_another_configuration_is_refused(teacher: surgery.Checkpoint, finished: Path):
