@@ -328,3 +328,49 @@ def test_what_cannot_be_made_says_why(name, settings, error, says):
     with pytest.raises(error) as caught:
         make(Environment(name, settings), 1, seed=0, training=False)
     assert says in f"{caught.value.message} {caught.value.hint}"
+
+
+class Told(gymnasium.Env):
+    """What it is told to do, times ten, is what it is worth."""
+
+    observation_space = gymnasium.spaces.Box(0, 9, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(3, start=5)
+
+    def reset(self, *, seed=None, options=None):
+        return np.array([1, 2], np.float32), {}
+
+    def step(self, action):
+        return np.array([3, 4], np.float32), 10.0 * action, False, False, {}
+
+
+@pytest.fixture
+def told(monkeypatch):
+    monkeypatch.setitem(gymnasium.registry, "Told-v0", gymnasium.envs.registration.EnvSpec("Told-v0", Told))
+    return lambda **settings: make(Environment("Told-v0", settings), 2, seed=0, training=True)
+
+
+@pytest.mark.parametrize(("settings", "worth"), [({}, [50, 70]), ({"action_set": [7, 6, 5]}, [70, 50])])
+def test_an_environment_is_told_its_own_numbers_and_its_rewards_are_not_clipped(settings, worth, told):
+    envs = told(**settings)
+    envs.reset()
+    assert envs.step(np.array([0, 2])).reward.tolist() == worth
+
+
+@pytest.mark.parametrize(("padding", "first"), [("zero", [0, 0]), ("reset", [1, 2]), (None, [1, 2])])
+def test_the_first_stack_is_padded_as_the_contract_says(padding, first, told):
+    envs = told(frame_stack=3, preprocessing={} if padding is None else {"padding": padding})
+    assert envs.reset()[0].tolist() == [first, first, [1, 2]]
+    assert envs.step(np.array([0, 0])).observation[0].tolist() == [first, [1, 2], [3, 4]]
+    assert envs.stacked and not told().stacked
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "limit"),
+    [("MountainCar-v0", {}, 200), ("MountainCar-v0", {"max_episode_steps": 7}, 7), ("Told-v0", {}, 27_000)],
+)
+def test_the_limit_of_time_is_the_contracts_else_the_ids_own(name, given, limit, told):
+    envs = make(Environment(name, given), 1, seed=0, training=False)
+    assert envs.contract.settings["max_episode_steps"] == limit
+    envs.reset()
+    ends = [bool(envs.step(np.array([0])).truncated[0]) for _ in range(min(limit, 300))]
+    assert ends.index(True) == limit - 1 if limit < 300 else not any(ends)
