@@ -374,3 +374,12 @@ def test_the_limit_of_time_is_the_contracts_else_the_ids_own(name, given, limit,
     envs.reset()
     ends = [bool(envs.step(np.array([0])).truncated[0]) for _ in range(min(limit, 300))]
     assert ends.index(True) == limit - 1 if limit < 300 else not any(ends)
+
+
+@pytest.mark.parametrize(("clip", "shown"), [(3.0, [3.0, 2 / 4.01**0.5]), (None, [20.0, 2 / 4.01**0.5])])
+def test_vectors_are_shown_as_the_contracts_statistics_normalise_them(clip, shown, told):
+    given = {"mean": [1.0, 2.0], "variance": [0.0, 4.0], "epsilon": 0.01, "clip": clip}
+    envs = told(normaliser={"observation": given})
+    assert envs.reset().tolist() == [[0, 0], [0, 0]]
+    np.testing.assert_allclose(envs.step(np.array([0, 0])).observation[0], shown, rtol=1e-6)
+    assert envs.observation_dtype == np.float32
