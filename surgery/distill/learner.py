@@ -83,6 +83,7 @@ class Learner:
         self._sums = torch.zeros(len(PARTS), device=device)
         self._count = 0
         self._staging = Staging(device)
+        self._alone = tuple(student.there(one) for one in (_ALONE.begins, _ALONE.after, _ALONE.state))
         self._recorder = recorder
         self._note = note
         self._captured: dict[Kind, Captured] = {}
@@ -139,15 +140,17 @@ class Learner:
 
     def _tensors(self, batch: Batch) -> Tensors:
         """The batch on the device; observations as they are kept, so that bytes travel and not floats."""
-        student, stretch = self.student, batch.stretch or _ALONE
-        sent = [batch.action, batch.returns, batch.discount, batch.weight, stretch.begins, stretch.after]
-        action, returns, discount, weight, begins, after = self._staging.send(sent)
+        student, stretch = self.student, batch.stretch
+        columns = [batch.action, batch.returns, batch.discount, batch.weight]
+        columns += [] if stretch is None else [stretch.begins, stretch.after]
+        action, returns, discount, weight, *others = self._staging.send(columns)
+        begins, after, state = self._alone if stretch is None else (*others, student.there(stretch.state))
         scores = batch.scores
         if scores is None:
             scores = torch.zeros(len(batch.action), self._actions, device=student.device)
         return Tensors(
             student.there(batch.observation), action, returns, discount, student.there(batch.next_observation),
-            weight, student.there(scores), begins, student.there(stretch.state), after,
+            weight, student.there(scores), begins, state, after,
         )  # fmt: skip
 
     def _step(self, tensors: Tensors, objective: Objective) -> Tensor:

@@ -220,10 +220,11 @@ class Replay:
         back = np.arange(1 - self.layout.stack, 1)
         ends = np.concatenate([position, position + steps])
         stacks = self._row(np.tile(streams, 2)[:, None], ends[:, None] + back)
-        both = self._frames.gather(stacks.ravel()).reshape(2 * size, *self.layout.observation)
+        places = self._frames.placed(np.concatenate([rows, stacks.ravel()]))
+        both = self._frames.gather(places[size:]).reshape(2 * size, *self.layout.observation)
         return Batch(
             rows, both[:size], self._rows.action[rows], returns, discount, both[size:], self._weight(rows),
-            None if self._scores is None else self._scores.gather(rows),
+            None if self._scores is None else self._scores.gather(places[:size]),
         )  # fmt: skip
 
     def _stretches(self, window: Window, size: int, generator: np.random.Generator) -> Batch:

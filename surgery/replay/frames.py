@@ -25,7 +25,10 @@ class Frames(Protocol):
     def write(self, rows: Array, frames: Array | torch.Tensor) -> None:
         """Put frames (B, *frame) at rows (B,)."""
 
-    def gather(self, rows: Array) -> Array | torch.Tensor:
+    def placed(self, rows: Array) -> Array | torch.Tensor:
+        """Row numbers where the frames lie, for more than one `gather`."""
+
+    def gather(self, rows: Array | torch.Tensor) -> Array | torch.Tensor:
         """The frames (B, *frame) at rows (B,), where they lie."""
 
     def read(self, rows: Array) -> Array:
@@ -75,7 +78,10 @@ class HostFrames:
         given = frames if isinstance(frames, np.ndarray) else frames.cpu().numpy()
         self._frames[rows] = given.reshape(len(rows), -1)
 
-    def gather(self, rows: Array) -> Array:
+    def placed(self, rows: Array) -> Array:
+        return rows
+
+    def gather(self, rows: Array | torch.Tensor) -> Array:
         return self._frames.take(rows, axis=0).reshape(len(rows), *self.shape)
 
     read = gather
@@ -102,7 +108,10 @@ class DeviceFrames:
             given = self._moved(frames[part], self._device).reshape(-1, self._frames.shape[1])
             self._frames.index_copy_(0, self._moved(rows[part], self._device), given)
 
-    def gather(self, rows: Array) -> torch.Tensor:
+    def placed(self, rows: Array) -> torch.Tensor:
+        return self._moved(rows, self._device)
+
+    def gather(self, rows: Array | torch.Tensor) -> torch.Tensor:
         found = self._words.index_select(0, self._moved(rows, self._device))
         return found.view(self._kind).view(len(rows), *self.shape)
 
