@@ -5,9 +5,10 @@ pytest -q tests/test_cuda.py       # two to four minutes
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,10 +28,10 @@ from surgery.distill.learner import Learner, Objective
 from surgery.errors import ArgumentError, RunFailed
 from surgery.policy import load
 from surgery.replay import Layout, Replay, Segment, Window, restore, write_segment
-from surgery.torch import from_module, operate, to_module
+from surgery.torch import follow, from_module, operate, to_module
 from surgery.torch.failures import explained
 from surgery.torch.travel import moved
-from tests.live_models import wider
+from tests.live_models import FRAMES, Agent, X, mlp, wider
 from tests.small_runs import job_of, weights
 from tests.test_captured import STEPS, STUDENTS, filled, learner_of, remembers
 from tests.test_distill import leave_at
@@ -39,9 +40,13 @@ from tests.test_killed import check_chosen, killed
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     pytest.mark.filterwarnings("ignore:Synchronization debug mode"),  # that not all waits are found
+    pytest.mark.filterwarnings(
+        "ignore:.torch.jit.script_method. is deprecated"
+    ),  # torch.compiler, as it is imported
 ]
 HALF = [("nature-fc32", "q", False), ("impala-fc32", "dueling", True), ("nature-lstm-16", "c51", False)]
 Numbers = list[torch.Tensor]
+Edit = Callable[[surgery.Checkpoint], surgery.Plan]
 
 
 @pytest.fixture(autouse=True)
@@ -271,6 +276,70 @@ def test_a_recurrent_module_there_is_exported_with_its_layer():
     module = to_module(new("lstm-8", observation=(5,), actions=3, seed=0)).cuda()
     given = tuple(torch.zeros(3, size, device="cuda") for size in (5, 8, 8))
     assert "LSTM" in [node.op_type for node in from_module(module, example_inputs=given).model.graph]
+
+
+class Memory(nn.Module):
+    """A recurrent layer, attention over its steps, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory, self.attention = nn.LSTM(5, 8, 2, batch_first=True), nn.MultiheadAttention(8, 2)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.memory(x)[0].transpose(0, 1)
+        return self.head(self.attention(y, y, y, need_weights=False)[0][-1])
+
+
+GROWING: dict[str, tuple[Callable[[], nn.Module], torch.Tensor, Edit]] = {
+    "memory": (Memory, X.expand(4, 8, 5), wider(factor=2)),
+    "deeper": (Agent, FRAMES, lambda c: surgery.deepen(c, "fc")),
+}
+
+
+@pytest.mark.parametrize("name", GROWING)
+def test_live_surgery_there_leaves_everything_there_and_training_goes_on(name: str):
+    make, inputs, edit = GROWING[name]
+    net, x = make().cuda(), inputs.cuda()
+    target = copy.deepcopy(net)
+    rate = torch.tensor(1e-3, device="cuda")
+    optimizer = torch.optim.Adam(net.parameters(), lr=rate, fused=True, capturable=True)
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = sum((y - 1).square().mean() for y in torch.utils._pytree.tree_leaves(net(x)))
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    losses = [step() for _ in range(3)]
+    operate(net, optimizer, x, edit, also=[target])
+    losses += [step() for _ in range(20)]
+    assert torch.stack(losses).isfinite().all()
+    assert losses[-1] < losses[3]
+    state = [one for kept in optimizer.state.values() for one in kept.values()]
+    for one in (*net.parameters(), *net.buffers(), *target.parameters(), *target.buffers(), *state):
+        assert one.device == x.device
+
+
+def test_a_trajectory_there_is_that_of_the_small_network():
+    net, x = mlp().double().cuda(), X.double().cuda()
+    twin = copy.deepcopy(net)
+    old, new = (torch.optim.AdamW(one.parameters(), lr=3e-3, eps=1e-3) for one in (net, twin))
+
+    def step(one: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        (one(x) - 1).square().mean().backward()
+        optimizer.step()
+
+    for one, optimizer in ((net, old), (twin, new)):
+        step(one, optimizer)
+    done = operate(twin, new, x, wider(widths={"0": 11, "2": 9}, init="net2net"))
+    follow(new, twin, done.plan)
+    for _ in range(40):
+        step(net, old)
+        step(twin, new)
+    torch.testing.assert_close(twin(x), net(x), rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("init", ["zero", "net2net"])
