@@ -3,6 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/distill_speed.py -o results.json
     python benchmarks/distill_speed.py --device cuda --profile -o results.json   # all there is to know of a GPU
     python benchmarks/distill_speed.py --device cuda --autotune -o tuned.json     # times only, cuDNN's algorithms timed
+    python benchmarks/distill_speed.py --device cuda --compile -o compiled.json   # times only, torch.compile beside
 
 Plain: eager float32, NCHW, a replay of stacked observations and their successors on the host, one optimizer call per
 tensor list as PyTorch has it. Ours: what `surgery distill` runs. Same networks, batch, teacher and loss; what is timed
@@ -60,7 +61,9 @@ def variants(arch: str, batch: int, words: argparse.Namespace) -> Steps:
     }
     if best != torch.float32:
         found["ours bfloat16"] = Ours(arch, teacher, batch, device, best)
-    if device == "cuda":
+    if words.compile:
+        found["ours bfloat16, compiled"] = Ours(arch, teacher, batch, device, best, compiled=True)
+    if device == "cuda" and words.all:
         found[f"{[*found][-1]}, not captured"] = Ours(arch, teacher, batch, device, best, captured=False)
     return found
 
@@ -92,7 +95,8 @@ def compare(arch: str, batch: int, words: argparse.Namespace) -> dict:
 
 def profiled(arch: str, words: argparse.Namespace) -> str:
     teacher, best = surgery.load(words.teacher), choose_precision(words.device, SHAPE)
-    return profile(Ours(arch, teacher, words.batch[0], words.device, best), words.device)
+    step = Ours(arch, teacher, words.batch[0], words.device, best, compiled=words.compile)
+    return profile(step, words.device)
 
 
 def told(name: str, found: object) -> str:
@@ -141,6 +145,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of a round: 6, on a GPU 100")
     parser.add_argument("--all", action="store_true", help="check and bound steps, too; else on a GPU only")
     parser.add_argument("--autotune", action="store_true", help="let cuDNN time its algorithms; only times")
+    parser.add_argument("--compile", action="store_true", help="compile networks, too; only times")
     parser.add_argument("--profile", action="store_true", help="say which kernels take the time")
     parser.add_argument(
         "-o", "--out", type=Path, help="FILE.json; what is printed goes into FILE.txt beside it"
@@ -153,7 +158,7 @@ def main() -> None:
         words.batch or ([32, 256] if cuda else [32]),
         words.steps or (100 if cuda else 6),
     )
-    words.all, words.rates = words.all or (cuda and not words.autotune), {}
+    words.all, words.rates = words.all or (cuda and not (words.autotune or words.compile)), {}
     torch.backends.cudnn.benchmark = words.autotune
     torch.set_num_threads(1)
     found: dict[str, object] = {

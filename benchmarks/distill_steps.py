@@ -64,20 +64,26 @@ class Ours:
     Args:
       captured: as a CUDA graph on a GPU; else every step runs as it is.
       frozen: whether the target is asked in onnxruntime, where a run does that.
+      compiled: the networks by `torch.compile`, which no run does: in bfloat16 only.
     """
 
     def __init__(
         self, arch: str, teacher: surgery.Checkpoint, batch: int, device: str, precision: torch.dtype, *,
-        head: str = "q", captured: bool = True, frozen: bool = True,
+        head: str = "q", captured: bool = True, frozen: bool = True, compiled: bool = False,
     ) -> None:  # fmt: skip
         settings = Settings.scaled(METHODS["qdagger"], teacher.environment, frames=10**6, seed=0, envs=8)
         self.settings = settings.changed({"batch": batch})
         self.said: list[str] = []
         untrained = student_of(arch, head)
         student, target = (
-            Network(to_module(untrained), values_of(untrained), SHAPE, device=device, precision=precision)
+            Network(
+                to_module(untrained), values_of(untrained), SHAPE, device=device, precision=precision,
+                at_once=False if compiled else None,
+            )
             for _ in range(2)
-        )
+        )  # fmt: skip
+        for network in (student, target) if compiled else ():
+            network._half = torch.compile(network.module)
         target.module.requires_grad_(False)
         if frozen:
             target.freeze(untrained)
