@@ -61,7 +61,7 @@ def variants(arch: str, batch: int, words: argparse.Namespace) -> Steps:
     }
     if best != torch.float32:
         found["ours bfloat16"] = Ours(arch, teacher, batch, device, best)
-    if words.compile:
+    if best != torch.float32 and words.compile:
         found["ours bfloat16, compiled"] = Ours(arch, teacher, batch, device, best, compiled=True)
     if device == "cuda" and words.all:
         found[f"{[*found][-1]}, not captured"] = Ours(arch, teacher, batch, device, best, captured=False)
@@ -126,10 +126,10 @@ def parts(words: argparse.Namespace) -> dict[str, Callable[[], object]]:
     for batch in words.batch:
         for arch in words.to:
             found[f"{arch}, batch {batch}"] = lambda arch=arch, batch=batch: compare(arch, batch, words)
-    if words.all:
-        found["a whole run"] = lambda: whole_run(words.device)
     if words.profile:
         found["profile"] = lambda: {arch: profiled(arch, words) for arch in words.to}
+    if words.all:
+        found["a whole run"] = lambda: whole_run(words.device)
     return found
 
 
