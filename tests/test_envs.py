@@ -168,6 +168,20 @@ def test_a_second_reset_starts_other_episodes(name):
     assert len(starts) > 1
 
 
+@pytest.mark.parametrize("name", ["MinAtar/Breakout-v1", "CartPole-v1", "ALE/Breakout-v5"])
+def test_a_step_that_is_begun_is_the_step_and_leaves_what_was_seen_as_it_was(name):
+    one, other = (make(Environment(name), 3, seed=2, training=True) for _ in range(2))
+    seen = other.reset()
+    for before, actions, step in play(one, 60):
+        ended = other.begin(actions)
+        kept, found = seen.copy(), ended()
+        assert np.array_equal(seen, kept) and np.array_equal(before, kept)
+        for field in ("observation", "next_observation", "reward", "terminated", "truncated"):
+            assert np.array_equal(getattr(found, field), getattr(step, field)), field
+        assert found.finished == step.finished
+        seen = found.observation
+
+
 @pytest.mark.parametrize("game", ["asterix", "breakout", "freeway", "seaquest", "space_invaders"])
 def test_minatar_is_its_own_game_channels_first(game):
     from minatar import Environment as Game

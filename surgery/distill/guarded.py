@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 
@@ -29,8 +30,16 @@ class Guarded:
             return self._numbers(self._envs.reset())
 
     def step(self, actions: Array) -> Step:
+        return self.begin(actions)()
+
+    def begin(self, actions: Array) -> Callable[[], Step]:
         with alive(self.contract.id):
-            step = self._envs.step(actions)
+            begun = self._envs.begin(actions)
+        return partial(self._ended, begun)
+
+    def _ended(self, begun: Callable[[], Step]) -> Step:
+        with alive(self.contract.id):
+            step = begun()
         if not np.isfinite(step.reward).all():
             raise RunFailed(f"the environment {self.contract.id} gave a reward that is not a number")
         self._numbers(step.next_observation)

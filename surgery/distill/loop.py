@@ -176,8 +176,9 @@ class Loop:
             self._turn("online", session.frames, settings.budget * settings.skip, "frames")
             state = session.actor.remembered(settings.envs)
             actions, scores = self._act(observation, turns)
-            self._learn()  # queued on a device, it runs while the environments step
-            step = session.envs.step(actions)
+            begun = session.envs.begin(actions)
+            self._learn()  # while emulators run in threads of their own; queued on a device, while others do
+            step = begun()
             keep(session.replay, observation, begins, actions, step, scores, state)
             session.forget(step.begins)
             self._count(step, turns)

@@ -12,7 +12,7 @@ does otherwise is not taken:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -58,7 +58,14 @@ class AtariEnvs:
         return cast(Array, observation)
 
     def step(self, actions: Array) -> Step:
-        observation, reward, terminated, truncated, info = self._env.step(self._index[actions])
+        return self.begin(actions)()
+
+    def begin(self, actions: Array) -> Callable[[], Step]:
+        self._env.send(self._index[actions])
+        return self._received
+
+    def _received(self) -> Step:
+        observation, reward, terminated, truncated, info = self._env.recv()
         over = terminated | truncated
         reached = observation
         if over.any():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -78,6 +80,9 @@ class MinAtarEnvs:
             observation = self._observe()
         finished = self._ledger.add(reward, over)
         return Step(observation, reached, reward, terminated, truncated, finished)
+
+    def begin(self, actions: Array) -> Callable[[], Step]:
+        return partial(self.step, actions)
 
     def close(self) -> None:
         self._games.clear()

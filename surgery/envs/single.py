@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,6 +74,9 @@ class SingleEnvs:
             truncated=truncated,
             finished=finished,
         )
+
+    def begin(self, actions: Array) -> Callable[[], Step]:
+        return partial(self.step, actions)
 
     def close(self) -> None:
         for env in self._envs:

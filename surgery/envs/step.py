@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -83,6 +83,9 @@ class Envs(Protocol):
 
     def step(self, actions: Array) -> Step:
         """Act in every environment; actions (n, …), each of `takes`: integers (n,), where it is one of several."""
+
+    def begin(self, actions: Array) -> Callable[[], Step]:
+        """What, called once, gives what `step` gives; until then environments with threads of their own run beside."""
 
     def close(self) -> None: ...
 
