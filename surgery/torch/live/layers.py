@@ -83,6 +83,7 @@ class NewLayers:
         self.names: dict[str, str] = {}
         self._new: list[_New] = []
         self._done: set[int] = set()
+        self._cells: list[nn.RNNBase] = []
         self._ranks: dict[int, int] = {}
         calls = Calls()
         handles = calls.watch(runner.network)
@@ -113,6 +114,8 @@ class NewLayers:
         self._probe()
         for new in self._new:
             new.tensor.data = new.start
+        for cell in self._cells:
+            cell.flatten_parameters()  # does something on CUDA only
 
     def join(self, journal: Journal, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         """The new parameters come into the group of the parameter that they join; their state begins with them.
@@ -143,6 +146,7 @@ class NewLayers:
         pieces = self._pieces(site, held, bool(getattr(part, "batch_first", False)))
         for piece in pieces:
             piece.train(part.training)
+            self._cells += [cell for cell in piece.modules() if isinstance(cell, nn.RNNBase)]
         if site.how == "append":
             for piece in pieces:
                 journal.item(owner._modules, str(len(owner._modules)), piece)
