@@ -423,6 +423,7 @@ def test_what_the_verb_is_told_reaches_what_is_measured(tmp_path, capsys):
         {"mode": mode, "mean": mean, "std": 1.0, "episodes": 9}
         for mode, mean in (("random", 7.0), ("greedy", 5.0))
     ]
+    scores.insert(0, {**scores[-1], "mode": "epsilon:0.9", "mean": 3.0, "settings": {"max_episode_steps": 4}})
     contract = Environment("CartPole-v1", {"scores": scores})
     made = new("mlp-8", observation=(4,), actions=2, seed=1).replace(environment=contract)
     surgery.save(made, tmp_path / "agent.onnx")
@@ -433,6 +434,7 @@ def test_what_the_verb_is_told_reaches_what_is_measured(tmp_path, capsys):
 
     plain = told("--diagnose", "--teacher", str(tmp_path / "agent.onnx"))
     assert plain["confirmed"] and plain["diagnosis"] == []  # there is nothing to find out
+    assert plain["mode"] == "greedy"  # as in the first score under the contract's own settings
     assert (plain["teacher"], plain["random"]) == (5.0, {"mean": 7.0, "source": "recorded"})
     other = told("--seed", "3", "--random")
     assert (

@@ -120,7 +120,7 @@ def command(
 
 
 def _teacher(given: str | None) -> float | None:
-    """A number, or the first score that a model file records."""
+    """A number, or the first score that a model file records for its own contract."""
     if given is None:
         return None
     try:
@@ -130,7 +130,7 @@ def _teacher(given: str | None) -> float | None:
     from surgery.evaluate import recorded_scores
 
     scores = recorded_scores(surgery.load(Path(given), optimizer=False).environment)
-    played = [score for score in scores if score.mode != "random"]
+    played = [score for score in scores if score.mode != "random" and not score.settings]
     if not played:
         raise ArgumentError(
             f"{given} has no recorded score", hint=f"surgery evaluate {given} --record, or give a number"
