@@ -58,7 +58,15 @@ def softmax(x):
     return e / e.sum(-1, keepdims=True)
 
 
+def chances():
+    graph = GraphBuilder("chances")
+    x = graph.linear(graph.input("observation", (4,)), "head", weights(3, 4), weights(3))
+    graph.output(graph.op("Softmax", x, axis=1), "pi", (3,))
+    return checkpoint(graph.model(), pi=PortPatch("probabilities"))
+
+
 SCORES = {
+    "probabilities": (chances(), 1.0, np.log),
     "q_values": (linear("q", (3,), "q_values"), 0.1, lambda y: y),
     "logits": (linear("pi", (3,), "logits"), 1.0, lambda y: y),
     "atom_logits": (
@@ -80,6 +88,7 @@ def test_scores_are_what_the_kind_of_output_means(kind, backend):
     wanted = meaning(reference(made, observation, output))
     assert policy.kind == kind
     assert policy.temperature == temperature
+    assert policy.draws == (kind in ("logits", "probabilities"))
     assert np.allclose(policy.scores(observation).numpy(), wanted, rtol=1e-5, atol=1e-5)
     greedy = policy.act(observation, generator=np.random.default_rng(0))
     assert np.array_equal(greedy, wanted.argmax(-1))
@@ -291,6 +300,20 @@ def test_a_graph_with_a_fixed_batch_is_asked_as_often_as_it_takes(count):
     wanted = reference(made, observation := weights(count, 4), "q")
     for value in (*made.model.graph.inputs, *made.model.graph.outputs):
         value.shape = ir.Shape([2, *list(value.shape)[1:]])
+    assert np.allclose(load(made).scores(observation), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [[2, 1, 4], [1, 2, 4]], ids=["time second", "time first"])
+@pytest.mark.parametrize("count", [2, 5])
+def test_a_fixed_batch_may_have_a_step_of_time_beside_it(count, shape):
+    import onnx_ir as ir
+
+    graph = GraphBuilder("timed")
+    rows = graph.op("Reshape", graph.input("observation", (1, 4)), graph.constant([-1, 4]))
+    graph.output(graph.linear(rows, "head", weights(3, 4), weights(3)), "q", (3,))
+    made, observation = checkpoint(graph.model(), q=PortPatch("q_values")), weights(count, 4)
+    wanted = reference(made, observation[:, None], "q")
+    made.model.graph.inputs[0].shape, made.model.graph.outputs[0].shape = ir.Shape(shape), ir.Shape([2, 3])
     assert np.allclose(load(made).scores(observation), wanted, atol=1e-5)
 
 

@@ -14,12 +14,13 @@ from surgery.builder import GraphBuilder
 from surgery.checkpoint import Checkpoint
 from surgery.cli import main
 from surgery.envs import make
-from surgery.envs.actions import action_space
+from surgery.envs.actions import MultiBinary, action_space
 from surgery.envs.step import seeds
 from surgery.errors import ArgumentError, Refused
 from surgery.evaluate import evaluate
 from surgery.interface import Environment, PortPatch
 from surgery.policy import load
+from surgery.policy.laws import Switches
 from surgery.port_kinds import infer
 from tests import deployed
 from tests.beside_sb3 import both
@@ -269,3 +270,9 @@ def test_they_are_not_distilled_yet_and_nothing_is_begun(tmp_path, capsys):
         assert main([*words, *to, "-o", run]) == 1
         assert "surgery evaluate plays such an agent" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_switches_are_drawn_by_their_sigmoid_at_a_temperature(rng):
+    said = np.full((4000, 2), 2 * np.log(3), np.float32) * [1, -1]
+    on = Switches(MultiBinary((2,)), temperature=2.0).sample(said, rng).mean(0)
+    assert on == pytest.approx([0.75, 0.25], abs=4 * (0.75 * 0.25 / 4000) ** 0.5)
