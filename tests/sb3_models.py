@@ -21,7 +21,9 @@ Arrays = Mapping[str, np.ndarray]
 
 OBSERVATIONS: Mapping[str, Callable[[int], spaces.Space]] = {
     "vector": lambda more: spaces.Box(-2.0, 2.0, (5 + more,), np.float32),
+    "one": lambda more: spaces.Box(-2.0, 2.0, (1 + more,), np.float32),
     "image": lambda more: spaces.Box(0, 255, (2 + more, 36, 36), np.uint8),
+    "frame": lambda more: spaces.Box(0, 255, (1 + more, 36, 36), np.uint8),
     "dict": lambda more: spaces.Dict(
         camera=spaces.Box(0, 255, (1, 36, 36), np.uint8),
         position=spaces.Box(-1.0, 1.0, (3 + more,), np.float32),
@@ -34,6 +36,7 @@ OBSERVATIONS: Mapping[str, Callable[[int], spaces.Space]] = {
 ACTIONS: Mapping[str, Callable[[int], spaces.Space]] = {
     "choice": lambda more: spaces.Discrete(3 + more),
     "box": lambda more: spaces.Box(-1.0, 1.0, (2 + more,), np.float32),
+    "one": lambda more: spaces.Box(-2.0, 2.0, (1 + more,), np.float32),
     "choices": lambda more: spaces.MultiDiscrete([2, 3]),
 }
 

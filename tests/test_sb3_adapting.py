@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,12 +15,22 @@ import surgery
 from surgery.cli import main
 from surgery.interface import PortPatch
 from surgery.verify.outputs import runtime
-from tests.sb3_models import ROWS, Saved, World, given, observations
+from tests.sb3_models import ROWS, Row, Saved, World, given, observations
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 LIMIT = 1e-5
 OLD, NEW = ["x", "y", "angle", "speed", "fuel"], ["speed", "wind", "x", "fuel", "angle", "y"]
 ACTIONS, MORE_ACTIONS = ["left", "stay", "right"], ["left", "jump", "right", "stay"]
+
+LARGER: Mapping[str, Row] = {
+    **{name: ROWS[name] for name in ("sac", "td3", "tqc", "ppo elu", "ppo dict")},
+    **{
+        f"{name} of one": dataclasses.replace(ROWS[name], observation="one", action="one")
+        for name in ("sac", "td3", "tqc", "ppo elu", "ppo sde")
+    },
+    "ppo frame": dataclasses.replace(ROWS["ppo image"], observation="frame"),
+}
+"""Models, those of one number and one action among them, whose spaces become larger."""
 
 
 class Rearranged(World):
@@ -38,25 +49,24 @@ class Rearranged(World):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Mapping[str, Path]:
-    return Saved(tmp_path_factory.mktemp("sb3"))
+    return Saved(tmp_path_factory.mktemp("sb3"), {**ROWS, **LARGER})
 
 
 @pytest.fixture
 def registered() -> Mapping[str, str]:
     """Changed environments by kind of model."""
-    rows = {name: ROWS[name] for name in ("sac", "td3", "tqc", "ppo elu", "ppo dict")}
-    for name, row in rows.items():
+    for name, row in LARGER.items():
         gymnasium.register(f"More{name.replace(' ', '')}-v0", lambda row=row: row.env(1))
     gymnasium.register("Rearranged-v0", Rearranged)
-    yield {name: f"More{name.replace(' ', '')}-v0" for name in rows}
-    for name in rows:
+    yield {name: f"More{name.replace(' ', '')}-v0" for name in LARGER}
+    for name in LARGER:
         del gymnasium.registry[f"More{name.replace(' ', '')}-v0"]
     del gymnasium.registry["Rearranged-v0"]
 
 
-@pytest.mark.parametrize("name", ["sac", "td3", "tqc", "ppo elu", "ppo dict"])
+@pytest.mark.parametrize("name", LARGER)
 def test_larger_spaces_are_loaded_and_trained_in(saved, registered, tmp_path, name):
-    row, target = ROWS[name], tmp_path / "more.zip"
+    row, target = LARGER[name], tmp_path / "more.zip"
     words = ["--unnamed", "append", "--new-action", "mean", "-o", str(target)]
     assert main(["adapt", str(saved[name]), "--env", registered[name], *words]) == 0
     old, new = row.load(saved[name]), row.load(target, more=1)
@@ -64,8 +74,8 @@ def test_larger_spaces_are_loaded_and_trained_in(saved, registered, tmp_path, na
     key = "position" if name == "ppo dict" else "observation"
     fewer = {**arrays, key: arrays[key][:, :-1]}
     greedy, wanted = (m.predict(given(a), deterministic=True)[0] for m, a in ((new, arrays), (old, fewer)))
-    if row.action == "box":
-        np.testing.assert_allclose(greedy[:, :2], wanted, atol=LIMIT)
+    if row.action in ("box", "one"):
+        np.testing.assert_allclose(greedy[:, : wanted.shape[1]], wanted, atol=LIMIT)
     else:
         assert (greedy == wanted).all()
     new.learn(row.steps)

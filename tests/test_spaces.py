@@ -353,9 +353,9 @@ def _count(model: ir.Model, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
 
         return rules.Rule(describe, rule.axes)
 
-    def made(self, size: int, *, tensor: str | None = None) -> None:
+    def made(self, size: int, **more) -> None:
         count[0] += 1
-        make(self, size, tensor=tensor)
+        make(self, size, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(walk, "RULES", {name: counting(rule) for name, rule in rules.RULES.items()})

@@ -4,6 +4,9 @@ An *atom* is one occurrence of a group of units in one axis. Occurrences that mu
 class of a union-find; splitting or cutting one of them splits or cuts all. Each occurrence keeps its own identity
 (its own children when it is divided), so that the analysis can say of every *element of a parameter axis* what it
 does: one fused weight may hold the rows of a query and of a key, which are edited differently.
+
+An axis of size 1 is as a rule no group of units: broadcasting repeats it along whatever it meets, and it drops out. A
+*single* is one unit all the same, such as the only action or channel, as long as it meets nothing but singles.
 """
 
 from __future__ import annotations
@@ -18,8 +21,10 @@ import onnx_ir as ir
 Axis = tuple["Atom", ...]
 Place = tuple["Atom", int]
 UNIT: Axis = ()
+PORTS = frozenset({"input", "output"})
+"""Kinds of reasons that say where a class stands, and not what was done with it."""
 MOST_REASONS = 8
-"""So many reasons of a frozen class are kept."""
+"""So many reasons of a frozen class are kept, and the first one of every kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,16 +104,18 @@ class Atom:
       place: where on another axis of the operand these units were taken from, if one place of it was chosen: the
         factor that this axis is, and the index. What is asked of them is asked of that place alone.
       shared: that others read these units, too, in words; a scale passes if all of them expect it. None if they do not.
+      single: whether this is an axis of size 1 that may become longer.
     """
 
     __slots__ = (
         "barrier", "children", "flat", "linear", "mode", "origins", "parent", "passes", "place", "reasons", "shared",
-        "size", "tensor",
+        "single", "size", "tensor",
     )  # fmt: skip
 
-    def __init__(self, size: int, *, tensor: str | None = None) -> None:
+    def __init__(self, size: int, *, tensor: str | None = None, single: bool = False) -> None:
         self.size = size
         self.tensor = tensor
+        self.single = single
         self.origins: tuple[Atom, ...] = ()
         self.mode: Literal["all", "any"] = "all"
         self.passes = 2
@@ -128,6 +135,11 @@ class Atom:
     def frozen(self) -> list[Freeze]:
         """The reasons for which the whole class is frozen; empty if it is free."""
         return find(self).reasons
+
+    @property
+    def dropped(self) -> bool:
+        """Whether this is one unit that is none to follow: it may be repeated, or its class is frozen."""
+        return self.size == 1 and not (self.single and all(why.kind in PORTS for why in self.frozen))
 
     @property
     def segments(self) -> list[Axis] | None:
@@ -174,7 +186,8 @@ def _like(atom: Atom, template: Axis, origin_axes: Sequence[Axis]) -> Axis:
     """New occurrences for `atom` in the shape of `template`, each united with its counterpart there."""
     made = []
     for k, other in enumerate(template):
-        child = _inherit(Atom(other.size), atom, [axis[k] for axis in origin_axes] or atom.origins)
+        made_of = [axis[k] for axis in origin_axes] or atom.origins
+        child = _inherit(Atom(other.size, single=other.single), atom, made_of)
         child.parent = find(other)
         made.append(child)
     return tuple(made)
@@ -208,20 +221,21 @@ def _divide(atom: Atom, root: Atom) -> None:
         aligned, atom.origins, atom.passes, atom.linear = [], tuple(leaves(atom.origins)), 0, False
         atom.barrier = atom.barrier or "a division its operands do not share"
     if isinstance(root.children, Product):
-        rows = [tuple(part.factors) for part in aligned if isinstance(part, Product)]
-        atom.children = Product(list(_like(atom, tuple(root.children.factors), rows)))
+        rows = [_kept(part.factors) for part in aligned if isinstance(part, Product)]
+        atom.children = Product(list(_like(atom, _kept(root.children.factors), rows)))
     elif isinstance(root.children, Concatenation):
         sums = [part.segments for part in aligned if isinstance(part, Concatenation)]
         atom.children = Concatenation(
             [
-                _like(atom, segment, [part[k] for part in sums])
+                _like(atom, _kept(segment), [_kept(part[k]) for part in sums])
                 for k, segment in enumerate(root.children.segments)
             ]
         )
     elif root.children is not None:
         wovens = [part.inside for part in aligned if isinstance(part, Weave | Part)]
         made = [
-            _like(atom, axis, [part[k] for part in wovens]) for k, axis in enumerate(root.children.inside)
+            _like(atom, _kept(axis), [_kept(part[k]) for part in wovens])
+            for k, axis in enumerate(root.children.inside)
         ]
         atom.children = replaced(root.children, made)
 
@@ -233,15 +247,24 @@ def replaced(children: Weave | Part, inside: list[Axis]) -> Weave | Part:
     return Part(inside[0], children.index, children.count)
 
 
+def _kept(axis: Sequence[Atom]) -> Axis:
+    """The axis without singles that are none any more."""
+    return tuple(atom for atom in axis if not (atom.single and atom.dropped))
+
+
+def _sizes(axis: Sequence[Atom]) -> list[int]:
+    return [atom.size for atom in _kept(axis)]
+
+
 def _parallel(left: Children | None, right: Children | None) -> bool:
     """Whether two occurrences of one class are divided in the same way at the top level."""
     if isinstance(left, Product) and isinstance(right, Product):
-        return [atom.size for atom in left.factors] == [atom.size for atom in right.factors]
+        return _sizes(left.factors) == _sizes(right.factors)
     if isinstance(left, Concatenation) and isinstance(right, Concatenation):
-        one, other = ([[a.size for a in segment] for segment in part.segments] for part in (left, right))
+        one, other = ([_sizes(segment) for segment in part.segments] for part in (left, right))
         return one == other
     return same_weave(left, right) and all(
-        [a.size for a in one] == [a.size for a in other]
+        _sizes(one) == _sizes(other)
         for one, other in zip(left.inside, right.inside, strict=True)  # type: ignore[union-attr]
     )
 
@@ -256,12 +279,12 @@ def same_weave(left: Children | None, right: Children | None) -> bool:
 
 
 def factors(axis: Axis) -> list[Atom]:
-    """The axis as a flat list of factors (free atoms, concatenations, weaves), units of size 1 left out."""
+    """The axis as a flat list of factors (free atoms, concatenations, weaves); of size 1 singles alone."""
     out: list[Atom] = []
     stack = list(reversed(axis))
     while stack:
         atom = stack.pop()
-        if atom.size == 1:
+        if atom.dropped:
             continue
         expand(atom)
         if atom.children is None:
@@ -343,9 +366,10 @@ def _inside(children: Children | None) -> list[Axis]:
 def freeze(axis: Axis, why: Freeze) -> None:
     """Freeze every class that occurs in the axis."""
     for leaf in leaves(axis):
-        root = find(leaf)
-        if why not in root.reasons and len(root.reasons) < MOST_REASONS:
-            root.reasons.append(why)
+        reasons = find(leaf).reasons
+        new = all(why.kind != other.kind for other in reasons)
+        if why not in reasons and (new or len(reasons) < MOST_REASONS):
+            reasons.append(why)
 
 
 def concat(axes: Sequence[Axis]) -> Axis:

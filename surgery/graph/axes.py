@@ -19,6 +19,7 @@ from surgery.graph.atoms import (
     Atom,
     Axis,
     Concatenation,
+    Freeze,
     Mismatch,
     Part,
     Product,
@@ -133,6 +134,8 @@ def cut(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
 
 
 def _cut(parts: list[Atom], sizes: Sequence[int]) -> list[Axis]:
+    while parts[0].size == 1:
+        _alone(parts.pop(0))
     first, inner = parts[0], parts[1:]
     block = size_of(tuple(inner))
     if any(size % block for size in sizes):
@@ -195,12 +198,21 @@ def unify(left: Axis, right: Axis) -> None:
             a.pop(0)
             b.pop(0)
             _join(x, y)
+        elif x.size == 1 or y.size == 1:
+            _alone((a if x.size == 1 else b).pop(0))
         elif x.size > y.size:
             head, tail = take([x], y.size)
             a[:1] = [*head, *tail]
         else:
             head, tail = take([y], x.size)
             b[:1] = [*head, *tail]
+    for single in (*a, *b):
+        _alone(single)
+
+
+def _alone(single: Atom) -> None:
+    """One unit that an equal axis does not have: nobody could say where a second one goes."""
+    freeze((single,), Freeze("single", "it is read as a part of a longer axis"))
 
 
 def _join(x: Atom, y: Atom, *, new: bool = False) -> None:
@@ -277,7 +289,7 @@ def derive(
         lists = _align(lists)
     made = []
     for group in zip(*lists, strict=True):
-        atom = Atom(group[0].size)
+        atom = Atom(group[0].size, single=group[0].single)
         atom.origins, atom.mode = tuple(dict.fromkeys(group)), mode
         atom.passes, atom.barrier = passes, barrier
         squared = mode == "any" and len(atom.origins) < len(group)
@@ -299,8 +311,8 @@ def _align(lists: list[list[Atom]]) -> list[list[Atom]]:
     for parts in lists:
         rest, row = list(parts), list[Atom]()
         for atom in finest:
-            head, rest = take(rest, atom.size)
-            if len(head) != 1:
+            head, rest = take(rest, atom.size) if atom.size > 1 else (rest[:1], rest[1:])
+            if [part.size for part in head] != [atom.size]:
                 raise Mismatch("operands divided in different ways")
             row.extend(head)
         out.append(row)
@@ -331,3 +343,9 @@ def _derive_sum(atom: Atom, group: Sequence[Atom]) -> None:
             for part in zip(*aligned, strict=True)
         ]
     )
+
+
+def guarded(axes: Sequence[Axis], name: str | None) -> list[Axis]:
+    """Occurrences through which a scale travels back only if all that read the value expect it."""
+    shared = f"'{name}' is read by several nodes"
+    return [derive([axis], linear=True, shared=shared) if axis else () for axis in axes]

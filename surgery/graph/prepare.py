@@ -82,7 +82,7 @@ def _constant_vector(tensor: ir.TensorProtocol | None) -> bool:
     if tensor is None or len(tensor.shape) != 1 or not tensor.dtype.is_floating_point():
         return False
     array = tensor.numpy()
-    return array.size > 1 and bool((array == array[0]).all())
+    return bool(array.size and (array == array[0]).all())
 
 
 def _first_state(value: ir.Value) -> bool:

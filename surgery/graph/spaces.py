@@ -315,12 +315,10 @@ def _names(
         wanted.setdefault(_base(root, places, roles, modules), []).append(root)
     names: dict[Atom, str] = {}
     for base, roots in wanted.items():
-        if len(roots) == 1:
-            names[roots[0]] = base
-            continue
-        # several groups of units in one axis: heads and head size, rows and columns
-        for k, root in enumerate(sorted(roots, key=lambda root: order.get(root, 0))):
-            names[root] = f"{base}[{k}]"
+        # several groups of units in one axis: heads and head size, rows and columns; a single takes no other's name
+        several = [root for root in roots if root.size > 1] or roots
+        for k, root in enumerate(sorted(roots, key=lambda root: (root.size == 1, order.get(root, 0)))):
+            names[root] = base if several == [root] else f"{base}[{k}]"
     return names
 
 

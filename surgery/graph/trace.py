@@ -11,10 +11,11 @@ import numpy as np
 import onnx_ir as ir
 
 from surgery.graph.atoms import Atom, Axis, Freeze, Mismatch, factors, freeze, leaves, size_of
-from surgery.graph.axes import cut, derive, take, unify
+from surgery.graph.axes import cut, derive, guarded, take, unify
 from surgery.graph.facts import Facts
 from surgery.graph.labels import full_label, label
 from surgery.graph.records import Kind, Number, Operand, Resize, Site
+from surgery.graph.singles import Column, alone, is_single, may_grow, meeting, one_each, readers
 from surgery.graph.unknown import unknown_shape
 
 
@@ -40,6 +41,7 @@ class Trace:
       opaque: nodes that no rule described, with the reason.
       equations: pairs of sizes that a node needs to be equal, and that are not.
       ports: (side, name, axes) of every input and output.
+      node: the one that is being described, if it reads single units as fixed lengths.
     """
 
     facts: Facts
@@ -55,6 +57,7 @@ class Trace:
     opaque: dict[str, str] = field(default_factory=dict)
     equations: list[tuple[int, int]] = field(default_factory=list)
     ports: list[tuple[Literal["input", "output"], str, list[Axis]]] = field(default_factory=list)
+    node: ir.Node | None = None
     _of: dict[ir.Value, list[Axis] | None] = field(default_factory=dict)
     _sequences: dict[ir.Value, list[list[Axis]]] = field(default_factory=dict)
 
@@ -72,7 +75,9 @@ class Trace:
         axes = self._of[value]
         if axes is None:
             raise Opaque(unknown_shape(self.facts, value))
-        return list(axes)
+        if self.node is not None:
+            one_each(self.node, axes)
+        return [axis if size_of(axis) != 1 or is_single(axis) else () for axis in axes]
 
     def described(self, value: ir.Value) -> list[Axis] | None:
         """The axes that a rule has put for a value, or None."""
@@ -112,7 +117,7 @@ class Trace:
 
     def keep(self, node: ir.Node, value: ir.Value | None) -> None:
         """A stored operand that is read number by number keeps its size, whatever else reads it."""
-        if value is not None and value.producer() is None and len(_readers(value)) > 1:
+        if value is not None and value.producer() is None and len(readers(value)) > 1:
             for axis in self.axes(value):
                 self.freeze(node, axis, "literal", "its elements are read as numbers")
 
@@ -161,6 +166,7 @@ class Trace:
                 continue
             number = float(self.facts.exact.get(value, known).reshape(-1)[0])
             if axes:
+                one_each(node, self.known(value))
                 self.literal(node, k, _pinned(axes, number))
 
     def _constant_axes(self, value: ir.Value) -> list[Axis] | None:
@@ -170,9 +176,12 @@ class Trace:
         producer = value.producer()
         if producer is None or (producer.op_type == "Constant" and not producer.inputs):
             name = value.name or ""
-            self.tensors[name] = [(Atom(n, tensor=name),) if n != 1 else () for n in shape]
-            computed = len(_readers(value)) > 1 and any(n.op_type not in _PASSIVE for n in _readers(value))
-            return _guard(value, self.tensors[name]) if computed else self.tensors[name]
+            single = may_grow(value)
+            self.tensors[name] = [
+                (Atom(n, tensor=name, single=n == 1),) if n != 1 or single else () for n in shape
+            ]
+            computed = len(readers(value)) > 1 and any(n.op_type not in _PASSIVE for n in readers(value))
+            return guarded(self.tensors[name], value.name) if computed else self.tensors[name]
         why = f"computed from literals by node '{label(producer)}'"
         return [self.fixed(n, "literal", why) for n in shape]
 
@@ -180,9 +189,9 @@ class Trace:
 
     def put(self, value: ir.Value, axes: Sequence[Axis]) -> None:
         """Set the axes of a result; scales travel back through it only if all its readers expect them."""
-        axes = [() if size_of(axis) == 1 else axis for axis in axes]
-        several = len(_readers(value)) + value.is_graph_output() > 1
-        self._of[value] = _guard(value, axes) if several and not self.constant(value) else list(axes)
+        axes = [() if size_of(axis) == 1 and not is_single(axis) else axis for axis in axes]
+        several = len(readers(value)) + value.is_graph_output() > 1
+        self._of[value] = guarded(axes, value.name) if several and not self.constant(value) else list(axes)
         self._moved(value, axes)
 
     def leave(self, value: ir.Value, axes: list[Axis] | None) -> None:
@@ -200,7 +209,7 @@ class Trace:
 
     def handed_on(self, value: ir.Value, axes: Sequence[Axis]) -> list[Axis]:
         """Axes of an operand that several results have in common: no scale travels back through one of them alone."""
-        return list(axes) if self.constant(value) else _guard(value, axes)
+        return list(axes) if self.constant(value) else guarded(axes, value.name)
 
     def put_sequence(self, value: ir.Value, members: Sequence[Sequence[Axis]]) -> None:
         """Set the axes of every member of a sequence."""
@@ -248,6 +257,8 @@ class Trace:
 
     def same(self, node: ir.Node, *axes: Axis) -> bool:
         """Unify axes; where that is impossible freeze just these axes, naming the node."""
+        for axis in axes if not all(map(is_single, axes)) else ():
+            alone(node, axis, "it meets an axis that cannot grow")
         self.equations.extend((size_of(axes[0]), n) for n in map(size_of, axes[1:]) if n != size_of(axes[0]))
         try:
             for other in axes[1:]:
@@ -294,16 +305,17 @@ class Trace:
         linear: bool | None = None,
         flat: bool = False,
     ) -> list[Axis]:
-        """The axes of an elementwise result, operands aligned at the right; size 1 imposes nothing."""
-        rows = [(value, self.axes(value)) for value in values]
-        rank = max(len(axes) for _, axes in rows)
-        out: list[Axis] = []
-        for k in range(-rank, 0):
-            column = [(v, axes[k]) for v, axes in rows if len(axes) >= -k and axes[k]]
-            out.append(
-                self.merge(node, column, mode=mode, passes=passes, linear=linear, flat=flat) if column else ()
-            )
-        return out
+        """The axes of an elementwise result, operands aligned at the right; what is repeated imposes nothing."""
+        return [
+            self.merge(node, column, mode=mode, passes=passes, linear=linear, flat=flat) if column else ()
+            for column in self.columns(node, [(value, self.axes(value)) for value in values])
+        ]
+
+    def columns(self, node: ir.Node, rows: Sequence[tuple[ir.Value, Sequence[Axis]]]) -> Iterator[Column]:
+        """The axes that meet where operands are aligned at the right, without those that are repeated."""
+        for k in range(-max(len(axes) for _, axes in rows), 0):
+            column = [(value, axes[k]) for value, axes in rows if len(axes) >= -k]
+            yield meeting(node, column, [self.constant(value) for value, _ in column])
 
     def cut(self, node: ir.Node, axis: Axis, sizes: Sequence[int]) -> list[Axis]:
         """Cut an axis; where that is impossible freeze it and return frozen pieces."""
@@ -362,18 +374,6 @@ _PASSIVE = frozenset(
      "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Cast", "Expand"]
 )  # fmt: skip
 """Readers of a weight that only move or contract it: several of them may share it."""
-
-
-def _readers(value: ir.Value) -> list[ir.Node]:
-    """The nodes that read the numbers of a value, and not its shape or type alone."""
-    kept = [use for use in value.uses() if use.node.op_type not in ("Shape", "Size")]
-    return [use.node for use in kept if use.node.op_type != "CastLike" or use.idx == 0]
-
-
-def _guard(value: ir.Value, axes: Sequence[Axis]) -> list[Axis]:
-    """Occurrences through which a scale travels back only if all that read the value expect it."""
-    shared = f"'{value.name}' is read by several nodes"
-    return [derive([axis], linear=True, shared=shared) if axis else () for axis in axes]
 
 
 def is_symbolic(axis: Axis) -> bool:

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from surgery.errors import ArgumentError
-from surgery.graph.atoms import Freeze, Mismatch, find, freeze, leaves, size_of
+from surgery.graph.atoms import Atom, Freeze, Mismatch, find, freeze, leaves, size_of
 from surgery.graph.axes import unify
 from surgery.graph.control import captured
 from surgery.graph.facts import Facts
 from surgery.graph.labels import full_label, label
 from surgery.graph.prepare import prepared
 from surgery.graph.rules import RULES
+from surgery.graph.singles import follows, is_single, may_grow, one_each
 from surgery.graph.symbols import bound
 from surgery.graph.trace import Opaque, Trace
 from surgery.graph.unknown import unknown_shape
@@ -69,7 +70,9 @@ def _walk(model: ir.Model, interface: Interface, sizes: Mapping[str, int]) -> Tr
             _interface(trace, value, value.name in states)
     for node in model.graph:
         trace.facts.step(node)
-        if all(value in trace.facts.known for value in node.outputs):
+        if all(value in trace.facts.known for value in node.outputs) and not _made_of_one(trace, node):
+            _as_lengths(trace, node)
+            _measured(trace, node)
             continue
         if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
             continue
@@ -81,6 +84,15 @@ def _walk(model: ir.Model, interface: Interface, sizes: Mapping[str, int]) -> Tr
     return trace
 
 
+def _made_of_one(trace: Trace, node: ir.Node) -> bool:
+    """Whether a node computes one known number from parameters that may get company (an exponent of a deviation)."""
+    values = [v for v in node.inputs if v is not None and set(trace.facts.shapes.get(v) or ()) == {1}]
+    return follows(node) and any(
+        may_grow(value) if value.producer() is None else any(map(is_single, trace.described(value) or ()))
+        for value in values
+    )
+
+
 def _interface(trace: Trace, value: ir.Value, state: bool) -> None:
     axes = []
     for k, n in enumerate(trace.shape(value)):
@@ -88,6 +100,9 @@ def _interface(trace: Trace, value: ir.Value, state: bool) -> None:
             axes.append(trace.fixed(n, "symbolic", f"axis {k} of input '{value.name}' is symbolic"))
         elif state:
             axes.append(trace.new(n))
+        elif n == 1 and k:
+            axes.append((Atom(1, single=True),))
+            freeze(axes[-1], Freeze("input", f"axis {k} of input '{value.name}'"))
         else:
             axes.append(trace.fixed(n, "input", f"axis {k} of input '{value.name}'"))
     trace.ports.append(("input", value.name or "", axes))
@@ -109,6 +124,8 @@ def _output(trace: Trace, value: ir.Value, state: bool) -> None:
     trace.freeze_measured(value)
     for k, axis in enumerate(axes):
         freeze(axis, Freeze("output", f"axis {k} of output '{value.name}'"))
+        if k == 0 and len(axes) > 1 and size_of(axis) == 1:
+            freeze(axis, Freeze("single", f"axis 0 of output '{value.name}' counts samples"))
 
 
 def _pair(trace: Trace, interface: Interface) -> None:
@@ -159,6 +176,7 @@ def _describe(trace: Trace, node: ir.Node) -> None:
             trace, node, f"no rule for operator {node.domain + '.' if node.domain else ''}{node.op_type}"
         )
         return
+    trace.node = None if follows(node) else node
     try:
         rule.describe(trace, node)
         trace.pin(node)
@@ -173,6 +191,24 @@ def _describe(trace: Trace, node: ir.Node) -> None:
     else:
         if wrong:
             _give_up(trace, node, wrong)
+    _as_lengths(trace, node)
+    trace.node = None
+
+
+def _as_lengths(trace: Trace, node: ir.Node) -> None:
+    """Single units that a node reads, and that its rule does not follow, stay single."""
+    if not follows(node) and node.op_type not in ("Shape", "Size"):
+        for value in [v for v in node.inputs if v is not None] + captured(node):
+            one_each(node, trace.known(value))
+
+
+def _measured(trace: Trace, node: ir.Node) -> None:
+    """A number that is no size any more, and was computed from the length of one unit, would not follow it."""
+    if all(trace.facts.known[value].dtype.kind != "f" for value in node.outputs):
+        return
+    for source, dim in (at for value in node.inputs if value is not None for at in trace.facts.taint(value)):
+        if (trace.facts.shapes.get(source) or ())[dim : dim + 1] == (1,):
+            one_each(node, trace.axes(source)[dim : dim + 1])
 
 
 def _disagreement(trace: Trace, node: ir.Node) -> str | None:

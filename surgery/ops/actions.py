@@ -12,6 +12,7 @@ from surgery.edits.arithmetic import MOST_UNITS, SpaceEdit, Start
 from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.graph.choices import Answers, answers, behind
 from surgery.graph.layout import Units, units
+from surgery.graph.singles import fixed
 from surgery.graph.spaces import Analysis, Space
 from surgery.interface import CRITIC_ACTION
 from surgery.ops.features import feature_index, feature_names
@@ -65,12 +66,14 @@ def action_space(analysis: Analysis, wanted: str) -> tuple[str, Space]:
     for name in [name for name in ports if wanted in (name, *made[name])] or [
         name for name in ports if wanted in heads[name]
     ]:
-        found = [wanted] if wanted in heads[name] else heads[name]
+        found = [wanted] if wanted in heads[name] else wider(heads[name], analysis)
         if not found:
+            why = fixed(analysis.model.graph, analysis.trace.described, name)
             raise Refused(
-                f"no axis of output '{name}' can be followed back to parameters"
-                " (one that is 1 long cannot: wherever it meets another, it is repeated)"
-            )
+                f"no axis of output '{name}' can be followed back to parameters" if why is None
+                else f"'{name}' is one number, and stays so: {why}",
+                hint="export what that node reads, or teach a network that has more: surgery distill" if why else None,
+            )  # fmt: skip
         if len(found) > 1:
             raise ArgumentError(
                 f"output '{name}' has several axes of units" if made[name]
@@ -82,6 +85,11 @@ def action_space(analysis: Analysis, wanted: str) -> tuple[str, Space]:
     raise UnknownName(
         "output", wanted, [*ports, *dict.fromkeys(name for names in made.values() for name in names)]
     )
+
+
+def wider(spaces: Sequence[str], analysis: Analysis) -> list[str]:
+    """Of several spaces those that have more than one unit, if there are any: one unit is meant where it is named."""
+    return [name for name in spaces if analysis.by_name[name].size > 1] or list(spaces)
 
 
 def _fixed(analysis: Analysis) -> list[str]:

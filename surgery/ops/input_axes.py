@@ -15,6 +15,7 @@ from surgery.edits.units import SpaceEdit
 from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.graph.layout import Factor, Sum, Units
 from surgery.graph.layout import size as layout_size
+from surgery.graph.singles import held
 from surgery.graph.spaces import Analysis, Space
 from surgery.interface import Interface
 
@@ -319,10 +320,11 @@ def input_axis(analysis: Analysis, wanted: str) -> tuple[InputAxis, Space | None
                     return axis, _free(space)
             if wanted == f"{name}[{k}]":
                 return _checked(axis), None
-        if wanted == name and len(found) == 1:
-            return _checked(next(iter(found.values()))), None
+        meant = [axis for axis in found.values() if axis.size > 1] or list(found.values())
+        if wanted == name and len(meant) == 1:
+            return _checked(meant[0]), None
         if wanted == name and not found:
-            raise Refused(
+            raise _one_feature(analysis, name) or Refused(
                 f"no axis of input '{name}' has features that could come, go or change places",
                 hint="surgery inspect shows what each of its axes is, and why it is fixed",
             )
@@ -331,9 +333,23 @@ def input_axis(analysis: Analysis, wanted: str) -> tuple[InputAxis, Space | None
             raise ArgumentError(
                 f"input '{name}' has several axes of features", hint="name one of them: " + ", ".join(names)
             )
+    if why := _one_feature(analysis, wanted):
+        raise why
     if wanted in by_name:
         raise Refused(f"'{wanted}' cannot change by itself: its features stand several times in the input")
     raise UnknownName("input", wanted, [*ports, *by_name])
+
+
+def _one_feature(analysis: Analysis, wanted: str) -> Refused | None:
+    """Why the only feature of an input, or of one axis of it, stays alone; None if that is not why."""
+    for side, name, axes in analysis.trace.ports:
+        meant = axes if wanted == name else [a for k, a in enumerate(axes) if wanted == f"{name}[{k}]"]
+        if side == "input" and (why := held(meant)) is not None:
+            return Refused(
+                f"'{wanted}' is one feature, and stays so: {why}",
+                hint="teach a network that sees more: surgery distill",
+            )
+    return None
 
 
 def input_space(analysis: Analysis, wanted: str) -> tuple[str, Space]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from surgery.graph.atoms import UNIT, Axis
+from surgery.graph.atoms import UNIT, Axis, factors, size_of
 from surgery.graph.labels import full_label, label
 from surgery.graph.rules.movement import dims
 from surgery.graph.rules.table import Table
@@ -83,9 +83,11 @@ def _finish(
     """The output channels are linear in weight and bias, unless each group of them reads other units."""
     channel = [weight]
     if b is not None:
+        if size_of(weight[1]) == 1:
+            t.same(node, weight[1], t.axes(b)[0])
         channel.append((b, t.axes(b)[0]))
         t.use("bias", b, t.axes(b))
-    wide = [(value, axis) for value, axis in channel if axis]
+    wide = [(value, axis) for value, axis in channel if factors(axis)]
     batch = t.axes(x)[0]
     if b is not None and batch:  # nothing passes back through a bias
         batch = t.merge(node, [(x, batch)], passes=0)

@@ -232,14 +232,10 @@ def _whole_power(t: Trace, node: ir.Node) -> bool:
 
 def _columns(t: Trace, node: ir.Node, values: list[ir.Value], *, whole: int, partial: int) -> list[Axis]:
     """Like `broadcast`, but an operand that lacks an axis (it is broadcast) stops what passes back."""
-    rows = [(value, t.axes(value)) for value in values]
-    rank = max(len(axes) for _, axes in rows)
-    out = []
-    for k in range(-rank, 0):
-        column = [(v, axes[k]) for v, axes in rows if len(axes) >= -k and axes[k]]
-        passes = whole if len(column) == len(rows) else partial
-        out.append(t.merge(node, column, passes=passes) if column else UNIT)
-    return out
+    return [
+        t.merge(node, column, passes=whole if len(column) == len(values) else partial) if column else UNIT
+        for column in t.columns(node, [(value, t.axes(value)) for value in values])
+    ]
 
 
 def _say(t: Trace, values: list[ir.Value], kind: str) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from surgery.graph.atoms import UNIT, Axis
+from surgery.graph.atoms import UNIT, Axis, factors
 from surgery.graph.rules.table import Table
+from surgery.graph.singles import alone, is_single
 from surgery.graph.trace import Opaque, Trace
 
 RULES = Table()
@@ -25,7 +26,7 @@ def gemm(t: Trace, node: ir.Node) -> None:
     t.contract(node, (a, k), (b, k2))
     rows, columns, whole = [(a, m)], [(b, n)], 2
     if c is not None:
-        shape = [UNIT, UNIT, *t.axes(c)][-2:]
+        shape = _added(t, node, t.axes(c), (m, n))
         t.use("bias", c, t.axes(c))
         rows += [(c, shape[0])] if shape[0] else []
         columns += [(c, shape[1])] if shape[1] else []
@@ -36,6 +37,15 @@ def gemm(t: Trace, node: ir.Node) -> None:
         t.merge(node, columns, passes=whole),
     ]
     t.put(node.outputs[0], out)
+
+
+def _added(t: Trace, node: ir.Node, c: list[Axis], sums: tuple[Axis, Axis]) -> tuple[Axis, Axis]:
+    """The two axes of what is added to a product; none where it is repeated."""
+    m, n = [UNIT, UNIT, *c][-2:]
+    for own, other in zip((m, n), sums, strict=True):
+        if is_single(own) and not is_single(other):
+            alone(node, own, "it is repeated along another axis")
+    return (m if factors(m) else UNIT), (n if factors(n) else UNIT)
 
 
 @RULES("MatMul", axes="k: contraction; batch, m, n: pointwise, zero and scale pass back")
@@ -57,12 +67,9 @@ def matmul(t: Trace, node: ir.Node) -> None:
 
 
 def _batch(t: Trace, node: ir.Node, left: Row, right: Row) -> list[Axis]:
-    rank = max(len(left[1]), len(right[1]))
-    out: list[Axis] = []
-    for k in range(-rank, 0):
-        column = [(v, axes[k]) for v, axes in (left, right) if len(axes) >= -k and axes[k]]
-        out.append(t.merge(node, column, mode="any") if column else UNIT)
-    return out
+    return [
+        t.merge(node, column, mode="any") if column else UNIT for column in t.columns(node, (left, right))
+    ]
 
 
 def _weights(t: Trace, *rows: Row) -> None:

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
-from surgery.graph.atoms import UNIT, Axis, Freeze, Mismatch, concat, factors, freeze
+from surgery.graph.atoms import UNIT, Axis, Freeze, Mismatch, concat, factors, freeze, size_of
 from surgery.graph.axes import take
 from surgery.graph.labels import full_label, label
 from surgery.graph.records import Computed, Number, Resize
 from surgery.graph.rules import shuffle
 from surgery.graph.rules.table import Table
+from surgery.graph.singles import alone
 from surgery.graph.trace import Opaque, Trace, data_of, is_symbolic
 
 RULES = Table()
@@ -50,8 +51,11 @@ def regroup(t: Trace, node: ir.Node, axes: Sequence[Axis], shape: Sequence[int])
         try:
             made = []
             for n in target:
-                head, parts = take(parts, n)
+                single = n == 1 and len(parts) == 1 and parts[0].size == 1
+                head, parts = (parts, []) if single else take(parts, n)
                 made.append(tuple(head))
+            for atom in parts:
+                alone(node, (atom,), "it is regrouped")
         except Mismatch as mismatch:
             why = Freeze("mismatch", f"{mismatch} at {full_label(node)}")
             for axis in axes[before]:
@@ -66,6 +70,10 @@ def _groups(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[slice
     i = j = 0
     while i < len(before) or j < len(after):
         start = i, j
+        if [*before[i : i + 1]] == [*after[j : j + 1]]:
+            i, j = i + 1, j + 1
+            yield slice(start[0], i), slice(start[1], j)
+            continue
         a = b = 1
         while True:
             if a == b and (i, j) != start:
@@ -96,6 +104,8 @@ def squeeze(t: Trace, node: ir.Node) -> None:
     named = t.numbers(node, 1, "axes")
     shape = t.shape(data_of(node))
     gone = {k % len(data) for k in named} if named is not None else {k for k, n in enumerate(shape) if n == 1}
+    for k in gone:
+        alone(node, data[k], "it is taken away")
     t.put(node.outputs[0], [axis for k, axis in enumerate(data) if k not in gone])
 
 
@@ -121,7 +131,9 @@ def concatenate(t: Trace, node: ir.Node) -> None:
         if k == at:
             out.append(concat([row[k] for row in rows]))
         else:
-            column = [(v, row[k]) for v, row in zip(values, rows, strict=True) if row[k]]
+            if size_of(rows[0][k]) == 1:
+                t.same(node, *(row[k] for row in rows))
+            column = [(v, row[k]) for v, row in zip(values, rows, strict=True) if factors(row[k])]
             out.append(t.merge(node, column) if column else UNIT)
     if not t.constant(node.outputs[0]):
         t.productions.extend((row[at], row[at]) for v, row in zip(values, rows, strict=True) if t.constant(v))
@@ -134,10 +146,13 @@ def expand(t: Trace, node: ir.Node) -> None:
     x, out = data_of(node), node.outputs[0]
     data, shape = t.axes(x), t.shape(out)
     row = [UNIT] * (len(shape) - len(data)) + data
+    for axis, n in zip(row, shape, strict=True):
+        if n != 1:
+            alone(node, axis, "it is repeated")
     operand = node.inputs[1]
     first = len(shape) - t.shape(operand)[0] if operand is not None else 0
     axes = [
-        axis or _made(t, node, n, operand, k - first)
+        axis if factors(axis) else _made(t, node, n, operand, k - first)
         for k, (axis, n) in enumerate(zip(row, shape, strict=True))
     ]
     t.put(out, axes)
