@@ -85,6 +85,19 @@ def test_larger_spaces_are_loaded_and_trained_in(saved, registered, tmp_path, na
     assert all(later[parameter] > step for parameter, step in steps.items())
 
 
+@pytest.mark.parametrize(
+    ("name", "deviation"),
+    [("ppo elu", "log_std"), ("ppo elu of one", "log_std"), ("sac", "actor.log_std.bias")],
+)
+def test_a_new_action_deviates_as_the_old_ones_do(saved, registered, tmp_path, name, deviation):
+    target = tmp_path / "more.zip"
+    words = ["--unnamed", "append", "-o", str(target)]
+    assert main(["adapt", str(saved[name]), "--env", registered[name], *words]) == 0
+    old, new = (surgery.load(path).tensors[deviation].numpy() for path in (saved[name], target))
+    assert old.all()
+    np.testing.assert_allclose(new, [*old, old.mean()], rtol=1e-6)
+
+
 def test_critics_value_an_action_as_before_whatever_its_new_component_is(saved, registered, tmp_path):
     target = tmp_path / "more.zip"
     words = ["--unnamed", "append", "--new-action", "mean", "-o", str(target)]

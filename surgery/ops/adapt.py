@@ -339,7 +339,7 @@ def _arrange_actions(draft: _Draft, port: Port, wanted: Actions, current: Action
     if order == list(range(space.size)) or space.name in {edit.space for edit in draft.edits}:
         return order
     edit = arranged(space, order, {})
-    start = Start("mean" if wanted.kind == "discrete" else "zero")
+    start = Start("mean" if wanted.kind == "discrete" or port.kind == "log_std" else "zero")
     draft.edits.append(replace(edit, start=start if edit.fresh else None))
     draft.averaged += [space.name] if space.whole and edit.fresh else []
     if wanted.labels is not None:
