@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -22,7 +23,7 @@ from surgery.numeric.bounds import Bounds, bounds
 from surgery.ops.importance import SCORES, importance
 from surgery.port_kinds import infer
 from tests import zoo
-from tests.test_daily import with_state
+from tests.test_daily import same_bytes, with_state
 
 RNG = [np.random.default_rng(7)]
 
@@ -165,6 +166,25 @@ def test_a_constant_without_a_bias_to_go_into_stays() -> None:
     }  # zero leaves nothing behind
 
 
+def test_a_constant_stays_where_its_bias_serves_another_layer_and_the_others_go() -> None:
+    """Unit 2 is constant, unit 4 dead; two heads have one bias, and only one of them reads the units."""
+    weight, bias = normal(6, 4), normal(6)
+    weight[[2, 4]], bias[[2, 4]] = 0, [0.5, -1]
+    graph = GraphBuilder("shared")
+    x = graph.input("observation", (4,))
+    h = graph.op("Relu", graph.linear(x, "body", weight, bias))
+    shared = graph.parameter("heads.bias", normal(3))
+    for name, value, size in (("one", h, 6), ("two", x, 4)):
+        y = graph.op("MatMul", value, graph.parameter(f"{name}.weight", normal(size, 3)))
+        graph.output(graph.op("Add", y, shared), f"{name}_q", (3,))
+    before = checkpoint(graph)
+    with pytest.raises(Refused, match="1 constant"):
+        surgery.narrow(before, widths={"body": 4})
+    plan = surgery.narrow(before)
+    assert plan.spaces[0].folded == ((4, None),)
+    proved(plan, before)
+
+
 def test_duplicates_give_their_outgoing_weights_to_one() -> None:
     weight, bias = normal(6, 4), normal(6)
     weight[4], bias[4] = weight[1], bias[1]
@@ -201,6 +221,90 @@ def test_a_plan_of_another_checkpoint_is_refused_where_its_units_are_not_the_sam
         surgery.apply(fold, other)
     with pytest.raises(PlanMismatch):
         surgery.apply(merge, convolutional(pad=0, norm=False))
+
+
+# ---- widened, and narrowed at once: the old network --------------------------------------------------------------
+
+
+def of_its_own() -> Checkpoint:
+    """Of 6 units the first is unread, the second dead, the fourth constant."""
+    weight, bias = normal(6, 4), normal(6)
+    weight[[1, 3]], bias[[1, 3]] = 0, [-1, 0.5]
+    before = dense(weight=weight, bias=bias)
+    head = before.tensors["head.weight"].numpy().copy()
+    head[:, 0] = 0
+    before.model.graph.initializers["head.weight"].const_value = ir.tensor(head, name="head.weight")
+    return before
+
+
+def recurrent(*, state: str) -> Checkpoint:
+    """An LSTM that begins at nothing, at zeros or at parameters, and one after it; its step is not the graph's."""
+    graph = GraphBuilder("recurrent")
+    x = graph.op("Transpose", graph.input("observation", (5, 4)), perm=[1, 0, 2])
+    for name, inputs in (("first", 4), ("second", 3)):
+        weights = [normal(1, 12, inputs), normal(1, 12, 3), normal(1, 24)]
+        values = [graph.parameter(f"{name}.{k}", array) for k, array in zip("wrb", weights, strict=True)]
+        begin = np.zeros((1, 1, 3), np.float32) if state == "zeros" else normal(1, 1, 3)
+        states = (
+            [] if state == "nothing" else [None] + [graph.parameter(f"{name}.{k}", begin) for k in ("h", "c")]
+        )
+        x = graph.op("LSTM", x, *values, *states, hidden_size=3)
+        x = graph.op("Squeeze", x, graph.constant([1]))
+    x = graph.op("MatMul", x, graph.parameter("head.weight", normal(3, 2)))
+    x = graph.op("Add", x, graph.parameter("head.bias", normal(2)))
+    graph.output(graph.op("Transpose", x, perm=[1, 0, 2]), "q_values", (5, 2))
+    return checkpoint(graph)
+
+
+def spectral() -> Checkpoint:
+    """A weight that is divided by its largest singular value, as two vectors tell it."""
+    graph = GraphBuilder("spectral")
+    weight = graph.parameter("body.original", normal(6, 4))
+    left, right = graph.parameter("body.u", normal(6)), graph.parameter("body.v", normal(4))
+    size = graph.op("Abs", graph.op("MatMul", left, graph.op("MatMul", weight, right)))
+    x = graph.op("Gemm", graph.input("observation", (4,)), graph.op("Div", weight, size), transB=1)
+    graph.output(graph.linear(graph.op("Relu", x), "head", normal(3, 6), normal(3)), "q_values", (3,))
+    return checkpoint(graph)
+
+
+def product() -> Checkpoint:
+    """One layer makes units of two spaces, each of which is read by itself."""
+    graph = GraphBuilder("product")
+    x = graph.op("Relu", graph.linear(graph.input("observation", (4,)), "body", normal(6, 4), normal(6)))
+    x = graph.op("Reshape", x, graph.constant([0, 3, 2]))
+    x = graph.op("MatMul", x, graph.parameter("columns", normal(2, 5)))
+    x = graph.op("Relu", graph.op("Transpose", x, perm=[0, 2, 1]))
+    x = graph.op("Flatten", graph.op("MatMul", x, graph.parameter("rows", normal(3, 2))))
+    graph.output(graph.linear(x, "head", normal(3, 10), normal(3)), "q_values", (3,))
+    return checkpoint(graph)
+
+
+BACK = {
+    "units to spare of its own": of_its_own,
+    "a chain of layers": lambda: deep(),
+    "a recurrence from nothing": lambda: recurrent(state="nothing"),
+    "a recurrence from zeros": lambda: recurrent(state="zeros"),
+    "a recurrence from parameters": lambda: recurrent(state="parameters"),
+    "a spectral norm": spectral,
+    "a product of two spaces": product,
+}
+
+
+@pytest.mark.parametrize("init", ["zero", "net2net"])
+@pytest.mark.parametrize("name", BACK)
+def test_what_was_widened_is_narrowed_to_the_same_bytes(name: str, init: Literal["zero", "net2net"]) -> None:
+    """By the old widths; and everything that is found is at least what was added."""
+    before = BACK[name]()
+    free = [space for space in before.analysis.spaces if space.widenable]
+    widths = {space.name: space.size + 1 + space.size // 2 for space in free}
+    plan = surgery.widen(before, widths=widths, init=init)
+    wide = execute(plan, before)
+    back = surgery.narrow(wide, widths={edit.space: edit.before for edit in plan.spaces})
+    same_bytes(before, execute(back, wide))
+    same_bytes(before, execute(surgery.invert(plan, wide), wide))
+    everything = surgery.narrow(wide)
+    assert all(everything.sizes[edit.space] <= edit.before for edit in plan.spaces)
+    assert surgery.apply(everything, wide).report.ok
 
 
 def deep(*, used: float = 0.0) -> Checkpoint:

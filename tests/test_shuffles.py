@@ -120,8 +120,16 @@ def chain(path: Path, n: int, length: int) -> surgery.Checkpoint:
     return surgery.load(path)
 
 
+def check_back(before: surgery.Checkpoint, back: surgery.Plan, wide: surgery.Checkpoint) -> None:
+    """A plan leads back to all parameters, within the rounding of shares."""
+    after = surgery.apply(back, wide).checkpoint
+    for name, tensor in before.tensors.items():
+        if tensor.dtype.is_floating_point():
+            np.testing.assert_array_max_ulp(after.tensors[name].numpy(), tensor.numpy(), 1)
+
+
 @pytest.mark.parametrize("init", ["zero", "net2net"])
-def test_every_width_is_exact_or_refused_with_the_next_one(
+def test_every_width_is_exact_and_undone_or_refused_with_the_next_one(
     init: Literal["zero", "net2net"], tmp_path: Path
 ) -> None:
     """Unit 1 of 3 leaves after two shuffles (1, 2, 4); of 6 units none does (1, 2, 4, 8; 3, 6; 5, 10)."""
@@ -135,7 +143,10 @@ def test_every_width_is_exact_or_refused_with_the_next_one(
             refused[width] = int(str(refusal.hint).split()[-1])
             continue
         assert len(plan.spaces) == 5  # the half that the first split passes on, and four units
-        assert surgery.apply(plan, checkpoint).report.ok
+        result = surgery.apply(plan, checkpoint)
+        assert result.report.ok
+        check_back(checkpoint, surgery.narrow(result.checkpoint), result.checkpoint)
+        check_back(checkpoint, surgery.invert(plan, result.checkpoint), result.checkpoint)
         done.append(width)
     assert 6 in refused and refused[6] == 7
     assert all(offered in done for width, offered in refused.items() if offered < 14)

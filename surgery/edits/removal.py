@@ -44,7 +44,7 @@ def check_duplicates(plan: Plan, tensors: Mapping[str, ir.TensorProtocol]) -> No
     for edit in plan.spaces if plan.claim != "changed" else ():
         pairs = [(old, edit.source[new]) for old, new in edit.merged]
         for tensor in plan.tensors if pairs else ():
-            array = _without(tensors[tensor.name].numpy(), tensor.axes, gone)
+            array = without(tensors[tensor.name].numpy(), tensor.axes, gone)
             if any(not alike(array, k, axis, edit, pairs) for k, axis in enumerate(tensor.axes)):
                 one, other = pairs[0]
                 raise Refused(
@@ -54,7 +54,7 @@ def check_duplicates(plan: Plan, tensors: Mapping[str, ir.TensorProtocol]) -> No
                 )
 
 
-def _without(array: Array, axes: Sequence[layout.Layout], gone: Mapping[str, Sequence[int]]) -> Array:
+def without(array: Array, axes: Sequence[layout.Layout], gone: Mapping[str, Sequence[int]]) -> Array:
     """The array with zeros where it holds units that are removed: whether those differ is of no matter."""
     if not gone:
         return array

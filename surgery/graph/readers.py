@@ -74,13 +74,20 @@ def readers(analysis: Analysis, space: str) -> list[Reader]:
 
 
 def mixed_parameters(analysis: Analysis, space: str) -> str | None:
-    """Where parameters alone are mixed over a space (a norm of weights), so that no unit can leave; None if nowhere."""
+    """Where parameters alone are mixed over a space (a norm), so that no constant can leave; None if nowhere."""
     for site in analysis.trace.sites:
-        if any(_has(analysis, axis, space) for axis in site.axes) and not any(
-            _operands(analysis, site, space)
-        ):
+        mixed = None not in site.operands and any(_has(analysis, axis, space) for axis in site.axes)
+        if mixed and not any(_operands(analysis, site, space)):
             return f"weights are mixed over it by {full_label(site.node)}"
     return None
+
+
+def carried(analysis: Analysis, space: str) -> bool:
+    """Whether a node keeps the units from step to step, and reads them itself."""
+    return any(
+        None in site.operands and any(_has(analysis, axis, space) for axis in site.axes)
+        for site in analysis.trace.sites
+    )
 
 
 def summed(analysis: Analysis, space: Space) -> list[tuple[str, int]]:

@@ -75,7 +75,7 @@ def build(
         frozen=tuple(frozen),
         ports=ports,
         slots=slots_of_each(checkpoint.optimizer, [tensor.name for tensor in tensors]),
-        folds=_folds(analysis, edits),
+        folds=folds(analysis, edits),
         notes=(*notes, *_staying(checkpoint.interface, ports)),
         copies=dict(checkpoint.copies),
     )
@@ -146,7 +146,7 @@ def _staying(interface: Interface, ports: Sequence[PortEdit]) -> list[str]:
     ]
 
 
-def _folds(analysis: Analysis, edits: Sequence[SpaceEdit]) -> tuple[Fold, ...]:
+def folds(analysis: Analysis, edits: Sequence[SpaceEdit]) -> tuple[Fold, ...]:
     """Where the constant units that go are read."""
     return tuple(
         Fold(

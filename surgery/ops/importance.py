@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -11,7 +11,7 @@ import onnx_ir as ir
 from surgery.checkpoint import Checkpoint
 from surgery.edits.axis_maps import units_along
 from surgery.edits.execute import constants
-from surgery.edits.removal import unit_rows
+from surgery.edits.removal import unit_rows, without
 from surgery.errors import ArgumentError, GraphError
 from surgery.graph.readers import Reader, readers, summed
 from surgery.graph.spaces import Analysis, Space
@@ -128,23 +128,23 @@ def _entry(model: ir.Model, node: ir.Node, operand: int) -> str:
     return str(value.name)
 
 
-def classes(analysis: Analysis, space: Space) -> Array:
+def classes(analysis: Analysis, space: Space, gone: Mapping[str, Sequence[int]]) -> Array:
     """For every unit the first one that is made by the same numbers everywhere, shape (units,).
 
-    Where those who make units answer for their sum, these are shares: what is proportional to the same numbers.
+    Where those who make units answer for their sum, these are shares: what is proportional to the same numbers. Units
+    that are gone (space -> units) tell nobody apart.
     """
     tensors = constants(analysis.model)
     same = np.zeros(space.size, np.int64)
     for ref in {(ref.tensor, ref.axis): ref for ref in space.axes if ref.role == "out"}.values():
-        layout = analysis.tensors[ref.tensor][ref.axis]
-        unit, _ = units_along(layout, space.name, "out")
+        layouts = analysis.tensors[ref.tensor]
+        unit, _ = units_along(layouts[ref.axis], space.name, "out")
+        array = without(tensors[ref.tensor].numpy(), layouts, gone)
         made = np.full(space.size, -1)
-        made[np.unique(unit[unit >= 0])] = _labels(
-            unit_rows(tensors[ref.tensor].numpy(), ref.axis, layout, space.name)
-        )
+        made[np.unique(unit[unit >= 0])] = _labels(unit_rows(array, ref.axis, layouts[ref.axis], space.name))
         _, label = np.unique(np.column_stack([same, made]), axis=0, return_inverse=True)
         same = label.reshape(-1)
-    if (rows := _summed_rows(analysis, space)).size:
+    if (rows := _summed_rows(analysis, space, gone)).size:
         _, label = np.unique(np.column_stack([same, _directions(rows)]), axis=0, return_inverse=True)
         same = label.reshape(-1)
     first = np.full(int(same.max()) + 1, space.size)
@@ -152,12 +152,13 @@ def classes(analysis: Analysis, space: Space) -> Array:
     return first[same]
 
 
-def _summed_rows(analysis: Analysis, space: Space) -> Array:
+def _summed_rows(analysis: Analysis, space: Space, gone: Mapping[str, Sequence[int]]) -> Array:
     """The numbers that make units and are added up for those that are merged, shape (units, numbers)."""
     tensors, rows = constants(analysis.model), [np.zeros((space.size, 0))]
     for name, axis in summed(analysis, space):
-        layout = analysis.tensors[name][axis]
-        rows.append(unit_rows(tensors[name].numpy(), axis, layout, space.name, "in").astype(np.float64))
+        layouts = analysis.tensors[name]
+        array = without(tensors[name].numpy(), layouts, gone)
+        rows.append(unit_rows(array, axis, layouts[axis], space.name, "in").astype(np.float64))
     return np.concatenate(rows, 1)
 
 

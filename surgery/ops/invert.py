@@ -85,7 +85,7 @@ def _backwards(analysis: Analysis, edit: SpaceEdit) -> SpaceEdit:
         have = "is not here" if space is None else f"has {space.size} units"
         raise PlanMismatch(
             f"the plan left space '{edit.space}' with {edit.after} units; in this checkpoint it {have}",
-            hint="invert the last plan first",
+            hint="invert the last plan first; after the last one, go back to the checkpoint from before it",
         )
     if edit.gone:
         raise Refused(

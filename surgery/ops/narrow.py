@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import ChainMap
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from surgery.checkpoint import Checkpoint
-from surgery.edits.axis_maps import units_along
 from surgery.edits.copies import related
-from surgery.edits.execute import constants
 from surgery.edits.plan import Plan
-from surgery.edits.removal import alike, ranges
 from surgery.edits.units import SpaceEdit
 from surgery.errors import ArgumentError, Refused
 from surgery.graph.layout import units
-from surgery.graph.readers import Reader, mixed_parameters, readers
 from surgery.graph.spaces import Analysis, Space
-from surgery.numeric.bounds import Bounds
 from surgery.ops.build import build
-from surgery.ops.importance import Score, classes, importance
+from surgery.ops.importance import Score, importance
 from surgery.ops.seats import Seats, seats_of_fewer, with_linked
-from surgery.ops.unread import unread
+from surgery.ops.spare import Spare, bounds_of, spares
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Found = dict[str, Spare]
 
 
 def narrow(
@@ -70,26 +66,26 @@ def narrow(
         _check(space, width)
     free = list(wanted) or [space for space in analysis.spaces if not space.reasons]
     families = {space.name: _family(checkpoint, analysis, space) for space in free}
-    known = _bounds(checkpoint, analysis, [member for family in families.values() for member in family])
-    nobody = unread(analysis, list(families.values()), together=not wanted)
-    edits, changed = [], False
-    for group in _groups(analysis, free):
-        if not wanted and any(families[space.name][0] is not space for space in group):
-            continue  # a copy follows its original
-        spares = {
-            space.name: _spare(analysis, families[space.name], known, nobody.get(space.name, []))
-            for space in group
-        }
-        goal = wanted.get(group[0]) or _least(analysis, group, spares)
-        places = _places(analysis, group, goal)
-        for space in group if goal < group[0].size else ():
-            own, scores = spares[space.name], None
-            if not own.suffices(places[space.name]):
+    if not wanted:  # a copy follows its original
+        families = {name: family for name, family in families.items() if family[0].name == name}
+    groups = _groups(analysis, [analysis.by_name[name] for name in families])
+    find = partial(spares, checkpoint, analysis, families, bounds_of(checkpoint, analysis, families))
+    if wanted:
+        places = dict(ChainMap(*(_places(analysis, group, wanted[group[0]]) for group in groups)))
+        found = find(places)
+    else:
+        places, found = _fewest(analysis, groups, find)
+    edits, changed = list[SpaceEdit](), False
+    for group in groups:
+        for space in group:
+            own, seats, scores = found[space.name], places[space.name], None
+            if not own.suffices(seats):
                 if by is None:
-                    raise _too_few(space, goal, own, _least(analysis, group, spares))
+                    raise _too_few(space, seats, own, _least(analysis, group, found))
                 scores = importance(checkpoint, analysis, space, by, observations=observations, seed=seed)
                 changed = True
-            edits.append(_edit(space, places[space.name], own, scores))
+            if _count(seats) < space.size:
+                edits.append(_edit(space, seats, own, scores))
     if not edits:
         raise Refused(
             "no unit of this model is unread, dead, constant or a duplicate",
@@ -114,37 +110,13 @@ def _check(space: Space, width: int) -> None:
         raise Refused(f"space '{space.name}' cannot change: {space.reasons[0]}", where=where, hint=hint)
 
 
-@dataclass(frozen=True)
-class Spare:
-    """Units of a space that can go exactly: unread, constant, and (duplicate, the unit that it is equal to)."""
-
-    unread: list[int]
-    constant: list[int]
-    merged: list[tuple[int, int]]
-
-    def within(self, units: Array) -> Spare:
-        """Those among some units, the equal unit included."""
-        here = set(units.tolist())
-        pairs = [(k, kept) for k, kept in self.merged if k in here and kept in here]
-        return Spare([k for k in self.unread if k in here], [k for k in self.constant if k in here], pairs)
-
-    def suffices(self, places: Seats) -> bool:
-        """Whether the units that find no place are all to spare."""
-        return all(len(old) - len(new) <= self.within(old).count for old, new in places)
-
-    @property
-    def count(self) -> int:
-        """How many."""
-        return len(self.unread) + len(self.constant) + len(self.merged)
-
-
 def _groups(analysis: Analysis, spaces: Sequence[Space]) -> list[list[Space]]:
     """Spaces that must stay equally wide, because they are shuffled with each other; each one in one group."""
     names = dict.fromkeys(space.linked or (space.name,) for space in spaces)
     return [[analysis.by_name[name] for name in group] for group in names]
 
 
-def _places(analysis: Analysis, group: Sequence[Space], goal: int) -> Mapping[str, Seats]:
+def _places(analysis: Analysis, group: Sequence[Space], goal: int) -> dict[str, Seats]:
     """Where the units that stay are afterwards: (old units, places) for units that can take each other's place."""
     if not group[0].linked:
         return {group[0].name: [(np.arange(group[0].size), np.arange(goal))]}
@@ -161,30 +133,51 @@ def _places(analysis: Analysis, group: Sequence[Space], goal: int) -> Mapping[st
     return found
 
 
-def _least(analysis: Analysis, group: Sequence[Space], spares: Mapping[str, Spare]) -> int:
-    """The fewest units to which spaces can go exactly."""
-    most = min(own.count for own in spares.values())
+def _count(seats: Seats) -> int:
+    """How many units there are afterwards."""
+    return sum(len(new) for _, new in seats)
+
+
+def _fewest(
+    analysis: Analysis, groups: Sequence[Sequence[Space]], find: Callable[[Mapping[str, Seats]], Found]
+) -> tuple[dict[str, Seats], Found]:
+    """Where the units that stay are if all go that can, and what those are.
+
+    Of shuffled ones those go that find no place, and so what they read: their number is found step by step.
+    """
+    found, places = find({}), dict[str, Seats]()
+    left = shuffled = [group for group in groups if group[0].linked]
+    while left:
+        for group in left:
+            tried = _count(places.get(group[0].name, []))
+            places |= _places(analysis, group, _least(analysis, group, found, tried + 1))
+        found = find(places)
+        left = [g for g in shuffled if not all(found[space.name].suffices(places[space.name]) for space in g)]
+    for group in (group for group in groups if not group[0].linked):
+        places |= _places(analysis, group, _least(analysis, group, found))
+    return places, found
+
+
+def _least(analysis: Analysis, group: Sequence[Space], found: Found, least: int = 1) -> int:
+    """The fewest units, but not fewer than some, to which spaces can go exactly."""
+    least = max(least, group[0].size - min(found[space.name].count for space in group))
     if not group[0].linked:
-        return max(1, group[0].size - most)
-    for goal in range(max(1, group[0].size - most), group[0].size):
+        return least
+    for goal in range(least, group[0].size):
         places = seats_of_fewer(analysis, [space.name for space in group], goal)
-        if places is not None and all(own.suffices(places[name]) for name, own in spares.items()):
+        if places is not None and all(found[name].suffices(seats) for name, seats in places.items()):
             return goal
     return group[0].size
 
 
-def _too_few(space: Space, goal: int, own: Spare, least: int) -> Refused:
+def _too_few(space: Space, seats: Seats, own: Spare, least: int) -> Refused:
+    why = space.whole or (space.no_zero if own.count == 0 else None)
     return Refused(
-        f"space '{space.name}' cannot go to {goal} exactly: of its {space.size} units {len(own.unread)} are unread, "
-        f"{len(own.constant)} constant and {len(own.merged)} duplicates",
+        f"space '{space.name}' cannot go to {_count(seats)} exactly: of its {space.size} units {own}"
+        + (f"; {why}" if why else ""),
         hint=(f"{least} is exact; for fewer, " if least < space.size else "")
-        + f"remove units by importance: surgery narrow MODEL --width {space.name}={goal} --by l2",
+        + f"remove units by importance: surgery narrow MODEL --width {space.name}={_count(seats)} --by l2",
     )
-
-
-def _bounds(checkpoint: Checkpoint, analysis: Analysis, spaces: list[Space]) -> dict[str, Bounds | None]:
-    wanted = {reader.value for space in spaces for reader in readers(analysis, space.name)}
-    return ranges(analysis.model, checkpoint.interface, sorted(wanted))
 
 
 def _family(checkpoint: Checkpoint, analysis: Analysis, space: Space) -> list[Space]:
@@ -192,80 +185,9 @@ def _family(checkpoint: Checkpoint, analysis: Analysis, space: Space) -> list[Sp
     return [analysis.by_name[name] for name in related([space.name], analysis, checkpoint.copies)]
 
 
-def _spare(
-    analysis: Analysis, family: Sequence[Space], known: Mapping[str, Bounds | None], unread: list[int]
-) -> Spare:
-    """What can go exactly from a space and its copies; one unit is always left."""
-    space = family[0]
-    if any(mixed_parameters(analysis, member.name) for member in family):
-        return Spare(unread, [], [])
-    constant = set(range(space.size))
-    for member in family:
-        found = _constant(readers(analysis, member.name), member, known) if member.no_zero is None else []
-        constant &= set(found)
-    free = sorted(constant - set(unread))
-    gone = free[1:] if len(free) + len(unread) == space.size else free
-    if any(member.no_net2net is not None for member in family):
-        return Spare(unread, gone, [])
-    _, first, label = np.unique(
-        np.stack([classes(analysis, member) for member in family], 1),
-        axis=0,
-        return_index=True,
-        return_inverse=True,
-    )
-    same = first[label.reshape(-1)]
-    if space.whole is not None and len(set(np.bincount(same)[np.unique(same)])) > 1:
-        return Spare(unread, gone, [])
-    others = constant | set(unread)
-    pairs = [(k, int(same[k])) for k in range(space.size) if same[k] != k]
-    pairs = [(k, kept) for k, kept in pairs if k not in others and kept not in others]
-    return Spare(unread, gone, pairs if all(_same(analysis, member, pairs) for member in family) else [])
-
-
-def _same(analysis: Analysis, space: Space, pairs: Sequence[tuple[int, int]]) -> bool:
-    """Whether pairs are duplicates in every occurrence, also where an axis has the space several times."""
-    edit, tensors = SpaceEdit(space.name, space.size, tuple(range(space.size))), constants(analysis.model)
-    return not pairs or all(
-        alike(tensors[ref.tensor].numpy(), ref.axis, analysis.tensors[ref.tensor][ref.axis], edit, pairs)
-        for ref in space.axes
-    )
-
-
-def _constant(places: list[Reader], space: Space, known: Mapping[str, Bounds | None]) -> list[int]:
-    """Units that leave nothing behind, or only what a bias can hold, at every node that reads them."""
-    good: dict[ir.Node, Array] = {}
-    for place in places:
-        found = known.get(place.value)
-        here = np.zeros(space.size, bool) if found is None else _still(place, space, found)
-        # where two activations meet it is enough that one of them is zero
-        good[place.node] = good.get(place.node, np.zeros(space.size, bool)) | here
-    return [int(k) for k in np.flatnonzero(np.logical_and.reduce(list(good.values())))] if good else []
-
-
-def _still(place: Reader, space: Space, found: Bounds) -> Array:
-    """Units that are constant where a node reads them, or zero where only that leaves no trace; shape (units,)."""
-    if place.takes == "nothing":
-        return np.zeros(space.size, bool)
-    unit, _ = units_along(place.layout, space.name)
-    # a border of zeros ends a constant, unless that is zero, too
-    zero_only = place.takes == "zeros" or place.bias is None or _padded(place)
-    good = (found.low == 0) & (found.high == 0) if zero_only else found.constant
-    rows = np.moveaxis(good, place.axis, 0).reshape(len(unit), -1).all(1)
-    still = np.ones(space.size, bool)
-    still[unit[(unit >= 0) & ~rows]] = False
-    return still
-
-
-def _padded(place: Reader) -> bool:
-    attributes = place.node.attributes
-    return place.node.op_type == "Conv" and (
-        any(attributes.get_ints("pads", [])) or attributes.get_string("auto_pad", "NOTSET").startswith("SAME")
-    )
-
-
 def _edit(space: Space, places: Seats, own: Spare, scores: Array | None) -> SpaceEdit:
-    """Unread units go first, then constant ones, then duplicates, then those of the smallest score."""
-    goal = sum(len(new) for _, new in places)
+    """What can go exactly goes first, the newest of it, then what has the smallest score."""
+    goal = _count(places)
     if space.whole is not None and own.merged and scores is None and space.size - goal != len(own.merged):
         raise Refused(
             f"space '{space.name}' cannot go to {goal} exactly: {space.whole}",
@@ -273,7 +195,11 @@ def _edit(space: Space, places: Seats, own: Spare, scores: Array | None) -> Spac
         )
     source, fold, merge = np.zeros(goal, np.int64), list[int](), list[tuple[int, int]]()
     for old, new in places:
-        folded, merged, gone = _removed(old, len(old) - len(new), own.within(old), scores)
+        count = len(old) - len(new)
+        drop, merged, folded = own.within(old).chosen(count)
+        gone = {*drop, *folded, *(k for k, _ in merged)}
+        if scores is not None:
+            gone |= _least_important(old, scores, gone, {first for _, first in merged}, count - len(gone))
         source[new] = [k for k in old.tolist() if k not in gone]
         fold += folded
         merge += merged
@@ -284,21 +210,11 @@ def _edit(space: Space, places: Seats, own: Spare, scores: Array | None) -> Spac
     )
 
 
-def _removed(
-    units: Array, count: int, own: Spare, scores: Array | None
-) -> tuple[list[int], list[tuple[int, int]], set[int]]:
-    """Of some units so many: constant ones, duplicates, and all that go."""
-    drop = own.unread[:count]
-    fold = own.constant[: count - len(drop)]
-    merge = own.merged[: count - len(drop) - len(fold)]
-    gone = {*drop, *fold, *(k for k, _ in merge)}
-    if scores is not None:
-        here = set(units.tolist())
-        ranked = [int(k) for k in np.argsort(scores, kind="stable") if int(k) in here - gone]
-        keep_for = {first for _, first in merge}
-        ranked = [k for k in ranked if k not in keep_for] + [k for k in ranked if k in keep_for]
-        gone |= set(ranked[: count - len(gone)])
-    return fold, merge, gone
+def _least_important(units: Array, scores: Array, gone: set[int], last: set[int], count: int) -> set[int]:
+    """So many of some units that are not gone yet, by their scores; what others were merged into goes last."""
+    here = set(units.tolist())
+    ranked = [int(k) for k in np.argsort(scores, kind="stable") if int(k) in here - gone]
+    return set(sorted(ranked, key=lambda k: k in last)[:count])
 
 
 def _notes(checkpoint: Checkpoint, analysis: Analysis, edits: list[SpaceEdit]) -> list[str]:

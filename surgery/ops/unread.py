@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,38 +17,46 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def unread(
-    analysis: Analysis, families: Sequence[Sequence[Space]], *, together: bool
+    analysis: Analysis,
+    families: Sequence[Sequence[Space]],
+    among: Mapping[str, Collection[int]] | None = None,
 ) -> dict[str, list[int]]:
-    """Units that can go without a trace, by the name of the first space of a family.
+    """Units that can all go together without a trace, by the name of the first space of a family.
 
     Where units may start at zero, the weights that read fresh ones do, and so removing units that only such weights
-    read undoes it. Units under a normaliser or in a shuffle are left alone: others depend on their number.
+    read undoes it. Units under a normaliser are left alone: others depend on their number. One of a space always stays.
 
     Args:
       families: spaces that are edited alike (those of a network and of its copies), each first the one that leads.
-      together: all that is found goes, so that units may be read by others that do; one of a space always stays.
+      among: first space -> units of which others are not looked for; None for all.
     """
     padded = {part.space for part in _parts(analysis) if part.role in ("mean", "zero")}
     led = {
         member.name: family[0].name
         for family in families
         for member in family
-        if not any(one.name in padded or one.no_zero or one.whole or one.linked for one in family)
+        if not any(one.name in padded or one.no_zero or one.whole for one in family)
     }
     found = {lead: np.ones(analysis.by_name[lead].size, bool) for lead in led.values()}
+    if among is not None:
+        found = {lead: np.isin(np.arange(len(mask)), list(among[lead])) for lead, mask in found.items()}
     nonzero = {
         name: tensor.numpy() != 0
         for name, tensor in constants(analysis.model).items()
         if name in analysis.tensors
     }
-    before = -1
-    while before != (before := sum(int(mask.sum()) for mask in found.values())):
-        gone = {name: np.flatnonzero(found[lead]).tolist() for name, lead in led.items()} if together else {}
+    while True:
+        gone = {lead: np.flatnonzero(mask).tolist() for lead, mask in found.items()}
         for name, array in nonzero.items():
-            _strike(found, led, analysis.tensors[name], array, gone)
+            _strike(
+                found, led, analysis.tensors[name], array, {name: gone[lead] for name, lead in led.items()}
+            )
+        if any(len(units) > found[lead].sum() for lead, units in gone.items()):
+            continue
+        if not any(mask.all() for mask in found.values()):
+            return gone
         for mask in found.values():
             mask[0] &= not mask.all()
-    return {lead: np.flatnonzero(mask).tolist() for lead, mask in found.items()}
 
 
 def _parts(analysis: Analysis) -> list[Units]:
