@@ -1,5 +1,7 @@
 """Random graphs × random edits, judged in float64: what is not refused must not change a single output.
 
+What was widened is inverted and narrowed, too, and must be the network that it was.
+
     python benchmarks/fuzz.py --seconds 3600 --seed 1
     python benchmarks/fuzz.py --seed 1 --case 4711          one case again, shrunk
     python benchmarks/fuzz.py --seconds 60 --operators LSTM,Einsum
@@ -22,8 +24,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from surgery.graph.rules import RULES
 from tests.fuzzing import Case
 from tests.fuzzing_cases import draw
-from tests.fuzzing_judge import Tally, Wrong, judge
+from tests.fuzzing_judge import judge
 from tests.fuzzing_shrink import shrink, text
+from tests.fuzzing_verdicts import Tally, Wrong
 
 
 def main() -> int:
@@ -68,6 +71,7 @@ def report(tally: Tally, seconds: float) -> None:
     refused = sum(tally.refused.values())
     print(f"\n{tally.graphs} graphs of {tally.drawn} drawn, {tally.edits} edits, {refused} refused, "
           f"{tally.unstable} unstable, {len(tally.wrong)} wrong in {seconds:.0f} s")  # fmt: skip
+    print(f"ways back: {dict(tally.back)}")
     print(f"right, but beyond the limits of surgery.verify: {dict(tally.loose)}")
     _table("spaces", tally.units)
     _table("refused", tally.refused)

@@ -202,7 +202,8 @@ def made_weights(s: Sketch) -> None:
 @draws("MatMul Reshape ReduceMax ReduceMin", 1)
 def pieces(s: Sketch) -> None:
     """Maxout, and the sorted pairs of Anil et al. 2019."""
-    x, n, h, many = s.pick(2), s.batch, s.width(), int(s.choice([2, 3]))
+    x, h, many = s.pick(2), s.width(), int(s.choice([2, 3]))
+    n = s.shape(x)[0]
     y = s.reshape(linear(s, x, many * h), [n, h, many] if s.chance(0.5) else [n, many, h])
     axis = s.shape(y).index(many) if many != h else 2
     largest = s.reduce("ReduceMax", y, [axis], s.chance(0.3))

@@ -14,7 +14,8 @@ from onnx import helper, numpy_helper
 
 from surgery.numeric import run
 from tests.fuzzing import FAILURES, Array, Case, reads
-from tests.fuzzing_judge import Tally, Wrong, attempt, checkpoint_of, every_request
+from tests.fuzzing_judge import attempt, checkpoint_of, every_request
+from tests.fuzzing_verdicts import Tally, Wrong
 
 Model = onnx.ModelProto
 

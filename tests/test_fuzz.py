@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+import surgery.edits.arithmetic
 import surgery.edits.axis_maps
 import surgery.edits.execute
 from surgery.edits.arithmetic import AxisMap, edit_slot, edit_weight
@@ -17,8 +18,9 @@ from surgery.graph.rules.table import Rule
 from surgery.graph.trace import Trace
 from tests.fuzzing import Case
 from tests.fuzzing_cases import draw
-from tests.fuzzing_judge import Tally, Wrong, judge
+from tests.fuzzing_judge import judge
 from tests.fuzzing_shrink import shrink, text
+from tests.fuzzing_verdicts import Tally, Wrong
 
 SEEDS = range(6)
 CASES = 8
@@ -77,6 +79,22 @@ def test_copies_that_do_not_share_are_found(monkeypatch: pytest.MonkeyPatch) -> 
     whole = _damaged(lambda axis: {"value": np.ones_like(axis.value)})
     monkeypatch.setattr(surgery.edits.execute, "edit_weight", whole)
     assert first_failure()[1].kind == "outputs"
+
+
+def test_shares_that_are_not_added_up_again_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = _damaged(lambda axis: {"more_value": np.zeros((2, 0), np.int64)})
+    monkeypatch.setattr(surgery.edits.execute, "edit_weight", lost)
+    assert first_failure()[1].kind in ("invert: outputs", "narrow: outputs", "narrow all: outputs")
+
+
+def test_gradients_that_are_not_added_up_again_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every output is right, only the slots tell."""
+    monkeypatch.setattr(
+        surgery.edits.arithmetic,
+        "_merged_slot",
+        lambda old, k, axis, power: np.take(old, axis.source, axis=k),
+    )
+    assert first_failure()[1].kind in ("invert: restored", "narrow: restored")
 
 
 @pytest.mark.parametrize("error", [1, -1])
