@@ -294,3 +294,17 @@ def test_units_that_are_summed_in_one_half_and_weighted_in_the_other_are_not_cop
         surgery.widen(checkpoint, widths={"left": 6}, init="net2net")
     plan = surgery.widen(checkpoint, widths={"left": 6}, init="zero")
     assert surgery.apply(plan, checkpoint).report.ok
+
+
+def test_units_of_which_a_half_is_scaled_and_summed_are_compared_by_what_there_is(tmp_path: Path) -> None:
+    """Of the units of a layer, the scale holds those that come into the last half."""
+    graph = SUMMED.replace("float[1,1,1,1] scalar = {1.8}", "float[1,4,1,1] scale = {1,2,3,4}")
+    graph = graph.replace("same = Constant <value = int64[4] {4,4,1,1}> ()\n", "")
+    graph = graph.replace("weight = Expand (scalar, same)\n", "one = Constant <value = int64[1] {1}> ()\n")
+    graph = graph.replace("(taken, weight)", "(taken, last)")
+    graph = graph.replace(
+        "out = Conv (u1, last)", "scaled = Mul (u1, scale)\n  out = ReduceSum (scaled, one)"
+    )
+    onnx.save(onnx.parser.parse_model(graph), tmp_path / "scaled.onnx")
+    with pytest.raises(Refused, match="no unit of this model"):
+        surgery.narrow(surgery.load(tmp_path / "scaled.onnx"))

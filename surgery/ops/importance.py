@@ -158,7 +158,10 @@ def _summed_rows(analysis: Analysis, space: Space, gone: Mapping[str, Sequence[i
     for name, axis in summed(analysis, space):
         layouts = analysis.tensors[name]
         array = without(tensors[name].numpy(), layouts, gone)
-        rows.append(unit_rows(array, axis, layouts[axis], space.name, "in").astype(np.float64))
+        made = unit_rows(array, axis, layouts[axis], space.name, "in")
+        unit, _ = units_along(layouts[axis], space.name, "in")
+        rows.append(np.zeros((space.size, made.shape[1])))
+        rows[-1][np.unique(unit[unit >= 0])] = made
     return np.concatenate(rows, 1)
 
 

@@ -44,7 +44,8 @@ def narrow(
 
     Args:
       checkpoint: its weights are read.
-      widths: space -> new number of units; None removes all that can go exactly, everywhere.
+      widths: space -> new number of units, of what can go exactly the newest goes first; None removes all that can,
+        everywhere.
       by: the score by which further units are chosen (see `importance`); None refuses to remove any.
       observations: recorded inputs for scores of activity; random ones otherwise.
       seed: of random inputs.

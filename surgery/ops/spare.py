@@ -100,7 +100,8 @@ def spares(
     Args:
       families: space -> it and all that are edited like it, each first the one that leads.
       known: the bounds of what reads them.
-      places: space -> where its units are afterwards; what goes is then all that finds none. None: all that can.
+      places: space -> where its units are afterwards: as many go as find none. Of a space that is not named, all that
+        can.
     """
     lead = {name: family[0].name for name, family in families.items()}
 
