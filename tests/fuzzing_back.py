@@ -82,10 +82,9 @@ def _spare(checkpoint: surgery.Checkpoint) -> bool:
 def _differing(before: surgery.Checkpoint, after: surgery.Checkpoint, undo: Plan) -> Iterator[str]:
     """Parameters and slots that are not what they were: to the bit, or but for the rounding of shares and of ε."""
     rounded = any(edit.merged for edit in undo.spaces) or any(edit.scale != 1 for edit in undo.tensors)
-    for name, tensor in before.tensors.items():
-        if tensor.dtype.is_floating_point() and not _close(
-            after.tensors.get(name), tensor, rounded * ROUNDING
-        ):
+    edited = {edit.name for edit in undo.tensors} | {name for name in before.tensors if "." in name}
+    for name in sorted(edited & set(before.tensors)):  # a number in the graph may have been written anew
+        if not _close(after.tensors.get(name), before.tensors[name], rounded * ROUNDING):
             yield f"'{name}'"
     old, new = before.optimizer, after.optimizer
     for slot, held in old.slots.items() if old and new else ():
