@@ -146,8 +146,8 @@ class Parity:
         """Raise Refused if any action differed."""
         if self.differing:
             raise Refused(
-                f"the graph wants another action than the framework at {self.differing:,} of {self.steps:,} steps of "
-                f"{self.environment} (largest difference {self.largest:.3g})",
+                f"the graph chooses another action than the framework at {self.differing:,} of {self.steps:,} "
+                f"steps of {self.environment} (largest difference {self.largest:.3g})",
                 hint="this is a bug of ours: please report it, with the file",
             )
 

@@ -74,7 +74,7 @@ def _refusal(function: Callable[..., object], name: str, value: object, unfit: _
     shown = repr(value).replace("\n", " ")
     shown = shown if len(shown) <= 60 else f"a value of type {type(value).__name__}"
     return ArgumentError(
-        f"{function.__name__}() takes as '{name}' {unfit}, got {shown}",
+        f"{function.__name__}(): '{name}' must be {unfit}, got {shown}",
         hint=next((hint for kind, hint in _HINTS.items() if str(unfit) == f"a {kind}"), None)
         or f"help(surgery.{function.__name__})",
     )

@@ -150,8 +150,8 @@ def _find_network(
         if not differing[name]:
             return name, aligned[name]
     raise ArgumentError(
-        f"the graph has other weights than '{best[0]}' of the checkpoint: {some_text(differing[best[0]], 5)}",
-        hint="it was exported from another step: export it again from this checkpoint",
+        f"the graph's weights are not those of '{best[0]}' in the checkpoint: {some_text(differing[best[0]], 5)}",
+        hint="the graph was exported at another step: export it again from this checkpoint",
     )
 
 

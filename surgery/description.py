@@ -91,7 +91,7 @@ class SpaceDescription:
         actions, environment = fields.anything("actions"), fields.anything("environment")
         fields.done(ignore=("schema",))
         if not observations or not (environment is None or isinstance(environment, str)):
-            raise CorruptFile(f"the {what} has no observation, or an environment that is no text")
+            raise CorruptFile(f"the {what} has no observation, or its environment is not text")
         return SpaceDescription(observations, None if actions is None else _actions(actions), environment)
 
 
@@ -101,7 +101,7 @@ def _observed(data: Json) -> Observed:
     low, high = (_bound(fields.anything(side), name) for side in ("low", "high"))
     fields.done()
     if not isinstance(shape, Sequence) or isinstance(shape, str) or not all(_count(n) for n in shape):
-        raise CorruptFile(f"the shape of observation '{name}' is no list of sizes: {shape!r:.60}")
+        raise CorruptFile(f"the shape of observation '{name}' is not a list of sizes: {shape!r:.60}")
     return Observed(name, tuple(int(n) for n in shape), labels, low, high)  # type: ignore[arg-type]
 
 
@@ -113,7 +113,7 @@ def _bound(value: Json, name: str) -> float | tuple[float | None, ...] | None:
 
 def _number(value: Json, name: str) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise CorruptFile(f"a bound of observation '{name}' is no number: {value!r:.40}")
+        raise CorruptFile(f"a bound of observation '{name}' is not a number: {value!r:.40}")
     return float(value)
 
 

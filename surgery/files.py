@@ -191,12 +191,12 @@ def check_target(
 def _check_apart(target: Path, sources: Iterable[Path]) -> None:
     """Refuse a folder in an input, or around one."""
     if target.is_file():
-        raise FileError(f"cannot write the folder {target}: a file of that name is there")
+        raise FileError(f"cannot write the folder {target}: a file of that name exists")
     place = target.resolve()
     for source in (source.resolve() for source in sources):
         if place.is_relative_to(source) or source.is_relative_to(place):
             raise FileError(
-                f"cannot write {target}: one of it and the input {source} lies in the other",
+                f"cannot write {target}: it contains the input {source}, or lies inside it",
                 hint="give another output",
             )
 
@@ -271,7 +271,7 @@ def models_in(folder: Path) -> str | None:
 def _unexpanded(path: Path) -> str | None:
     """The hint where a shell was kept from putting the home folder for ~: in quotes, or behind `--out=`."""
     expanded = os.path.expanduser(path)  # noqa: PTH111  pathlib raises where there is no such user
-    return None if expanded == str(path) else f"no shell has replaced the ~: write {shlex.quote(expanded)}"
+    return None if expanded == str(path) else f"the shell did not expand ~: write {shlex.quote(expanded)}"
 
 
 def _near(path: Path) -> str | None:
@@ -281,6 +281,6 @@ def _near(path: Path) -> str | None:
         return f"the folder {path.parent} does not exist"
     index = path.with_name(f"{path.name}.index")
     if index.is_file():
-        return f"a checkpoint of TensorFlow is named by its index: {index}"
+        return f"name the TensorFlow checkpoint by its index: {index}"
     found = sorted(other.name for other in path.parent.glob("*.onnx"))[:5]
     return f"{path.parent} holds: {', '.join(found)}" if found else None

@@ -30,15 +30,13 @@ class Format:
         return None if self.hint is None else self.hint.replace("{path}", str(path))
 
 
-_ATTACH = (
-    "surgery attach MODEL.onnx {path} -o OUT takes its optimizer state; MODEL.onnx is the exported model"
-)
+_ATTACH = "surgery attach MODEL.onnx {path} -o OUT adds its optimizer state to the exported MODEL.onnx"
 _EXPORT = "export the model: torch.onnx.export(model, example, 'model.onnx', dynamo=True, optimize=False)"
 ONNX = Format("onnx", "an ONNX model")
 _TORCH = Format("torch", "a PyTorch checkpoint", _ATTACH)
 _ADAPTER = "surgery list adapters shows whether its adapter is installed"
 _TORCH_OLD = Format(
-    "torch-legacy", "a PyTorch checkpoint of the format before 1.6", "load it with torch and save it again"
+    "torch-legacy", "a PyTorch checkpoint in the format before 1.6", "load it with torch and save it again"
 )
 _TORCHSCRIPT = Format("torchscript", "a TorchScript archive", _EXPORT)
 _TORCH_EXPORT = Format("torch-export", "an exported program of PyTorch", _EXPORT)

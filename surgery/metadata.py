@@ -55,7 +55,7 @@ class Record:
         copies = Fields({"copies": fields.anything("copies") or {}}, "surgery metadata").mapping("copies")
         fields.done(ignore=("schema",))
         if not all(isinstance(original, str) for original in copies.values()):
-            raise CorruptFile("the metadata says of what something is a copy, and does not name it")
+            raise CorruptFile("the metadata lists a copy without naming what it copies")
         named = {copy: str(original) for copy, original in copies.items()}
         return Record(interface, environment, lineage, source, weights, optimizer, named)
 

@@ -179,7 +179,7 @@ def _check_texts(proto: Message) -> None:
             for one in several:
                 _check_texts(one)
         elif field.type == field.TYPE_STRING and not all(isinstance(one, str) for one in several):
-            raise CorruptFile(f"the {field.name} of a {proto.DESCRIPTOR.name} is no text: {value!r:.40}")
+            raise CorruptFile(f"the {field.name} of a {proto.DESCRIPTOR.name} is not text: {value!r:.40}")
 
 
 def _fields(proto: Message) -> list[tuple[Any, Any]]:

@@ -126,7 +126,7 @@ def _answerable(plan: Plan) -> Iterator[None]:
         raise PlanMismatch(
             f"the plan does not do what it claims here: {error.message}",
             where=error.where,
-            hint=f"it has been edited, or is of another graph: plan '{plan.operation}' anew for this model",
+            hint=f"it was edited, or made for another graph: make a new plan '{plan.operation}' for this model",
         ) from error
 
 
@@ -146,5 +146,5 @@ def _enforce(report: Report, plan: Plan) -> None:
     raise ClaimFailed(
         f"'{plan.operation}' claims {plan.claim}, but the stored result is not: {report.failed[0].name}",
         where=report.failures,
-        hint="write it all the same with --no-verify, or store the model in a wider precision",
+        hint="write it anyway with --no-verify, or store the model in a wider precision",
     )  # fmt: skip

@@ -56,7 +56,7 @@ def momentum_product(steps: float, hyper: Mapping[str, Json]) -> float:
     betas, decay = hyper.get("betas"), hyper.get("momentum_decay", 4e-3)
     first = betas[0] if isinstance(betas, list | tuple) else 0.9
     if not isinstance(first, int | float) or not isinstance(decay, int | float):
-        raise Refused("the settings of NAdam are no numbers: betas, momentum_decay")
+        raise Refused("the settings of NAdam are not numbers: betas, momentum_decay")
     product = np.float32(1)
     for step in range(1, int(steps) + 1):
         if not product:

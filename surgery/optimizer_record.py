@@ -140,7 +140,7 @@ def _collect(
         elif isinstance(value, ir.TensorProtocol):
             slots.setdefault(slot, {})[name] = value
         elif value is not None:
-            raise Refused(f"there is no rule for the optimizer's '{slot}' of '{name}', which is no tensor")
+            raise Refused(f"there is no rule for the optimizer's '{slot}' of '{name}', which is not a tensor")
 
 
 def shape_of_state(state: Mapping[str, object]) -> Shape | None:
@@ -216,7 +216,7 @@ def slots_of(state: OptimizerState, like: OptimizerState | None = None) -> dict[
         raise Refused(
             f"the file's optimizer is {like.kind} with {', '.join(like.slots)}, "
             f"the checkpoint's {state.kind} with {', '.join(state.slots)}: one cannot be written over the other",
-            hint="a graph holds any optimizer beside it: -o OUT.onnx",
+            hint="an .onnx can have any optimizer state beside it: -o OUT.onnx",
         )
     names = set((like or state).parameters)
     counts = {

@@ -80,7 +80,7 @@ class Recipe:
     def describe(self) -> str:
         """A line per group, or one with the reason."""
         if self.reason is not None:
-            return f"keep your own; none goes on exactly as before the change: {self.reason}"
+            return f"keep your own settings; no settings continue training exactly as before: {self.reason}"
         return "\n".join(f"{_settings(group)}: {some_text(group.parameters, 4)}" for group in self.groups)
 
 
@@ -118,27 +118,27 @@ def _no_rule(plan: Plan, state: OptimizerState) -> str | None:
         and (group.hyper.get("momentum") or "momentum_buffer" in state.slots)
         for group in state.groups
     ):
-        return "the momentum buffer holds whole steps, which no setting scales"
+        return "the momentum buffer holds whole steps, which no setting can scale"
     if plan.noise:
         return "the copies are noisy"
     if plan.insertions:
         return (
-            f"the new layer '{plan.insertions[0].name}' learns from the first step "
-            "(with a learning rate of 0 for it, everything else goes on as before)"
+            f"the new layer '{plan.insertions[0].name}' learns from the first step (with a learning rate of 0 "
+            "for it, everything else continues as before)"
         )
     if plan.operation == "widen" and plan.inexact_slots:
-        return f"the gradient of a maximum goes to some of several equal copies in '{plan.inexact_slots[0]}'"
+        return f"the gradient of a maximum goes to only some of the equal copies in '{plan.inexact_slots[0]}'"
     return next((why for edit in plan.spaces if (why := _uneven(edit)) is not None), None)
 
 
 def _uneven(edit: SpaceEdit) -> str | None:
     """Why the units of a space do not all go on alike."""
     if edit.fresh:
-        return f"the fresh units of '{edit.space}' learn from the first step"
+        return f"the new units of '{edit.space}' learn from the first step"
     if edit.merged:
-        return f"the units of '{edit.space}' that are merged no longer learn apart"
+        return f"the merged units of '{edit.space}' no longer learn separately"
     if edit.gone:
-        return f"the units of '{edit.space}' that are gone no longer learn"
+        return f"the removed units of '{edit.space}' no longer learn"
     if len(set(np.bincount(edit.source, minlength=edit.before))) > 1:
         return f"'{edit.space}' {edit.before}→{edit.after} copies some units more often than others"
     if not _constant(edit.share):

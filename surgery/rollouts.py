@@ -103,7 +103,7 @@ class _Job:
             raise ArgumentError(
                 f"no array of the recording belongs to {', '.join(self.ports)}",
                 where={"arrays": ", ".join(self.members)},
-                hint="call it like the model's input, or obs and next_obs",
+                hint="name arrays like the model's inputs, or obs and next_obs",
             )
         return found
 
@@ -130,7 +130,7 @@ class _Job:
         if "packed" not in self.members or not bool(self._small("packed")):
             return None
         if "obs_shape" not in self.members:
-            raise CorruptFile("observations packed to bits, but no 'obs_shape' that says how they are meant")
+            raise CorruptFile("the observations are packed into bits, but no 'obs_shape' gives their shape")
         return tuple(int(n) for n in self._small("obs_shape"))
 
     def _small(self, name: str) -> Array:

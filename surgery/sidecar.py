@@ -147,7 +147,7 @@ def finish(checkpoint: Checkpoint, *, observations: Recorded | None = None, seed
     after = _renamed(alone)
     structure = check_structure(after.model, checkpoint.model)
     if not structure.ok:
-        raise ProofFailed("what is left is no valid model", where={structure.name: structure.detail})
+        raise ProofFailed("what is left is not a valid model", where={structure.name: structure.detail})
     return Outcome(_stepped(after, "finish", (checkpoint,), report, {"gate": value}), report)
 
 
@@ -199,7 +199,7 @@ def _outputs(checkpoint: Checkpoint, new: Checkpoint) -> dict[str, str]:
         _check_alike(checkpoint, new, name, partner, "output")
         value = checkpoint.value(name)
         if value.dtype is not None and not value.dtype.is_floating_point():
-            raise Refused(f"output '{name}' is {value.dtype.name}: there is nothing between two of them")
+            raise Refused(f"output '{name}' is {value.dtype.name}: no gate can blend two of them")
     return found
 
 

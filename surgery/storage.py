@@ -55,7 +55,7 @@ def load(path: str | Path, *, optimizer: bool = True, reading: Reading | None = 
             record.weights
             and read_safetensors(_file(record.weights, path)).digest != record.weights["digest"]
         ):
-            raise CorruptFile(f"'{record.weights['file']}' holds other weights than those of this model")
+            raise CorruptFile(f"'{record.weights['file']}' does not hold the weights of this model")
         state = _load_state(record, path, text is None) if optimizer else None
         if state:
             _check_state(state, model)
@@ -115,8 +115,8 @@ def save(
         return _save_native(checkpoint, path, original, force=force)
     if path.suffix.lower() in NATIVE:
         raise ArgumentError(
-            f"'{path.name}' is no name for an ONNX file, and which {path.suffix} file to write it into is not said",
-            hint="write an .onnx; surgery convert MODEL.onnx --like ORIGINAL -o OUT writes a changed copy of ORIGINAL",
+            f"'{path.name}' does not name an ONNX file, and no {path.suffix} file to copy and change is given",
+            hint="write an .onnx, or name that file: surgery convert MODEL.onnx --like ORIGINAL -o OUT",
         )
     total = sum(tensor.nbytes for tensor in all_tensors(checkpoint.model))
     outside = total > MAX_INLINE if external is None else external

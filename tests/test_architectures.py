@@ -331,7 +331,7 @@ def test_a_file_of_ones_own_has_the_same_form_and_takes_modifiers(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[a]\nlayers = [{ dens = 3 }]", "no layer"),
+        ("[a]\nlayers = [{ dens = 3 }]", "not a layer"),
         ("[a]\nlayers = ['rellu']", "unknown layer"),
         ("[a]\nlayers = []", "no layers"),
         ("[a]\nlayers = [{ conv = 3 }]", "kernel"),
@@ -345,7 +345,7 @@ def test_a_file_of_ones_own_has_the_same_form_and_takes_modifiers(tmp_path):
         ("a = 3", "JSON object"),
         ("[a]\nlayers = [{ dense = 3, name = 'x' }, { dense = 3, name = 'x' }]", "called x"),
         ("[a", "TOML"),
-        ("", "no architecture"),
+        ("", "not describe an architecture"),
     ],
 )
 def test_a_bad_file_is_refused(tmp_path, text, words):

@@ -227,7 +227,7 @@ def test_one_of_two_optimizers_is_chosen_by_name(tmp_path, graph):
     for wrong in ({"network": "actr"}, {"optimizer": "actor_optimiser"}):
         with pytest.raises(UnknownName, match=r"actr|actor_optimiser"):
             bind(graph, tmp_path / "c.pt", **wrong)
-    with pytest.raises(ArgumentError, match=r"other weights than 'critic'.*net\.0\.bias"):
+    with pytest.raises(ArgumentError, match=r"not those of 'critic'.*net\.0\.bias"):
         bind(graph, tmp_path / "c.pt", network="critic")
 
 
@@ -259,7 +259,7 @@ MISMATCHES = {
         lambda model, optimizer: {"m": {"q": torch.ones(1)}, "o": optimizer},
         ArgumentError,
     ),
-    "other weights": (
+    "weights are not those": (
         lambda model, optimizer: {"m": {k: v + 1 for k, v in model.items()}, "o": optimizer},
         ArgumentError,
     ),

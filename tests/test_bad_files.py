@@ -187,7 +187,7 @@ def test_files_of_another_model_are_told_apart(tmp_path, suffix, without):
         )
         save(checkpoint.replace(optimizer=state), tmp_path / f"{name}.onnx", external=True)
     (tmp_path / f"b{suffix}").replace(tmp_path / f"a{suffix}")
-    with pytest.raises(CorruptFile, match=r"not the optimizer state|other weights") as caught:
+    with pytest.raises(CorruptFile, match=r"not the optimizer state|not hold the weights") as caught:
         load(tmp_path / "a.onnx")
     assert without in (caught.value.hint or "")
 
@@ -321,7 +321,7 @@ def test_names_that_are_no_text_are_refused(tmp_path, name):
     found = content.replace(bytes([len(name)]) + name, bytes([len(name)]) + b"\xff" * len(name))
     assert found != content
     path.write_bytes(found)
-    with pytest.raises(CorruptFile, match="is no text"):
+    with pytest.raises(CorruptFile, match="is not text"):
         load(path)
 
 

@@ -235,7 +235,7 @@ def test_a_run_that_was_not_evaluated_yet_is_left_out_and_said(runs):
     (runs / "q" / "q0" / "metrics.jsonl").write_text("")
     done = compare([runs])
     assert len(done.groups[0].runs) == 4
-    assert "1 of 10 runs were not evaluated yet" in done.notes
+    assert "1 of 10 runs have not been evaluated yet" in done.notes
 
 
 def test_several_games_are_averaged_on_their_own_scales(tmp_path):
@@ -315,7 +315,7 @@ def _broken(runs, how):
     [
         ("line", CorruptFile, "line 1"),
         ("config", FileError, "does not exist"),
-        ("empty", ArgumentError, "none of 1 runs was evaluated yet"),
+        ("empty", ArgumentError, "none of the 1 runs has been evaluated yet"),
         ("binary", CorruptFile, "not text"),
         ("list", CorruptFile, "not a JSON object"),
     ],
@@ -328,7 +328,7 @@ def test_a_damaged_run_says_what_is_wrong(runs, how, error, says):
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(FileError, match="holds no run"):
         compare([tmp_path])
-    with pytest.raises(FileError, match="no run directory"):
+    with pytest.raises(FileError, match="not a run directory"):
         compare([tmp_path / "missing"])
 
 

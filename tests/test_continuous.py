@@ -289,7 +289,7 @@ def test_sticky_actions_repeat_continuous_ones_too():
 
 REFUSED = {
     "too few": (plain([0.0]), "Line-v0", {}, "has 1 actions, the environment 2", "--action mean+1"),
-    "too many": (plain([0.0] * 3), "Line-v0", {}, "has 3 actions, the environment only 2", "no plan"),
+    "too many": (plain([0.0] * 3), "Line-v0", {}, "has 3 actions, the environment only 2", "no edit removes"),
     "one of several": (plain([0.0] * 2), "CartPole-v1", {}, "takes one of 2", "surgery annotate"),
     "numbers for choices": (None, "Reach-v0", {}, "takes 2×2 numbers", "surgery annotate"),
     "no bounds": (

@@ -132,7 +132,7 @@ def test_a_graph_that_is_another_does_not_pass(tmp_path):
     bias.const_value = ir.Tensor(np.array([0.01], np.float32), name=bias.name)
     found = parity(path, checkpoint.replace(model=model), environment, episodes=1)
     assert found.differing == found.steps
-    with pytest.raises(Refused, match="wants another action"):
+    with pytest.raises(Refused, match="chooses another action"):
         found.check()
 
 

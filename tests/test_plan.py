@@ -407,5 +407,5 @@ def test_an_edited_plan_whose_proof_fails_is_a_wrong_file_and_writes_nothing(
     plan.write_text(json.dumps(data))
     assert main(["apply", str(plan), str(model), "-o", str(tmp_path / "out.onnx")]) == 2
     shown = capsys.readouterr()
-    assert shown.out == "" and "plan 'widen' anew for this model" in shown.err
+    assert shown.out == "" and "make a new plan 'widen' for this model" in shown.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.json"]

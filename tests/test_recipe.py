@@ -329,7 +329,7 @@ def test_values_are_the_settings_times_the_factors() -> None:
 
 
 REFUSALS: Mapping[str, tuple[dict[str, Any], str, dict[str, Any], str]] = {
-    "fresh units": ({"factor": 2, "init": "zero"}, "adam", {}, "fresh units of '0' learn"),
+    "fresh units": ({"factor": 2, "init": "zero"}, "adam", {}, "new units of '0' learn"),
     "mixed counts": ({"widths": {"0": 7}, "init": "net2net"}, "adam", {}, "copies some units more often"),
     "unequal shares": ({"factor": 2, "init": "net2net", "shares": "unequal"}, "adam", {}, "unequal shares"),
     "noise": ({"factor": 2, "init": "net2net", "noise": 0.1}, "adam", {}, "noisy"),

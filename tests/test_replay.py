@@ -494,16 +494,16 @@ def test_a_file_that_is_no_recorded_replay_is_an_error(
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files if name != missing}
     np.savez(path, **arrays)
-    with pytest.raises(CorruptFile, match="no recorded replay"):
+    with pytest.raises(CorruptFile, match="not a recorded replay"):
         read_transitions(path)
     np.savez(path, **arrays, **{missing: np.full(len(arrays["reward"]), None)})
     with pytest.raises(CorruptFile, match="Object arrays cannot be loaded"):  # which are pickles
         read_transitions(path)
     path.write_bytes(b"PK\x03\x04 nonsense")
-    with pytest.raises(CorruptFile, match="no recorded replay"):
+    with pytest.raises(CorruptFile, match="not a recorded replay"):
         read_transitions(path)
     path.write_bytes(b"nonsense")
-    with pytest.raises(CorruptFile, match=r"no recorded replay: it is no \.npz file"):
+    with pytest.raises(CorruptFile, match=r"not a recorded replay: it is not an \.npz file"):
         read_transitions(path)
 
 
@@ -516,7 +516,7 @@ def test_a_stack_of_one_frame_keeps_its_axis():
 
 def test_an_empty_replay_and_one_too_small_are_errors(rng: np.random.Generator):
     for window, steps in ((None, 1), (Window(2, 4, 0), 7)):
-        with pytest.raises(ArgumentError, match=f"next to none with {steps} steps after it"):
+        with pytest.raises(ArgumentError, match=f"almost none has {steps} steps after it"):
             Replay(Layout(1, (4,), "float32"), 100, window=window).sample(4, rng)
     with pytest.raises(ArgumentError, match="at least 14 are needed"):
         Replay(Layout(8, (84, 84), "uint8", 4), 100, n_step=3)

@@ -195,7 +195,7 @@ def test_a_graph_that_is_another_does_not_pass(trained):
     path = trained["ppo"]
     left, right = (parity(path, always(surgery.load(path), action), "CartPole-v1") for action in (0, 1))
     assert left.differing + right.differing == left.steps == right.steps
-    with pytest.raises(Refused, match="wants another action"):
+    with pytest.raises(Refused, match="chooses another action"):
         max(left, right, key=lambda found: found.differing).check()
 
 
@@ -203,7 +203,7 @@ def test_statistics_of_a_filter_are_not_passed_over(trained):
     """Without them the graph is another agent, and that is found out."""
     before = surgery.load(trained["sac filter"])
     plain = before.replace(environment=Environment(before.environment.id))
-    with pytest.raises(Refused, match="wants another action"):
+    with pytest.raises(Refused, match="chooses another action"):
         parity(trained["sac filter"], plain, "Pendulum-v1", episodes=1).check()
 
 

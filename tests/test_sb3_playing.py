@@ -87,7 +87,7 @@ def test_a_graph_that_is_another_does_not_pass(tmp_path):
     head.const_value = ir.Tensor(np.array([9.0, -9.0], np.float32), name=head.name)
     found = parity(path, checkpoint.replace(model=model), environment, episodes=1)
     assert found.differing > 0
-    with pytest.raises(Refused, match="wants another action"):
+    with pytest.raises(Refused, match="chooses another action"):
         found.check()
 
 

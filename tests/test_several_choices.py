@@ -236,8 +236,8 @@ REFUSED = {
         plain([5], LOGITS[:5], environment=Environment(None, {"action_mask": [False] + [True] * 4})), "Lights",
         "these are switches",
     ),
-    "words": (plain([9], LOGITS), "Words", "nothing here plays"),
-    "whole numbers of a Box": (plain([9], LOGITS), "Whole", "nothing here plays"),
+    "words": (plain([9], LOGITS), "Words", "cannot be played here"),
+    "whole numbers of a Box": (plain([9], LOGITS), "Whole", "cannot be played here"),
     "an action set": (
         plain([9], LOGITS, environment=Environment(None, {"action_set": [0, 1]})), "Levers", "cannot honour",
     ),

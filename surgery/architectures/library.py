@@ -103,7 +103,7 @@ def read(text: str, what: str) -> Mapping[str, Architecture]:
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise CorruptFile(f"the {what} is not valid TOML: {error}") from error
     if not tables:
-        raise CorruptFile(f"the {what} describes no architecture")
+        raise CorruptFile(f"the {what} does not describe an architecture")
     return {name: _architecture(name, table) for name, table in tables.items()}
 
 
@@ -152,7 +152,7 @@ class _Reader:
         kinds = [kind for kind in _KINDS if isinstance(item, Mapping) and kind in item]
         if len(kinds) != 1:
             raise CorruptFile(
-                f"architecture '{self._what}': {item!r:.60} is no layer",
+                f"architecture '{self._what}': {item!r:.60} is not a layer",
                 hint=f"a layer is a name, or a table with one of {', '.join(_KINDS)}",
             )
         return self._table(kinds[0], Fields(item, f"layer {kinds[0]} of '{self._what}'"))
@@ -188,7 +188,7 @@ class _Reader:
             case "attention":
                 heads = _number(fields.anything("heads"), f"{what}: heads")
                 if value % heads:
-                    raise CorruptFile(f"{what}: a width of {value} is no multiple of {heads} heads")
+                    raise CorruptFile(f"{what}: a width of {value} is not a multiple of {heads} heads")
                 return Attention(value, heads, name)
         return Norm(name=name)
 

@@ -57,7 +57,7 @@ def new(
     try:
         layers, after = resolved(architecture.layers, channels_first(shape))
         if len(after) != 1:
-            raise ArgumentError(f"what the head would read is no vector: {list(after)}")
+            raise ArgumentError(f"what the head would read is not a vector: {list(after)}")
     except ArgumentError as error:
         raise error.within(architecture=architecture.name, observation=shape_text(shape)) from None
     model, interface = _written(architecture, layers, shape, actions, head, dtype, scale, seed, noisy)

@@ -171,14 +171,14 @@ def _read(paths: Sequence[Path], at: int | None) -> tuple[list[Run], list[Run], 
     runs = [run for run in map(read_run, folders) if run is not None]
     if not runs:
         raise ArgumentError(
-            f"none of {len(folders)} runs was evaluated yet", hint="wait for the first evaluation"
+            f"none of the {len(folders)} runs has been evaluated yet", hint="wait for the first evaluation"
         )
     late = [run for run in runs if at is not None and run.frames[-1] < at]
     if len(late) == len(runs):
-        raise ArgumentError(f"no run has taken {at:,} frames", hint="leave out --at, or give less")
+        raise ArgumentError(f"no run has taken {at:,} frames", hint="leave out --at, or give fewer frames")
     notes = []
     if len(runs) < len(folders):
-        notes.append(f"{len(folders) - len(runs)} of {len(folders)} runs were not evaluated yet")
+        notes.append(f"{len(folders) - len(runs)} of {len(folders)} runs have not been evaluated yet")
     if late:
         named = ", ".join(str(run.folder) for run in late)
         notes.append(f"left out, as they have not taken {at:,} frames: {named}")
@@ -238,9 +238,9 @@ def _common(groups: Mapping[str, Sequence[Run]]) -> tuple[tuple[str, ...], list[
         listed = "; ".join(
             f"{name}: {', '.join(sorted({run.game for run in runs}))}" for name, runs in groups.items()
         )
-        raise ArgumentError(f"no game was played by all: {listed}")
+        raise ArgumentError(f"no game was played by all groups: {listed}")
     others = sorted(set.union(*sets) - set(games))
-    return games, [f"left out, as not everyone played it: {', '.join(others)}"] if others else []
+    return games, [f"left out, as not all groups played it: {', '.join(others)}"] if others else []
 
 
 def _references(runs: Sequence[Run], games: Sequence[str], scale: str | None) -> tuple[str, References]:
@@ -310,7 +310,7 @@ def _warnings(groups: Sequence[Group], at: int) -> list[str]:
         notes.append(f"{len(unfinished)} {words} not finished; all are compared after {at:,} frames")
     few = min(len(group.runs) for group in groups)
     if few < 3:
-        notes.append(f"{few} run{'s' if few > 1 else ''} of a method: an interval of so few says little")
+        notes.append(f"{few} run{'s' if few > 1 else ''} of a method: an interval from so few says little")
     return notes
 
 

@@ -22,7 +22,9 @@ LABELS = {"teacher": "score (0 random, 1 teacher)", "human": "score (0 random, 1
 def check_kind(path: Path) -> None:
     """Raises: ArgumentError: not a picture that is drawn."""
     if path.suffix not in KINDS:
-        raise ArgumentError(f"'{path.name}' is no picture", hint=f"a name that ends in {', '.join(KINDS)}")
+        raise ArgumentError(
+            f"'{path.name}' does not name a picture", hint=f"a name that ends in {', '.join(KINDS)}"
+        )
 
 
 def write(comparison: Comparison, table: str, path: Path, *, force: bool = False) -> None:

@@ -63,7 +63,7 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for path in paths:
         if not path.is_dir():
-            raise FileError(f"{path} is no run directory", hint=f"a run holds {CONFIG} and {METRICS}")
+            raise FileError(f"{path} is not a run directory", hint=f"a run holds {CONFIG} and {METRICS}")
         beneath = [path] if (path / METRICS).is_file() else sorted(one.parent for one in path.rglob(METRICS))
         if not beneath:
             raise FileError(f"{path} holds no run", hint=f"a run holds {CONFIG} and {METRICS}")

@@ -175,6 +175,6 @@ def action_space(contract: Environment, space: gymnasium.Space[Any]) -> ActionSp
     if isinstance(space, spaces.Box) and space.dtype is not None and np.issubdtype(space.dtype, np.floating):
         return Box(space.low, space.high)
     raise ArgumentError(
-        f"the actions of {contract.id} are {space}, which nothing here plays",
+        f"the actions of {contract.id} are {space}, which cannot be played here",
         hint="Discrete, MultiDiscrete, MultiBinary, a Tuple of Discrete, or a Box of real numbers",
     )

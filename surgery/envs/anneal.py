@@ -54,7 +54,7 @@ class AnnealActions(gymnasium.Wrapper[Any, int, Any, int]):
         if episodes < 0:
             raise ArgumentError(f"{episodes} episodes", hint="a whole number, 0 or more")
         if instead is not None and not (0 <= instead < space.n and self._mask[instead]):
-            raise ArgumentError(f"action {instead} is forbidden or not there", hint="name an old action")
+            raise ArgumentError(f"action {instead} is forbidden or does not exist", hint="name an old action")
         self._episodes, self._instead = episodes, instead
         self._rng = np.random.default_rng(seed)
         self._begun = 0

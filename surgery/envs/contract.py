@@ -179,7 +179,7 @@ def made_by_gymnasium(contract: Environment) -> Iterator[None]:
         ) from error
     except refusals.NamespaceNotFound as error:
         raise ArgumentError(
-            f"unknown environment '{contract.id}': nothing that is imported registers any of that kind",
+            f"unknown environment '{contract.id}': no imported package registers such environments",
             hint=own,
         ) from error
     except refusals.UnregisteredEnv as error:
@@ -237,9 +237,9 @@ def _title(snake: str) -> str:
 def _check_unnormalised(environment: Environment) -> None:
     if environment.settings.get("normaliser"):
         raise ArgumentError(
-            f"{environment.id} cannot honour a normaliser: the statistics are of vectors",
-            hint="play it in its own framework (surgery convert --check ENV); observations that need none: surgery"
-            " annotate MODEL --env-setting normaliser=null -o OUT",
+            f"{environment.id} cannot honour a normaliser: its statistics are for vectors",
+            hint="play it in its own framework (surgery convert --check ENV); if observations need none: surgery "
+            "annotate MODEL --env-setting normaliser=null -o OUT",
         )
 
 

@@ -100,7 +100,7 @@ def _observed(space: gymnasium.Space[Any], name: str, labels: Any) -> Iterator[O
         case _:
             where = f"observation '{name}'" if name else "the observation"
             raise Refused(
-                f"{where} is a {type(space).__name__}, which no array of fixed shape shows",
+                f"{where} is a {type(space).__name__}, which no array of fixed shape can show",
                 hint="wrap the environment so that it shows a Box, or a Dict of them",
             )
 

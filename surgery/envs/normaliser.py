@@ -51,9 +51,9 @@ class Normaliser:
             return None
         if isinstance(found, Mapping) and "elsewhere" in found:
             raise ArgumentError(
-                f"'{port}' is normalised before the network reads it, by {found['elsewhere']}; only those of vectors"
-                " are applied here",
-                hint="play it in its own framework (surgery convert --check ENV); observations that are normalised "
+                f"'{port}' is normalised by {found['elsewhere']} before the network reads it; only vectors are "
+                "normalised here",
+                hint="play it in its own framework (surgery convert --check ENV); if observations are normalised "
                 "already: surgery annotate MODEL --env-setting normaliser=null -o OUT",
             )
         try:
@@ -93,7 +93,7 @@ def _joined(parts: Sequence[tuple[Part, Normaliser | None]]) -> Normaliser:
     for part, found in parts:
         if found is not None and part.shape != found.mean.shape:
             raise ArgumentError(
-                f"the contract's {NAME} of '{part.name}' is of {len(found.mean)} features, the environment shows "
+                f"the contract's {NAME} of '{part.name}' has {len(found.mean)} features, the environment shows "
                 f"{shape_text(part.shape)}",
                 hint="surgery annotate MODEL --env-setting normaliser=null -o OUT",
             )

@@ -122,8 +122,7 @@ def _normalised(
     shape = env.observation_space.shape or ()
     if shape != normaliser.mean.shape:
         raise ArgumentError(
-            f"the contract's normaliser is of {len(normaliser.mean)} features, {contract.id} shows "
-            f"{shape_text(shape)}",
+            f"the contract's normaliser has {len(normaliser.mean)} features, {contract.id} shows {shape_text(shape)}",
             hint="surgery annotate MODEL --env-setting normaliser=null -o OUT",
         )
     bound = np.broadcast_to(np.asarray(normaliser.clip, np.float32), shape)

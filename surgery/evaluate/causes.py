@@ -79,7 +79,7 @@ def _left_open(own: Environment, played: Environment) -> list[str]:
     if not assumed:
         return []
     words = ", ".join(f"{name}={dumps(value)}" for name, value in assumed.items())
-    return [f"wrappers: the contract leaves open what it was trained with; assumed was {words}"]
+    return [f"wrappers: the contract does not say what it was trained with; assumed: {words}"]
 
 
 def _cut(episodes: Episodes) -> list[str]:

@@ -102,8 +102,8 @@ def _check_age(steps: int, contract: Environment) -> None:
     limit = contract.settings.get("max_episode_steps")
     if isinstance(limit, int) and steps > limit:
         raise RunFailed(
-            f"an episode of {contract.id} has gone on for {steps:,} steps: the environment does not end it after the "
-            f"{limit:,} of its contract"
+            f"an episode of {contract.id} has taken {steps:,} steps: the contract says that episodes end after "
+            f"{limit:,}"
         )
 
 

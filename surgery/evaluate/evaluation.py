@@ -238,5 +238,5 @@ def _notes(contract: Environment, mode: str) -> tuple[str, ...]:
     settings = contract.settings
     still = game(contract).family == "atari" and not settings["sticky_actions"] and not settings["noop_max"]
     if still and mode == "greedy":
-        return ("nothing is random here, neither the game nor the policy: all episodes are the same one",)
+        return ("neither the game nor the policy is random: all episodes are the same",)
     return ()

@@ -132,7 +132,10 @@ def fits(checkpoint: Checkpoint, policy: Policy, envs: Envs) -> None:
     try:
         policy.law = policy.head.law(envs.takes, policy.temperature)
     except ArgumentError as error:
-        hint = error.hint or "choose an environment with such actions; what the output is: surgery annotate"
+        hint = (
+            error.hint
+            or "choose an environment with such actions, or say what the output is: surgery annotate"
+        )
         raise ArgumentError(f"{envs.contract.id}: {error.message}", where=where, hint=hint) from error
     try:
         policy.meet(envs.observation_shape, envs.parts)
@@ -159,7 +162,7 @@ def fits(checkpoint: Checkpoint, policy: Policy, envs: Envs) -> None:
             where=where,
             hint=which
             if policy.head.scored
-            else "no plan takes an action away: play what it was trained for",
+            else "no edit removes an action: play the environment that it was trained for",
         )
 
 
@@ -201,6 +204,6 @@ def parsed(mode: str) -> tuple[Mode, float]:
         epsilon = -1.0
     if name != "epsilon" or not 0 <= epsilon <= 1:
         raise ArgumentError(
-            f"'{mode}' is no way to choose actions", hint="greedy, sample, or epsilon:E with 0 ≤ E ≤ 1"
+            f"'{mode}' is not a way to choose actions", hint="greedy, sample, or epsilon:E with 0 ≤ E ≤ 1"
         )
     return "epsilon", epsilon

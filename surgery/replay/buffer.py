@@ -272,7 +272,7 @@ class Replay:
 
     def _too_little(self, steps: int) -> ArgumentError:
         return ArgumentError(
-            f"a replay of {len(self):,} transitions holds next to none with {steps} steps after it",
+            f"of {len(self):,} transitions in the replay, almost none has {steps} steps after it",
             hint="collect more before learning",
         )
 

@@ -52,7 +52,7 @@ def read_logged(path: Path, stack: int | None = None) -> Transitions:
     """
     match = _COLUMN.fullmatch(path.name)
     if match is None:
-        raise FileError(f"{path} is no column of a logged replay, such as '$store$_action_ckpt.0.gz'")
+        raise FileError(f"{path} is not a column of a logged replay, such as '$store$_action_ckpt.0.gz'")
     number = match["number"]
 
     def column(name: str) -> Array:
@@ -121,7 +121,7 @@ def _read(path: Path) -> Array:
             )
             shape, fortran, dtype = header(file)
             if dtype.hasobject or fortran:
-                raise CorruptFile(f"{path} holds '{dtype}', which are no numbers in order")
+                raise CorruptFile(f"{path} holds '{dtype}', which are not numbers in order")
             count = math.prod(shape)
             if shape:
                 check_memory(shape[0], estimate(shape[0], shape[1:], dtype))
@@ -130,10 +130,10 @@ def _read(path: Path) -> Array:
             while at < len(view) and (got := file.readinto(view[at:])):
                 at += got
             if at != len(view) or file.read(1):
-                raise CorruptFile(f"{path} has another length than its shape {shape_text(shape)}")
+                raise CorruptFile(f"{path} does not have the length of its shape {shape_text(shape)}")
             return array.reshape(shape)
     except (OSError, EOFError, ValueError, TypeError, zlib.error, OverflowError, MemoryError) as error:
-        raise CorruptFile(f"{path} is no column of a logged replay: {error}") from error
+        raise CorruptFile(f"{path} is not a column of a logged replay: {error}") from error
 
 
 def _ends(path: Path, length: int) -> Array:
@@ -149,7 +149,7 @@ def _ends(path: Path, length: int) -> Array:
             data = file.read(_MOST)
         codes = list(pickletools.genops(data))
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise CorruptFile(f"{path} is no list of episode ends: {error}") from error
+        raise CorruptFile(f"{path} is not a list of episode ends: {error}") from error
     values = [(code.name, argument) for code, argument, _ in codes if argument is not None]
     numpy = [int.from_bytes(a, "little") for name, a in values if name == "SHORT_BINBYTES" and len(a) == 8]
     # what describes the type of NumPy's numbers has numbers, too

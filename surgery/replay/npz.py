@@ -24,9 +24,9 @@ def read_npz(path: Path, what: str) -> dict[str, Array]:
     try:
         with path.open("rb") as raw:
             if raw.read(4) != b"PK\x03\x04":
-                raise CorruptFile(f"{path} is no {what}: it is no .npz file")
+                raise CorruptFile(f"{path} is not a {what}: it is not an .npz file")
             raw.seek(0)
             with np.load(raw, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
     except (OSError, EOFError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise CorruptFile(f"{path} is no {what}: {error}") from error
+        raise CorruptFile(f"{path} is not a {what}: {error}") from error

@@ -46,9 +46,9 @@ def read_transitions(path: Path) -> Transitions:
     try:
         return _transitions(arrays)
     except KeyError as error:
-        raise CorruptFile(f"{path} is no recorded replay: it has no array {error}") from error
+        raise CorruptFile(f"{path} is not a recorded replay: it has no array {error}") from error
     except (ValueError, TypeError) as error:
-        raise CorruptFile(f"{path} is no recorded replay: {error}") from error
+        raise CorruptFile(f"{path} is not a recorded replay: {error}") from error
 
 
 def _transitions(arrays: dict[str, Array]) -> Transitions:

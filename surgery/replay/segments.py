@@ -103,7 +103,9 @@ def restore(replay: Replay, folder: Path, segments: Sequence[Segment]) -> None:
         sizes = np.array(segment.end) - np.array(segment.begin)
         ends = np.cumsum(sizes)
         if len(sizes) != replay.layout.envs or ends[-1] != len(columns["kind"]):
-            raise CorruptFile(f"{folder / segment.file} holds other rows than the list of segments says")
+            raise CorruptFile(
+                f"{folder / segment.file} does not hold the rows that the list of segments gives"
+            )
         replay.written[:] = segment.begin
         states, taken = columns.pop("states", None), 0
         for stream, (size, end) in enumerate(zip(sizes, ends, strict=True)):
@@ -132,7 +134,7 @@ def _read(path: Path, replay: Replay) -> dict[str, Array]:
     try:
         return _unpacked(columns, replay)
     except (ValueError, KeyError, TypeError) as error:
-        raise CorruptFile(f"{path} is no segment of this replay: {error}") from error
+        raise CorruptFile(f"{path} is not a segment of this replay: {error}") from error
 
 
 def _unpacked(columns: dict[str, Array], replay: Replay) -> dict[str, Array]:

@@ -108,7 +108,7 @@ class _Aligner:
             if passing(have.layer):
                 yield 1, 0, Alignment((Row(depth, "", str(have.layer), ""),), (0, 0))
             else:
-                reason = "the target has no such layer, and a layer is not taken away exactly"
+                reason = "the target has no such layer, and no edit removes a layer exactly"
                 yield (
                     1,
                     0,
@@ -171,7 +171,7 @@ class _Aligner:
 
     def _width(self, have: Found, old: int, new: int) -> tuple[list[Edit], str | None]:
         if not have.units and old != new:
-            return [], "which axis of its tensors are its units is not known"
+            return [], "it is not known which axis of its tensors holds its units"
         groups = size(have.units) // old  # the gates of a recurrent layer
         return self._sizes([(have.units, groups * new)]) if old != new else ([], None)
 
@@ -181,7 +181,7 @@ class _Aligner:
             return [], None
         tensors = [self._analysis.tensors[name] for name in have.weights]
         if [len(tensor) for tensor in tensors] != [len(shape) for shape in want.shapes]:
-            return [], "its tensors are others than the target's"
+            return [], "its tensors differ from the target's"
         pairs = zip(tensors, want.shapes, strict=True)
         return self._sizes([pair for axes, shape in pairs for pair in zip(axes, shape, strict=True)])
 
@@ -273,7 +273,7 @@ class _Aligner:
             return "a block of this form has no rule to start at zero"
         if isinstance(want, Recurrent):
             return "a recurrent layer cannot start as the identity; as a residual block it can start at zero"
-        return "nothing exact puts it in here"
+        return "no exact edit inserts it here"
 
 
 def _count(layer: Layer) -> int:

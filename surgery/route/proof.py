@@ -131,5 +131,5 @@ def _enforce(report: Report) -> None:
     raise ClaimFailed(
         "the ends of the route differ by more than rounding",
         where=report.failures,
-        hint="write it all the same: --no-verify",
+        hint="write it anyway: --no-verify",
     )

@@ -60,7 +60,7 @@ def _why(analysis: Analysis, layout: Layout, wanted: int) -> str:
     if wanted < have:
         return f"the target has {wanted} units, fewer than {have}"
     if have == 1:
-        return "a single unit is no axis that could grow"
+        return "a single unit is not an axis that can grow"
     frozen = [space for space in map(analysis.space, spaces) if not space.widenable]
     if frozen and len(frozen) == len(spaces):
         return f"'{frozen[0].name}' cannot grow exactly: {frozen[0].reason}"
@@ -68,7 +68,7 @@ def _why(analysis: Analysis, layout: Layout, wanted: int) -> str:
         return (
             f"{have} units are made of several groups ({', '.join(spaces)}): which of them grow to {wanted}?"
         )
-    return f"no width of '{spaces[0]}' gives {wanted} units" if spaces else f"{have} is no number of units"
+    return f"no width of '{spaces[0]}' gives {wanted} units" if spaces else f"{have} is not a number of units"
 
 
 def whole(analysis: Analysis, found: Mapping[str, int]) -> str | None:

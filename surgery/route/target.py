@@ -65,7 +65,7 @@ def named(architecture: Architecture, observation: Shape, tree: Tree) -> tuple[L
     except ArgumentError as error:
         raise Refused(
             f"this network's observations do not fit '{architecture.name}': {error.message}",
-            hint=error.hint or "surgery list architectures shows what each is given",
+            hint=error.hint or "surgery list architectures shows what each takes",
         ) from None
     return _fitted(tree, layers)
 
@@ -144,7 +144,9 @@ def _file(path: Path, checkpoint: Checkpoint, network: Network) -> Target:
     try:
         wanted = setting(other)
     except ArgumentError as error:
-        raise ArgumentError(f"the target '{path}' is no policy: {error.message}", hint=error.hint) from None
+        raise ArgumentError(
+            f"the target '{path}' is not a policy: {error.message}", hint=error.hint
+        ) from None
     _same_task(setting(checkpoint), wanted, checkpoint, path)
     lead = next((k for k, found in enumerate(network.tree) if weighted(found)), 0)
     theirs = recognise(other)

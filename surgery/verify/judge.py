@@ -130,7 +130,7 @@ def _before(before: Checkpoint, after: Checkpoint, inputs: Arrays) -> tuple[Arra
             return float32_outputs(before.model, inputs, "numpy"), "numpy"
         except UnfitGraph as second:
             raise GraphError(
-                "the model cannot be evaluated, so nothing can be proved of it",
+                "the model cannot be evaluated, so nothing can be proved about it",
                 where={"onnxruntime": first, "numpy": second},
                 hint="change it without a proof with --no-verify",
             ) from None

@@ -102,7 +102,7 @@ class NewActions:
             if name in {port.name for port in self.plan.ports} and self._split:
                 continue  # a copy has less of what the old one had
             change = difference({name: had[name]}, shrunk)[1]
-            detail = "made of all actions, new ones included"
+            detail = "computed from all actions, including new ones"
             found.append(measured(f"change of '{name}'", change, None, detail))
         return found
 

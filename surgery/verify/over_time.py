@@ -47,7 +47,7 @@ def judge_over_time(
         )
     except UnfitGraph as error:
         raise GraphError(
-            "the models cannot be evaluated, so nothing can be said of them", where={tool: error}
+            "the models cannot be evaluated, so nothing can be proved about them", where={tool: error}
         ) from None
     exactly, other = exactly_over_time(before, steps), exactly_over_time(after, grown)
     absolute, relative, worst = difference(old, new)
