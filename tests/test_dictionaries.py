@@ -195,5 +195,5 @@ def test_statistics_of_a_dictionarys_parts_normalise_them(tmp_path: Path):
     )
     np.testing.assert_array_equal(flat[:-2], raw[:-2])
     statistics["place"]["mean"] = statistics["place"]["variance"] = [1.0]
-    with pytest.raises(ArgumentError, match="'place' is of 1 features, the environment shows 2"):
+    with pytest.raises(ArgumentError, match="'place' has 1 features, the environment shows 2"):
         make(Environment("Signals-v0", {"normaliser": statistics}), 1, seed=0, training=False)

@@ -316,8 +316,8 @@ REFUSED = {
     "a file of that name": _existing,
     "does not exist": lambda folder: folder / "missing" / "run",
     "it is the input": lambda folder: folder / "source",
-    "lies in the other": lambda folder: folder / "source" / "learner" / "run",
-    "lies in the other (around)": lambda folder: folder,
+    "it contains the input": lambda folder: folder / "source" / "learner" / "run",
+    "or lies inside it": lambda folder: folder,
 }
 
 
