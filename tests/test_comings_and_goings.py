@@ -247,7 +247,7 @@ def test_a_result_of_another_plan_or_model_is_not_taken_for_done(pool: Path, cap
         str(pool / "out"),
     ]
     assert main([*words, "--resume"]) == 2
-    assert "no verified result of this plan" in capsys.readouterr().err
+    assert "not a verified result of this plan" in capsys.readouterr().err
     assert main([*words, "--resume", "--force"]) == 0
     assert main([*words[:2], str(pool / "nothing"), *words[3:]]) == 2
 

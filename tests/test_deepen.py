@@ -406,7 +406,7 @@ def test_a_target_network_gets_the_same_kernels() -> None:
 def test_a_value_that_its_copies_do_not_have_is_refused() -> None:
     before = twins(np.random.default_rng(0))
     conv = next(node for node in before.model.graph if node.op_type == "Conv")
-    with pytest.raises(Refused, match="found again in the copies"):
+    with pytest.raises(Refused, match="no counterpart in the copies"):
         surgery.deepen(before, str(conv.outputs[0].name), kind="residual")
 
 
@@ -486,15 +486,15 @@ def test_a_wrong_request_is_refused_in_words(
 @pytest.mark.parametrize(
     ("name", "after", "kind", "says"),
     [
-        ("mlp_tanh", "0", "identity", "Tanh does not return its own results"),
-        ("mlp_leaky_relu", "0", "identity", "LeakyRelu does not return its own results"),
-        ("mlp_relu", "4", "identity", "no activation follows"),
+        ("mlp_tanh", "0", "identity", "Tanh a second time changes"),
+        ("mlp_leaky_relu", "0", "identity", "LeakyRelu a second time changes"),
+        ("mlp_relu", "4", "identity", "followed by no activation"),
         ("mixture_of_experts", "softmax", "auto", "Softmax"),
         ("gru_policy", "encoder", "batchnorm", "batch normalisation is for images"),
         ("nature_dqn", "conv1", "recurrent", "which of them is time"),
         ("lstm_bidirectional", "lstm", "recurrent", "runs in both directions"),
         ("lstm_cell_loop", "encoder", "recurrent", "several steps of time"),
-        ("mlp_relu", "0", "attention", "no sequence of vectors"),
+        ("mlp_relu", "0", "attention", "not a sequence of vectors"),
         ("entity_attention", "embed", "attention", "would not obey"),
         ("lstm_policy", "encoder", "attention", "look into the future"),
         ("tied_embedding", "embedding", "auto", "used in two ways"),
@@ -574,7 +574,7 @@ def test_a_plan_that_is_printed_can_be_applied(agent: Path, tmp_path: Path, caps
     [
         (["--after", "conv9"], 2, "unknown layer 'conv9'"),
         (["--after", "conv1", "--count", "0"], 2, "cannot insert 0 layers"),
-        (["--after", "q", "--kind", "identity"], 1, "no activation follows"),
+        (["--after", "q", "--kind", "identity"], 1, "followed by no activation"),
         (["--after", "conv1", "--kernel", "2"], 2, "no middle"),
         ([], 2, "--after"),
     ],

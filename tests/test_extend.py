@@ -273,7 +273,7 @@ def test_an_observation_that_is_read_as_a_table_changes_by_rows_and_columns(chan
         (lambda c: surgery.retire(c, [Retired("x", "b", 0.0)]), "changes in all of them"),
         (
             lambda c: surgery.retire(c, [Retired("x", name, float(k)) for k, name in enumerate("abcd")]),
-            "hold 4 different constants",
+            "have 4 different constants",
         ),
     ],
 )

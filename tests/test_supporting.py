@@ -298,7 +298,7 @@ def test_folding_undoes_unfolding() -> None:
     assert set(back.tensors) == set(before.tensors)
     for name, tensor in before.tensors.items():
         np.testing.assert_allclose(back.tensors[name].numpy(), tensor.numpy(), rtol=1e-6, atol=1e-9)
-    with pytest.raises(Refused, match="no batch normalisation"):
+    with pytest.raises(Refused, match="not directly followed by a single batch normalisation"):
         surgery.fold_batchnorm(back, "stacks.0.0")
 
 

@@ -84,6 +84,6 @@ def imported(name: str) -> str:
             import_module(module)
     except ImportError as error:
         raise MissingDependency(
-            f"cannot import {module}, which is to register {rest}: {error}", hint=f"pip install {module}"
+            f"cannot import {module}, which should register {rest}: {error}", hint=f"pip install {module}"
         ) from error
     return rest

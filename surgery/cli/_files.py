@@ -33,7 +33,7 @@ def check_target(target: Path | None, sources: Iterable[Path], *, force: bool) -
         raise ArgumentError("nothing to write to", hint="name a file with -o OUT, or use --dry-run")
     if str(target) == "-":
         raise ArgumentError(
-            "nothing is written to stdout", hint="name a file with -o OUT; one called -: -o ./-"
+            "nothing is written to stdout", hint="name a file with -o OUT; for a file called '-': -o ./-"
         )
     files.check_target(target, force, sources, owned=native_folder)
     if not os.access(target.parent, os.W_OK):

@@ -214,7 +214,7 @@ def _named(checkpoint: surgery.Checkpoint, to: str) -> str:
     name = to if route.file_of(to) is None else route.survey(checkpoint, to)[0].architecture
     if name is None:
         raise Refused(
-            f"the network of '{to}' is of no architecture with a name, so that none like it can be made",
+            f"the network of '{to}' has no named architecture, so another like it cannot be made",
             hint="describe its layers in a file of your own: --to FILE.toml:NAME (docs/architectures.md)",
         )
     return name

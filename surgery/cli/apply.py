@@ -97,7 +97,9 @@ def _one(
         if _done(plan, checkpoint, path):
             return {"output": str(path), "skipped": True}, f"{path} is there already, verified"
         if not force:
-            raise FileError(f"'{path}' is no verified result of this plan", hint="pass --force to replace it")
+            raise FileError(
+                f"'{path}' is not a verified result of this plan", hint="pass --force to replace it"
+            )
     result = _edits.carry_out(plan, checkpoint, path, proof, output, force=force)
     return _edits.edit_report(result, path), _edits.edit_text(result, path)
 
@@ -120,7 +122,9 @@ def _migrate(
         found = migrate(plan, source, path, force=force)
     line = [f"{name}: {plural(count, 'observation')}" for name, count in found.arrays.items()]
     line += [f"{name} renumbered" for name in found.actions]
-    line += [f"in {found.lost:,} of them a retired feature was not its constant"] if found.lost else []
+    line += (
+        [f"in {found.lost:,} of them a retired feature did not have its constant value"] if found.lost else []
+    )
     report = {"arrays": dict(found.arrays), "lost": found.lost, "renumbered": list(found.actions)}
     return {"output": str(path), **report}, " · ".join([*line, f"wrote {path}"])
 
@@ -156,7 +160,7 @@ def _targets(
             raise ArgumentError(f"cannot write {len(models)} models to one file", hint="use --output-dir DIR")
         return [_files.check_target(target, models, force=force)]
     if folder.exists() and not folder.is_dir():
-        raise ArgumentError(f"'{folder}' is no folder")
+        raise ArgumentError(f"'{folder}' is not a folder")
     names = [model.name for model in models]
     for name in names:
         if names.count(name) > 1:

@@ -99,7 +99,7 @@ def command(
     native = source.is_dir() or path.suffix.lower() == source.suffix.lower()
     if like is None and path.suffix.lower() != ".onnx" and not native:
         raise ArgumentError(
-            f"which {path.suffix or 'file'} to write a changed copy of is not said",
+            f"no {path.suffix or 'file'} to copy and change is given",
             hint="name it with --like FILE",
         )
     reading = Reading(
@@ -127,11 +127,11 @@ def _played(
     name, adapter = find(source)
     if not isinstance(adapter, Playing):
         raise ArgumentError(
-            f"files of {name} are not played by their framework here", hint="leave out --check"
+            f"files of {name} cannot be played in their framework here", hint="leave out --check"
         )
     if not trust:
         raise ArgumentError(
-            f"--check lets the framework load {source}, which runs what the file pickles",
+            f"--check lets the framework load {source}, which runs code that the file pickles",
             hint="if the file is your own, add --trust",
         )
     with output.step(f"playing {environment}"):

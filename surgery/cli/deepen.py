@@ -72,7 +72,7 @@ def command(
     """
     if architecture is not None:
         if after or count != 1 or width or kernel or name or kind != "auto":
-            raise ArgumentError("--to says which layers there will be", hint="leave the other options out")
+            raise ArgumentError("--to decides which layers are added", hint="leave the other options out")
         _routes.travel(model, architecture, editing)
         return
     if not after:

@@ -81,7 +81,7 @@ def command(
     from surgery import evaluate
 
     if target is not None and not record:
-        raise ArgumentError("-o is where --record writes to", hint=f"add --record, or leave out -o {target}")
+        raise ArgumentError("-o is only for --record", hint=f"add --record, or leave out -o {target}")
     path = None
     if record:
         path = _files.check_target(target, [model], force=force) if target else model
@@ -194,5 +194,5 @@ def _share(mean: float, share: float | None) -> str:
     return (
         number_text(mean)
         if share is None
-        else f"{number_text(mean)}: this is {share:.3g}, where random play is 0 and that is 1"
+        else f"{number_text(mean)}: the score is {share:.3g}, where random play is 0 and this is 1"
     )

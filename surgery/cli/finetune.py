@@ -58,5 +58,5 @@ def command(
         )
     had = checkpoint.optimizer.kind if checkpoint.optimizer else None
     if had is not None and had != optimizer:
-        training.output.note(f"the state of {had} was turned into that of {optimizer}")
+        training.output.note(f"the optimizer state was converted from {had} to {optimizer}")
     _training.carry_out(job, training.output, dry_run=training.dry_run)

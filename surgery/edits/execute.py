@@ -90,7 +90,7 @@ def check_fits(plan: Plan, checkpoint: Checkpoint, model: ir.Model) -> None:
         raise PlanMismatch(
             mismatch,
             where={"plan": plan.operation, "model": checkpoint.path or "in memory"},
-            hint="a plan fits models of the form that it was made for; make one for this model",
+            hint="a plan fits only models of the shapes that it was made for; make one for this model",
         )
 
 

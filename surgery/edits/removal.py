@@ -48,8 +48,8 @@ def check_duplicates(plan: Plan, tensors: Mapping[str, ir.TensorProtocol]) -> No
             if any(not alike(array, k, axis, edit, pairs) for k, axis in enumerate(tensor.axes)):
                 one, other = pairs[0]
                 raise Refused(
-                    f"units of '{edit.space}' that are to be merged are no longer the same ({other} and {one}, say):"
-                    f" '{tensor.name}' makes them differently",
+                    f"the units of '{edit.space}' to be merged are no longer the same ({other} and {one}, say): "
+                    f"'{tensor.name}' makes them differently",
                     hint="training has told them apart; remove them by importance: surgery narrow --by l2",
                 )
 

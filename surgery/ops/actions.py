@@ -164,8 +164,8 @@ def critics_action(
 def forbidden(output: str) -> str:
     """What there is to know about actions that start with "never"."""
     return (
-        f"new actions of '{output}' start as the mean of the old ones, and are forbidden by the contract's action_mask"
-        " alone: who knows no masks may take them"
+        f"new actions of '{output}' start as the mean of the old ones; only the contract's action_mask forbids "
+        "them: code that ignores masks may take them"
     )
 
 
@@ -175,9 +175,7 @@ def in_the_graph(checkpoint: Checkpoint, analysis: Analysis, space: Space, start
     masked = any(why.kind == "input" for why in space.freezes)
     for name in made.numbers:
         if name in made.drawn:
-            found.append(
-                f"'{name}' is drawn in the graph, which knows no action_mask: new actions among others"
-            )
+            found.append(f"'{name}' is drawn in the graph, which ignores action_mask: it may be a new action")
         elif start in ("never", "mean") and not masked:
             found.append(
                 f"'{name}' chooses among new actions too; none is chosen while they are the mean of the old"
@@ -188,10 +186,12 @@ def in_the_graph(checkpoint: Checkpoint, analysis: Analysis, space: Space, start
             )
     if made.counted:
         names = ", ".join(f"'{name}'" for name in made.counted)
-        found.append(f"made of all actions together, and not equal to what they were: {names}")
+        found.append(f"computed from all actions, so new actions change them: {names}")
     if made.numbers and (fixed := _fixed(analysis)):
         names = ", ".join(f"'{name}'" for name in fixed)
-        found.append(f"constants of the file, which stay, though one of them may count the actions: {names}")
+        found.append(
+            f"constants of the file, kept as they are, though one of them may count the actions: {names}"
+        )
     return found
 
 

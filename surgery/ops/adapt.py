@@ -129,7 +129,7 @@ def _pairs(checkpoint: Checkpoint, wanted: SpaceDescription) -> dict[str, Observ
     if gone:
         raise Refused(
             f"the environment no longer shows '{gone[0]}': no plan takes an input away as a whole",
-            hint="feed it a constant, and retire its features but one: surgery retire",
+            hint="feed it a constant, and retire all its features but one: surgery retire",
         )
     return {name: parts[name] for name in inputs}
 

@@ -55,7 +55,7 @@ def unfold_batchnorm(checkpoint: Checkpoint, layer: str, *, name: str | None = N
     return Plan(
         "unfold_batchnorm", {"layer": layer, "name": names.module}, "equivalent", (), (), (),
         slots=slot_counts(checkpoint.optimizer, [new]), insertions=(new,),
-        notes=("in training mode the statistics of the batch count: the function is the same in evaluation mode",),
+        notes=("training mode uses the statistics of the batch: the function is the same only in evaluation mode",),
     )  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def fold_batchnorm(checkpoint: Checkpoint, layer: str) -> Plan:
     readers = [use.node for use in node.outputs[0].uses()]
     if len(readers) != 1 or readers[0].op_type != "BatchNormalization" or node.outputs[0].is_graph_output():
         raise Refused(
-            f"no batch normalisation stands directly and alone behind '{module}' (node '{label(node)}')"
+            f"'{module}' is not directly followed by a single batch normalisation (node '{label(node)}')"
         )
     norm = _folded(checkpoint, analysis, node, readers[0], module)
     counts = slots_of_each(checkpoint.optimizer, (norm.weight, norm.shift))

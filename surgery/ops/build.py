@@ -139,8 +139,8 @@ def _staying(interface: Interface, ports: Sequence[PortEdit]) -> list[str]:
     if changed.isdisjoint({*(("input", name) for name in seen), *(("output", name) for name in taken)}):
         return []
     return [
-        f"'{port.name}' is an input of its own, and stays as it is: where your code shows the same features or actions"
-        f" there, name it too, with their place in it: {port.name}+K@AT"
+        f"'{port.name}' is a separate input, and stays as it is: if your code gives it the same features or "
+        f"actions, extend it too, at their place: {port.name}+K@AT"
         for port in interface.inputs
         if port.kind == "other" and "observation" in port.name and ("input", port.name) not in changed
     ]

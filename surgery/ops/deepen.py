@@ -195,7 +195,7 @@ def _family(analysis: Analysis, places: list[Spot], copies: Mapping[str, str]) -
     found = {weight: spots(analysis, weight)[1] for weight in alike}
     if len(found) > 1 and [spot.value for spot in found[own]] != [spot.value for spot in places]:
         raise Refused(
-            f"'{places[0].value.name}' is no place that can be found again in the copies of '{own}'",
+            f"'{places[0].value.name}' has no counterpart in the copies of '{own}'",
             hint="name the layer, not a value of the graph",
         )
     return [found[weight] for weight in sorted(found, key=lambda weight: weight != root)]
@@ -230,9 +230,9 @@ def _no_identity(analysis: Analysis, spot: Spot) -> str | None:
     """Why an identity layer would change the function, or would be a layer without an activation."""
     node, facts = spot.activation, analysis.trace.facts
     if node is None:
-        return "no activation follows it that the new layer could have"
+        return "it is followed by no activation that the new layer could use"
     if not keeps(node, bounds(spot.value, facts), facts):
-        return f"its activation {node.op_type} does not return its own results as they are"
+        return f"applying its activation {node.op_type} a second time changes the result"
     return None
 
 

@@ -129,7 +129,8 @@ def _observe(checkpoint: Checkpoint, analysis: Analysis, draft: _Draft, new: New
     draft.notes += axis.notes(changed) if axis.table else []
     if draft.labels.get(axis.input):
         raise ArgumentError(
-            f"the names of '{axis.input}' cannot follow two insertions at once", hint="make two plans of it"
+            f"the names of '{axis.input}' cannot follow two insertions at once",
+            hint="split it into two plans",
         )
     order, inner = (row, 1) if space is None else (axis.followed(changed[0]), axis.inner(space))
     port = checkpoint.interface.input(axis.input)
@@ -170,8 +171,8 @@ def _notes(checkpoint: Checkpoint, analysis: Analysis, action: NewAction) -> lis
     found = [forbidden(name)] if action.start == "never" else []
     if action.start == "split":
         found.append(
-            f"action {action.of} of '{action.output}' keeps 1/{action.count + 1} of its probability, each new action"
-            " gets as much; the others keep theirs, and the greedy action is the same one"
+            f"action {action.of} of '{action.output}' keeps 1/{action.count + 1} of its probability, each new "
+            "action gets as much; the others keep theirs, and the greedy action stays the same"
         )
     return [*found, *in_the_graph(checkpoint, analysis, space, action.start)]
 

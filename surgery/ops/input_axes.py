@@ -214,7 +214,7 @@ class InputAxis:
                 which = (
                     f"feature {mine.start}" if len(mine) == 1 else f"features {mine.start} to {mine.stop - 1}"
                 )
-                raise Refused(f"'{self.input}' keeps {which}: the network reads such a part by itself")
+                raise Refused(f"'{self.input}' keeps {which}: the network reads that part separately")
             gone = [unit for unit in range(size) if unit not in order] if constants else []
             held = {unit: self._constant(part, k, unit, constants) for unit in gone}
             found.append(arranged(_free(space), order, held))
@@ -228,8 +228,8 @@ class InputAxis:
         values = {constants[int(n)] for n in places.take(unit, k).reshape(-1)}
         if len(values) > 1:
             raise Refused(
-                f"the features of '{self.input}' that go together hold {len(values)} different constants",
-                hint="what is retired as one holds one number: pad absent rows with zeros, say",
+                f"features of '{self.input}' that are retired together have {len(values)} different constants",
+                hint="give them one constant: pad absent rows with zeros, for example",
             )
         return values.pop()
 

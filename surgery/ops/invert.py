@@ -89,7 +89,7 @@ def _backwards(analysis: Analysis, edit: SpaceEdit) -> SpaceEdit:
         )
     if edit.gone:
         raise Refused(
-            f"the plan removed {len(edit.gone)} units of '{edit.space}', and what they knew is nowhere kept",
+            f"the plan removed {len(edit.gone)} units of '{edit.space}', and did not keep their weights",
             hint="go back to the checkpoint from before it, or add new ones: surgery extend, surgery widen",
         )
     if edit.start is not None and edit.start.kind == "split":

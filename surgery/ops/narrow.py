@@ -127,8 +127,8 @@ def _places(analysis: Analysis, group: Sequence[Space], goal: int) -> dict[str, 
         widths = (n for k in range(1, group[0].size) for n in (goal - k, goal + k) if 0 < n < group[0].size)
         other = next((n for n in widths if seats_of_fewer(analysis, names, n) is not None), None)
         raise Refused(
-            f"space '{group[0].name}' cannot go to {goal}: some of its units would come into another part of a channel"
-            " shuffle",
+            f"space '{group[0].name}' cannot go to {goal}: some of its units would move to another part of a "
+            "channel shuffle",
             hint=None if other is None else f"the nearest width at which none does: {other}",
         )
     return found

@@ -35,7 +35,7 @@ _REASONS: Mapping[str, str] = {
     "radam": "its step is rectified by a schedule that no other optimizer keeps",
     "lamb": "the length of a step is that of its tensor's weights, whatever the gradients are",
     "adamax": "it keeps the largest gradient and no mean of squares",
-    "adagrad": "it sums the squares of all gradients since the start, and its steps shrink for ever",
+    "adagrad": "it sums the squares of all gradients since the start, and its steps shrink forever",
     "adadelta": "it has no learning rate: it chooses the length of its steps itself",
     "lbfgs": "it keeps no statistics of single weights",
 }
@@ -78,9 +78,9 @@ def check_pair(kind: str, old: Hyper, to: str, options: Mapping[str, Json], was:
         if "weight_decay" in options:
             return
         raise Refused(
-            f"the weight decay {number(old, 'weight_decay'):g} of '{kind}' means another thing in '{to}': "
-            "one is divided by √v with the gradient, the other is not",
-            hint="say what it shall be: weight_decay=0, or the number for the new optimizer",
+            f"the weight decay {number(old, 'weight_decay'):g} of '{kind}' means something else in '{to}': one is "
+            "divided by √v with the gradient, the other is not",
+            hint="say which to use: weight_decay=0, or the number for the new optimizer",
         )
 
 

@@ -34,7 +34,7 @@ def check_recurrent(places: list[Spot]) -> None:
         return
     if node is None or node.op_type not in RECURRENT:
         raise Refused(
-            f"'{spot.value.name}' has {spot.rank} axes: which of them is time cannot be told",
+            f"'{spot.value.name}' has {spot.rank} axes: it is not known which of them is time",
             hint="put the layer behind a recurrent one, or where there is one vector for each member of the batch",
         )
     layout: int = node.attributes.get_int("layout", default=0)
@@ -130,7 +130,7 @@ def check_attention(checkpoint: Checkpoint, places: list[Spot], heads: int | Non
     for spot in places:
         if spot.rank != 3 or spot.axis != 2:
             raise Refused(
-                f"'{spot.value.name}' is no sequence of vectors: {spot.rank} axes, units on axis {spot.axis}",
+                f"'{spot.value.name}' is not a sequence of vectors: {spot.rank} axes, units on axis {spot.axis}",
                 hint="attention goes between vectors of shape batch×positions×units; --kind residual goes anywhere",
             )
     masks = [port.name for port in checkpoint.interface.inputs if port.kind == "mask"]

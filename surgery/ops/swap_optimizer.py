@@ -242,7 +242,8 @@ def _rates(members: Sequence[Member], rule: Match) -> dict[str, float]:
     lowest = min(number(member.new, "lr") for member in members)
     if lowest <= 0:
         raise ArgumentError(
-            f"the old optimizer's learning rate is {lowest:g} (its schedule has ended?): no step can be as long as its",
+            f"the old optimizer's learning rate is {lowest:g} (its schedule has ended?): no step can be as long as "
+            "that optimizer's",
             hint="leave the rate to the schedule: --match none; or give the new one: --set lr=X",
         )
     ratios: dict[str, float] = {}

@@ -94,8 +94,8 @@ def widen(
 def _parting(space: Space) -> str:
     """What there is to know of copies of which the largest is taken."""
     return (
-        f"the function is the same, the trajectory of training is not: {space.extreme}, and of equal copies in "
-        f"'{space.name}' some get its gradient"
+        f"the function is the same, the trajectory of training is not: {space.extreme}, and only some of the "
+        f"equal copies in '{space.name}' get its gradient"
     )
 
 
@@ -157,8 +157,8 @@ def _check_seats(analysis: Analysis, space: Space, width: int) -> None:
     fitting = width_that_fits(analysis, space, width, MAX_WIDTH)
     if fitting != width:
         raise Refused(
-            f"space '{space.name}' cannot grow to {width} exactly: some of its units would come into another part of a "
-            "channel shuffle",
+            f"space '{space.name}' cannot grow to {width} exactly: some of its units would move to another part of "
+            "a channel shuffle",
             hint=None if fitting is None else f"the next width at which none does: {fitting}",
         )
 
