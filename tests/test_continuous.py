@@ -301,7 +301,7 @@ REFUSED = {
     "half a range": (plain([0.0] * 2, low=-1.0), "Line-v0", {}, "range of output 'mean'", "low=-1,high=1"),
     "a mask": (
         plain([0.0] * 2, environment=Environment(None, {"action_mask": {"mean": [True, False]}})), "Line-v0", {},
-        "nothing forbids one", "action_mask=null",
+        "a mask cannot forbid numbers", "action_mask=null",
     ),
     "a range of other actions": (
         plain([0.0] * 2, low=-1.0, high=1.0,
@@ -333,7 +333,7 @@ def test_a_policy_that_has_met_no_environment_has_no_bounds_and_no_scores():
     policy = load(plain([0.0, 0.0]))
     with pytest.raises(ArgumentError, match="bounds are the environment's"):
         policy.act(np.zeros((1, 4), np.float32), generator=np.random.default_rng(0))
-    with pytest.raises(Refused, match="no scores"):
+    with pytest.raises(Refused, match="not scores"):
         policy.scores(np.zeros((1, 4), np.float32))
     with pytest.raises(ArgumentError, match="temperature"):
         load(plain([0.0, 0.0]), temperature=0.5)

@@ -346,7 +346,7 @@ def test_a_gpu_that_fails_while_a_model_is_measured_is_said_in_one_line(
     assert main(["evaluate", str(teachers / "cartpole-dqn.onnx"), "--episodes", "1"]) == 1
     said = capsys.readouterr().err
     assert "error: the GPU is out of memory: Tried to allocate 2.00 GiB, 1.10 GiB is free" in said
-    assert "--device cpu does without" in said
+    assert "--device cpu uses none" in said
 
 
 class Endless:
@@ -465,7 +465,7 @@ def test_the_command_says_what_it_will_take_and_what_became_of_it(
     # 11 evaluations of 2 games in 4 environments, none longer than 500 steps
     assert forecast["evaluation_seconds"] == pytest.approx(11 * 500 * 4 * forecast["step_seconds"])
     [caution] = forecast["cautions"]
-    assert caution.startswith("after 600 frames the teacher is gone, for 100 gradient steps")
+    assert caution.startswith("after 600 frames the teacher is off for the last 100 gradient steps")
     assert "--method qdagger-kept" in caution
     assert main([*words, "--dry-run", "--method", "qdagger-kept"]) == 0
     assert not json.loads(capsys.readouterr().out)["forecast"]["cautions"]

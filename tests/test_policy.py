@@ -262,7 +262,7 @@ def recurrent(cell):
 def test_a_recurrent_policy_refuses_another_number_of_environments():
     policy = load(recurrent("GRU")[0])
     policy.scores(weights(3, 4))
-    with pytest.raises(ArgumentError, match="recurrent state is of 3"):
+    with pytest.raises(ArgumentError, match="recurrent state is for 3"):
         policy.scores(weights(2, 4))
 
 
@@ -508,7 +508,7 @@ def test_an_unknown_output_and_a_wrong_shape_are_refused():
 
 def test_an_output_that_is_not_what_it_was_taken_for_is_refused():
     made = linear("q_values", (3, 11), "q_values")
-    with pytest.raises(ArgumentError, match=r"gives 2×3×11 for 2 observations: no q_values"):
+    with pytest.raises(ArgumentError, match=r"gives 2×3×11 for 2 observations: not q_values"):
         load(made).scores(weights(2, 4))
 
 

@@ -123,7 +123,7 @@ def test_a_finished_run_is_reported_and_not_repeated(
         first.updates,
         first.mean_return,
     )
-    assert "going on from 1,000 frames" in notes[0]
+    assert "continuing from 1,000 frames" in notes[0]
     assert lines(finished) == lines(first.folder)
     had, kept = weights(first.student), weights(second.student)
     assert all((kept[name] == had[name]).all() for name in had)
@@ -225,7 +225,7 @@ def test_a_damaged_checkpoint_is_passed_over(how: str, teacher: surgery.Checkpoi
     notes: list[str] = []
     outcome = execute(job_of(teacher, finished), note=notes.append)
     assert outcome.frames == 1000
-    assert notes[0].startswith(f"passed over: {newest} is damaged")
+    assert notes[0].startswith(f"skipped: {newest} is damaged")
     older.write_bytes(b"")
     for path in (finished / "checkpoints").glob("*.pt"):
         path.write_bytes(b"PK")

@@ -214,7 +214,7 @@ def test_a_run_of_an_older_schema_is_refused_by_its_number(tmp_path: Path, monke
         session.save()
     session.close()
     with pytest.raises(
-        CorruptFile, match=f"is of schema 2, this version goes on from schema {store.SCHEMA} only"
+        CorruptFile, match=f"has schema 2, this version continues only from schema {store.SCHEMA}"
     ):
         Session.open(session.job)
 

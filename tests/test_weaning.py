@@ -231,7 +231,7 @@ def test_a_setting_may_have_any_value_up_to_its_bounds_and_none_where_that_means
         ({"gamma": True}, "is a number, got True"),
         ({"teacher_temperature": 0.0}, "above 0"),
         ({"evaluation_epsilon": -0.1}, "lies in 0 … 1"),
-        ({"method": "dagger"}, "not given by hand"),
+        ({"method": "dagger"}, "cannot be set by hand"),
         ({"gamma": 1.5}, "lies in 0 … 1"),
         ({"temperature": 0.0}, "above 0"),
         ({"clip": 0.0}, "'clip' is above 0"),

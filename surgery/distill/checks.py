@@ -9,7 +9,10 @@ from surgery.errors import Refused, number_text
 from surgery.evaluate import Evaluation, Score
 from surgery.policy.heads import find
 
-_HINT = "surgery evaluate plays such an agent, and widen, extend or adapt change it for its own framework to train on"
+_HINT = (
+    "surgery evaluate plays such an agent; widen, extend and adapt change it, and its own framework continues "
+    "training"
+)
 
 
 def check_environment(envs: Envs) -> None:
@@ -20,7 +23,7 @@ def check_environment(envs: Envs) -> None:
     """
     if not isinstance(envs.takes, Discrete):
         raise Refused(
-            f"{envs.contract.id} takes {envs.takes} at once: only one of several actions is learned, so far",
+            f"{envs.contract.id} takes {envs.takes} at once: so far, only a choice of one action can be learned",
             hint=_HINT,
         )
 
@@ -34,7 +37,7 @@ def check_model(checkpoint: Checkpoint) -> None:
     head = find(checkpoint)
     if not head.scored:
         raise Refused(
-            f"output '{head.output}' ({head.kind}) is not one of several actions: only that is learned, so far",
+            f"output '{head.output}' ({head.kind}) is not one of several actions: so far, only that can be learned",
             hint=_HINT,
         )
 
@@ -56,7 +59,7 @@ def check_record(found: Evaluation) -> None:
         f"the teacher plays worse here than it is recorded to: {number_text(found.mean, 4)}, recorded "
         f"{number_text(found.known.mean, 4)} ({found.mode}, {found.known.episodes} episodes)",
         where={f"cause {number}": cause for number, cause in enumerate(found.causes, 1)},
-        hint="find out why: surgery evaluate --diagnose; or record what is true now: surgery evaluate --record",
+        hint="find out why: surgery evaluate --diagnose; or record the present score: surgery evaluate --record",
     )
 
 

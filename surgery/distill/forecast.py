@@ -97,8 +97,8 @@ def _cautions(job: Job) -> tuple[str, ...]:
     frames = cutoff * job.settings.skip
     keeping = "--method qdagger-kept" if job.method.name == "qdagger" else "--set cutoff=null --set floor=0.1"
     return (
-        f"after {frames:,} frames the teacher is gone, for {alone:,} gradient steps (the paper: 250,000): in so few a "
-        f"student can lose what it had; {keeping} keeps some of the teacher",
+        f"after {frames:,} frames the teacher is off for the last {alone:,} gradient steps (the paper: 250,000): "
+        f"in so few, a student can lose what it learned; {keeping} keeps part of the teacher",
     )
 
 

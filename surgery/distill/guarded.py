@@ -73,5 +73,5 @@ def alive(name: str | None) -> Iterator[None]:
             raise
         raise RunFailed(
             f"the environment {name} failed: {first_line(error, typed=True)}",
-            hint="repeat the command to go on from the last checkpoint",
+            hint="repeat the command to continue from the last checkpoint",
         ) from error

@@ -306,7 +306,11 @@ class Loop:
         if not (session.method.weaned and changed) or teacher is None or student is None:
             return
         name = now.silenced_by(self._progress.steps)
-        until = "from here on, and learning goes on without it" if now.over else "until the next evaluation"
+        until = (
+            "from here on, and learning continues without the teacher"
+            if now.over
+            else "until the next evaluation"
+        )
         self._event(name, score=now.score, student=student, teacher=teacher[0])
         self._note(
             f"{name} after {session.frames:,} frames (student {number_text(student, 4)}, "

@@ -194,7 +194,7 @@ def _check_values(model: Checkpoint, part: Checkpoint) -> None:
         found = ", ".join(f"{port.name} ({port.kind})" for port in outputs)
         raise ArgumentError(
             f"fine-tuning learns by temporal differences, and needs an output of values; this model has {found}",
-            hint="or let it teach a network that has: surgery distill MODEL --to ARCH -o DIR",
+            hint="or distill it into a network that has one: surgery distill MODEL --to ARCH -o DIR",
         )
     values_of(part)
 
@@ -234,7 +234,7 @@ def _settings(method: Method, contract: Environment, student: Checkpoint, option
     if recurrent != (settings.unroll > 0) or (settings.burn_in and not recurrent):
         raise ArgumentError(
             f"the settings 'unroll' ({settings.unroll}) and 'burn_in' ({settings.burn_in}) are for students with a "
-            "memory, and need at least one step to learn from there",
+            "memory only, which need an unroll of at least 1",
         )
     if method.collects and recurrent and settings.teacher_data < settings.least:
         if "teacher_data" in (options.changes or {}):
@@ -251,7 +251,7 @@ def _settings(method: Method, contract: Environment, student: Checkpoint, option
         )
     if recurrent and method.rehearsal:
         raise ArgumentError(
-            f"'{method.name}' swaps single transitions of a batch, a student with a memory learns from stretches",
+            f"'{method.name}' swaps single transitions of a batch, but a student with a memory learns from stretches",
             hint="another method: surgery list methods; or a student without a memory",
         )
     return settings

@@ -19,7 +19,7 @@ from surgery.distill.whole import native_name
 from surgery.json_values import Json
 from surgery.torch.failures import ELSEWHERE, explained
 
-AGAIN = f"repeat the command to go on from the last checkpoint; {ELSEWHERE}"
+AGAIN = f"repeat the command to continue from the last checkpoint; {ELSEWHERE}"
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,11 @@ def execute(
                 note(text)
             resumed = session.progress.saved > 0
             if resumed:
-                note(f"going on from {session.frames:,} frames, {session.progress.updates:,} updates")
+                note(f"continuing from {session.frames:,} frames, {session.progress.updates:,} updates")
             Loop(session, watch=watch, note=note, stop=lambda: interrupts.requested).run()
             return _outcome(session, resumed)
         except Stopped as stopped:
-            note("saved: the same command goes on from here")
+            note("saved: the same command continues from here")
             raise KeyboardInterrupt from stopped
         finally:
             session.close()

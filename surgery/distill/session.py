@@ -98,7 +98,7 @@ class Session:
         """
         session = cls(job)
         saved, problems = store.newest(job.folder)
-        session.notes += [f"passed over: {problem}" for problem in problems]
+        session.notes += [f"skipped: {problem}" for problem in problems]
         if saved is not None:
             session._restore(saved)
         session.progress.starts += 1
@@ -215,7 +215,7 @@ class Session:
         """What to do about a loss or a weight that is no number."""
         rate, final = self.settings.rate / 4, self.settings.final_rate / 4
         return (
-            f"begin anew in another folder with lower rates: --set rate={rate:g} --set final_rate={final:g}"
+            f"start again in another folder with lower rates: --set rate={rate:g} --set final_rate={final:g}"
         )
 
     def check_finite(self) -> None:

@@ -182,7 +182,7 @@ class Settings:
             if name not in known:
                 raise UnknownName("setting", name, known)
             if name in _DERIVED:
-                raise ArgumentError(f"the setting '{name}' is not given by hand", hint=_DERIVED[name])
+                raise ArgumentError(f"the setting '{name}' cannot be set by hand", hint=_DERIVED[name])
         done = replace(self, **{name: _like(name, value, self) for name, value in changes.items()})
         _check(done)
         return done

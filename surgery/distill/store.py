@@ -95,7 +95,7 @@ def agree_on(folder: Path, config: Mapping[str, Json]) -> None:
         more = f"; and {len(listed) - 5} more" if len(listed) > 5 else ""
         raise ArgumentError(
             f"{folder} holds a run of another configuration: {'; '.join(listed[:5])}{more}",
-            hint="repeat its command to go on with it, or give another folder with -o",
+            hint="repeat its command to continue it, or give another folder with -o",
         )
 
 
@@ -152,7 +152,7 @@ def newest(folder: Path) -> tuple[Saved | None, tuple[str, ...]]:
     if problems:
         raise CorruptFile(
             f"no checkpoint in {folder} can be read: {problems[0]}",
-            hint=f"start in another folder; {STUDENT} there is a model as any other: surgery finetune …",
+            hint=f"start in another folder; {STUDENT} there is a model like any other: surgery finetune …",
         )
     return None, ()
 
@@ -172,7 +172,7 @@ def _read(path: Path) -> Saved:
         raise CorruptFile(f"{path} is damaged: {first_line(error)}") from error
     record = dict(loads(cast(str, text), f"record of {path.name}"))
     if (schema := record.pop("schema", None)) != SCHEMA:
-        raise FileError(f"{path} is of schema {schema}, this version goes on from schema {SCHEMA} only")
+        raise FileError(f"{path} has schema {schema}, this version continues only from schema {SCHEMA}")
     return Saved(tensors, record, path)
 
 

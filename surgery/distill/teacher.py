@@ -95,7 +95,7 @@ class Teacher:
         fits(self.checkpoint, self._policy, envs)
         if self._policy.at_once not in (None, envs.num_envs):
             raise ArgumentError(
-                f"the teacher's state is of {self._policy.at_once} environments, the run has {envs.num_envs}",
+                f"the teacher's state is for {self._policy.at_once} environments, the run has {envs.num_envs}",
                 hint=f"--envs {self._policy.at_once}, or export the teacher with a free batch",
             )
         self._usable = envs.actions

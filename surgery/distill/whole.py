@@ -42,7 +42,7 @@ def cut_out(model: Checkpoint) -> Checkpoint:
     if others:
         listed = ", ".join(f"{port.name} ({port.kind})" for port in others)
         raise ArgumentError(
-            f"a network that learns takes an observation, and beside it states only; not {listed}"
+            f"a network that learns takes one observation and, besides it, only states; not {listed}"
         )
     inputs = _states_last(model.interface.inputs)
     outputs = _states_last(tuple(port for port in ports if port.kind in (kind, "state")))
@@ -112,5 +112,5 @@ def check_native(model: Checkpoint) -> None:
         except SurgeryError as error:
             raise ArgumentError(
                 f"the result could not be written back into {model.origin}: {error.message}",
-                hint="choose the optimizer of that file, or fine-tune an .onnx of it: surgery convert",
+                hint="keep the optimizer of that file, or convert it and fine-tune the .onnx: surgery convert",
             ) from error

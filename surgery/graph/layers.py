@@ -300,14 +300,14 @@ def _spot(
     producer = value.producer()
     if producer is not None and producer.op_type in _DISTRIBUTIONS:
         raise Refused(
-            f"'{value.name}' is what {full_label(producer)} makes of its units: "
-            "a layer behind it would not keep it that",
+            f"'{value.name}' is the distribution that {full_label(producer)} computes: after a layer it would no "
+            "longer be one",
             hint="put the layer before that node",
         )
     if value in analysis.trace.facts.constant or (
         value.dtype is not None and not value.dtype.is_floating_point()
     ):
-        raise Refused(f"'{value.name}' is no activation: no layer can follow it")
+        raise Refused(f"'{value.name}' is not an activation: no layer can follow it")
     shape = analysis.trace.facts.shapes.get(value)
     if shape is None:
         raise Refused(f"the shape of '{value.name}' is not known, so no layer can follow it")

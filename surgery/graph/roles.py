@@ -234,7 +234,7 @@ def _dead(roles: Roles, found: Iterable[Answer]) -> Iterator[tuple[Atom, str]]:
         elif answer.demand.flat:
             why = f"new units would be zero where {answer.demand.flat} has no slope, and stay so"
         elif not answer.trained:
-            why = f"new units would be read by the zeros of constants alone, as in {where}"
+            why = f"new units would be read only by zeros in constants, as in {where}"
         reasons[answer.root] = reasons.get(answer.root, why) and why
     yield from ((root, why) for root, why in reasons.items() if why and not root.frozen)
 

@@ -85,7 +85,7 @@ def compute(node: ir.Node, inputs: Sequence[Array | None], version: int) -> tupl
     with np.errstate(all="ignore"):
         results = evaluation.call(node, tuple(inputs), scope)
     if any(not isinstance(result, np.ndarray) for result in results):
-        raise Unsupported("the result is no tensor", where={"node": node.name, "operator": node.op_type})
+        raise Unsupported("the result is not a tensor", where={"node": node.name, "operator": node.op_type})
     return tuple(result for result in results if isinstance(result, np.ndarray))
 
 
@@ -279,7 +279,7 @@ def _as_stated(x: Array, v: ir.Value, dtype: np.dtype[Any] | None) -> Array:
 
 def _result(name: str, x: Value, dtype: np.dtype[Any]) -> Array:
     if not isinstance(x, np.ndarray):
-        raise Unsupported(f"the output '{name}' is no tensor")
+        raise Unsupported(f"the output '{name}' is not a tensor")
     return x.astype(dtype) if dtype.kind == "c" and is_floating(x.dtype) else x
 
 

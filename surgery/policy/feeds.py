@@ -144,7 +144,7 @@ def observation_port(checkpoint: Checkpoint) -> ObservationPort:
         names = ", ".join(port.name for port in found)
         raise ArgumentError(
             f"a student has one input for observations, this model has {len(found)} ({names})",
-            hint="let it teach one that has: surgery distill MODEL --to ARCH -o DIR",
+            hint="distill it into one that has: surgery distill MODEL --to ARCH -o DIR",
         )
     return found[0]
 
@@ -156,7 +156,7 @@ def observation_ports(checkpoint: Checkpoint) -> tuple[ObservationPort, ...]:
     if not found or any(port.kind == "other" for port in ports):
         listed = ", ".join(f"{port.name} ({port.kind})" for port in ports)
         raise ArgumentError(
-            f"a policy has observations, and beside them states and masks only; the inputs are: {listed}",
+            f"the inputs of a policy are observations, states and masks; here they are: {listed}",
             hint="surgery annotate MODEL --input NAME:observation -o OUT",
         )
     frames = checkpoint.environment.settings.get("preprocessing", {})

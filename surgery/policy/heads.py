@@ -101,7 +101,8 @@ def _head(checkpoint: Checkpoint, port: Port) -> Head:
         return moves(checkpoint, port)
     if port.kind not in KINDS:
         raise ArgumentError(
-            f"output '{port.name}' is said to be {port.kind}, which is no policy", hint=_declare(port.name)
+            f"output '{port.name}' is declared as {port.kind}, which is not a policy",
+            hint=_declare(port.name),
         )
     kind = port.kind
     last = value.shape[-1] if kind == "action" and value.shape is not None and len(value.shape) > 1 else 1
@@ -162,7 +163,7 @@ def _sizes(checkpoint: Checkpoint, port: Port, kind: Kind, value: ir.Value) -> t
             f"output '{port.name}' is {shape_text(shape)}, {kind} are {wanted}", hint=_declare(port.name)
         )
     if actions < 2:
-        raise ArgumentError(f"output '{port.name}' has {actions} action: that is no policy")
+        raise ArgumentError(f"output '{port.name}' has {actions} action: that is not a policy")
     return actions, atoms
 
 

@@ -161,7 +161,7 @@ class Numbers:
     def uniform(self, count: int, generator: np.random.Generator) -> Array:
         if not self.space.bounded:
             raise Refused(
-                "the environment's actions have no bounds: no action is any of them", hint="--mode greedy"
+                "the environment's actions have no bounds: none can be drawn uniformly", hint="--mode greedy"
             )
         return self.space.random(count, generator)
 

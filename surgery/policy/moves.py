@@ -78,8 +78,8 @@ class Moves:
     def _rows(self, name: str, arrays: Arrays, output: Any, count: int) -> Any:  # noqa: ANN401
         if math.prod(output.shape) not in (self.actions, count * self.actions):
             raise ArgumentError(
-                f"output '{name}' gives {shape_text(output.shape)} for {count} observations: "
-                f"no {self.actions} numbers each"
+                f"output '{name}' gives {shape_text(output.shape)} for {count} observations: not {self.actions} "
+                "numbers each"
             )
         rows = arrays.cast(output.reshape(-1, self.actions), ir.DataType.FLOAT)
         return rows if len(rows) == count else arrays.repeated(rows, count)
@@ -111,7 +111,7 @@ def moves(checkpoint: Checkpoint, port: Port) -> Moves:
     ends, reach = _ends(port, actions), _reach(checkpoint, port, actions)
     if reach is not None and ends is None:
         raise ArgumentError(
-            f"the contract's action_range of '{port.name}' is one that its own range stands for, which is not declared",
+            f"the contract's action_range of '{port.name}' maps the output's own range, which is not declared",
             hint=_declare(port),
         )
     _check_unmasked(checkpoint, port)
@@ -137,7 +137,7 @@ def _ends(port: Port, actions: int) -> Ends | None:
     found = _numbers(port.low, actions), _numbers(port.high, actions)
     if found[0] is None or found[1] is None or not (found[0] < found[1]).all():
         raise ArgumentError(
-            f"the range of output '{port.name}' is not one of {actions} actions: low {port.low}, high {port.high}",
+            f"the range of output '{port.name}' does not fit its {actions} actions: low {port.low}, high {port.high}",
             hint=_declare(port),
         )
     return found[0], found[1]
@@ -174,7 +174,8 @@ def _declare(port: Port) -> str:
 def _check_unmasked(checkpoint: Checkpoint, port: Port) -> None:
     if checkpoint.environment.action_mask(port.name) is not None:
         raise ArgumentError(
-            f"the contract's action_mask forbids actions of '{port.name}', which are numbers: nothing forbids one",
+            f"the contract's action_mask forbids actions of '{port.name}', which are numbers: a mask cannot forbid "
+            "numbers",
             hint="surgery annotate MODEL --env-setting action_mask=null -o OUT",
         )
 

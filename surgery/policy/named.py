@@ -50,7 +50,7 @@ class Names:
         output = outputs[self.output]
         if tuple(output.shape) != (count, self.actions):
             raise ArgumentError(
-                f"output '{self.output}' gives {shape_text(output.shape)} for {count} observations: "
-                f"no {self.actions} choices each"
+                f"output '{self.output}' gives {shape_text(output.shape)} for {count} observations: not "
+                f"{self.actions} choices each"
             )
         return arrays.cast(output, ir.DataType.INT64)

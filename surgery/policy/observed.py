@@ -83,7 +83,7 @@ class Observations:
         for name, (_, width) in self.masks.items():
             if shapes.get(name, (width,)) != (width,):
                 raise ArgumentError(
-                    f"input '{name}' is a mask of {width} actions, what is shown under its name has shape "
+                    f"input '{name}' is a mask of {width} actions, the environment shows under that name shape "
                     f"{shape_text(shapes[name])}"
                 )
         return found

@@ -111,7 +111,7 @@ class Policy:
           ArgumentError: observations of another shape. Refused: it gives no scores.
         """
         if not self.head.scored:
-            raise Refused(f"output '{self.head.output}' gives {self.kind}, and no scores of single actions")
+            raise Refused(f"output '{self.head.output}' gives {self.kind}, not scores of single actions")
         return self._said(observation)
 
     def _said(self, observation: Array | torch.Tensor) -> Any:  # noqa: ANN401
@@ -208,7 +208,7 @@ class Policy:
             return self._once(given, count)
         if self._states:
             raise ArgumentError(
-                f"the graph takes batches of {size}, and its state is of as many environments: got {count}",
+                f"the graph takes batches of {size} and keeps the state of {size} environments: got {count}",
                 hint=f"play {size} environments at once, or export it with a free batch",
             )
         # A graph with a fixed batch: as many calls as it takes, the last one filled up.
@@ -229,7 +229,7 @@ class Policy:
             known = self._carried.get(state.input)
             if known is not None and known.shape[state.batch] != count:
                 raise ArgumentError(
-                    f"{count} observations, but the recurrent state is of {known.shape[state.batch]}",
+                    f"{count} observations, but the recurrent state is for {known.shape[state.batch]}",
                     hint="forget it first: policy.reset()",
                 )
             feeds[state.input] = state.zeros(count, self.arrays) if known is None else known

@@ -13,7 +13,7 @@ from surgery.policy.arrays import Array
 from surgery.verify.outputs import session
 
 CPU = "CPUExecutionProvider"
-BATCH = "export it with a free batch, if it insists on one"
+BATCH = "if its batch is fixed, export it with a free one"
 _OF_THE_DEVICE = ("CUDA", "CUBLAS", "CUDNN", "Failed to allocate memory")
 
 

@@ -148,7 +148,7 @@ class Reading:
         size = math.prod(output.shape)
         if size % wanted or (not wide and size != wanted):
             raise ArgumentError(
-                f"output '{name}' gives {shape_text(output.shape)} for {count} observations: no {kind}",
+                f"output '{name}' gives {shape_text(output.shape)} for {count} observations: not {kind}",
                 hint=f"say what it is: surgery annotate MODEL --output {name}:quantiles -o OUT",
             )
         if kind == "action":

@@ -43,7 +43,7 @@ def code(checkpoint: Checkpoint | ir.Model, *, name: str = "Network") -> str:
       Unsupported: see `to_module`.
     """
     if not name.isidentifier() or not name.isascii() or keyword.iskeyword(name):
-        raise ArgumentError(f"'{name}' is no name of a class", hint="letters, digits and _, as in Agent")
+        raise ArgumentError(f"'{name}' is not the name of a class", hint="letters, digits and _, as in Agent")
     made = translated(checkpoint)
     layers = recognised(made)
     writer = _Writer(made, layers, sequences(made, layers))

@@ -10,7 +10,7 @@ import torch
 
 from surgery.errors import MissingDependency, RunFailed, first_line
 
-ELSEWHERE = "CUDA_VISIBLE_DEVICES=N chooses another GPU, --device cpu does without"
+ELSEWHERE = "CUDA_VISIBLE_DEVICES=N chooses another GPU, --device cpu uses none"
 """What to do about a GPU that fails."""
 _SAID = re.compile(r"Tried to allocate [\d.]+ \w+|[\d.]+ \w+ is free")
 _OF_THE_DEVICE = re.compile(

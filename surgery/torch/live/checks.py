@@ -36,17 +36,17 @@ def check_arguments(
     """Refuse what is none of the things that live surgery takes, before anything is looked at."""
     for network in networks:
         if not isinstance(network, nn.Module):
-            raise ArgumentError(f"a {type(network).__name__} is no torch.nn.Module")
+            raise ArgumentError(f"a {type(network).__name__} is not a torch.nn.Module")
     if not isinstance(inputs, Tensor | tuple | list | Mapping):
         raise ArgumentError(
-            f"a {type(inputs).__name__} is no example input",
+            f"a {type(inputs).__name__} is not an example input",
             hint="a tensor, a tuple of arguments, or a mapping of keyword arguments",
         )
     if not (isinstance(plan, Plan) or callable(plan)):
-        raise ArgumentError(f"a {type(plan).__name__} is no plan", hint=PLAN)
+        raise ArgumentError(f"a {type(plan).__name__} is not a plan", hint=PLAN)
     for scheduler in schedulers:
         if not hasattr(scheduler, "optimizer"):
-            raise ArgumentError(f"a {type(scheduler).__name__} is no schedule of an optimizer")
+            raise ArgumentError(f"a {type(scheduler).__name__} is not the schedule of an optimizer")
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -155,7 +155,7 @@ def unused(model: nn.Module, names: Iterable[str], plan: Plan) -> tuple[str, ...
                     f"'{found[-1]}' ({shape_text(parameter.shape)}) may read units that change, and forward() does not "
                     "use it",
                     where={"module": f"{path or '(the model)'} ({type(part).__name__})"},
-                    hint="a forward() that uses it, too: then it follows; or operate on a module that does not hold it",
+                    hint="use it in forward(), so that it changes too; or operate on a module that does not hold it",
                 )
             changed -= {n // gates for n in made for gates in (1, 3, 4)}  # GRU, LSTM
     return tuple(found)
@@ -170,7 +170,9 @@ def distinct(
       ArgumentError: it is a class.
     """
     if isinstance(given, type):
-        raise ArgumentError(f"the class {given.__name__} is no optimizer", hint="give the one that is in use")
+        raise ArgumentError(
+            f"{given.__name__} is a class, not an optimizer", hint="give the one that is in use"
+        )
     several = [given] if isinstance(given, torch.optim.Optimizer) else given or ()
     return list(dict.fromkeys(several))
 
@@ -186,7 +188,7 @@ def check_optimizers(optimizers: Sequence[torch.optim.Optimizer], networks: Sequ
     others = 0
     for optimizer in optimizers:
         if not isinstance(optimizer, torch.optim.Optimizer):
-            raise ArgumentError(f"a {type(optimizer).__name__} is no torch.optim.Optimizer")
+            raise ArgumentError(f"a {type(optimizer).__name__} is not a torch.optim.Optimizer")
         if trajectory_of(optimizer) is not None:
             raise ArgumentError(f"the {type(optimizer).__name__} follows a trajectory", hint=DETACH)
         if isinstance(optimizer, torch.optim.LBFGS) and optimizer.state:

@@ -62,7 +62,7 @@ def regroup(
     own = [scheduler for scheduler in _all(schedulers) if scheduler.optimizer is optimizer]
     if added and not own and hasattr(optimizer.step, _SCHEDULED):
         raise ArgumentError(
-            f"the {type(optimizer).__name__} has a learning-rate schedule, which has to know of its new groups",
+            f"the {type(optimizer).__name__} has a learning-rate schedule, which has to know about its new groups",
             hint="schedulers=[…]",
         )
     for scheduler in own:
@@ -99,8 +99,8 @@ def _check_floor(scheduler: Any, order: Sequence[tuple[int, Factors]]) -> None: 
     floor = getattr(scheduler, _FLOOR, 0)
     if floor and any(factors[0] != 1 for _, factors in order):
         raise Refused(
-            f"the {type(scheduler).__name__} ends at one rate for all groups ({_FLOOR}={floor:g}), and the trajectory "
-            "goes on with several",
+            f"the {type(scheduler).__name__} ends at one rate for all groups ({_FLOOR}={floor:g}), and the "
+            "trajectory needs several",
             hint=f"{_FLOOR}=0, or without follow_recipe: surgery.torch.follow needs no other groups and schedules",
         )
 

@@ -201,8 +201,8 @@ class NewLayers:
                 raise Refused(
                     f"with a new layer {first.how} '{first.path}', {type(self.runner.network).__name__} does not "
                     f"compute what the plan says: '{name}' differs by {gap / max(scale, 1e-30):.2g} (relative)",
-                    hint="code that reads the parts of a module otherwise than by calling them, or that is random: "
-                    "deepen behind another layer, or the exported file",
+                    hint="its code reads parts of a module without calling them, or is random: deepen behind "
+                    "another layer, or the exported file",
                 )
 
 

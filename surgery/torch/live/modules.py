@@ -226,7 +226,7 @@ def _check_unseen(module: nn.Module, edits: Mapping[str, TensorEdit], where: Map
     ]
     if unseen and not isinstance(module, nn.RNNBase | nn.MultiheadAttention):
         raise Refused(
-            f"{', '.join(unseen)} would have to follow, but what the module computes in this mode does not use it",
+            f"{', '.join(unseen)} would have to change too, but what the module computes in this mode does not use it",
             where=where, hint="operate with training=True if it is used in training mode only",
         )  # fmt: skip
 

@@ -164,7 +164,7 @@ def _names(checkpoint: Checkpoint, network: nn.Module) -> dict[str, str]:
 def _planned(make: Callable[[Checkpoint], Plan], checkpoint: Checkpoint, network: nn.Module) -> Plan:
     made = make(checkpoint)
     if not isinstance(made, Plan):
-        raise ArgumentError(f"the function gives a {type(made).__name__}, and no plan", hint=checks.PLAN)
+        raise ArgumentError(f"the function returns a {type(made).__name__}, not a plan", hint=checks.PLAN)
     return _fitted(made, checkpoint, network) if "factor" in made.arguments else made
 
 

@@ -86,7 +86,7 @@ class Runner:
             raise Refused(
                 f"{type(self.network).__name__} cannot run with its new sizes: {first_line(error, typed=True)}",
                 where={"module": _culprit(self.network, error)},
-                hint="a size written into its code: derive it from a shape, or give the attribute that holds it: "
+                hint="its code contains a size: derive it from a shape, or name the attribute that holds it: "
                 "attributes={'path.name': value}",
             ) from error
         worst = 0.0
@@ -103,8 +103,9 @@ class Runner:
                 raise ClaimFailed(
                     f"the output '{name}' of {type(self.network).__name__} moves by {gap:.2g} (relative); "
                     f"the limit is {limit:g}",
-                    hint="code with a number of its own: kept in an attribute, as the number of heads (attributes="
-                    "{'path.name': value}), or derived from a size, as 1/√d of attention (leave that size as it is)",
+                    hint="its code uses a number of its own: one in an attribute, as the number of heads "
+                    "(attributes={'path.name': value}), or one derived from a size, as 1/√d of attention (leave "
+                    "that size as it is)",
                 )
             worst = max(worst, gap)
         return worst

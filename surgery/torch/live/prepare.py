@@ -64,11 +64,11 @@ class Prepared:
         missing = sorted(tensor.name for tensor in self.plan.tensors if tensor.name not in held)
         if missing:
             raise Refused(
-                f"{', '.join(missing[:3])} would have to follow, and is no tensor of {type(network).__name__}",
+                f"{', '.join(missing[:3])} would have to change too, and is not a tensor of {type(network).__name__}",
                 where={"module": type(network).__name__},
                 hint=COMPANIONS
                 if self.names
-                else "a number written into forward(): make it a buffer, or derive it from a shape",
+                else "forward() contains it as a number: make it a buffer, or derive it from a shape",
             )
         own = self._own(held)
         edited = {tensor.name for tensor in self.plan.tensors if id(held[tensor.name]) not in self.data}

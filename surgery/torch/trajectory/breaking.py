@@ -64,7 +64,7 @@ def break_symmetry(
     edit = _edit(trajectory, space, how, strength)
     layer = _Layer(trajectory, edit)
     if how == "reset" and not layer.remembered():
-        raise Refused(f"the optimizer remembers nothing of '{space}' that its copies could forget",
+        raise Refused(f"the optimizer has no state of '{space}' that could be reset",
                       hint="part them by zero, shares or noise")  # fmt: skip
     saved, before = layer.weights(), None if outputs is None else outputs()
     new = edit

@@ -108,12 +108,12 @@ class Trajectory:
         self.kind = ruled_kind(optimizer)
         if self.kind in WHOLE:
             raise Refused(
-                f"{WHOLE[self.kind]}: nothing goes on exactly as before",
+                f"{WHOLE[self.kind]}: training cannot continue exactly as before",
                 hint="follow the optimizer of the other parameters, and keep this one as it is",
             )
         self.edits: dict[str, SpaceEdit] = dict(plan.edits)
         if merging := [name for name, edit in self.edits.items() if edit.merged]:
-            raise Refused(f"'{merging[0]}' merges units: there is no one trajectory to follow")
+            raise Refused(f"'{merging[0]}' merges units: there is no single trajectory to follow")
         names = named(model) if isinstance(model, nn.Module) else _plain(model)
         self.tracked = dict(_track(optimizer, names, plan, self.edits))
         if not self.tracked:
