@@ -135,8 +135,8 @@ def _check_read(old: Tensors, new: Tensors) -> None:
         own = group_of(name)
         if any(f"{group}.".startswith(f"{own}.") and size in shape_of(tensor) for group, size in grown):
             raise Refused(
-                f"'{name}' {list(shape_of(tensor))} is not in the graph, so it has not followed what is beside it",
-                hint="export a graph in which it is read too: give what is made of it as one more output",
+                f"'{name}' {list(shape_of(tensor))} is not in the graph, so it was not changed along with the rest",
+                hint="export a graph that reads it too: return what it computes as one more output",
             )
 
 

@@ -53,7 +53,7 @@ def load(path: Path, reading: Reading) -> Checkpoint:
             ports = _deterministic(graph, actor, critics, reading)
         case _:
             raise Refused(
-                f"the file has {len(parts)} sets of parameters: it is of no script that is known",
+                f"the file has {len(parts)} sets of parameters: it comes from no known script",
                 hint="one for a Q network, three for the trunk, actor and critic of PPO, an actor and its critics",
             )
     model = checked(graph.model())
@@ -80,7 +80,7 @@ def _value(
     actions, rest = divmod(net.width, count)
     if rest:
         raise CorruptFile(
-            f"the last layer makes {net.width} numbers, which are no {count} atoms for each action"
+            f"the last layer makes {net.width} numbers, which are not {count} atoms for each action"
         )
     graph.output(graph.op("Reshape", x, graph.constant([0, actions, count])), "atom_logits", (actions, count))
     return [Port("atom_logits", "atom_logits", low, high, declared=True)]
@@ -98,7 +98,7 @@ def _atoms(tree: Mapping[str, Any]) -> tuple[int, float, float] | None:
         or not isinstance(low, int | float)
         or not isinstance(high, int | float)
     ):
-        raise CorruptFile(f"the atoms that the file's settings tell are none: {count}, from {low} to {high}")
+        raise CorruptFile(f"the file's settings give impossible atoms: {count}, from {low} to {high}")
     return count, float(low), float(high)
 
 
@@ -182,7 +182,7 @@ class _Network:
             stage = re.search(r"(.*\bConvSequence_\d+)\.", path)
             whole = f"{path}.kernel" in part and f"{path}.bias" in part
             if not whole or kind.partition("_")[0] not in ("Conv", "Dense"):
-                raise Refused(f"'{path}' is no layer of a script that is known")
+                raise Refused(f"'{path}' is not a layer of a known script")
             if stage:
                 self._stages.setdefault(stage[1], []).append(path)
             else:
@@ -190,7 +190,7 @@ class _Network:
         self._convolutions.sort(key=_number)
         self._dense.sort(key=_number)
         if not self._dense:
-            raise Refused("a set of parameters has no dense layer: it is of no script that is known")
+            raise Refused("a set of parameters has no dense layer: it comes from no known script")
 
     @property
     def width(self) -> int:
@@ -222,7 +222,7 @@ class _Network:
             return self._kernel(self._residual(next(iter(self._stages)))[0])[2], side, side
         if [self._kernel(path)[:2] for path in self._convolutions] != [(size, size) for size, _ in NATURE]:
             raise Refused(
-                "the convolutions are not those of the Nature DQN: their strides have no trace in the file"
+                "the convolutions are not those of the Nature DQN, and the file does not hold their strides"
             )
         for size, stride in reversed(NATURE):
             side = (side - 1) * stride + size

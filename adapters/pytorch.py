@@ -141,7 +141,7 @@ def assemble(
     if not parts:
         raise UnknownFormat(
             f"{path} is a PyTorch checkpoint without a network: no tensor in it is the weight of a layer",
-            hint=f"surgery attach MODEL.onnx {path} -o OUT takes optimizer state for a graph that was exported",
+            hint=f"surgery attach MODEL.onnx {path} -o OUT adds optimizer state to an exported graph",
         )
     model, found = _graph(path, state, parts, reading, activation)
     notes = notes or notes_in(path)

@@ -91,8 +91,8 @@ def _exported(path: Path, reading: Reading) -> ir.Model:
     if reading.graph is None:
         command = " ".join(["python", *_command(path), "--output", "model.onnx"])
         raise Refused(
-            f"{path} is {_what(path)}, a program of TensorFlow, and is not loaded without being told to",
-            hint=f"{command}, and take model.onnx; or --trust, which does that",
+            f"{path} is {_what(path)}, a program of TensorFlow, which is loaded only with --trust",
+            hint=f"run {command}, and use model.onnx; or add --trust, which does that",
         )
     return read_model(reading.graph)
 

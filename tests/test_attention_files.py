@@ -234,9 +234,9 @@ def test_what_the_code_makes_of_another_head_size_is_not_guessed(tmp_path, modul
         before = from_module(net, example_inputs=torch.randn(2, ENTITIES, FEATURES))
     assert [scores.size for scores in scores_of(before)] == [4]
     plan = surgery.widen(before, widths=widths(before))
-    with pytest.raises(Refused, match="is not known"):
+    with pytest.raises(Refused, match="may compute"):
         check_savable(lambda: preview(plan, before), before, tmp_path / "wide.pt", like=tmp_path / "x.pt")
     wide = surgery.apply(plan, before).checkpoint
-    with pytest.raises(Refused, match="is not known"):
+    with pytest.raises(Refused, match="may compute"):
         surgery.save(wide, tmp_path / "wide.pt", like=tmp_path / "x.pt")
     assert not (tmp_path / "wide.pt").exists()

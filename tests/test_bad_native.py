@@ -181,7 +181,7 @@ def test_a_network_of_which_a_part_is_not_known_is_no_network(tmp_path, members)
     more = torch.load(io.BytesIO(members["policy.pth"]), weights_only=True)
     more["q_net.attention.weight"] = torch.ones(3, 3)
     path = pack(tmp_path / "x.zip", {**members, "policy.pth": saved(more)})
-    with pytest.raises(Refused, match=r"'q_net\.attention\.weight' is of no network"):
+    with pytest.raises(Refused, match=r"'q_net\.attention\.weight' belongs to no network"):
         surgery.load(path, optimizer=False)
 
 

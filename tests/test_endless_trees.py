@@ -175,5 +175,5 @@ def test_a_layer_of_flax_without_a_bias_is_refused(tmp_path):
     path = tmp_path / "dqn.cleanrl_model"
     shutil.copy(FIXTURES / "flax" / "dqn.cleanrl_model", path)
     path.write_bytes(path.read_bytes().replace(b"\xa4bias", b"\xa4bios", 1))
-    with pytest.raises(SurgeryError, match="is no layer of a script that is known"):
+    with pytest.raises(SurgeryError, match="is not a layer of a known script"):
         surgery.load(path)

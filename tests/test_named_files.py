@@ -204,13 +204,13 @@ def test_names_that_were_sorted_are_put_in_order_by_their_numbers(tmp_path):
 REFUSED: Mapping[str, tuple[Callable[[], object], Reading, type[Exception], tuple[str, ...]]] = {
     "other widths": (
         lambda: nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 9), nn.ReLU(), nn.Linear(9, 3)).state_dict(),
-        Reading(architecture="mlp-8-8"), ArgumentError, ("is no 'mlp-8-8'", "fc2 [8, 8] [8]", "4 [3, 9] [3]")),
+        Reading(architecture="mlp-8-8"), ArgumentError, ("is not 'mlp-8-8'", "fc2 [8, 8] [8]", "4 [3, 9] [3]")),
     "no layer in common": (
         lambda: nn.Linear(5, 8).state_dict(), Reading(architecture="mlp-64"), ArgumentError,
         ("no layer that could be the first or the last", "weight [8, 5]")),
     "a layer more": (
         lambda: nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 7), nn.Linear(7, 8), nn.Linear(8, 3)).state_dict(),
-        Reading(architecture="mlp-8-8"), ArgumentError, ("is no 'mlp-8-8'", "fc2 [8, 8] [8]", "[8, 7] [8]")),
+        Reading(architecture="mlp-8-8"), ArgumentError, ("is not 'mlp-8-8'", "fc2 [8, 8] [8]", "[8, 7] [8]")),
     "no such name": (
         lambda: nn.Linear(5, 8).state_dict(), Reading(architecture="natur"), UnknownName, ("nature",)),
     "no such head": (

@@ -304,7 +304,7 @@ def test_widths_that_one_setting_cannot_express_are_refused_and_nothing_is_writt
 
 
 def test_a_file_of_another_model_is_no_place_to_write_to(saved, tmp_path):
-    with pytest.raises(ArgumentError, match="the file has no parameter"):
+    with pytest.raises(ArgumentError, match="the checkpoint has a parameter"):
         surgery.save(surgery.load(saved["dqn"]), tmp_path / "x.zip", like=saved["ppo"])
 
 

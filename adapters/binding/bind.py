@@ -251,8 +251,8 @@ class _Binder:
                     )
             elif self._is_weight(name):
                 raise Refused(
-                    f"the graph's '{name}' {list(self._values[name].shape)} is none of the file's arrays"
-                    f" ({', '.join(spare[:4])} … are left)",
+                    f"the graph's '{name}' {list(self._values[name].shape)} matches none of the file's arrays "
+                    f"(unmatched: {', '.join(spare[:4])} …)",
                     hint="export the graph from this very file, in float32 and without other optimisations",
                 )
 

@@ -150,7 +150,9 @@ class _Writer:
         if value.shape is None:
             ShapeInferencePass()(self._model)
         if value.shape is None:
-            raise Refused(f"how many axes '{value.name}' has cannot be told, and a normalisation follows it")
+            raise Refused(
+                f"the number of axes of '{value.name}' is not known, and a normalisation follows it"
+            )
         return len(value.shape)
 
     def _take_over(self, old: ir.Value, new: ir.Value) -> None:

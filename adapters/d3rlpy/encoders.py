@@ -19,8 +19,8 @@ _FILTERS, _FEATURES, _UNITS = ((32, 8, 4), (64, 4, 2), (64, 3, 1)), 512, (256, 2
 _ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "tanh": "tanh", "swish": "silu", "none": "identity"}
 
 EXPORT = (
-    "export what acts to ONNX, its modules under their names in algorithm.impl.modules, and bind the optimizers: "
-    "surgery attach NET.onnx FILE.d3 -o OUT.onnx"
+    "export the acting network to ONNX, its modules named as in algorithm.impl.modules, and bind the "
+    "optimizers: surgery attach NET.onnx FILE.d3 -o OUT.onnx"
 )
 """What to do about networks without a rule."""
 
@@ -119,7 +119,7 @@ class Encoder:
     def _convolve(self, layers: Layers, x: ir.Value, module: str, number: int) -> ir.Value:
         _, kernel, stride = self.filters[number]
         if layers.shape(f"{module}.weight")[2:] != (kernel, kernel):
-            raise CorruptFile(f"'{module}' has another kernel than the configuration's {kernel}×{kernel}")
+            raise CorruptFile(f"'{module}' does not have the configuration's kernel {kernel}×{kernel}")
         return layers.convolution(x, module, stride)
 
     def _stack(

@@ -51,7 +51,7 @@ class D3File:
             raise UnknownFormat(f"{path} is a pickle, but not an algorithm that d3rlpy saved")
         content, text = outer["torch"], outer["config"]
         if not isinstance(content, bytes) or not isinstance(text, str):
-            raise CorruptFile("the parameters or the configuration of the file are of another type")
+            raise CorruptFile("the parameters or the configuration of the file have the wrong type")
         archive = TorchArchive.open(Region(file, data.index(content), len(content)))
         return D3File(outer, data[1], archive, read_config(text))
 
@@ -64,7 +64,7 @@ class D3File:
         """
         found = self.archive.read()
         if not isinstance(found, dict) or not all(isinstance(state, dict) for state in found.values()):
-            raise CorruptFile("the file holds something else than state dicts")
+            raise CorruptFile("the file holds something other than state dicts")
         return found
 
     @cached_property
@@ -76,7 +76,7 @@ class D3File:
                 continue
             for key, tensor in state.items():
                 if not isinstance(tensor, ir.TensorProtocol):
-                    raise CorruptFile(f"'{module}' holds something else than tensors")
+                    raise CorruptFile(f"'{module}' holds something other than tensors")
                 tensor.name = f"{module}.{key}"
                 found[tensor.name] = tensor
         return found
@@ -105,7 +105,7 @@ def read_config(text: str) -> Mapping[str, Any]:
     flat = isinstance(shape, list) and all(type(n) is int and 0 < n < 1 << 24 for n in shape)
     if not (isinstance(algorithm, str) and isinstance(params, dict) and type(size) is int and flat):
         raise CorruptFile(
-            f"the configuration of the file is of another kind: observations {shape}, actions {size}"
+            f"the configuration of the file is not supported: observations {shape}, actions {size}"
         )
     for key, part in params.items():
         if key.endswith(("_factory", "_scaler")) and part is not None and not _is_part(part):

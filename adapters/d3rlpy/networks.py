@@ -231,5 +231,5 @@ def _count(params: Mapping[str, Any], key: str) -> int:
     """A number of quantiles."""
     found = params.get(key, 32)
     if type(found) is not int or not 0 < found <= _MOST_QUANTILES:
-        raise CorruptFile(f"the configuration's '{key}' is no number of quantiles: {found}")
+        raise CorruptFile(f"the configuration's '{key}' is not a number of quantiles: {found}")
     return found

@@ -64,7 +64,7 @@ class Parts:
         for name in names:
             match, norm = _PART.fullmatch(name), _NORM.fullmatch(name)
             if match is None:
-                raise Refused(f"'{name}' is part of no actor or critic that PPO or SAC has", hint=_HINT)
+                raise Refused(f"'{name}' is not part of an actor or critic of PPO or SAC", hint=_HINT)
             if norm is not None and match["part"] == "_encoder":
                 norms[int(norm["number"])] = norm["path"]
             else:
@@ -89,7 +89,7 @@ class Parts:
         )
 
 
-_HINT = "export another network to ONNX with jax2onnx, and take that"
+_HINT = "export another network to ONNX with jax2onnx, and use that"
 
 
 def _is_dense(parameters: Parameters) -> bool:
@@ -130,14 +130,16 @@ class ActorCritic:
         """How many numbers an action has."""
         width = self._sizes(self.parts.heads[0])[1]
         if self.parts.of_actions and width % 2:
-            raise Refused(f"the actor makes {width} numbers, which are no mean and deviation for each action")
+            raise Refused(
+                f"the actor makes {width} numbers, which are not a mean and deviation for each action"
+            )
         return width // 2 if self.parts.of_actions else width
 
     def _sizes(self, layer: Layer) -> tuple[int, int]:
         """How many numbers a dense layer reads, and how many it makes."""
         shape = self._layers.shape(layer.kernel)
         if len(shape) != 2:
-            raise Refused(f"'{layer.kernel}' is {list(shape)}, which is no dense layer's")
+            raise Refused(f"'{layer.kernel}' is {list(shape)}, which is not the shape of a dense layer")
         return shape[0], shape[1]
 
     def build(self, observation: ir.Value, action: ir.Value | None) -> list[Port]:
@@ -205,7 +207,7 @@ class ActorCritic:
         else:
             x = layers.flatten(self._sac_ae(encoder, image(layers, observation)))
         if len(encoder.dense) != 2 or len(self.parts.norms) not in (1, 2):
-            raise Refused("the encoder has other layers than those of Dopamine", hint=_HINT)
+            raise Refused("the encoder does not have the layers of Dopamine's", hint=_HINT)
         # as many norms as projections: SAC from pixels, tanh throughout; else those of CALE
         bend = "Tanh" if len(self.parts.norms) == 2 else "Relu"
         critic, actor = (layers.dense(x, layer) for layer in encoder.dense)
@@ -220,7 +222,7 @@ class ActorCritic:
         sizes = [self._layers.shape(layer.kernel)[:2] for layer in encoder.convolutions]
         if sizes != [(size, size) for size, _ in _SAC_AE]:
             raise Refused(
-                "the encoder's convolutions are none of Dopamine's: their strides have no trace in the file",
+                "the encoder's convolutions are not Dopamine's, and the file does not hold their strides",
                 hint=_HINT,
             )
         for layer, (_, stride) in zip(encoder.convolutions, _SAC_AE, strict=True):

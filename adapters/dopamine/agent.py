@@ -103,7 +103,7 @@ def _image(layers: ChannelsLast, shape: tuple[int, ...] | None) -> tuple[ir.Valu
     if shape is None or len(shape) != 3:
         what = "is not known" if shape is None else f"has three axes, not {list(shape)}"
         raise ArgumentError(
-            f"the shape of an image {what}", hint="say it, channels last: --observation 84,84,4"
+            f"the shape of an image {what}", hint="give it, channels last: --observation 84,84,4"
         )
     port = Port("observation", "observation", 0.0, 255.0, declared=True)
     return layers.graph.input("observation", shape), port

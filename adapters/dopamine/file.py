@@ -68,7 +68,7 @@ class DopamineFile:
         tree = parse(data, _MOST)
         if not isinstance(tree.root, dict) or not {ONLINE, NETWORK} & set(tree.root):
             raise UnknownFormat(
-                f"{path} is a pickle, but of no agent of Dopamine: it has no '{ONLINE}' or '{NETWORK}'"
+                f"{path} is a pickle, but not of a Dopamine agent: it has no '{ONLINE}' or '{NETWORK}'"
             )
         return DopamineFile(tree, tree.root)
 
@@ -91,7 +91,7 @@ class DopamineFile:
                 tensor.name = name
                 found[name] = tensor
         if not found:
-            raise CorruptFile(f"the '{self.acting}' of the file are no arrays")
+            raise CorruptFile(f"the '{self.acting}' of the file are not arrays")
         return found
 
     def network(self, name: str) -> dict[str, ir.TensorProtocol]:
@@ -135,7 +135,7 @@ class DopamineFile:
             count, rest = divmod(shape[-1], prod(frames))
             if rest:
                 raise Refused(
-                    f"an observation of {shape[-1]} numbers is none of {' × '.join(map(str, frames))} frames",
+                    f"an observation of {shape[-1]} numbers does not fit {' × '.join(map(str, frames))} frames",
                     hint=f"let it grow by a multiple of {prod(frames)}",
                 )
             shape = (*shape[:-1], count, *frames)

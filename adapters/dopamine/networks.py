@@ -91,7 +91,7 @@ def _kind(path: str) -> str:
         if name in known:
             return kind
     raise Refused(
-        f"'{path}' is no layer of a network that is known",
+        f"'{path}' is not a layer of a known network",
         hint="DQN, C51, Rainbow, QR-DQN and IQN on images; export another network to ONNX, and attach its optimizer",
     )
 
@@ -99,7 +99,7 @@ def _kind(path: str) -> str:
 def _layer(path: str, leaves: Mapping[str, str]) -> Layer:
     kernel = leaves.get("kernel", leaves.get("weights"))
     if kernel is None:
-        raise Refused(f"'{path}' has no kernel: it is no layer of a network that is known")
+        raise Refused(f"'{path}' has no kernel: it is not a layer of a known network")
     return Layer(kernel, leaves.get("bias", leaves.get("biases")))
 
 
@@ -201,7 +201,7 @@ class Network:
         if parameters.stacks and not parameters.convolutions:
             return layers.relu(impala(layers, parameters, x))
         raise Refused(
-            "the convolutions are neither the Nature DQN's nor IMPALA's: their strides have no trace in the file"
+            "the convolutions are neither the Nature DQN's nor IMPALA's, and the file does not hold their strides"
         )
 
     def _dense(self, layer: Layer) -> _End:
@@ -233,7 +233,7 @@ class Network:
         atoms = value.width
         actions, left = divmod(advantage.width, atoms)
         if left:
-            raise Refused(f"{advantage.width} advantages are no whole number for each of {atoms} atoms")
+            raise Refused(f"{advantage.width} advantages are not a whole number for each of {atoms} atoms")
         a, v = (
             self._graph.op("Reshape", end.apply(x), self._graph.constant([-1, count, atoms]))
             for end, count in ((advantage, actions), (value, 1))
@@ -292,6 +292,6 @@ def split_width(width: int, head: str | None) -> tuple[int, int]:
     raise Refused(
         f"the head has {width} numbers, neither actions of Atari nor {ATOMS} atoms or {QUANTILES} quantiles for each"
         if head is None
-        else f"the head has {width} numbers, which is no head '{head}'",
+        else f"the head has {width} numbers, which does not fit a head '{head}'",
         hint="say what it is: --head q, c51 or qr",
     )

@@ -93,9 +93,9 @@ def _record(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise read_error(error, path) from error
     except (ValueError, RecursionError) as error:
-        raise CorruptFile(f"{path} is no JSON: {error}") from error
+        raise CorruptFile(f"{path} is not JSON: {error}") from error
     if not isinstance(found, dict):
-        raise CorruptFile(f"{path} is no JSON object")
+        raise CorruptFile(f"{path} is not a JSON object")
     return found
 
 

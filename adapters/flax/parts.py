@@ -167,8 +167,8 @@ def _original(prefix: str, members: Tensors, networks: Tensors) -> str | None:
     found = next((way for way in ways if len(way) == 1), None)
     if fitting and found is None:
         raise Refused(
-            f"'{path}' has the shapes of {' and '.join(repr(name.rstrip('.')) for name in fitting)}, and its name does"
-            " not say of which it is a copy",
+            f"'{path}' has the shapes of {' and '.join(repr(name.rstrip('.')) for name in fitting)}, and its name "
+            "does not say which one it copies",
             hint="save the networks under names that say it: critic_params, target_critic_params",
         )
     return found[0] if found else None

@@ -263,9 +263,9 @@ def _matched(
             strange.append(name)
     if strange and not found:
         raise ArgumentError(
-            f"the file has no variable '{strange[0]}', the checkpoint has",
+            f"the checkpoint has a variable '{strange[0]}', the file does not",
             where={"like": like},
-            hint="a checkpoint is written into the file that it came from",
+            hint="write a checkpoint into the file that it came from",
         )
     if strange:
         raise Refused(f"the file has no place for the new variable '{strange[0]}'", hint=HINT)
@@ -332,7 +332,7 @@ def _check_followed(file: KerasFile, checkpoint: Checkpoint, resized: list[str])
     for name in file.tensors.keys() - set(checkpoint.tensors):
         if name.rpartition(".")[0] in layers:
             raise Refused(
-                f"'{name}' is not in the exported graph, so it has not followed its layer",
+                f"'{name}' is not in the exported graph, so it was not changed with its layer",
                 hint="train for a step before the export: exporters leave out a bias that is all zeros",
             )
 
@@ -343,6 +343,6 @@ def _check(checkpoint: Checkpoint, network: Network) -> None:
     report = verify(checkpoint, checkpoint.replace(model=model, optimizer=None))
     if not report.ok:
         raise Refused(
-            f"what the configuration of Keras can say computes something else than the graph: {report.summary()}",
+            f"Keras's configuration cannot express this graph: {report.summary()}",
             hint="edits that add operations (new layers, a sidecar) stay in an .onnx",
         )

@@ -54,7 +54,7 @@ def _pads(
     total = []
     for size, k, s in zip(net.shape(x)[2:], reach, strides, strict=True):
         if size is None and s > 1:
-            raise Refused(f"how far '{layer.name}' is padded depends on a size that is free", hint=HINT)
+            raise Refused(f"the padding of '{layer.name}' depends on a size that is not fixed", hint=HINT)
         total.append(max((math.ceil((size or 0) / s) - 1) * s + k - (size or 0), 0))
     return [n // 2 for n in total] + [n - n // 2 for n in total]
 

@@ -105,7 +105,7 @@ def _json(archive: StoredZip, name: str) -> dict[str, Any]:
     try:
         found = json.loads(archive.content(name))
     except (ValueError, RecursionError) as error:
-        raise CorruptFile(f"the member '{name}' is no JSON: {error}") from error
+        raise CorruptFile(f"the member '{name}' is not JSON: {error}") from error
     if not isinstance(found, dict):
-        raise CorruptFile(f"the member '{name}' is no JSON object")
+        raise CorruptFile(f"the member '{name}' is not a JSON object")
     return found

@@ -87,7 +87,7 @@ def _connect(
 ) -> None:
     """Have a new layer read another one, and whatever read that read the new one, in place."""
     if front in (name for name, _, _ in histories(model["config"]["output_layers"])):
-        raise Refused(f"behind '{front}' is an output of the model, and no layer", hint=HINT)
+        raise Refused(f"behind '{front}' is an output of the model, not a layer", hint=HINT)
     readers = [
         tensor
         for entry in entries

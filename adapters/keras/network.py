@@ -94,7 +94,7 @@ class Network:
         self._seen = len(nodes)
         found = self._facts.shapes.get(x)
         if found is None:
-            raise Refused(f"the shape of '{x.name}' cannot be told", hint=HINT)
+            raise Refused(f"the shape of '{x.name}' is not known", hint=HINT)
         return tuple(None if self._facts.stands_in(size) else size for size in found)
 
     def shape_of(self, x: Value) -> tuple[int, ...]:

@@ -96,7 +96,7 @@ def changed(file: KerasFile, state: OptimizerState | None) -> dict[str, ir.Tenso
         raise Refused(
             f"the file's optimizer is {old.kind} with {', '.join(old.slots) or 'nothing'}, "
             f"the checkpoint's {state.kind} with {', '.join(state.slots)}: one cannot be written over the other",
-            hint="a graph holds any optimizer beside it: -o OUT.onnx",
+            hint="an .onnx can have any optimizer state beside it: -o OUT.onnx",
         )
     return {
         place: state.slots[slot][name]
@@ -147,7 +147,9 @@ def rebuilt(
 def _config(file: KerasFile) -> Mapping[str, Any]:
     record = (file.config.get("compile_config") or {}).get("optimizer")
     if not isinstance(record, Mapping) or not isinstance(record.get("config"), Mapping):
-        raise Refused("the file has the state of an optimizer, and does not say which it is", hint=_LEAVE_OUT)
+        raise Refused(
+            "the file has the state of an optimizer, but does not name the optimizer", hint=_LEAVE_OUT
+        )
     return {**record["config"], "class": str(record.get("class_name"))}
 
 

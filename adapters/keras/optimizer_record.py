@@ -8,7 +8,7 @@ from surgery.errors import Refused
 from surgery.json_values import thaw
 from surgery.optimizer import OptimizerState
 
-_GRAPH = "a graph holds any optimizer beside it: -o OUT.onnx"
+_GRAPH = "an .onnx can have any optimizer state beside it: -o OUT.onnx"
 _CLASSES = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
 
 
@@ -23,7 +23,7 @@ def keras_optimizer(state: OptimizerState) -> dict[str, Any]:
         raise Refused("Keras has one learning rate for all variables", hint="--match all, or --match none")
     hyper: dict[str, Any] = dict(settings[0])
     if state.kind not in _CLASSES:
-        why = {"rmsprop": ": its RMSprop has ε inside the root, which is another step"}.get(state.kind, "")
+        why = {"rmsprop": ": its RMSprop has ε inside the root, which makes other steps"}.get(state.kind, "")
         raise Refused(f"Keras has no optimizer that steps as this {state.kind} does{why}", hint=_GRAPH)
     decay = hyper.get("weight_decay") or 0.0
     if decay and state.kind != "adamw":

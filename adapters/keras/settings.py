@@ -82,7 +82,7 @@ def _check_known(layer: Layer, resized: Sequence[str]) -> None:
         raise Refused(f"'{own[0]}' has another shape, and an EinsumDense has its shapes in several settings")
     if stray := [name for name in own if name.rpartition(".")[2] not in layer.variables]:
         raise Refused(
-            f"'{stray[0]}' has another shape, and which setting of the {layer.kind} holds it is not known"
+            f"'{stray[0]}' has another shape, and it is not known which setting of the {layer.kind} holds it"
         )
 
 

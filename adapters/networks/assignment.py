@@ -96,7 +96,7 @@ def assigned(wanted: Shapes, held: Shapes) -> dict[str, str]:
     if not fits(wanted, held):
         ours, theirs = differing(wanted, held)
         raise ArgumentError(
-            "the layers of the file are others",
+            "the file has other layers",
             where={"wanted": _listed(ours), "in the file": _listed(theirs)},
         )
     names = _paired(modules_of(wanted), modules_of(held))
@@ -161,7 +161,7 @@ def _by_numbers(names: Sequence[str]) -> list[str]:
 
 
 def _untold(names: Sequence[str]) -> Refused:
-    return Refused(f"which of {', '.join(names)} is which, neither names nor order tell", hint=HINT)
+    return Refused(f"neither names nor order tell which of {', '.join(names)} is which", hint=HINT)
 
 
 def _side(name: str) -> str | None:

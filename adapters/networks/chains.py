@@ -215,7 +215,7 @@ class Chain:
         inside = None if self.module is None else self.module.at(group.name.removeprefix(self.prefix))
         if inside is not None and inside.kind in ("Sequential", "ModuleList"):
             if inside.kind == "ModuleList" or (trunk and not activates(inside)):
-                raise Refused(f"what follows the layers of '{group.name}' is in its code only", hint=HINT)
+                raise Refused(f"only its code says what follows the layers of '{group.name}'", hint=HINT)
             return write(self.layers, x, inside, f"{group.name}.")
         plan = _strides([layer for layer in group.layers if len(layer.shape) == 4])
         convolved = 0
@@ -224,7 +224,7 @@ class Chain:
                 raise nowhere(f"{layer.module}.weight", layer.shape)
             if len(layer.shape) == 4:
                 if plan is None:
-                    raise Refused(f"the strides of '{layer.module}' have no trace in a state dict", hint=HINT)
+                    raise Refused(f"a state dict does not hold the strides of '{layer.module}'", hint=HINT)
                 x = self.layers.convolution(x, layer.module, plan[convolved][1])
                 convolved += 1
             elif layer.normalises:
@@ -246,12 +246,13 @@ class Chain:
             gap = (after.place or 0) - (layer.place or 0) - 1
             if gap > 2 or (gap == 2 and not flattens and len(layer.shape) == 4):
                 raise Refused(
-                    f"between '{layer.module}' and '{after.module}' are layers that no name tells", hint=HINT
+                    f"between '{layer.module}' and '{after.module}' are layers that no name reveals",
+                    hint=HINT,
                 )
             if gap == 0 and not (layer.normalises or after.normalises):
                 raise Refused(
-                    f"'{layer.module}' and '{after.module}' follow each other with nothing between them: this is no"
-                    " nn.Sequential, and its code is not in the file", hint=HINT,
+                    f"'{layer.module}' and '{after.module}' follow each other with nothing between them: this is "
+                    "not an nn.Sequential, and its code is not in the file", hint=HINT,
                 )  # fmt: skip
             active = gap > (1 if flattens else 0)
         if active:
@@ -291,8 +292,8 @@ def _image(group: Group) -> tuple[int, ...]:
                 side = (side - 1) * stride + kernel
             return convolutions[0].shape[1], side, side
     raise ArgumentError(
-        f"the size of the images that '{group.name}' reads cannot be told",
-        hint="say it: --observation 4,84,84",
+        f"the size of the images that '{group.name}' reads is not known",
+        hint="give it: --observation 4,84,84",
     )
 
 

@@ -61,7 +61,7 @@ class ChannelsLast:
         """
         kernel = self.shape(layer.kernel)
         if len(kernel) != 4:
-            raise Refused(f"'{layer.kernel}' is {list(kernel)}, which is no kernel of a 2-d convolution")
+            raise Refused(f"'{layer.kernel}' is {list(kernel)}, which is not the kernel of a 2-d convolution")
         pads, height, width = _window(x, kernel[:2], stride, padding)
         turned = self.graph.op("Transpose", self.parameter(layer.kernel), perm=[3, 2, 0, 1])
         bias = [] if layer.bias is None else [self.parameter(layer.bias)]
@@ -92,7 +92,9 @@ class ChannelsLast:
           Refused: the kernel has other axes.
         """
         if len(self.shape(layer.kernel)) != 2:
-            raise Refused(f"'{layer.kernel}' is {list(self.shape(layer.kernel))}, which is no dense layer's")
+            raise Refused(
+                f"'{layer.kernel}' is {list(self.shape(layer.kernel))}, which is not the shape of a dense layer"
+            )
         y = self.graph.op("MatMul", x, self.parameter(layer.kernel))
         return y if layer.bias is None else self.graph.op("Add", y, self.parameter(layer.bias))
 

@@ -89,6 +89,6 @@ def _side(layers: Layers, tensors: Tensors, last: str) -> tuple[int, int]:
     area, left = divmod(widths[0], channels) if widths else (0, 1)
     side = math.isqrt(area)
     if left or side * side != area:
-        raise ArgumentError("the size of the images cannot be told", hint="say it: --observation 3,64,64")
+        raise ArgumentError("the size of the images is not known", hint="give it: --observation 3,64,64")
     whole = 84 if side == 11 else side << len(stages(tensors))
     return whole, whole

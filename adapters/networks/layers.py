@@ -159,11 +159,11 @@ class Layers:
         places = self.places(prefix)
         for place in places:
             if len(self.shape(f"{prefix}{place}.weight")) != 2:
-                raise Refused(
-                    f"'{prefix}{place}' is no linear layer: what it does cannot be told from its shape"
-                )
+                raise Refused(f"'{prefix}{place}' is not a linear layer: its shape does not say what it does")
         if any(later - earlier > 2 for earlier, later in pairwise(places)):
-            raise Refused(f"'{prefix.rstrip('.')}' has layers without parameters that its names do not tell")
+            raise Refused(
+                f"'{prefix.rstrip('.')}' has layers without parameters that its names do not reveal"
+            )
         for place in places:
             x = self.linear(x, f"{prefix}{place}")
             if place != places[-1] or last:

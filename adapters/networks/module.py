@@ -49,7 +49,7 @@ def traced(path: Path, parts: Sequence[Part], reading: Reading) -> tuple[ir.Mode
     own = next((part for part in (whole, *parts) if _fits(module, part)), None)
     if own is None:
         raise ArgumentError(
-            f"the module of '{reading.module or path.name}' has other parameters than the file",
+            f"the module of '{reading.module or path.name}' does not have the parameters of the file",
             where={"module": _some(module.state_dict()), "file": _some(parts[0].tensors)},
         )
     model = _export(module, own, reading)
@@ -91,7 +91,7 @@ def _loaded(path: Path, label: str) -> nn.Module:
     )
     if not isinstance(found, nn.Module):
         raise ArgumentError(
-            f"'{label}' of the file is no module", hint="name the code with --module PKG:CALLABLE"
+            f"'{label}' of the file is not a module", hint="name the code with --module PKG:CALLABLE"
         )
     return found.eval()
 
@@ -108,7 +108,7 @@ def _make(name: str) -> nn.Module:
             made = getattr(importlib.import_module(package), attribute)()
     except Exception as error:  # the person's own code may fail in any way
         raise ArgumentError(
-            f"'{name}' makes no module: {type(error).__name__}: {' '.join(str(error).split())}",
+            f"'{name}' does not make a module: {type(error).__name__}: {' '.join(str(error).split())}",
             hint="name a class or function that can be called without arguments",
         ) from error
     if not isinstance(made, nn.Module):
@@ -163,8 +163,8 @@ def features_of(module: nn.Module) -> tuple[int, ...]:
     first = next((tensor for tensor in module.state_dict().values() if tensor.ndim > 1), None)
     if first is None or first.ndim != 2:
         raise ArgumentError(
-            "the shape of an observation cannot be told from the first weight",
-            hint="say it: --observation 4,84,84",
+            "the first weight does not give the shape of an observation",
+            hint="give it: --observation 4,84,84",
         )
     return (int(first.shape[1]),)
 
@@ -177,7 +177,7 @@ def outputs_of(model: ir.Model, part: Part, *, copy: bool) -> list[Port]:
         width = value.shape[-1] if value.shape is not None and len(value.shape) > 1 else None
         if not isinstance(width, int):
             raise Refused(
-                f"the output '{value.name}' of the module is no table of numbers, one row per observation"
+                f"the output '{value.name}' of the module is not a table of numbers, one row per observation"
             )
         widths[str(value.name)] = width
     kinds = kinds_of(widths, part.label)

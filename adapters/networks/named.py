@@ -67,8 +67,8 @@ def named(parts: Sequence[Part], reading: Reading) -> tuple[ir.Model, Interface]
     originals = [part for part in parts if part.original is None]
     if len(originals) > 1:
         raise ArgumentError(
-            f"the file holds several networks ({', '.join(part.label for part in originals)}), "
-            "one name says what one is",
+            f"the file holds several networks ({', '.join(part.label for part in originals)}), but an "
+            "architecture's name describes only one",
             hint="name the code that makes them: --module PKG:CALLABLE",
         )
     guess = _recognised(originals[0], reading)
@@ -125,7 +125,7 @@ def _unlike(architecture: Architecture, guesses: Sequence[_Guess], held: Shapes)
             "the file has": error.where["in the file"],
         }
         return ArgumentError(
-            f"the file is no '{architecture.name}' with a head '{nearest.head}'", where=where, hint=hint
+            f"the file is not '{architecture.name}' with a head '{nearest.head}'", where=where, hint=hint
         )
     raise AssertionError("a guess that does not fit has been assigned")
 
@@ -170,8 +170,8 @@ def _observations(architecture: Architecture, held: Shapes, reading: Reading) ->
             found = {shape[1:] for shape in held.values() if len(shape) == 2 and shape[0] == gates * width}
             return sorted(found)
     raise ArgumentError(
-        f"the shape of an observation of '{architecture.name}' cannot be told from the file",
-        hint="say it: --observation 4,84,84",
+        f"the file does not give the shape of an observation of '{architecture.name}'",
+        hint="give it: --observation 4,84,84",
     )
 
 

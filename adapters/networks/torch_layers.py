@@ -35,7 +35,7 @@ def write(layers: Layers, x: ir.Value, module: ModuleNode, prefix: str) -> ir.Va
         return x
     if (rule := _RULES.get(module.kind)) is None:
         raise Refused(
-            f"what '{prefix.rstrip('.') or module.kind}', a {module.kind}, computes is not in the file",
+            f"the file does not say what '{prefix.rstrip('.') or module.kind}', a {module.kind}, computes",
             hint=HINT,
         )
     return rule(_Layer(layers, module, prefix), x)

@@ -107,7 +107,7 @@ def _check_free(name: str, shape: tuple[int, ...]) -> None:
 def nowhere(name: str, shape: Sequence[int]) -> Refused:
     """What no layer has."""
     return Refused(
-        f"'{name}' of shape {list(shape)} is of no layer whose order a state dict tells", hint=HINT
+        f"'{name}' of shape {list(shape)} belongs to no layer whose order a state dict reveals", hint=HINT
     )
 
 
@@ -226,13 +226,13 @@ def _leads(other: Group, group: Group, before: Sequence[Group], own: Mapping[str
     if len(group.layers) > 1 and _letters(own[other.name]) == _letters(own[group.name]):
         return False  # q1, q2
     raise Refused(
-        f"'{group.name}' reads {group.wanted} features: the observation's, or what '{other.name}' makes",
+        f"'{group.name}' reads {group.wanted} features: either the observation's or what '{other.name}' makes",
         hint=HINT,
     )
 
 
 def _several(group: Group, one: Group, other: Group) -> Refused:
-    return Refused(f"'{group.name}' reads what '{one.name}' makes, or what '{other.name}' does", hint=HINT)
+    return Refused(f"'{group.name}' reads what either '{one.name}' or '{other.name}' makes", hint=HINT)
 
 
 def _own_names(groups: Sequence[Group]) -> dict[str, str]:

@@ -100,7 +100,7 @@ class RllibFolder:
         root = self.tree(self.state_file).root
         found: object = root.keyed if isinstance(root, Made) else root
         if not isinstance(found, dict) or not found or not all(map(is_array, found.values())):
-            raise CorruptFile(f"'{self.state_file}' holds something else than arrays")
+            raise CorruptFile(f"'{self.state_file}' holds something other than arrays")
         return found
 
     @cached_property
@@ -149,7 +149,7 @@ class RllibFolder:
         root = self.tree(STATE).root
         every = root.get("optimizer", {}) if isinstance(root, dict) else None
         if not isinstance(every, dict):
-            raise CorruptFile(f"'{STATE}' holds something else than optimizers")
+            raise CorruptFile(f"'{STATE}' holds something other than optimizers")
         found: dict[str, Mapping[str, Any]] = {}
         for name, holder in every.items():
             state = holder.get("state") if isinstance(holder, dict) else None
@@ -188,7 +188,7 @@ def plain(node: object) -> object:
     if node is None or isinstance(node, str | int | float):
         return node
     what = node if isinstance(node, Made) else type(node).__name__
-    raise CorruptFile(f"the state of an optimizer holds '{what}', which is no data")
+    raise CorruptFile(f"the state of an optimizer holds '{what}', which is not data")
 
 
 def _about(path: Path) -> Mapping[str, Any]:

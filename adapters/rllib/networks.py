@@ -214,7 +214,7 @@ class _Builder:
             module = f"{prefix}{place}"
             self.layers.check_width(module, int(channels))
             if tuple(self.layers.shape(f"{module}.weight")[2:]) != (k, k):
-                raise CorruptFile(f"'{module}' has another kernel than the configuration's {k}×{k}")
+                raise CorruptFile(f"'{module}' does not have the configuration's kernel {k}×{k}")
             modules.append(module)
             x, place = self.layers.convolution(x, module, s, pads), place + 1
             if activation is not None:

@@ -178,22 +178,22 @@ class _Spaces:
         seen = [space for space in (self._seen, self._shown) if space is not None]
         if (self.observation or self._action) and any(_same(space, self._acted) for space in seen):
             raise Refused(
-                "observations and actions have the same space: which of the checkpoint's is which cannot be told",
+                "observations and actions have the same space: which of the checkpoint's is which is not known",
                 hint=HINT,
             )
         mixes = [name for name in self._connectors.names if name not in (FILTER, FLATTEN)]
         mixed = bool(mixes) and self._shown is not None and self._shown.shape != self.shape
         if mixed and (self.observation or (self._action and PREVIOUS in mixes)):
             raise Refused(
-                f"the connector '{mixes[0]}' makes what the module sees out of what the environment shows and what "
-                "was done, and cannot follow",
+                f"the connector '{mixes[0]}' makes the module's input from observations and actions, and cannot be "
+                "changed along",
                 hint=HINT,
             )
         flat = self._shown is None or self._shown.shape == self.shape or _grows(self._shown, self.observation)
         if self.observation and not mixed and not flat:
             raise Refused(
-                f"'{FLATTEN}' makes a vector of what the environment shows: where its new features come from cannot "
-                "be told",
+                f"'{FLATTEN}' makes a vector of what the environment shows: it is not known where its new features "
+                "come from",
                 hint=HINT,
             )
 

@@ -66,7 +66,7 @@ class Networks(Built):
     def _trunk(self, side: str) -> ir.Value:
         keys = list(self.layers.modules(f"{side}encoder.encoders."))
         if not keys:
-            raise Refused("the encoder is none of the framework's own", hint=_HINT)
+            raise Refused("the encoder is not one of the framework's own", hint=_HINT)
         features = [
             self._encoded(f"{side}encoder.encoders.{key}.", key, alone=len(keys) == 1) for key in sorted(keys)
         ]
@@ -89,7 +89,7 @@ class Networks(Built):
         places = layers.places(head)
         plan = CONVOLUTIONS[kind]
         if [layers.shape(f"{head}{place}.weight")[2:] for place in places] != [(k, k) for _, k, _ in plan]:
-            raise Refused(f"'{head.rstrip('.')}' has other convolutions than '{kind}'", hint=_HINT)
+            raise Refused(f"'{head.rstrip('.')}' does not have the convolutions of '{kind}'", hint=_HINT)
         shape = self._image(key, f"{head}{places[0]}", kind)
         x = self._observed(key, shape, alone=alone)
         for place, (_, _, stride) in zip(places, plan, strict=True):
@@ -118,8 +118,8 @@ class Networks(Built):
         channels = self.layers.shape(f"{first}.weight")[1]
         if self.reading.observation is None and kind != "convnet_atari":
             raise ArgumentError(
-                f"the size of the images of '{key}' cannot be told",
-                hint=f"say it: surgery convert FILE --observation {channels},72,128 -o OUT.onnx",
+                f"the size of the images of '{key}' is not known",
+                hint=f"give it: surgery convert FILE --observation {channels},72,128 -o OUT.onnx",
             )
         return self.reading.observation or (channels, 84, 84)
 
@@ -165,7 +165,7 @@ class Networks(Built):
         """Linear layers with an activation after each; none are the identity."""
         places = self.layers.places(prefix)
         if places != list(range(0, 2 * len(places), 2)):
-            raise Refused(f"'{prefix.rstrip('.')}' has other layers than the framework's own", hint=_HINT)
+            raise Refused(f"'{prefix.rstrip('.')}' does not have the framework's own layers", hint=_HINT)
         return self.layers.mlp(x, prefix, self._kind(), last=True)
 
     def _kind(self) -> str:
@@ -221,7 +221,7 @@ class Networks(Built):
         """Refuse a network with weights that nothing here has read."""
         parts = ("actor_", "critic_", "encoder.", "core.", "decoder.", "action_")
         if left := [name for name in self.layers.unread() if name.startswith(parts)]:
-            raise Refused(f"'{left[0]}' is of no network of the framework's own", hint=_HINT)
+            raise Refused(f"'{left[0]}' belongs to no network of the framework's own", hint=_HINT)
 
     @property
     def _graph(self) -> GraphBuilder:

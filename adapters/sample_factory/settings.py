@@ -38,16 +38,16 @@ class Settings:
         except OSError as error:
             raise read_error(error, path) from error
         except (ValueError, RecursionError) as error:
-            raise CorruptFile(f"{path} is no JSON: {error}") from error
+            raise CorruptFile(f"{path} is not JSON: {error}") from error
         if not isinstance(values, dict) or not set(_REQUIRED) <= set(values):
-            raise CorruptFile(f"{path} is no configuration of Sample Factory")
+            raise CorruptFile(f"{path} is not a configuration of Sample Factory")
         return Settings(values)
 
     def number(self, name: str, usual: float) -> float:
         """A setting that is a number."""
         found = self.values.get(name, usual)
         if isinstance(found, bool) or not isinstance(found, int | float):
-            raise CorruptFile(f"the setting '{name}' is no number: {found!r:.40}")
+            raise CorruptFile(f"the setting '{name}' is not a number: {found!r:.40}")
         return float(found)
 
     def flag(self, name: str, usual: bool) -> bool:

@@ -62,9 +62,9 @@ class Sb3File:
         try:
             data = json.loads(archive.content("data"))
         except (ValueError, RecursionError) as error:
-            raise CorruptFile(f"the settings of the model are no JSON: {error}") from error
+            raise CorruptFile(f"the settings of the model are not JSON: {error}") from error
         if not isinstance(data, dict):
-            raise CorruptFile("the settings of the model are no JSON object")
+            raise CorruptFile("the settings of the model are not a JSON object")
         return Sb3File(archive, data)
 
     def archive(self, name: str) -> TorchArchive:
@@ -95,7 +95,7 @@ class Sb3File:
             return dict(self.changed)
         found = self.state("policy.pth")
         if not all(isinstance(k, str) and isinstance(v, ir.TensorProtocol) for k, v in found.items()):
-            raise CorruptFile("'policy.pth' holds something else than tensors")
+            raise CorruptFile("'policy.pth' holds something other than tensors")
         for name, tensor in found.items():
             tensor.name = name
         return dict(found)

@@ -47,7 +47,7 @@ def build(file: Sb3File, reading: Reading) -> Networks:
     layers = Layers("stable-baselines3", file.policy)
     networks = _builder(file, reading, layers).build()
     if unread := layers.unread():
-        raise Refused(f"'{unread[0]}' is of no network of the framework's own policies", hint=_EXPORT)
+        raise Refused(f"'{unread[0]}' belongs to no network of the framework's own policies", hint=_EXPORT)
     return networks
 
 

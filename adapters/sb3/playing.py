@@ -86,7 +86,7 @@ def _normalised(venv: VecEnv, beside: Path | None) -> VecEnv:
     try:
         normalised = VecNormalize.load(str(beside), venv)
     except (AssertionError, ValueError) as error:
-        raise ArgumentError(f"{beside} is of other observations: {error}") from error
+        raise ArgumentError(f"{beside} is for other observations: {error}") from error
     normalised.training = normalised.norm_reward = False
     return normalised
 

@@ -61,7 +61,7 @@ def _convolutions(model: ir.Model, names: Mapping[str, str]) -> dict[str, tuple[
             if any(len(numbers) != 1 for numbers in sizes):
                 raise Refused(
                     f"the kernel, stride or padding of '{weight.name}' is not the same on all sides",
-                    hint="an odd number of taps more: surgery kernel --size LAYER=5 for 3",
+                    hint="grow a kernel by an even number, such as 3 to 5: surgery kernel --size LAYER=5",
                 )
             kernel, stride, padding = (numbers.pop() for numbers in sizes)
             found[names[str(weight.name)]] = (kernel, stride, padding)

@@ -79,7 +79,7 @@ def _check_numbered(
     """Raise Refused if parameters have other shapes, and slots that only have numbers cannot follow them."""
     if resized(tensors, new) and bound is None and any(name.startswith("optimizer/") for name in tensors):
         raise Refused(
-            "the file has the state of an optimizer of Keras 3, whose names do not say which parameter it is of",
+            "the file has the state of an optimizer of Keras 3, whose names do not say which parameter it belongs to",
             hint="save the network alone: tf.train.Checkpoint(model)",
         )
 

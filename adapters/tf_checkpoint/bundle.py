@@ -145,7 +145,7 @@ class Bundle:
                 files[entry.shard] = MappedFile(self.data(entry.shard))
             if math.ceil(math.prod(entry.shape) * entry.dtype.itemsize) != entry.size:
                 raise CorruptFile(
-                    f"'{_text(key)}' has {entry.size} bytes, which its shape {entry.shape} has not"
+                    f"'{_text(key)}' has {entry.size} bytes, which does not fit its shape {entry.shape}"
                 )
             name = _text(key).removesuffix(ATTRIBUTE)
             tensor = files[entry.shard].tensor(name, entry.dtype, entry.shape, entry.offset)
@@ -154,7 +154,7 @@ class Bundle:
                 != entry.crc
             ):
                 raise CorruptFile(
-                    f"'{name}' is damaged: its checksum is another", where={"file": self.data(entry.shard)}
+                    f"'{name}' is damaged: its checksum differs", where={"file": self.data(entry.shard)}
                 )
             found[name] = tensor
         return found

@@ -51,7 +51,7 @@ def bind(tensors: Tensors, parameters: Iterable[str]) -> Bound | None:
     for name in known:
         for slot, (kind, place) in {**_listed(tensors, name), **_objects(tensors, name)}.items():
             if shape_of(tensors[place]) != shape_of(tensors[name]):
-                raise Refused(f"'{place}' has not the shape of '{name}', whose slot it is")
+                raise Refused(f"'{place}' does not have the shape of '{name}', whose slot it is")
             kinds.add(kind)
             slots.setdefault(slot, {})[name] = tensors[place]
             places[f"{slot}/{name}"] = place
@@ -75,7 +75,9 @@ def _listed(tensors: Tensors, name: str) -> dict[str, tuple[str, str]]:
         present = [place for place in found if place is not None]
         if present:
             if len(present) not in orders:
-                raise Refused(f"'{name}' has {len(present)} slots of {word}, which no such optimizer makes")
+                raise Refused(
+                    f"'{name}' has {len(present)} slots of {word}, which such an optimizer never makes"
+                )
             return {slot: (kind, place) for slot, place in zip(orders[len(present)], present, strict=True)}
     return {}
 

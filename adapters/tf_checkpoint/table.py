@@ -63,7 +63,7 @@ def _block(data: bytes, offset: int, size: int) -> bytes:
         raise CorruptFile("the index is cut short: a block lies behind its end")
     kind, crc = data[end], struct.unpack_from("<I", data, end + 1)[0]
     if masked_crc32c(data[offset : end + 1]) != crc:
-        raise CorruptFile("a block of the index is damaged: its checksum is another")
+        raise CorruptFile("a block of the index is damaged: its checksum differs")
     if kind not in (0, 1):
         raise CorruptFile(f"a block of the index is compressed in a way that is not known ({kind})")
     return _unsnapped(data[offset:end]) if kind else data[offset:end]

@@ -106,7 +106,7 @@ def as_the_code_computes(checkpoint: Checkpoint, like: Mapping[str, ir.TensorPro
     except SurgeryError as error:
         if any(_resized(checkpoint, like, name) for name in like if name in checkpoint.tensors):
             raise Refused(
-                f"what the attention of this graph divides by cannot be told: {error.message}"
+                f"it is not known what the attention of this graph divides by: {error.message}"
             ) from error
         return checkpoint
     for scores in found:
@@ -114,10 +114,10 @@ def as_the_code_computes(checkpoint: Checkpoint, like: Mapping[str, ir.TensorPro
         if scores.product in sizes:
             if scores.queries is None and scores.size != sizes[scores.product]:
                 raise Refused(
-                    f"the code computes 1/√d of '{scores.product}' from its head size, which was"
-                    f" {sizes[scores.product]} and is {scores.size}; its queries come straight from no projection that"
-                    " could make up for it",
-                    hint="leave the head size, and give it more heads",
+                    f"the code computes 1/√d of '{scores.product}' from its head size, which was "
+                    f"{sizes[scores.product]} and is {scores.size}; no projection directly before its "
+                    "queries could make up for it",
+                    hint="keep the head size, and add heads",
                 )
             if not scores.plain:
                 factors[weight] = scores
@@ -125,9 +125,8 @@ def as_the_code_computes(checkpoint: Checkpoint, like: Mapping[str, ir.TensorPro
             not (scores.plain or scores.factor == 1) and weight in like and _resized(checkpoint, like, weight)
         ):
             raise Refused(
-                f"whether the code of the file computes 1/√d of '{weight}' from the head size, which is now"
-                f" {scores.size}, is not known",
-                hint="read the file with surgery convert FILE --module PKG:CALLABLE, and edit what comes out",
+                f"the file's code may compute 1/√d of '{weight}' from the head size, which is now {scores.size}",
+                hint="read the file with surgery convert FILE --module PKG:CALLABLE, and edit the result",
             )
     return _rescaled(checkpoint, factors.values()) if factors else checkpoint
 
@@ -269,7 +268,7 @@ def _rescaled(checkpoint: Checkpoint, factors: Iterable[Scores]) -> Checkpoint:
     for scores in factors:
         queries, rows = scores.queries, scores.rows
         if queries is None or rows is None or not math.isfinite(scores.off):
-            raise Refused(f"what '{scores.product}' is multiplied with is no constant")
+            raise Refused(f"what '{scores.product}' is multiplied with is not a constant")
         for name, axis in ((queries.weight, queries.axis), (queries.bias, 0)):
             if name is None:
                 continue

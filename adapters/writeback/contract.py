@@ -40,7 +40,7 @@ class Notes:
         try:
             record = json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise CorruptFile(f"the member '{NAME}' is no JSON: {error}") from error
+            raise CorruptFile(f"the member '{NAME}' is not JSON: {error}") from error
         steps = record.get("lineage") if isinstance(record, Mapping) else None
         if not isinstance(record, Mapping) or record.get("schema") != SCHEMA or not isinstance(steps, list):
             raise CorruptFile(f"the member '{NAME}' is damaged, or of a later version of this program")

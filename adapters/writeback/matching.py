@@ -73,8 +73,8 @@ def fit(old: Tensors, checkpoint: Checkpoint, like: Path, modules: Mapping[str, 
         raise _stranger(new[0], like)
     if new and not _MADE_BY_CODE.isdisjoint(checkpoint.source):
         raise Refused(
-            f"your code makes this network, and it makes no '{new[0]}'",
-            hint=f"{HINT}; or bring code that makes it, and write its own file",
+            f"your code builds this network without '{new[0]}'",
+            hint=f"{HINT}; or write the file of code that builds it",
         )
     numbering = number(checkpoint.model, old, new, checkpoint.copies, modules)
     now = matched(old, checkpoint, like, new)
@@ -124,9 +124,9 @@ def _parameters(old: Tensors, checkpoint: Checkpoint) -> dict[str, ir.TensorProt
 
 def _stranger(name: str, like: Path) -> ArgumentError:
     return ArgumentError(
-        f"the file has no parameter '{name}', the checkpoint has",
+        f"the checkpoint has a parameter '{name}', the file does not",
         where={"like": like},
-        hint="a checkpoint is written into the file that it came from",
+        hint="write a checkpoint into the file that it came from",
     )
 
 
@@ -154,8 +154,8 @@ def _check_copies(old: Tensors, tensors: Tensors, checkpoint: Checkpoint) -> Non
         now = tensors.get(original)
         if original != name and name not in tensors and now is not None and shape_of(now) != shape_of(tensor):
             raise Refused(
-                f"'{name}' is a copy of '{original}', which is now {list(shape_of(now))}; the graph does not"
-                " compute it, so it has not followed",
+                f"'{name}' is a copy of '{original}', which is now {list(shape_of(now))}; the graph does not "
+                "compute it, so it was not changed along",
                 hint="name code whose module computes both networks",
             )
 

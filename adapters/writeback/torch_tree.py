@@ -67,7 +67,9 @@ def renumber(
                 found = True
                 break
     if not found:
-        raise Refused("no dict of the file holds a network by itself, whose names could follow", hint=HINT)
+        raise Refused(
+            "no dict of the file holds only this network, so that its names could be changed", hint=HINT
+        )
 
 
 def _view(node: object) -> View | None:
@@ -208,7 +210,9 @@ def revise(
     )
     swapped = state.kind != record.kind()
     if swapped and carried:
-        raise Refused(f"the file's optimizer also trains '{min(carried)}', which is of no network", hint=HINT)
+        raise Refused(
+            f"the file's optimizer also trains '{min(carried)}', which belongs to no network", hint=HINT
+        )
     settings = tuple(
         _settings(
             [member.name for member in group if member.name not in carried],
