@@ -179,7 +179,7 @@ def test_of_a_plan_that_was_read_the_proof_fails_for_its_editor(change: str) -> 
         surgery.apply(edited, checkpoint)
     with pytest.raises(PlanMismatch, match="the plan does not do what it claims here") as theirs:
         surgery.apply(Plan.from_json(edited.to_json()), checkpoint)
-    assert "bug of ours" in str(ours.value.hint) and "plan 'widen' anew" in str(theirs.value.hint)
+    assert "bug of ours" in str(ours.value.hint) and "make a new plan 'widen'" in str(theirs.value.hint)
     assert theirs.value.where == ours.value.where and "outputs, float32" in theirs.value.where
 
 
