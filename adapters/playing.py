@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from surgery.adapters import Parity, code_from_here
+from surgery.arrays import Array
 from surgery.checkpoint import Checkpoint
 from surgery.envs.normaliser import Normaliser
 from surgery.envs.step import alive
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     Env = gymnasium.Env[Any, Any]
 
-Array = np.ndarray[Any, np.dtype[Any]]
 LIMIT = 1e-5
 """Largest difference of a continuous action, as a share of its range or of 1."""
 MOST_STEPS = 3000

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from surgery.arrays import Array
 from surgery.tensors import shape_of
 
 OPSET = 20
@@ -58,7 +58,7 @@ class GraphBuilder:
         self._graph.outputs.append(value)
         return value
 
-    def parameter(self, name: str, array: np.ndarray[Any, np.dtype[Any]] | ir.TensorProtocol) -> ir.Value:
+    def parameter(self, name: str, array: Array | ir.TensorProtocol) -> ir.Value:
         """An initializer; a name that is already one is the same parameter once more."""
         if name in self._graph.initializers:
             return self._graph.initializers[name]
@@ -90,8 +90,8 @@ class GraphBuilder:
         self,
         x: ir.Value,
         name: str,
-        weight: np.ndarray[Any, np.dtype[Any]] | ir.TensorProtocol,
-        bias: np.ndarray[Any, np.dtype[Any]] | ir.TensorProtocol | None = None,
+        weight: Array | ir.TensorProtocol,
+        bias: Array | ir.TensorProtocol | None = None,
     ) -> ir.Value:
         """`x Wᵀ + b` of a matrix x; weight (out, in), bias (out,), named NAME.weight and NAME.bias."""
         inputs = [x, self.parameter(f"{name}.weight", weight)]
@@ -103,8 +103,8 @@ class GraphBuilder:
         self,
         x: ir.Value,
         name: str,
-        weight: np.ndarray[Any, np.dtype[Any]] | ir.TensorProtocol,
-        bias: np.ndarray[Any, np.dtype[Any]] | ir.TensorProtocol | None = None,
+        weight: Array | ir.TensorProtocol,
+        bias: Array | ir.TensorProtocol | None = None,
         *,
         stride: int = 1,
         pads: Sequence[int] = (0, 0, 0, 0),

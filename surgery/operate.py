@@ -6,10 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
+from surgery.arrays import Array
 from surgery.checkpoint import Checkpoint, check_finite
 from surgery.edits.execute import execute
 from surgery.edits.plan import Plan
@@ -44,7 +42,7 @@ def apply(
     checkpoint: Checkpoint,
     *,
     verify: bool = True,
-    observations: Mapping[str, np.ndarray[Any, np.dtype[Any]]] | None = None,
+    observations: Mapping[str, Array] | None = None,
     seed: int = 0,
 ) -> Result:
     """Carry out a plan and judge the result by what the plan claims.

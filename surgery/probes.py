@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from surgery.arrays import Array
 from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, UnknownName, shape_text
 from surgery.graph.symbols import symbol
 from surgery.graph.walk import lengths
 from surgery.interface import Port
 from surgery.numeric.bounds import spread
-from surgery.numeric.dual import Array
 
-Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
+Arrays = dict[str, Array]
 
 _INNER = 3
 """Size given to symbolic dimensions other than the batch."""
@@ -26,7 +26,7 @@ def probes(
     checkpoint: Checkpoint,
     count: int,
     seed: int,
-    recorded: Mapping[str, np.ndarray[Any, np.dtype[Any]]] | None = None,
+    recorded: Mapping[str, Array] | None = None,
 ) -> Arrays:
     """Inputs for a model.
 
@@ -63,7 +63,7 @@ def probes(
     return out
 
 
-def _match(inputs: list[ir.Value], recorded: Mapping[str, np.ndarray[Any, np.dtype[Any]]]) -> Arrays:
+def _match(inputs: list[ir.Value], recorded: Mapping[str, Array]) -> Arrays:
     names = [value.name or "" for value in inputs]
     if len(names) == 1 and len(recorded) == 1:
         return {names[0]: next(iter(recorded.values()))}
@@ -73,7 +73,7 @@ def _match(inputs: list[ir.Value], recorded: Mapping[str, np.ndarray[Any, np.dty
     return dict(recorded)
 
 
-def _refuse_vacuous(name: str, array: np.ndarray[Any, np.dtype[Any]], port: Port) -> None:
+def _refuse_vacuous(name: str, array: Array, port: Port) -> None:
     """What would prove nothing: no rows, or NaN and infinity, of which every network makes NaN."""
     if array.dtype.kind not in "biuf":
         raise ArgumentError(f"recorded observations are real numbers; '{name}' is of type {array.dtype}")
@@ -107,9 +107,7 @@ def _wanted(inputs: list[ir.Value], found: Arrays, rows: int) -> dict[str, int]:
     return sizes
 
 
-def _choose(
-    array: np.ndarray[Any, np.dtype[Any]], shape: tuple[int, ...], value: ir.Value, rng: np.random.Generator
-) -> np.ndarray[Any, np.dtype[Any]]:
+def _choose(array: Array, shape: tuple[int, ...], value: ir.Value, rng: np.random.Generator) -> Array:
     if array.ndim != len(shape) or array.shape[1:] != shape[1:] or len(array) < shape[0]:
         raise ArgumentError(
             f"recorded observations of shape {shape_text(array.shape)} do not fit input '{value.name}' of "
@@ -119,9 +117,7 @@ def _choose(
     return array[rows].astype(_dtype(value))
 
 
-def _draw(
-    value: ir.Value, port: Port, shape: tuple[int, ...], rng: np.random.Generator
-) -> np.ndarray[Any, np.dtype[Any]]:
+def _draw(value: ir.Value, port: Port, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     dtype = _dtype(value)
     if dtype.kind == "b" or (port.kind == "mask" and port.low is port.high is None):
         return (rng.random(shape) < 0.5).astype(dtype)

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.edits.arithmetic import AxisMap, SpaceEdit, axis_maps
 from surgery.edits.plan import Plan
 from surgery.errors import some_text
@@ -154,7 +155,7 @@ def _scales(maps: list[AxisMap | None]) -> tuple[float, float] | None:
     return math.prod(float(axis.value[0]) for axis in axes), math.prod(float(axis.grad[0]) for axis in axes)
 
 
-def _constant(factors: np.ndarray[Any, np.dtype[Any]]) -> bool:
+def _constant(factors: Array) -> bool:
     return bool(np.allclose(factors, factors[0], rtol=1e-15, atol=0))
 
 

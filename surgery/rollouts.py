@@ -11,6 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.edits.axis_maps import units_along
 from surgery.edits.parts import PortEdit
 from surgery.edits.plan import Plan
@@ -18,8 +19,6 @@ from surgery.edits.ports import grow
 from surgery.errors import ArgumentError, CorruptFile, UnknownFormat
 from surgery.files import check_readable, check_target, replacing
 from surgery.graph.layout import units
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 BLOCK = 1 << 22
 """Bytes that are worked on at once."""

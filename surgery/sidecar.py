@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from surgery.arrays import Array
 from surgery.checkpoint import Checkpoint, check_finite
 from surgery.edits.insert import joined
 from surgery.edits.insertion import Insertion, NewPort
@@ -32,7 +32,7 @@ from surgery.verify import Report, prove, versions
 from surgery.verify.structure import check_structure
 
 GATE = f"{PREFIX}gate"
-Recorded = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
+Recorded = Mapping[str, Array]
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.policy import Policy
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def both(

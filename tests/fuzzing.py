@@ -18,10 +18,9 @@ import onnx
 import onnx_ir as ir
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from surgery.arrays import Array
 from surgery.errors import SurgeryError
 from surgery.numeric import compute, run
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 LARGEST = 30.0
 MOST_ELEMENTS = 4096

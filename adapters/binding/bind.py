@@ -16,11 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from surgery.arrays import Array
 from surgery.checkpoint import Checkpoint
 from surgery.errors import Refused
 from surgery.graph.prepare import prepared
 from surgery_adapters.binding.blocks import Arrays, Block, Bound, alike, whole
-from surgery_adapters.binding.layout import Array, Layout, telling
+from surgery_adapters.binding.layout import Layout, telling
 from surgery_adapters.binding.neighbours import Neighbours
 from surgery_adapters.binding.norms import Fold, Norm, folds
 from surgery_adapters.binding.rewrite import bare_width, rewrite

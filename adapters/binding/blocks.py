@@ -9,7 +9,8 @@ from itertools import combinations, pairwise
 
 import numpy as np
 
-from surgery_adapters.binding.layout import Array, Layout, Shape, content, contents, layouts
+from surgery.arrays import Array
+from surgery_adapters.binding.layout import Layout, Shape, content, contents, layouts
 
 _MAX_BLOCKS = 64
 

@@ -7,11 +7,11 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, permutations
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from surgery.arrays import Array
+
 Shape = tuple[int, ...]
 _MAX_KERNEL = 16
 """Longest axis that is looked at in reverse: those of kernels."""

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from surgery.arrays import Array
 from surgery_adapters.binding.blocks import Bound, whole
-from surgery_adapters.binding.layout import Array, layouts
+from surgery_adapters.binding.layout import layouts
 from surgery_adapters.binding.neighbours import Neighbours
 
 _TOLERANCE = 1e-5

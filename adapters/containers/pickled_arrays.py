@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.errors import CorruptFile
 from surgery_adapters.containers.pickle_tree import Made, Name
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 _FROM_BUFFER = ("numpy._core.numeric._frombuffer", "numpy.core.numeric._frombuffer")
 _RECONSTRUCT = ("numpy._core.multiarray._reconstruct", "numpy.core.multiarray._reconstruct")

@@ -12,17 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.errors import CorruptFile, Refused
 from surgery.interface import Bound as Bound
 from surgery.interface import Port
 from surgery_adapters.containers.pickle_tree import Made, Name
-from surgery_adapters.containers.pickled_arrays import (
-    Array,
-    read_array,
-    read_dtype,
-    read_integer,
-    write_array,
-)
+from surgery_adapters.containers.pickled_arrays import read_array, read_dtype, read_integer, write_array
 
 Source = Sequence[int | None]
 """For every entry of an axis the old one that it was, or None for a new one."""

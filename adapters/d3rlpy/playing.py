@@ -12,9 +12,10 @@ import d3rlpy
 import numpy as np
 
 from surgery.adapters import Parity
+from surgery.arrays import Array
 from surgery.checkpoint import Checkpoint
 from surgery.errors import Refused
-from surgery_adapters.playing import Array, Graph, Tally, loading, make, play, scale
+from surgery_adapters.playing import Graph, Tally, loading, make, play, scale
 
 _DRAWN = ("crr",)
 """Algorithms whose `predict` draws among actions of the policy."""

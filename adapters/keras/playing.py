@@ -13,9 +13,10 @@ import keras
 import numpy as np
 
 from surgery.adapters import Parity
+from surgery.arrays import Array
 from surgery.checkpoint import Checkpoint
 from surgery.errors import Refused
-from surgery_adapters.playing import Array, Graph, Tally, loading, make, play, scale
+from surgery_adapters.playing import Graph, Tally, loading, make, play, scale
 
 
 def parity(path: Path, checkpoint: Checkpoint, environment: str, *, episodes: int, seed: int) -> Parity:

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.errors import CorruptFile, Refused
 from surgery.json_values import Json
 from surgery_adapters.containers.pickle_tree import Name
-from surgery_adapters.containers.pickled_arrays import Array, is_array, read_array, write_array
+from surgery_adapters.containers.pickled_arrays import is_array, read_array, write_array
 from surgery_adapters.containers.spaces import Source, Space, read_space
 from surgery_adapters.rllib.folder import RllibFolder
 from surgery_adapters.writeback.sequences import HINT

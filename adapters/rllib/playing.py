@@ -18,9 +18,10 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from surgery.adapters import Parity
+from surgery.arrays import Array
 from surgery.checkpoint import Checkpoint
 from surgery.envs.step import alive
-from surgery_adapters.playing import MOST_STEPS, Array, Graph, Tally, loading, scale
+from surgery_adapters.playing import MOST_STEPS, Graph, Tally, loading, scale
 from surgery_adapters.rllib.connectors import Connectors
 from surgery_adapters.rllib.folder import RllibFolder
 from surgery_adapters.rllib.worlds import world

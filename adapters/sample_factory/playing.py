@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from surgery.adapters import Parity
+from surgery.arrays import Array
 from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, MissingDependency, Refused
-from surgery_adapters.playing import MOST_STEPS, Array, Graph, Tally
+from surgery_adapters.playing import MOST_STEPS, Graph, Tally
 
 INTERPRETER = "SAMPLE_FACTORY_PYTHON"
 """The environment variable that names an interpreter with Sample Factory in it."""

@@ -18,10 +18,11 @@ from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize, VecTransposeImage
 
 from surgery.adapters import Parity
+from surgery.arrays import Array
 from surgery.checkpoint import Checkpoint
 from surgery.envs.step import alive
 from surgery.errors import ArgumentError, Refused
-from surgery_adapters.playing import MOST_STEPS, Array, Graph, Tally, found, is_game, loading, scale
+from surgery_adapters.playing import MOST_STEPS, Graph, Tally, found, is_game, loading, scale
 from surgery_adapters.sb3 import normaliser
 from surgery_adapters.sb3.file import Sb3File
 

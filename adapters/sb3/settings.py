@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.checkpoint import Checkpoint
 from surgery.edits.ports import port_sources
 from surgery.errors import Refused
@@ -89,7 +90,7 @@ def _box_follows(name: str, part: Space, checkpoint: Checkpoint, side: str) -> b
     return bool(axes or fitting)
 
 
-def _declared_bounds(checkpoint: Checkpoint, name: str) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+def _declared_bounds(checkpoint: Checkpoint, name: str) -> dict[str, Array]:
     """Bounds that the contract gives for a space, entry by entry; None in it is unbounded."""
     spaces = checkpoint.environment.settings.get("spaces")
     found = spaces.get(name) if isinstance(spaces, Mapping) else None
@@ -99,7 +100,7 @@ def _declared_bounds(checkpoint: Checkpoint, name: str) -> dict[str, np.ndarray[
     return {side: _filled(found[side], unbounded) for side, unbounded in sides.items() if side in found}
 
 
-def _filled(values: object, unbounded: float) -> np.ndarray[Any, np.dtype[Any]]:
+def _filled(values: object, unbounded: float) -> Array:
     nested = np.array(thaw(values), dtype=object)  # type: ignore[arg-type]
     flat = [unbounded if value is None else float(value) for value in nested.reshape(-1)]
     return np.array(flat, np.float64).reshape(nested.shape)

@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from surgery.arrays import Array
 from surgery.checkpoint import Checkpoint
 from surgery.errors import Refused, SurgeryError
 from surgery.numeric import run
@@ -23,7 +23,6 @@ from surgery.optimizer import power
 from surgery.probes import probes
 from surgery.tensors import shape_of
 
-Array = np.ndarray[Any, np.dtype[Any]]
 KEY = "attention"
 """In a checkpoint's `source`: product of queries and keys -> head size in the file, where its code computes 1/√d."""
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from surgery.architectures.initialise import Array, Initialiser
+from surgery.architectures.initialise import Initialiser
 from surgery.architectures.layers import (
     Activation,
     Attention,
@@ -24,6 +24,7 @@ from surgery.architectures.layers import (
     Residual,
     Shape,
 )
+from surgery.arrays import Array
 from surgery.builder import GraphBuilder
 
 NOISE = ("noise_in", "noise_out")

@@ -10,16 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.compare.runs import Run, find_runs, read_run
-from surgery.compare.statistics import (
-    Array,
-    Games,
-    Interval,
-    bootstrap,
-    iqm,
-    probability_of_improvement,
-    profile,
-)
+from surgery.compare.statistics import Games, Interval, bootstrap, iqm, probability_of_improvement, profile
 from surgery.errors import ArgumentError
 from surgery.evaluate.baselines import random_and_human
 from surgery.json_values import Json

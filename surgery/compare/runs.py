@@ -11,7 +11,7 @@ from typing import cast
 
 import numpy as np
 
-from surgery.compare.statistics import Array
+from surgery.arrays import Array
 from surgery.errors import CorruptFile, FileError
 from surgery.files import check_readable, read_error
 from surgery.json_values import Json, loads

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.distill.methods import RollIn
 from surgery.evaluate import at_random, shares
 
 if TYPE_CHECKING:
     from surgery.envs import Envs
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Act = Callable[[Array], Array]
 """Observations (n, *observation) -> actions (n,)."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from surgery.distill.acting import Array
+from surgery.arrays import Array
 from surgery.distill.captured import Captured, Recorder
 
 if TYPE_CHECKING:

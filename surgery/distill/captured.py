@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from surgery.arrays import Array
 from surgery.errors import first_line
 
 if TYPE_CHECKING:
-    Array = np.ndarray[Any, np.dtype[Any]]
+    Array = Array
 
 WARM_UP = 3
 _LOG = logging.getLogger(__name__)

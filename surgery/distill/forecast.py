@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from surgery.distill.acting import Array
+from surgery.arrays import Array
 from surgery.distill.captured import WARM_UP
 from surgery.distill.job import Job
 from surgery.distill.learner import Objective

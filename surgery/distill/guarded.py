@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from surgery.distill.acting import Array
+from surgery.arrays import Array
 from surgery.distill.interrupt import Stopped
 from surgery.envs import Envs, Step
 from surgery.errors import RunFailed, SurgeryError, first_line

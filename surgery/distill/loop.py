@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 
-from surgery.distill.acting import Array, Games, Turns, epsilon, explore, play_games
+from surgery.arrays import Array
+from surgery.distill.acting import Games, Turns, epsilon, explore, play_games
 from surgery.distill.captured import Arriving
 from surgery.distill.checks import check_record, check_teacher, standard_error
 from surgery.distill.guarded import alive

@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from surgery.architectures.writer import NOISE
+from surgery.arrays import Array
 from surgery.checkpoint import Checkpoint
 from surgery.distill.frozen import Frozen
 from surgery.distill.halves import Halves
@@ -22,7 +22,7 @@ from surgery.torch.failures import no_gpu
 from surgery.torch.travel import moved
 
 if TYPE_CHECKING:
-    Array = np.ndarray[Any, np.dtype[Any]]
+    Array = Array
 
 IMAGE = 32
 """Height and width from which on an observation is an image: bfloat16 and channels last pay."""

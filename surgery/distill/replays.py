@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from surgery.distill.acting import Array
+from surgery.arrays import Array
 from surgery.distill.methods import Method
 from surgery.distill.network import Network
 from surgery.distill.settings import Settings

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from surgery import torch as modules
+from surgery.arrays import Array
 from surgery.checkpoint import Checkpoint
 from surgery.distill import store
-from surgery.distill.acting import Array
 from surgery.distill.actor import Actor
 from surgery.distill.captured import recorder_of
 from surgery.distill.frozen import STEPS

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from surgery import policy as policies
+from surgery.arrays import Array
 from surgery.checkpoint import Checkpoint
-from surgery.distill.acting import Array
 from surgery.distill.checks import check_model
 from surgery.errors import ArgumentError
 from surgery.evaluate import fits

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.edits.axis_maps import AxisMap as AxisMap
 from surgery.edits.axis_maps import axis_map as axis_map
 from surgery.edits.axis_maps import axis_maps as axis_maps
@@ -32,8 +33,6 @@ from surgery.edits.units import SpaceEdit as SpaceEdit
 from surgery.edits.units import Start as Start
 from surgery.edits.units import natural as natural
 from surgery.graph.spaces import Fill
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 BLOCK = 1 << 22
 """Bytes of a tensor that are worked on at once."""

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Any
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.edits.units import SpaceEdit
 from surgery.errors import Refused
 from surgery.graph.layout import Factor, Layout, Part, Sum, Units, Weave, text, units
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 _NO_PAIRS: Array = np.zeros((2, 0), np.int64)
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from surgery.arrays import Array
 from surgery.checkpoint import Checkpoint
 from surgery.edits.arithmetic import AxisMap, axis_maps, edit_slot, edit_weight, tensor_rng
 from surgery.edits.contract import settled
@@ -150,7 +151,7 @@ class _Edited:
 
         return self._lazy(old, compute)
 
-    def _read(self, old: ir.TensorProtocol) -> np.ndarray[Any, np.dtype[Any]]:
+    def _read(self, old: ir.TensorProtocol) -> Array:
         array = old.numpy()
         return array.astype(np.float64) if self.double and old.dtype.is_floating_point() else array
 
@@ -165,7 +166,7 @@ class _Edited:
         )  # fmt: skip
 
 
-def _scaled(array: np.ndarray[Any, np.dtype[Any]], factor: float) -> np.ndarray[Any, np.dtype[Any]]:
+def _scaled(array: Array, factor: float) -> Array:
     return array if factor == 1 else (array.astype(np.float64) * factor).astype(array.dtype)
 
 

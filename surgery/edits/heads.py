@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.edits.arithmetic import SpaceEdit
 from surgery.graph.layout import Factor, Layout, Sum, Units
 from surgery.graph.layout import size as layout_size
 from surgery.graph.spaces import Fill
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def start_rows(new: Array, layouts: Sequence[Layout], fill: Fill, edits: Mapping[str, SpaceEdit]) -> Array:

@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.edits.arithmetic import natural, tensor_rng
 from surgery.errors import PlanMismatch, shape_text
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Start = Literal["zero", "one", "identity", "normal", "fill", "numbers"]
 STARTS: tuple[Start, ...] = ("zero", "one", "identity", "normal", "fill", "numbers")
 Attribute = int | float | str | tuple[int, ...] | tuple[float, ...]

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from surgery.arrays import Array
 from surgery.errors import PlanMismatch
 from surgery.graph.unused import drop_unused
 from surgery.optimizer import OptimizerState, power
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, slots=True)

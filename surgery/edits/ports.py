@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.edits.axis_maps import AxisMap, axis_maps, units_along
 from surgery.edits.plan import Plan
 from surgery.edits.units import SpaceEdit
@@ -15,7 +15,7 @@ from surgery.graph.layout import Layout, units
 from surgery.interface import LineageStep
 from surgery.json_values import Json
 
-Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
+Arrays = dict[str, Array]
 
 Sources = dict[int, tuple[int | None, ...]]
 """Axis -> for every entry the old one that it was, or None for a new one."""
@@ -23,7 +23,7 @@ Sources = dict[int, tuple[int | None, ...]]
 
 def grow(
     plan: Plan,
-    arrays: Mapping[str, np.ndarray[Any, np.dtype[Any]]],
+    arrays: Mapping[str, Array],
     rng: np.random.Generator | None = None,
 ) -> Arrays:
     """Values of the old model's inputs as inputs of the new one.
@@ -68,9 +68,7 @@ def grow(
     return out
 
 
-def shrink(
-    plan: Plan, arrays: Mapping[str, np.ndarray[Any, np.dtype[Any]]], *, weighted: bool = False
-) -> Arrays:
+def shrink(plan: Plan, arrays: Mapping[str, Array], *, weighted: bool = False) -> Arrays:
     """The part of the new model's outputs that the old one has: see `kept` for that part of the old ones.
 
     Args:
@@ -96,7 +94,7 @@ def shrink(
     return out
 
 
-def kept(plan: Plan, arrays: Mapping[str, np.ndarray[Any, np.dtype[Any]]]) -> Arrays:
+def kept(plan: Plan, arrays: Mapping[str, Array]) -> Arrays:
     """The part of the old model's outputs that the new one still has, in its old order."""
     edited = {port.name: port for port in plan.ports if port.side == "output"}
     out: Arrays = {}
@@ -109,7 +107,7 @@ def kept(plan: Plan, arrays: Mapping[str, np.ndarray[Any, np.dtype[Any]]]) -> Ar
     return out
 
 
-def settled(plan: Plan, arrays: Mapping[str, np.ndarray[Any, np.dtype[Any]]]) -> Arrays:
+def settled(plan: Plan, arrays: Mapping[str, Array]) -> Arrays:
     """Inputs of the old model for which a plan promises equal outputs, made from any inputs.
 
     A retired observation holds its constant, and recurrent units that are merged hold the same state.
@@ -127,9 +125,7 @@ def settled(plan: Plan, arrays: Mapping[str, np.ndarray[Any, np.dtype[Any]]]) ->
     return out
 
 
-def _settle(
-    array: np.ndarray[Any, np.dtype[Any]], k: int, layout: Layout, edit: SpaceEdit
-) -> np.ndarray[Any, np.dtype[Any]]:
+def _settle(array: Array, k: int, layout: Layout, edit: SpaceEdit) -> Array:
     unit, rest = units_along(layout, edit.space)
     moved = np.moveaxis(array, k, 0).copy()
     element = {(int(u), int(r)): e for e, (u, r) in enumerate(zip(unit, rest, strict=True))}
@@ -155,9 +151,7 @@ def _split(plan: Plan, layout: Layout) -> bool:
     return any(start is not None and start.kind == "split" for start in starts)
 
 
-def _summed_probability(
-    logits: np.ndarray[Any, np.dtype[Any]], k: int, axis: AxisMap
-) -> np.ndarray[Any, np.dtype[Any]]:
+def _summed_probability(logits: Array, k: int, axis: AxisMap) -> Array:
     """The logit that has the probability of all copies together."""
     moved = np.moveaxis(logits, k, 0)
     total = np.full((axis.before, *moved.shape[1:]), -np.inf, moved.dtype)
@@ -165,9 +159,7 @@ def _summed_probability(
     return np.moveaxis(total, 0, k)
 
 
-def _collected(
-    array: np.ndarray[Any, np.dtype[Any]], k: int, axis: AxisMap
-) -> np.ndarray[Any, np.dtype[Any]]:
+def _collected(array: Array, k: int, axis: AxisMap) -> Array:
     """Sum of copies times shares along one axis, one row per old unit that is still there; fresh ones are left out."""
     moved = np.moveaxis(array, k, 0)
     shares = np.where(axis.fresh_in | axis.fresh_out, 0.0, axis.value * axis.grad)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from surgery.arrays import Array
 from surgery.checkpoint import Checkpoint
 from surgery.edits.axis_maps import axis_map, belonging, units_along
 from surgery.edits.parts import Fold
@@ -23,7 +23,6 @@ from surgery.numeric.bounds import Bounds, bounds, spread
 from surgery.numeric.evaluate import Evaluation, Frame
 from surgery.tensors import shape_of
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Pins = Mapping[str, list[tuple[int, Array, Array]]]
 """Input -> (axis, indices along it, their values)."""
 

@@ -9,12 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.errors import PlanMismatch
 
 MOST_UNITS = 1 << 24
 """Largest number of units that a plan may give a space."""
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, slots=True)

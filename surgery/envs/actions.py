@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.envs.contract import chosen
 from surgery.errors import ArgumentError, shape_text
 from surgery.interface import Environment
 
 if TYPE_CHECKING:
     import gymnasium
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class ActionSpace(Protocol):

@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from surgery.envs.actions import Array
+from surgery.arrays import Array
 from surgery.errors import ArgumentError
 from surgery.interface import Environment
 

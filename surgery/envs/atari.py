@@ -17,7 +17,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from surgery.envs.actions import ActionSpace, Array, Discrete
+from surgery.arrays import Array
+from surgery.envs.actions import ActionSpace, Discrete
 from surgery.envs.contract import action_set, chosen, flag, number, preprocessing
 from surgery.envs.parts import Part
 from surgery.envs.step import Ledger, Step, seeds

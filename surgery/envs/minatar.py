@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from surgery.envs.actions import ActionSpace, Array, Discrete
+from surgery.arrays import Array
+from surgery.envs.actions import ActionSpace, Discrete
 from surgery.envs.contract import chosen, flag, number
 from surgery.envs.parts import Part
 from surgery.envs.step import Ledger, Step, seeds

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from surgery.envs.actions import Array
+from surgery.arrays import Array
 from surgery.envs.parts import Part
 from surgery.errors import ArgumentError, shape_text
 from surgery.interface import Environment

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from surgery.envs.actions import ActionSpace, Array, Discrete, action_space
+from surgery.arrays import Array
+from surgery.envs.actions import ActionSpace, Discrete, action_space
 from surgery.envs.contract import MAX_STEPS, made_by_gymnasium, number, preprocessing
 from surgery.envs.normaliser import Normaliser
 from surgery.envs.parts import Part, parts_of

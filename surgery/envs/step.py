@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from surgery.envs.actions import ActionSpace, Array
+from surgery.arrays import Array
+from surgery.envs.actions import ActionSpace
 from surgery.envs.parts import Part
 from surgery.errors import RunFailed, SurgeryError, first_line
 from surgery.interface import Environment

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
 
+from surgery.arrays import Array
 from surgery.checkpoint import Checkpoint
-from surgery.envs.actions import Array
 from surgery.envs.contract import preprocessing
 from surgery.errors import SurgeryError
 from surgery.evaluate.evaluation import Evaluation

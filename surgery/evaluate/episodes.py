@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from surgery.envs.actions import Array, any_of
+from surgery.arrays import Array
+from surgery.envs.actions import any_of
 from surgery.envs.step import Envs, alive
 from surgery.errors import RunFailed
 from surgery.interface import Environment

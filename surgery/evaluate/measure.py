@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.checkpoint import Checkpoint
 from surgery.envs import make
-from surgery.envs.actions import Array, Box, Discrete
+from surgery.envs.actions import Box, Discrete
 from surgery.envs.step import Envs
 from surgery.errors import ArgumentError
 from surgery.evaluate.episodes import Episodes, play

@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from surgery.arrays import Array
 from surgery.graph.control import captured, control_types
 
-Array = np.ndarray[Any, np.dtype[Any]]
 _AS_FIRST = frozenset(
     ["MeanVarianceNormalization", "GroupNormalization", "LayerNormalization", "RMSNormalization", "HardSwish", "Mish",
      "Swish", "Celu", "Elu", "Selu", "Gelu", "PRelu", "ThresholdedRelu", "Softplus", "Softsign", "LeakyRelu",

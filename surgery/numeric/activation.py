@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.numeric import dual
 from surgery.numeric.call import Call, Kernel
-from surgery.numeric.dual import Array, Unary
+from surgery.numeric.dual import Unary
 from surgery.numeric.elementwise import unary
 
 # α and γ of Klambauer et al., 2017, as the float32 numbers that the standard states

@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.errors import GraphError
 from surgery.numeric import dual
 from surgery.numeric.call import Call, Kernel
-from surgery.numeric.dual import Array
 
 
 def attention(call: Call) -> tuple[Array, ...]:

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from surgery.arrays import Array
 from surgery.errors import GraphError
 from surgery.numeric.call import Unsupported
-from surgery.numeric.dual import Array
 from surgery.numeric.evaluate import Evaluation, Frame
 
 SLACK = 1e-12

@@ -9,8 +9,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
+from surgery.arrays import Array
 from surgery.errors import GraphError, SurgeryError
-from surgery.numeric.dual import Array, is_dual
+from surgery.numeric.dual import is_dual
 
 Value: TypeAlias = "Array | list[Array] | None"  # a tensor, a sequence, or an absent optional
 Outputs: TypeAlias = "Array | tuple[Value, ...]"

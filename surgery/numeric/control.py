@@ -7,9 +7,9 @@ from itertools import count
 import numpy as np
 import onnx_ir as ir
 
+from surgery.arrays import Array
 from surgery.errors import GraphError
 from surgery.numeric.call import Call, Kernel, Value
-from surgery.numeric.dual import Array
 
 
 def branch(call: Call) -> tuple[Value, ...]:

@@ -7,9 +7,9 @@ from math import prod
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.numeric import dual
 from surgery.numeric.call import Call, Kernel
-from surgery.numeric.dual import Array
 from surgery.numeric.movement import padded
 from surgery.numeric.window import Window, window
 

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-Array: TypeAlias = npt.NDArray[Any]
+from surgery.arrays import Array
+
 Unary: TypeAlias = Callable[[Array], Array]
 
 

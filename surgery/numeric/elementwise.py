@@ -8,9 +8,10 @@ from functools import reduce
 import numpy as np
 import onnx_ir as ir
 
+from surgery.arrays import Array
 from surgery.numeric import dual
 from surgery.numeric.call import Call, Kernel
-from surgery.numeric.dual import Array, Unary
+from surgery.numeric.dual import Unary
 
 Binary = Callable[[Array, Array], Array]
 

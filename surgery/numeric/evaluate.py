@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from surgery.arrays import Array
 from surgery.errors import GraphError, SurgeryError, UnknownName
 from surgery.numeric import kernels
 from surgery.numeric.call import Body, Call, Unsupported, Value, is_floating
-from surgery.numeric.dual import Array, is_dual
+from surgery.numeric.dual import is_dual
 
 Scope = ir.Graph | ir.Function
 Steps = list[tuple[ir.Node, list[ir.Value]]]

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.numeric import dual
 from surgery.numeric.call import Call, Kernel
-from surgery.numeric.dual import Array
 
 
 def gather(call: Call) -> Array:

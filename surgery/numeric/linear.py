@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.numeric import dual
 from surgery.numeric.call import Call, Kernel
-from surgery.numeric.dual import Array
 
 
 def gemm(call: Call) -> Array:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.numeric.call import Call, Kernel
-from surgery.numeric.dual import Array
 
 
 def reshape(call: Call) -> Array:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.numeric import dual
 from surgery.numeric.call import Call, Kernel
-from surgery.numeric.dual import Array
 
 
 def _constant(number: float, like: Array) -> Array:

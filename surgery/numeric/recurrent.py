@@ -11,10 +11,11 @@ from typing import TypeAlias
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.numeric import dual
 from surgery.numeric.activation import RECURRENT, RECURRENT_DEFAULTS
 from surgery.numeric.call import Call, Kernel
-from surgery.numeric.dual import Array, Unary
+from surgery.numeric.dual import Unary
 
 State: TypeAlias = tuple[Array, ...]  # (N, H) each; the hidden state first
 Cell: TypeAlias = Callable[["Weights", Array, State], State]

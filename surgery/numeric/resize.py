@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.numeric.call import Call, Kernel
-from surgery.numeric.dual import Array
 
 _RADIUS = {"linear": 1, "cubic": 2}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from surgery.arrays import Array
 from surgery.numeric import dual
 from surgery.numeric.call import Call, Kernel
-from surgery.numeric.dual import Array
 
 _PLAIN = {
     "value_float": np.float32,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import onnx_ir as ir
 
+from surgery.arrays import Array
 from surgery.checkpoint import Checkpoint
 from surgery.edits.axis_maps import units_along
 from surgery.edits.execute import constants
@@ -18,7 +19,6 @@ from surgery.graph.spaces import Analysis, Space
 from surgery.numeric import Unsupported, run
 from surgery.probes import probes
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Score = Literal["l1", "l2", "activation", "taylor"]
 SCORES: tuple[Score, ...] = get_args(Score)
 

@@ -7,10 +7,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.edits.units import SpaceEdit
 from surgery.errors import ArgumentError, Refused, UnknownName
 from surgery.graph.layout import Factor, Sum, Units
@@ -18,8 +18,6 @@ from surgery.graph.layout import size as layout_size
 from surgery.graph.singles import held
 from surgery.graph.spaces import Analysis, Space
 from surgery.interface import Interface
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 LARGEST = float(np.finfo(np.float32).max)
 """That a constant or a bias may be."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.checkpoint import Checkpoint
 from surgery.edits.copies import related
 from surgery.edits.plan import Plan
@@ -21,7 +21,6 @@ from surgery.ops.importance import Score, importance
 from surgery.ops.seats import Seats, seats_of_fewer, with_linked
 from surgery.ops.spare import Spare, bounds_of, spares
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Found = dict[str, Spare]
 
 

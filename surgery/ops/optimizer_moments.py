@@ -23,10 +23,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.errors import Refused
 from surgery.json_values import Json
 
-Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Count: TypeAlias = "float | Array"
 """Updates so far, of the whole tensor or of each element; infinite where nobody counted."""
 Slots: TypeAlias = Mapping[str, Array]

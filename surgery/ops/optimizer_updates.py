@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from surgery.ops.optimizer_moments import ADAMS, Array, Count, Hyper, Slots, betas, collected, number, root
+from surgery.arrays import Array
+from surgery.ops.optimizer_moments import ADAMS, Count, Hyper, Slots, betas, collected, number, root
 
 
 def update(kind: str, hyper: Hyper, slots: Slots, count: Count, gradient: Array) -> Array:

@@ -8,16 +8,15 @@ as before: into the same parts. The places that do this are its *seats*.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.edits.axis_maps import in_turn
 from surgery.errors import ArgumentError
 from surgery.graph.layout import Factor, Layout, Part, Sum, Units, Weave, size, text, units
 from surgery.graph.spaces import Analysis, Space
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Seats = list[tuple[Array, Array]]
 """(old units, the places among the new ones that are in the same parts), for every combination of parts."""
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from surgery.arrays import Array
 from surgery.checkpoint import Checkpoint
 from surgery.edits.axis_maps import units_along
 from surgery.edits.execute import constants
@@ -25,7 +25,6 @@ from surgery.ops.importance import classes
 from surgery.ops.seats import Seats
 from surgery.ops.unread import unread
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Known = Mapping[str, Bounds | None]
 Families = Mapping[str, Sequence[Space]]
 

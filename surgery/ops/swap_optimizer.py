@@ -21,11 +21,12 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
+from surgery.arrays import Array
 from surgery.checkpoint import Checkpoint, check_finite
 from surgery.errors import ArgumentError, UnknownName
 from surgery.interface import LineageStep
 from surgery.json_values import Json
-from surgery.ops.optimizer_moments import ADAMS, Array, Hyper, number
+from surgery.ops.optimizer_moments import ADAMS, Hyper, number
 from surgery.ops.optimizer_settings import at_rate, check_pair, settings
 from surgery.ops.swap_tensor import Member, TensorSwap
 from surgery.optimizer import OptimizerState, ParamGroup

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from surgery.arrays import Array
 from surgery.errors import SurgeryError
 from surgery.json_values import Json
-from surgery.ops.optimizer_moments import Array, Count, Hyper, Moments, Slots, gain, number, read, write
+from surgery.ops.optimizer_moments import Count, Hyper, Moments, Slots, gain, number, read, write
 from surgery.ops.optimizer_updates import update
 from surgery.tensors import shape_of
 

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.edits.axis_maps import units_along
 from surgery.edits.execute import constants
 from surgery.edits.removal import makes
 from surgery.graph.layout import Layout, Units, units
 from surgery.graph.spaces import Analysis, Space
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def unread(

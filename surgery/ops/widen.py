@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.checkpoint import Checkpoint
 from surgery.edits.arithmetic import SpaceEdit, tensor_rng
 from surgery.edits.plan import Plan
@@ -17,8 +18,6 @@ from surgery.graph.layout import units
 from surgery.graph.spaces import Analysis, Space
 from surgery.ops.build import build
 from surgery.ops.seats import Seats, seats, width_that_fits, with_linked
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 MAX_WIDTH = 1 << 20
 """Largest number of units that a space can be given."""

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from surgery.arrays import Array
+
 Read = Callable[[Mapping[str, Any], int], Any]
 """Outputs by name, and of how many observations they are, as one array."""
 

@@ -8,9 +8,9 @@ from typing import Protocol
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.envs.actions import Box, MultiBinary, MultiDiscrete, any_of
 from surgery.errors import ArgumentError, Refused
-from surgery.policy.arrays import Array
 
 
 class Law(Protocol):

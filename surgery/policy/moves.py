@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from surgery.arrays import Array
 from surgery.checkpoint import Checkpoint
 from surgery.envs.actions import ActionSpace, Box
 from surgery.errors import ArgumentError, shape_text
 from surgery.graph.choices import is_drawn
 from surgery.interface import Port
 from surgery.json_values import Json, dumps, thaw
-from surgery.policy.arrays import Array, Arrays, Read
+from surgery.policy.arrays import Arrays, Read
 from surgery.policy.laws import Law, Numbers
 
 Ends = tuple[Array, Array]

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.checkpoint import Checkpoint
 from surgery.envs.actions import ActionSpace
 from surgery.errors import ArgumentError, GraphError, Refused, missing
 from surgery.graph.choices import is_drawn
 from surgery.interface import Environment
-from surgery.policy.arrays import Array, Arrays, Host, Read
+from surgery.policy.arrays import Arrays, Host, Read
 from surgery.policy.cut import cut
 from surgery.policy.feeds import StatePort, mask_inputs, observation_ports, state_ports
 from surgery.policy.heads import Head, find

@@ -7,9 +7,9 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 
+from surgery.arrays import Array
 from surgery.checkpoint import Checkpoint
 from surgery.errors import GraphError, RunFailed, first_line
-from surgery.policy.arrays import Array
 from surgery.verify.outputs import session
 
 CPU = "CPUExecutionProvider"

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from surgery.arrays import Array
 from surgery.errors import ArgumentError
 from surgery.policy.feeds import KNOWN
 from surgery.torch.failures import no_gpu
@@ -59,7 +60,7 @@ class Tensors:
     def one_hot(self, index: Tensor, count: int) -> Tensor:
         return torch.nn.functional.one_hot(index.long(), count).float()
 
-    def host(self, x: Tensor) -> np.ndarray[Any, np.dtype[Any]]:
+    def host(self, x: Tensor) -> Array:
         return np.asarray(x.cpu().numpy())
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from surgery.replay.frames import Array
+from surgery.arrays import Array
 
 if TYPE_CHECKING:
     import torch

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.errors import ArgumentError
 from surgery.replay.batch import Batch, Layout, Stretch
-from surgery.replay.frames import Array, Frames, make_frames, some
+from surgery.replay.frames import Frames, make_frames, some
 from surgery.replay.priorities import Priorities
 from surgery.replay.rows import CLOSING, CONTEXT, TRANSITION, Rows
 from surgery.replay.sequences import Window

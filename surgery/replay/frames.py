@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from surgery.arrays import Array
+
 if TYPE_CHECKING:
     import torch
 
-Array = np.ndarray[Any, np.dtype[Any]]
 AT_ONCE = 1 << 26
 """Bytes of frames that travel to or from a device in one piece."""
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.errors import CorruptFile, FileError, shape_text
 from surgery.files import check_readable
-from surgery.replay.frames import Array
 from surgery.replay.memory import check_memory, estimate
 from surgery.replay.transitions import Stacked, Transitions
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.errors import CorruptFile
 from surgery.files import check_readable
-from surgery.replay.frames import Array
 
 
 def read_npz(path: Path, what: str) -> dict[str, Array]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from surgery.replay.frames import Array
+from surgery.arrays import Array
 from surgery.replay.sum_tree import SumTree
 
 _EXPONENT = 0.5

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.errors import ArgumentError, CorruptFile, shape_text
 from surgery.replay.batch import Layout
 from surgery.replay.buffer import Replay
-from surgery.replay.frames import Array
 from surgery.replay.logged import is_logged, read_logged
 from surgery.replay.npz import read_npz
 from surgery.replay.transitions import Transitions

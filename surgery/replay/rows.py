@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from surgery.replay.frames import Array
+from surgery.arrays import Array
 
 EMPTY, TRANSITION, CONTEXT, CLOSING = range(4)
 """What a row is: nothing yet; an observation and what was done on it; an older frame of an episode's first stack; the

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.errors import CorruptFile
 from surgery.files import replacing
 from surgery.json_values import Fields, Json
 from surgery.replay.buffer import Replay
-from surgery.replay.frames import Array
 from surgery.replay.npz import read_npz
 
 _COLUMNS = ("frames", "kind", "action", "reward", "terminated", "first")

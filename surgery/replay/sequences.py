@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from surgery.replay.frames import Array
+from surgery.arrays import Array
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from surgery.replay.frames import Array
+from surgery.arrays import Array
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-
 from surgery.architectures.layers import Convolution, Dense, Recurrent, Residual
 from surgery.architectures.library import numbered
 from surgery.architectures.recognise import recognise
+from surgery.arrays import Array
 from surgery.checkpoint import Checkpoint
 from surgery.edits.plan import Plan
 from surgery.errors import Refused
@@ -27,7 +26,6 @@ from surgery.route.target import Target, target_of
 from surgery.storage import save
 from surgery.verify import Report
 
-Array = np.ndarray[Any, np.dtype[Any]]
 _MOST_PLANS = 50
 
 

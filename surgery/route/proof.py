@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
-from typing import Any
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.checkpoint import Checkpoint
 from surgery.edits.execute import execute
 from surgery.edits.ports import grow, shrink
@@ -31,7 +31,6 @@ from surgery.verify.slots import check_slots
 from surgery.verify.structure import check_structure
 
 ROWS, SLOT_ROWS = 16, 4
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def end_to_end(

@@ -9,9 +9,10 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
+from surgery.arrays import Array
 from surgery.errors import GraphError
 from surgery.numeric.call import Attributes, Unsupported
-from surgery.torch.host import Array, Host, Size
+from surgery.torch.host import Host, Size
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from surgery.arrays import Array
 from surgery.numeric.call import Unsupported
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Number = "int | float | bool | Size"
 
 

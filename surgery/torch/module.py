@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import InlinePass
 from torch import nn
 from torch.nn import functional as F
 
+from surgery.arrays import Array
 from surgery.checkpoint import Checkpoint
 from surgery.errors import GraphError
 from surgery.torch.origins import Stored
@@ -135,7 +135,7 @@ def _store(
     return stored
 
 
-def _literal(root: nn.Module, array: np.ndarray[Any, Any], dtype: torch.dtype | None) -> str:
+def _literal(root: nn.Module, array: Array, dtype: torch.dtype | None) -> str:
     data = to_torch(array)
     data = data.to(dtype) if dtype is not None and data.dtype == torch.float32 else data
     count = 0

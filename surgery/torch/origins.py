@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from surgery.arrays import Array
 from surgery.numeric import compute
 from surgery.torch.call import Operand, Ref
-from surgery.torch.host import Array, Host
+from surgery.torch.host import Host
 
 MOVED = frozenset(
     [

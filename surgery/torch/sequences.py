@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from surgery.arrays import Array
 from surgery.edits.insertion import Insertion, NewNode
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Source = tuple[str, Callable[[Array], Array]]
 """Where the numbers of a parameter come from: the plan's tensor, and what of it they are."""
 

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from surgery.arrays import Array
 from surgery.errors import ArgumentError, Refused, shape_text
 from surgery.json_values import Json
 from surgery.ops.optimizer_moments import number
@@ -110,7 +111,7 @@ def _named(optimizer: torch.optim.Optimizer, named: Iterable[tuple[str, Tensor]]
     return found
 
 
-def _gradients(weights: Mapping[str, Tensor]) -> dict[str, np.ndarray[Any, np.dtype[Any]]] | None:
+def _gradients(weights: Mapping[str, Tensor]) -> dict[str, Array] | None:
     """The gradients at hand, one batch of them; None unless every parameter has one and some are not zero."""
     held = {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
     arrays = {name: to_numpy(grad.double())[None] for name, grad in held.items()}

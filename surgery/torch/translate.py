@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from surgery.arrays import Array
 from surgery.errors import GraphError, SurgeryError
 from surgery.graph.facts import Facts, constant_tensor
 from surgery.numeric import compute
@@ -17,7 +18,7 @@ from surgery.numeric.evaluate import reads
 from surgery.torch import host as arithmetic
 from surgery.torch import origins
 from surgery.torch.call import Call, Function, Operand, Ref
-from surgery.torch.host import Array, Host, Size
+from surgery.torch.host import Host, Size
 from surgery.torch.operators import TRANSLATIONS
 from surgery.torch.origins import MOVED, Stored
 from surgery.torch.source import Block, Line, Names

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from surgery.arrays import Array
 
-def moved(given: np.ndarray[Any, np.dtype[Any]] | Tensor, device: torch.device | str) -> Tensor:
+
+def moved(given: Array | Tensor, device: torch.device | str) -> Tensor:
     """Numbers on a device, of any element type; a GPU is not waited for: what goes there is copied from pinned memory,
     which PyTorch keeps until that is done."""
     place = torch.device(device)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from surgery.arrays import Array
 from surgery.checkpoint import Checkpoint
 from surgery.edits.plan import Claim, Plan
 from surgery.edits.ports import settled
@@ -41,7 +42,7 @@ ROWS = {"outputs": 16, "slots": 4}
 UNCHANGED = Plan("verify", {}, "equivalent", (), (), ())
 """The plan that changes nothing."""
 
-Recorded = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
+Recorded = Mapping[str, Array]
 
 
 def judge(

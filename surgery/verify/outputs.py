@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from surgery.arrays import Array
 from surgery.checkpoint import Checkpoint
 from surgery.edits.arithmetic import tensor_rng
 from surgery.edits.plan import Plan
@@ -69,7 +70,7 @@ def difference(before: Arrays, after: Arrays) -> tuple[float, float, str]:
     return worst
 
 
-def _real(array: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any]]:
+def _real(array: Array) -> Array:
     return array.astype(np.float64)
 
 
@@ -277,14 +278,12 @@ def new_actions(plan: Plan, after: Checkpoint, outputs: Arrays) -> list[Check]:
     return checks
 
 
-def _kl(
-    old: np.ndarray[Any, np.dtype[Any]], new: np.ndarray[Any, np.dtype[Any]]
-) -> np.ndarray[Any, np.dtype[Any]]:
+def _kl(old: Array, new: Array) -> Array:
     p, q = _log_softmax(old), _log_softmax(new)
     return (np.exp(p) * (p - q)).sum(-1)  # type: ignore[no-any-return]
 
 
-def _log_softmax(x: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any]]:
+def _log_softmax(x: Array) -> Array:
     shifted = x - x.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))  # type: ignore[no-any-return]
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from functools import reduce
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from surgery.arrays import Array
 from surgery.checkpoint import Checkpoint
 from surgery.edits.arithmetic import AxisMap, axis_maps, tensor_rng, unknown_history
 from surgery.edits.plan import Plan
@@ -139,7 +139,7 @@ def _after(shape: Sequence[int], maps: Sequence[AxisMap | None]) -> tuple[int, .
 
 def _direction(
     shape: Sequence[int], rng: np.random.Generator, maps: Sequence[AxisMap | None], back: bool
-) -> np.ndarray[Any, np.dtype[Any]]:
+) -> Array:
     """A direction of the new tensor, every entry drawn for itself; `back`: Eᵀ of it."""
     direction = rng.standard_normal(_after(shape, maps) if back else shape)
     direction = np.where(unknown_history(maps), 0.0, direction)
@@ -147,7 +147,7 @@ def _direction(
 
 
 def _product(
-    out: np.ndarray[Any, np.dtype[Any]],
+    out: Array,
     rng: np.random.Generator,
     maps: Sequence[AxisMap | None],
     step: float,
@@ -169,9 +169,7 @@ def _product(
         np.copyto(out, 0.0, where=unknown_history(maps))
 
 
-def adjoint(
-    direction: np.ndarray[Any, np.dtype[Any]], maps: Sequence[AxisMap | None]
-) -> np.ndarray[Any, np.dtype[Any]]:
+def adjoint(direction: Array, maps: Sequence[AxisMap | None]) -> Array:
     """Eᵀ: every old entry collects its copies, each with its gradient factor; fresh entries give nothing."""
     out = direction
     for k, axis in enumerate(maps):

@@ -13,6 +13,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from surgery.arrays import Array
 from surgery.checkpoint import Checkpoint
 from surgery.edits.execute import execute
 from surgery.edits.insertion import Insertion
@@ -226,7 +227,7 @@ def _random(insertion: Insertion) -> Insertion:
     return dataclasses.replace(insertion, tensors=tuple(tensors))
 
 
-def _evaluated(model: ir.Model, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]:
+def _evaluated(model: ir.Model, inputs: Mapping[str, Tensor]) -> dict[str, Array]:
     """The graph's outputs, in float64 where our own evaluator has its operators."""
     arrays = {name: to_numpy(x) for name, x in inputs.items()}
     try:

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from surgery.arrays import Array
 from surgery.edits.arithmetic import AxisMap, SpaceEdit, axis_maps
 from surgery.edits.parts import TensorEdit
 
@@ -75,13 +75,13 @@ def later_copies(edit: SpaceEdit) -> frozenset[int]:
     return frozenset(kept) - frozenset(first.values())
 
 
-def _part(axis: AxisMap) -> np.ndarray[Any, np.dtype[Any]]:
+def _part(axis: AxisMap) -> Array:
     fresh = axis.fresh_in | axis.fresh_out
     copies = np.bincount(axis.source[~fresh], minlength=axis.before)
     return np.where(fresh, 1.0, 1.0 / np.maximum(copies[axis.source], 1))
 
 
-Vectors = Sequence["np.ndarray[Any, np.dtype[Any]] | None"]
+Vectors = Sequence["Array | None"]
 
 
 def _along(vectors: Vectors, like: Tensor, dtype: torch.dtype) -> list[Tensor]:
