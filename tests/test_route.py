@@ -406,11 +406,11 @@ def test_a_file_of_the_same_network_in_other_sizes_is_reached_in_every_tensor_or
 
 
 REFUSALS = {
-    "another family": ("nature", "impala", {"conv1": "stride 4 does not become 1"}),
+    "another family": ("nature", "impala", {"conv1": "stride 4 cannot become 1"}),
     "fewer units": ("mlp-7-5", "mlp-6-9", {"fc1": "fewer than 7"}),
     "fewer layers": ("mlp-7-5", "mlp-9", {"fc2": "no edit removes"}),
-    "another activation": ("mlp-7-5", "mlp-9-9-tanh", {"relu": "relu does not become tanh"}),
-    "another cell": ("lstm-6", "gru-7", {"lstm": "lstm 6 does not become gru 7"}),
+    "another activation": ("mlp-7-5", "mlp-9-9-tanh", {"relu": "relu cannot become tanh"}),
+    "another cell": ("lstm-6", "gru-7", {"lstm": "lstm 6 cannot become gru 7"}),
     "a stacked layer behind tanh": ("mlp-7-5-tanh", "mlp-7-5-5-tanh", {"dense 5": "keep their own results"}),
     "other padding": ("impala-b1", "impala-dopamine-b1", {"max-pool 3×3/2": "padding"}),
     "no whole multiple": ("transformer-8-l1-h2", "transformer-12-l1-h2", {"embed": "whole multiples"}),

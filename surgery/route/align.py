@@ -157,7 +157,7 @@ class _Aligner:
                 Recurrent(width=old_width), Recurrent(width=new_width)
             ):  # fmt: skip
                 if getattr(have.layer, "kind", "") != getattr(want, "kind", ""):
-                    return [], f"{have.layer} does not become {want}"
+                    return [], f"{have.layer} cannot become {want}"
                 return self._width(have, old_width, new_width)
             case Attention() as old_attention, Attention() as new_attention:
                 return self._attention(have, old_attention, new_attention)
@@ -202,10 +202,10 @@ class _Aligner:
                     continue
                 for part, (before, after) in zip(parts, ((old.heads, new.heads), sizes), strict=True):
                     if part.size != before or after < before:
-                        return [], f"{old} does not become {new}"
+                        return [], f"{old} cannot become {new}"
                     if after > before and Widen(part.space, after) not in edits:
                         edits.append(Widen(part.space, after))
-        return edits, None if edits or old == new else f"{old} does not become {new}"
+        return edits, None if edits or old == new else f"{old} cannot become {new}"
 
     # ---- a new layer ------------------------------------------------------------------------------------------
 
@@ -291,7 +291,7 @@ def _count(layer: Layer) -> int:
 def _kernel(have: Found, old: Convolution, new: Convolution) -> tuple[list[Edit], str | None]:
     """A kernel grows exactly if the new taps lie around the old ones and the image is padded as much more."""
     if old.stride != new.stride:
-        return [], f"stride {old.stride[0]} does not become {new.stride[0]}"
+        return [], f"stride {old.stride[0]} cannot become {new.stride[0]}"
     if old.kernel == new.kernel and old.padding == new.padding:
         return [], None
     before, after = _numbers(old), _numbers(new)
@@ -299,9 +299,9 @@ def _kernel(have: Found, old: Convolution, new: Convolution) -> tuple[list[Edit]
         taps = new.kernel[axis] - old.kernel[axis]
         more = (after[axis] - before[axis], after[axis + 2] - before[axis + 2])
         if taps < 0:
-            return [], f"the target's kernel is smaller: {_size(old)} does not become {_size(new)}"
+            return [], f"the target's kernel is smaller: {_size(old)} cannot become {_size(new)}"
         if more != (taps // 2, taps - taps // 2):
-            return [], f"kernel {_size(old)} with padding {before} does not become {_size(new)} with {after}"
+            return [], f"kernel {_size(old)} with padding {before} cannot become {_size(new)} with {after}"
     return [Kernel(have.weights[0], new.kernel)], None
 
 
@@ -385,8 +385,8 @@ def _runs(before: Found, cell: Recurrent) -> bool:
 
 def _difference(have: Layer, want: Layer) -> str:
     if isinstance(have, Pool) and isinstance(want, Pool) and str(have) == str(want):
-        return f"padding {have.padding} does not become {want.padding}"
-    return f"{have} does not become {want}"
+        return f"padding {have.padding} cannot become {want.padding}"
+    return f"{have} cannot become {want}"
 
 
 def _name(found: Found) -> str:
