@@ -29,6 +29,24 @@ def test_nine_tenths_of_what_is_available_may_be_taken(monkeypatch: pytest.Monke
     assert error.value.hint == "keep fewer frames: --set replay=29"
 
 
+@pytest.mark.parametrize(
+    ("frames", "beside", "setting", "hint"),
+    [(30, 0, "teacher_data", "keep fewer frames: --set teacher_data=29"),
+     (30, 0, None, "at most 29 recorded frames fit"),
+     (30, 445, "replay", "keep fewer frames: --set replay=15")],
+)  # fmt: skip
+def test_what_fits_is_said_of_the_setting_that_decides_it(
+    frames: int, beside: int, setting: str | None, hint: str, monkeypatch: pytest.MonkeyPatch
+):
+    """And it does fit, beside what else is there."""
+    monkeypatch.setattr(memory, "available", lambda: 1000)
+    with pytest.raises(ArgumentError) as error:
+        check_memory(frames, 910, beside=beside, setting=setting)
+    assert error.value.hint == hint
+    fits = int("".join(c for c in hint.partition("=")[2] or hint if c.isdigit()))
+    check_memory(fits, 910 * fits // frames, beside=beside, setting=setting)
+
+
 def arrays_of(held: object) -> Iterator[np.ndarray]:
     for value in vars(held).values():
         if isinstance(value, np.ndarray):

@@ -34,12 +34,15 @@ class _Shape:
     """One replay.
 
     Attributes:
+      transitions: its capacity. setting: its name; None: that of a recording.
       rows: with those for closing frames and first stacks, which are no transitions.
       scores: actions for which the teacher's scores are kept.
       window: of a student with a memory, which draws stretches.
     """
 
     layout: Layout
+    transitions: int
+    setting: str | None
     rows: int
     prioritised: bool
     scores: int
@@ -76,19 +79,22 @@ def make_replays(
     Raises:
       ArgumentError: too little memory; transitions of another game.
     """
-    shapes = [_shape(settings.replay, settings, envs, student, asks=method.online_loss in ASKING, own=True)]
+    asks = method.online_loss in ASKING
+    shapes = [_shape(settings.replay, "replay", settings, envs, student, asks=asks, own=True)]
     if recorded is not None:
         check_fits(recorded, shapes[0].layout, actions=envs.actions)
     if method.collects:
         count = settings.teacher_data if recorded is None else len(recorded)
+        setting = "teacher_data" if recorded is None else None
         asks = method.offline_loss in ASKING
-        shapes.append(_shape(count, settings, envs, student, asks=asks, own=False))
-    sizes = [shape.size for shape in shapes]
-    place = "cpu"
-    if device == "cuda" and sum(sizes) < 0.8 * _free():
+        shapes.append(_shape(count, setting, settings, envs, student, asks=asks, own=False))
+    total, place = sum(shape.size for shape in shapes), "cpu"
+    if device == "cuda" and total < 0.8 * _free():
         place = "cuda"
     else:
-        check_memory(settings.replay, sum(sizes) if method.rehearsal else max(sizes))
+        largest = max(shapes, key=lambda shape: shape.size)
+        beside = total - largest.size if method.rehearsal else 0
+        check_memory(largest.transitions, largest.size, beside=beside, setting=largest.setting)
     made = [
         Replay(
             shape.layout, shape.rows, n_step=settings.n_step, gamma=settings.gamma, clip=settings.clip,
@@ -142,7 +148,14 @@ def _free() -> int:
 
 
 def _shape(
-    transitions: int, settings: Settings, envs: Envs, student: Network, *, asks: bool, own: bool
+    transitions: int,
+    setting: str | None,
+    settings: Settings,
+    envs: Envs,
+    student: Network,
+    *,
+    asks: bool,
+    own: bool,
 ) -> _Shape:
     """`own`: of what the student plays itself; elsewhere nothing has priority, and its state is not known."""
     layout = Layout.of(
@@ -153,4 +166,6 @@ def _shape(
     if student.states:
         window = Window(settings.burn_in, settings.unroll, student.state_size if own else 0)
     rows = max(round(1.05 * transitions), envs.num_envs * 2 * stretch)
-    return _Shape(layout, rows, settings.prioritised and own, envs.actions if asks else 0, window)
+    return _Shape(
+        layout, transitions, setting, rows, settings.prioritised and own, envs.actions if asks else 0, window
+    )

@@ -124,7 +124,7 @@ def _read(path: Path) -> Array:
                 raise CorruptFile(f"{path} holds '{dtype}', which are not numbers in order")
             count = math.prod(shape)
             if shape:
-                check_memory(shape[0], estimate(shape[0], shape[1:], dtype))
+                check_memory(shape[0], estimate(shape[0], shape[1:], dtype), setting=None)
             array = np.empty(count, dtype)
             view, at = array.view(np.uint8).data, 0
             while at < len(view) and (got := file.readinto(view[at:])):

@@ -41,23 +41,28 @@ def available() -> int | None:
     return min(found, default=None)
 
 
-def check_memory(rows: int, needed: int) -> None:
+def check_memory(frames: int, needed: int, *, beside: int = 0, setting: str | None = "replay") -> None:
     """Refuse a replay that would not fit.
 
     Args:
-      rows: its capacity.
+      frames: its capacity.
       needed: the bytes it takes, from `estimate`.
+      beside: the bytes that another one takes at the same time.
+      setting: the name of its capacity; None: it holds a recording.
 
     Raises:
       ArgumentError: more than nine tenths of what is available; says both numbers and a capacity that fits.
     """
     free = available()
-    if free is None or needed <= 0.9 * free:
+    if free is None or needed + beside <= 0.9 * free:
         return
-    fits = int(rows * 0.9 * free / needed)
+    fits = max(1, int(frames * (0.9 * free - beside) / needed))
+    other = f" and {beside / 1e9:.1f} GB are taken by another one" if beside else ""
     raise ArgumentError(
-        f"a replay of {rows:,} frames takes {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB is available",
-        hint=f"keep fewer frames: --set replay={max(1, fits)}",
+        f"a replay of {frames:,} frames takes {needed / 1e9:.1f} GB of memory{other}, {free / 1e9:.1f} GB is available",
+        hint=f"at most {fits:,} recorded frames fit"
+        if setting is None
+        else f"keep fewer frames: --set {setting}={fits}",
     )
 
 
