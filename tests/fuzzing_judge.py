@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import onnx_ir as ir
@@ -166,20 +167,16 @@ def attempt(
         return Wrong(f"widen: {type(error).__name__}", f"{error}", request)
     tally.edits += 1
     tally.edited.update(case.operators)
-    before = tally.unstable
+    before, turn = tally.unstable, crc32(repr(request).encode())  # the same whichever cases came before
     try:
         exact = execute(plan, checkpoint, double=True)
         found = (
             outputs(case, checkpoint, exact, plan, old, tally)
             or (_slots(case, checkpoint, exact, plan, tally) if tally.unstable == before else None)
             or _state(checkpoint, exact, plan)
-            or (
-                _repeatable(checkpoint, plan, request)
-                if tally.edits % 3 == 0 or kind == "determinism"
-                else None
-            )
+            or (_repeatable(checkpoint, plan, request) if turn % 3 == 0 or kind == "determinism" else None)
             or (_single(case, checkpoint, plan, tally) if single else None)
-            or _back(case, checkpoint, plan, tally, kind)
+            or _back(case, checkpoint, plan, tally, kind or [*WAYS, "", "", ""][turn % 6])
         )
     except Exception as error:
         return Wrong(f"execute: {type(error).__name__}", f"{error}", request)
@@ -189,9 +186,8 @@ def attempt(
 def _back(
     case: Case, checkpoint: surgery.Checkpoint, plan: Plan, tally: Tally, kind: str
 ) -> tuple[str, str] | None:
-    """One way back after every other edit; where a failure is looked for, its own."""
-    asked, turn = kind.partition(":")[0], tally.edits // 2
-    way = asked if kind else [*WAYS][turn % len(WAYS)] if tally.edits % 2 == 0 else ""
+    """One way back after about every other edit; where a failure is looked for, its own."""
+    way = kind.partition(":")[0]
     return back(case, checkpoint, plan, tally, way) if way in WAYS else None
 
 

@@ -126,7 +126,7 @@ def _pointwise(t: Trace, node: object) -> None:
 @pytest.mark.parametrize("operator", ["Softmax", "CumSum", "LpNormalization"])
 def test_a_rule_that_calls_a_mixer_pointwise_is_found(monkeypatch: pytest.MonkeyPatch, operator: str) -> None:
     monkeypatch.setitem(RULES, operator, Rule(_pointwise, "all axes: pointwise"))
-    assert first_failure([operator], tries=80)[1].kind == "outputs"
+    assert first_failure([operator], tries=80)[1].kind in ("outputs", "narrow all: outputs")
 
 
 def test_a_rule_that_swaps_the_order_of_units_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ SLACK = 1e-12
 
 _RISING = frozenset({
     "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Exp", "Softplus", "Elu", "Selu", "Celu", "HardSigmoid", "Clip",
-    "Identity", "Cast", "CastLike", "Floor", "Ceil", "Round", "Log", "Sqrt", "Erf", "Softsign", "ThresholdedRelu",
+    "Identity", "Floor", "Ceil", "Round", "Log", "Sqrt", "Erf", "Softsign", "ThresholdedRelu",
     "Sign", "Dropout",
 })  # fmt: skip
 _MOVING = frozenset({
@@ -35,7 +35,7 @@ _MOVING = frozenset({
 _JOINING = frozenset(["Concat", "Max", "Min", "Sum", "Add", "Mean"])
 _POINTWISE = frozenset({
     "Abs", "Cos", "Sin", "Gelu", "Mish", "HardSwish", "Swish", "Pow", "Where", "Sub", "Mul", "Div", "Neg", "Atan",
-    "Reciprocal", "Not", "And", "Or", "Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual",
+    "Reciprocal", "Not", "And", "Or", "Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Cast", "CastLike",
 })  # fmt: skip
 _LINEAR = frozenset(["Gemm", "MatMul", "Conv"])
 _EXACT = _MOVING | {"Concat", "Max", "Min", "Relu", "Identity", "Clip"}
@@ -136,8 +136,10 @@ class _Step:
         moving = [k for k, b in enumerate(operands) if b is not None and not b.fixed]
         if node.op_type == "Gather" and moving == [1]:
             return [self._chosen(node, operands)]
-        if node.op_type in _JOINING or (node.op_type in _MOVING | _RISING and moving == [0]):
+        if node.op_type in _JOINING or (moving == [0] and _rises(node)):
             return self._ends(node, operands)
+        if node.op_type in ("Cast", "CastLike"):
+            return [self._cast(node, operands)]
         if node.op_type == "BatchNormalization" and moving == [0]:
             return [_ordered(b) for b in self._ends(node, operands)]
         if node.op_type in _LINEAR and len(moving) == 1 and moving[0] < 2:
@@ -152,6 +154,19 @@ class _Step:
         high = self.run(node, [None if b is None else b.high for b in operands])
         found = [_defined(a, b) for a, b in zip(low, high, strict=True)]
         return found if node.op_type in _EXACT else [_slack(b) for b in found]
+
+    def _cast(self, node: ir.Node, operands: Sequence[Bounds | None]) -> Bounds:
+        """Whole numbers wrap around where they cannot hold an end; all that is not zero is true."""
+        [found], given = self._ends(node, operands), operands[0]
+        assert given is not None
+        if found.low.dtype.kind == "b":
+            zero = (given.low <= 0) & (given.high >= 0)
+            return Bounds(~zero, (given.low != 0) | (given.high != 0))
+        if found.low.dtype.kind == "f":
+            return found
+        info = np.iinfo(found.low.dtype)
+        held = (given.low >= info.min) & (given.high < float(info.max) + (info.bits < 64))
+        return Bounds(np.where(held, found.low, info.min), np.where(held, found.high, info.max))
 
     def _chosen(self, node: ir.Node, operands: Sequence[Bounds | None]) -> Bounds:
         """Of the rows of a table, whichever they are."""
@@ -220,8 +235,15 @@ class _Step:
         if node.op_type in _POINTWISE | _RISING:
             still = np.asarray(True)
             for b in operands:
-                still = still if b is None else still & (b.low == b.high)
+                still = still if b is None else still & b.constant
         return [_unbounded(x, still) for x in results]
+
+
+def _rises(node: ir.Node) -> bool:
+    """Whether the results of a node never fall when its first operand rises."""
+    places = node.op_type == "MaxPool" and len(node.outputs) > 1
+    falls = node.attributes.get_float("alpha", 1.0) < 0
+    return node.op_type in _MOVING | _RISING and not places and not falls
 
 
 def _wide(given: Bounds) -> Bounds:
