@@ -62,7 +62,7 @@ def back(
     wrong = outputs(grown, wide, exact, undo, old, tally) if undo.claim == "equivalent" else None
     if wrong is None and way != "narrow all":
         found = next(_differing(checkpoint, execute(undo, wide), undo), None)
-        if found and (way == "invert" or not _spare(checkpoint)):
+        if found and (way == "invert" or not (_spare(checkpoint) or _copies_are_unread(plan, undo))):
             wrong = "restored", f"{found} is not what it was"
     return wrong and (f"{way}: {wrong[0]}", wrong[1])
 
@@ -77,6 +77,13 @@ def _spare(checkpoint: surgery.Checkpoint) -> bool:
     except Refused:
         return False
     return True
+
+
+def _copies_are_unread(plan: Plan, undo: Plan) -> bool:
+    """Whether copies go as units that nothing reads: so is their original, and its slots say nothing."""
+    return plan.arguments["init"] == "net2net" and any(
+        edit.before - len(edit.source) > len(edit.merged) + len(edit.folded) for edit in undo.spaces
+    )
 
 
 def _differing(before: surgery.Checkpoint, after: surgery.Checkpoint, undo: Plan) -> Iterator[str]:
