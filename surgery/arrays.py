@@ -8,3 +8,6 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 """Of any type and shape; docstrings say which."""
+
+Arrays = dict[str, Array]
+"""By name."""

@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from surgery.arrays import Array
+from surgery.arrays import Array, Arrays
 from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, UnknownName, shape_text
 from surgery.graph.symbols import symbol
 from surgery.graph.walk import lengths
 from surgery.interface import Port
 from surgery.numeric.bounds import spread
-
-Arrays = dict[str, Array]
 
 _INNER = 3
 """Size given to symbolic dimensions other than the batch."""

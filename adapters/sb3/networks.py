@@ -128,9 +128,6 @@ class _Builder:
         if f"{extractor}cnn.0.weight" in self.layers:
             x = self.layers.convolutions(x, f"{extractor}cnn.", geometry(self.file.kwargs, name))
             return self.layers.mlp(x, f"{extractor}linear.", "relu", last=True)
-        if any(key.startswith(extractor) for key in self.layers.tensors if extractor):
-            stray = next(key for key in self.layers.tensors if key.startswith(extractor))
-            raise Refused(f"'{stray}' belongs to a features extractor that is not known")
         return self.graph.op("Flatten", x, axis=1) if len(space.shape) > 1 else x
 
     def _preprocessed(self, name: str, space: Space) -> ir.Value:

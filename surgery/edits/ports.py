@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from surgery.arrays import Array
+from surgery.arrays import Array, Arrays
 from surgery.edits.axis_maps import AxisMap, axis_maps, units_along
 from surgery.edits.plan import Plan
 from surgery.edits.units import SpaceEdit
@@ -14,8 +14,6 @@ from surgery.errors import ArgumentError
 from surgery.graph.layout import Layout, units
 from surgery.interface import LineageStep
 from surgery.json_values import Json
-
-Arrays = dict[str, Array]
 
 Sources = dict[int, tuple[int | None, ...]]
 """Axis -> for every entry the old one that it was, or None for a new one."""

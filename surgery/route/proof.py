@@ -7,13 +7,13 @@ from functools import reduce
 
 import numpy as np
 
-from surgery.arrays import Array
+from surgery.arrays import Array, Arrays
 from surgery.checkpoint import Checkpoint
 from surgery.edits.execute import execute
 from surgery.edits.ports import grow, shrink
 from surgery.errors import ClaimFailed, ProofFailed
 from surgery.operate import Result
-from surgery.probes import Arrays, probes
+from surgery.probes import probes
 from surgery.verify import Report, versions
 from surgery.verify.choices import comparable
 from surgery.verify.outputs import (

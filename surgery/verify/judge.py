@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from surgery.arrays import Array
+from surgery.arrays import Array, Arrays
 from surgery.checkpoint import Checkpoint
 from surgery.edits.plan import Claim, Plan
 from surgery.edits.ports import settled
 from surgery.errors import GraphError
 from surgery.graph.layout import units
-from surgery.probes import Arrays, probes
+from surgery.probes import probes
 from surgery.verify.choices import comparable
 from surgery.verify.new_actions import NewActions
 from surgery.verify.outputs import (

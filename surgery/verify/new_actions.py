@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from surgery.arrays import Arrays
 from surgery.checkpoint import Checkpoint
 from surgery.edits.parts import PortEdit
 from surgery.edits.plan import Plan
@@ -14,7 +15,6 @@ from surgery.edits.ports import grow, kept, shrink
 from surgery.edits.units import SpaceEdit
 from surgery.graph.choices import answers
 from surgery.graph.spaces import Space
-from surgery.probes import Arrays
 from surgery.verify.choices import shown
 from surgery.verify.outputs import difference
 from surgery.verify.report import Check, measured

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from surgery.arrays import Array
+from surgery.arrays import Array, Arrays
 from surgery.checkpoint import Checkpoint
 from surgery.edits.arithmetic import tensor_rng
 from surgery.edits.plan import Plan
@@ -17,7 +17,6 @@ from surgery.graph.layers import RECURRENT
 from surgery.graph.layout import units
 from surgery.model_file import with_initializers
 from surgery.numeric import Unsupported, run
-from surgery.probes import Arrays
 from surgery.tensors import shape_of
 from surgery.verify.report import Check, measured
 

@@ -7,10 +7,11 @@ from functools import partial
 
 import numpy as np
 
+from surgery.arrays import Arrays
 from surgery.checkpoint import Checkpoint
 from surgery.errors import GraphError
 from surgery.numeric import Unsupported
-from surgery.probes import Arrays, probes
+from surgery.probes import probes
 from surgery.verify.choices import comparable
 from surgery.verify.judge import ROWS, Recorded, context, limit_of, worst_text
 from surgery.verify.outputs import (

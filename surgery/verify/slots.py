@@ -15,13 +15,12 @@ from functools import reduce
 import numpy as np
 import onnx_ir as ir
 
-from surgery.arrays import Array
+from surgery.arrays import Array, Arrays
 from surgery.checkpoint import Checkpoint
 from surgery.edits.arithmetic import AxisMap, axis_maps, tensor_rng, unknown_history
 from surgery.edits.plan import Plan
 from surgery.edits.ports import grow, kept, shrink
 from surgery.numeric import Unsupported, run
-from surgery.probes import Arrays
 from surgery.tensors import shape_of
 from surgery.verify.report import Check, measured
 
