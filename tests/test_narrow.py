@@ -142,6 +142,34 @@ def test_units_of_which_the_sum_is_taken_are_merged_where_they_are_shares_of_one
     assert result.checkpoint.analysis.space("body").size == 6
 
 
+@pytest.mark.parametrize(("copied", "left"), [({"left", "right"}, 3), ({"left"}, None)])
+def test_units_of_two_layers_under_one_mean_are_merged_in_the_same_proportion_only(
+    copied: set[str], left: int | None
+) -> None:
+    """The mean of 6 and 4 units stays what it was if both are halved; not if one of them is."""
+    graph = GraphBuilder("averaged")
+    x, parts = graph.input("observation", (4,)), []
+    for name, size in (("left", 6), ("right", 4)):
+        weight, bias = normal(size, 4), normal(size)
+        if name in copied:
+            weight, bias = np.repeat(weight[::2], 2, axis=0), np.repeat(bias[::2], 2)
+        parts.append(graph.op("Relu", graph.linear(x, name, weight, bias)))
+    both = graph.op("Concat", *parts, axis=-1)
+    mean = graph.op("ReduceMean", both, graph.constant([1]))
+    graph.output(graph.linear(mean, "head", normal(3, 1), normal(3)), "q_values", (3,))
+    before = checkpoint(graph)
+    if left is None:
+        with pytest.raises(Refused, match="no unit of this model"):
+            surgery.narrow(before)
+    else:
+        after = proved(surgery.narrow(before), before)
+        assert [after.analysis.space(name).size for name in ("left", "right")] == [left, 2]
+    with pytest.raises(
+        Refused, match=r"0 duplicates; its units are averaged .* 'right', which must lose the same"
+    ):
+        surgery.narrow(before, widths={"left": 3})
+
+
 @pytest.mark.parametrize(("pad", "norm"), [(0, False), (0, True)])
 def test_a_constant_channel_is_folded_into_the_next_bias_or_batch_norm(pad: int, norm: bool) -> None:
     before = convolutional(pad=pad, norm=norm)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -172,6 +172,8 @@ def _least(analysis: Analysis, group: Sequence[Space], found: Found, least: int 
 
 def _too_few(space: Space, seats: Seats, own: Spare, least: int) -> Refused:
     why = space.whole or (space.no_zero if own.count == 0 else None)
+    if space.alike:
+        why = f"{why}, with those of {_quoted(space.alike)}, which must lose the same share"
     return Refused(
         f"space '{space.name}' cannot go to {_count(seats)} exactly: of its {space.size} units {own}"
         + (f"; {why}" if why else ""),
@@ -236,5 +238,5 @@ def _notes(checkpoint: Checkpoint, analysis: Analysis, edits: list[SpaceEdit]) -
     return notes
 
 
-def _quoted(names: Sequence[str]) -> str:
+def _quoted(names: Iterable[str]) -> str:
     return ", ".join(f"'{name}'" for name in names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import numpy as np
 import onnx_ir as ir
@@ -111,7 +112,8 @@ def spares(
             for member in family
             if (units := nobody.get(lead[name]))
         }
-        return {name: _spare(checkpoint, analysis, each, known, gone) for name, each in families.items()}
+        found = {name: _spare(checkpoint, analysis, each, known, gone) for name, each in families.items()}
+        return _in_proportion(families, lead, found)
 
     nobody = unread(analysis, list(families.values()))
     while True:
@@ -167,6 +169,24 @@ def _duplicates(
     first: dict[int, int] = {}
     pairs = [(k, kept) for k in free if (kept := first.setdefault(label[k], k)) != k]
     return pairs if all(_same(analysis, member, pairs, gone) for member in family) else []
+
+
+def _in_proportion(families: Families, lead: Mapping[str, str], found: dict[str, Spare]) -> dict[str, Spare]:
+    """Nothing is merged where spaces that are averaged together would not all lose the same share of their units."""
+
+    def share(space: Space) -> Fraction:
+        own = found.get(lead.get(space.name, ""))
+        return Fraction(len(own.merged) if own else 0, space.size)
+
+    sizes = {member.name: member for family in families.values() for member in family}
+    apart = {
+        name
+        for name, family in families.items()
+        for member in family
+        for other in member.alike
+        if other not in sizes or share(sizes[other]) != share(member)
+    }
+    return {name: replace(own, merged=[]) if name in apart else own for name, own in found.items()}
 
 
 def _same(
