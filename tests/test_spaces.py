@@ -123,7 +123,17 @@ def test_names_are_module_paths_where_the_exporter_keeps_them():
     assert [space.name for space in free(analysed("nature_dqn", "dynamo"))] == list(
         zoo.NETS["nature_dqn"].hidden
     )
-    assert {space.name for space in free(analysed("impala", "dynamo"))} == set(zoo.NETS["impala"].hidden)
+    for name in ("impala", "simba_v2"):
+        assert {space.name for space in free(analysed(name, "dynamo"))} == set(zoo.NETS[name].hidden)
+
+
+@pytest.mark.parametrize(("name", "style"), EXPORTS)
+def test_matrices_get_random_entries_and_no_copies(name: str, style: str):
+    """Whatever an exporter computes from them first: of an LSTM, gates in another order, cut at sizes of its state."""
+    analysis = analysed(name, style)
+    stored = analysis.model.graph.initializers.items()
+    weights = {tensor for tensor, value in stored if ".weight" in tensor and len(value.shape or ()) > 1}
+    assert {tensor: analysis.fills[tensor] for tensor in weights} == dict.fromkeys(weights, "random")
 
 
 def test_a_space_is_found_by_the_end_of_its_name_and_a_wrong_one_is_corrected():

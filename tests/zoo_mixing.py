@@ -272,6 +272,24 @@ class NormalisedHeads(nn.Module):
         return self.q((weights @ value).transpose(1, 2).flatten(2).mean(dim=1))
 
 
+class SimbaV2(nn.Module):
+    """Lee et al. 2025: every state of a residual stream is a direction, and moves towards what the block gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.up, self.down = (
+            nn.Linear(*size, bias=False) for size in ((8, 11), (11, 13), (13, 11))
+        )
+        self.gain, self.scale = nn.Parameter(torch.ones(11)), nn.Parameter(torch.ones(13))
+        self.rate, self.q = nn.Parameter(torch.full((11,), 0.3)), nn.Linear(11, 5)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        shifted = F.pad(observation, (0, 1), value=3.0)
+        x = F.normalize(self.gain * self.embed(F.normalize(shifted, dim=-1)), dim=-1)
+        towards = F.normalize(self.down(F.relu(self.scale * self.up(x))), dim=-1)
+        return self.q(F.normalize(x + self.rate * (towards - x), dim=-1))
+
+
 class IQN(nn.Module):
     """Dabney et al. 2018: a cosine embedding of quantile fractions [B, N] multiplies the state's."""
 
@@ -340,6 +358,8 @@ MIXING: tuple[Net, ...] = (
     Net("normalised_heads", NormalisedHeads, {"entities": ("batch", 6, 7)}, ("q",),
         {"query:heads": 3, "query:head": 4, "value:head": 4}, ATTENTION | NORMALISER,
         impossible={"torchscript": "no symbolic for aten::rms_norm"}),
+    Net("simba_v2", SimbaV2, {"observation": ("batch", 7)}, ("q",), {"embed": 11, "up": 13},
+        CORE | NORMALISER),
     Net("gru_step", GRUStep, {"observation": ("batch", 7), "h": ("batch", 13)}, ("q", "h_next"),
         {"encoder": 11, "cell": 13}, CORE | RECURRENT),
     Net("elman_step", Elman, {"observation": ("batch", 7), "h": ("batch", 13)}, ("q", "h_next"),

@@ -126,6 +126,16 @@ class Facts:
             self._sequence(node)
         elif not (standard and self._try_fold(node)):
             self._infer(node)
+        self.constant.update(value for value in node.outputs if self._static(value))
+
+    def _static(self, value: ir.Value) -> bool:
+        """Whether it holds whole numbers that come of static dimensions only, whatever the input."""
+        known = self.known.get(value)
+        return (
+            known is not None
+            and known.dtype.kind in "iu"
+            and not any(map(self.stands_in, known[known > 0].tolist()))
+        )
 
     def taint(self, value: ir.Value) -> frozenset[Source]:
         """All static dimensions that a folded value was read from."""
