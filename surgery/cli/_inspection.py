@@ -133,7 +133,13 @@ def _space(space: Space, chosen: list[str]) -> dict[str, Json]:
         "chosen": chosen,
         "inits": list(space.inits),
         "axes": [
-            {"tensor": axis.tensor, "axis": axis.axis, "role": axis.role, "layout": axis.layout}
+            {
+                "tensor": axis.tensor,
+                "axis": axis.axis,
+                "role": axis.role,
+                "makes": axis.makes,
+                "layout": axis.layout,
+            }
             for axis in space.axes
         ],
     }

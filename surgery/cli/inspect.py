@@ -144,8 +144,8 @@ def _spaces(spaces: list[Report]) -> str:
             space["size"],
             ", ".join(space["aliases"]),
             ", ".join(space["inits"]),
-            _axes(space, "out"),
-            _axes(space, "in"),
+            _axes(space, makes=True),
+            _axes(space, makes=False),
         )
         for space in spaces
         if space["widenable"]
@@ -154,12 +154,12 @@ def _spaces(spaces: list[Report]) -> str:
     return table(headings, rows) if rows else "none that can be widened"
 
 
-def _axes(space: Report, role: str) -> str:
+def _axes(space: Report, *, makes: bool) -> str:
     """`conv.weight[0]`, with its layout if an axis is more than the space: `fc.weight[1] = conv · 49`."""
     return ", ".join(
         f"{axis['tensor']}[{axis['axis']}]{'' if axis['layout'] == space['name'] else ' = ' + axis['layout']}"
         for axis in space["axes"]
-        if axis["role"] == role
+        if axis["makes"] == makes
     )
 
 

@@ -113,8 +113,8 @@ def _entry(k: int, space: Space) -> str:
 def _places(space: Space) -> str:
     """Where the space occurs, as a tooltip: the first places of each role."""
     lines = []
-    for role, word in (("out", "made by"), ("in", "read by")):
-        found = [f"{axis.tensor}[{axis.axis}]" for axis in space.axes if axis.role == role]
+    for makes, word in ((True, "made by"), (False, "read by")):
+        found = [f"{axis.tensor}[{axis.axis}]" for axis in space.axes if axis.makes == makes]
         lines += [f"{word} {some_text(found, 8)}"] if found else []
     return "\n".join(lines)
 

@@ -116,7 +116,7 @@ def behind(analysis: Analysis, output: str) -> list[str]:
     """The spaces that the choices which an output holds are made among, in order."""
     value = next((value for value in analysis.model.graph.outputs if value.name == output), None)
     each = [analysis.trace.described(one) or [] for one in scores(value)] if value is not None else []
-    made = {space.name for space in analysis.spaces if any(ref.role == "out" for ref in space.axes)}
+    made = {space.name for space in analysis.spaces if any(ref.makes for ref in space.axes)}
     spaces = [part.space for axes in each for axis in axes for part in units(analysis.layout(axis))]
     return [name for name in dict.fromkeys(spaces) if name in made]
 

@@ -177,7 +177,7 @@ def _module(analysis: Analysis, known: Sequence[Layer], name: str) -> str:
         return str(owner)
     space = analysis.by_name.get(name)
     for ref in space.axes if space else ():
-        makers = [layer.module for layer in known if ref.role == "out" and layer.weight == ref.tensor]
+        makers = [layer.module for layer in known if ref.makes and layer.weight == ref.tensor]
         if makers:
             return makers[0]
     raise UnknownName("layer", name, paths)

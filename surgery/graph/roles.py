@@ -38,6 +38,7 @@ class Roles:
     Attributes:
       consumers: parameter occurrences whose new elements are zero, or shared out among replicas.
       asked: those of them that make the units which they consume: rows of queries, say, or of what is summed up.
+      readers: parameter occurrences that are multiplied with units which others make, whoever answers.
       places: those of them of which only some places are (of queries, keys and values in one axis, say: 3 · heads · d):
         the factor beside them that counts these places, and which ones.
       no_zero, no_net2net: class -> why it cannot take this initialisation.
@@ -50,6 +51,7 @@ class Roles:
 
     consumers: set[Atom] = field(default_factory=set)
     asked: set[Atom] = field(default_factory=set)
+    readers: set[Atom] = field(default_factory=set)
     places: dict[Atom, Places] = field(default_factory=dict)
     no_zero: dict[Atom, str] = field(default_factory=dict)
     no_net2net: dict[Atom, str] = field(default_factory=dict)
@@ -88,6 +90,7 @@ def assign(trace: Trace) -> Roles:
         for leaf in leaves(axis):
             (roles.no_zero if mode == "zero" else roles.no_net2net).setdefault(find(leaf), reason)
     roles.consumers, roles.asked = consumed | asked, asked
+    roles.readers = consumed | _read(trace.sites)
     for root, reason in _dead(roles, found):
         roles.no_zero.setdefault(root, reason)
     for root, reason in circles(trace, found, roles.consumers, roles.no_net2net):
@@ -100,6 +103,18 @@ def assign(trace: Trace) -> Roles:
     roles.linked = _linked(trace, roles)
     _freezetogether(trace, roles)
     return roles
+
+
+def _read(sites: Iterable[Site]) -> set[Atom]:
+    """What is computed from parameters only, and multiplied with activations."""
+    mixed = [site for site in sites if site.kind == "contract" and not all(site.constant)]
+    return {
+        leaf
+        for site in mixed
+        for axis, constant in zip(site.axes, site.constant, strict=True)
+        if constant
+        for leaf in parameters([axis])
+    }
 
 
 def _linked(trace: Trace, roles: Roles) -> list[set[Atom]]:
@@ -145,6 +160,8 @@ def _common_blocks(trace: Trace, roles: Roles) -> None:
     for tensor, axes in trace.tensors.items():
         for leaf in (leaf for axis in axes for leaf in leaves(axis) if leaf.tensor is None):
             sources = {atom for atom in parameters([(leaf,)]) if not atom.origins}
+            if sources and sources <= roles.readers:
+                roles.readers.add(leaf)
             if sources and sources <= roles.consumers:
                 roles.consumers.add(leaf)
             elif sources & roles.consumers:

@@ -38,16 +38,24 @@ _FIXED = frozenset({"symbolic", "spatial", "kernel", "literal"})
 
 @dataclass(frozen=True, slots=True)
 class AxisRef:
-    """One axis of a tensor in which a space occurs."""
+    """One axis of a tensor in which a space occurs.
+
+    Attributes:
+      role: how its new entries start.
+      makes: whether it makes the units; else it reads them.
+      layout: the whole axis, in words.
+    """
 
     tensor: str
     axis: int
     role: Role
+    makes: bool
     layout: str
 
-    def makes(self, layer: str) -> bool:
-        """Whether it is the units that a layer makes."""
-        return self.role == "out" and self.tensor.rpartition(".")[0] == layer
+    @property
+    def layer(self) -> str:
+        """The module that has the tensor."""
+        return self.tensor.rpartition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -166,7 +174,9 @@ class Analysis:
         ending = {id(space): space for known, space in self.by_name.items() if known.endswith("." + name)}
         if len(ending) == 1:
             return next(iter(ending.values()))
-        made = [space for space in self.spaces if any(axis.makes(name) for axis in space.axes)]
+        made = [
+            space for space in self.spaces if any(axis.makes and axis.layer == name for axis in space.axes)
+        ]
         if len(made) == 1:
             return made[0]
         raise UnknownName("space", name, [space.name for space in self.spaces if space.hidden])
@@ -270,8 +280,8 @@ def _space(
     padding: Padding | None,
 ) -> Space:
     refs = dict.fromkeys(
-        AxisRef(tensor, k, part.role, layout.text(layouts[tensor][k]))
-        for tensor, k, _ in members
+        AxisRef(tensor, k, part.role, leaf not in roles.readers, layout.text(layouts[tensor][k]))
+        for tensor, k, leaf in members
         for part in layout.units(layouts[tensor][k])
         if part.space == names[root]
     )
@@ -327,7 +337,7 @@ def _base(root: Atom, places: list[tuple[str, int, Atom]], roles: Roles, modules
         if why.kind in ("input", "symbolic") and "'" in why.reason:
             axis, name = why.reason.split()[1], why.reason.split("'")[1]
             return f"{name}[{axis}]"
-    makers = [(tensor, k) for tensor, k, leaf in places if leaf not in roles.consumers]
+    makers = [(tensor, k) for tensor, k, leaf in places if leaf not in roles.readers]
     # what an exporter has taken apart (gates) has no purpose that is known
     weights = [place for place in makers if "weight" in roles.purpose.get(place[0], {"weight"})]
     tensor = (weights or makers or places)[0][0]
