@@ -260,7 +260,11 @@ def _check_nodes(nodes: Iterable[NodeProto], defined: set[str], where: str) -> N
                 _check_graph(subgraph, frozenset(defined))
         for name in filter(None, node.output):
             if name in defined:
-                raise GraphError(f"{label} computes '{name}', which exists already")
+                raise GraphError(
+                    f"{label} computes '{name}', which exists already",
+                    hint="PyTorch's exporter does this where an output is given the name of an inner value: export "
+                    "with another one (surgery annotate MODEL --output NAME:KIND says what it is)",
+                )
             defined.add(name)
 
 

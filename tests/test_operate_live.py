@@ -320,6 +320,15 @@ def test_what_a_maximum_is_taken_of_grows_as_a_function_and_no_trajectory_is_pro
     trained(net, optimizer, (*inputs[:-1], *states), 1)
 
 
+def test_an_output_may_have_the_name_that_the_exporter_gives_an_inner_value():
+    """An RMSNorm is exported with a value called `mean`, as are the means of a policy."""
+    net = nn.Sequential(nn.Linear(5, 8), nn.RMSNorm(8), nn.Linear(8, 3))
+    before = net(X)
+    operate(net, None, X, wider(widths={"0": 12}), export_options={"output_names": ["mean"]})
+    assert net[0].out_features == 12
+    torch.testing.assert_close(net(X), before, rtol=1e-5, atol=1e-6)
+
+
 def test_observations_and_actions_are_extended_in_place():
     net = mlp()
     optimizer = torch.optim.Adam(net.parameters())

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import NameFixPass
 from torch import Tensor, nn
 
 from surgery.checkpoint import Checkpoint
@@ -323,7 +324,11 @@ def _batched(arguments: tuple[Any, ...], keywords: dict[str, Any], size: Any) ->
 
 
 def _bare(model: ir.Model, kept: Sequence[str] = ()) -> ir.Model:
-    """Without the exporter's notes on nodes, which hold paths of files, but those that are wanted."""
+    """Without the exporter's notes on nodes, which hold paths of files, but those that are wanted.
+
+    And no inner value has the name of an output, to which the exporter does not see.
+    """
+    NameFixPass()(model)
     for graph in model.graphs():
         for node in graph:
             for key in [k for k in node.metadata_props if k.rpartition(".")[2] in _NOTES and k not in kept]:
