@@ -270,13 +270,18 @@ def test_what_is_new_is_as_likely_as_the_likeliest_that_there_was_also_after_a_r
         return float(replay.priorities[replay.written[0] - 1])
 
     assert played(replay, 0) == played(replay, 1) == 1
-    replay.set_priorities(np.array([0, 1]), np.array([9.0, 0.25]))  # priority = root of the loss
+    replay.set_priorities(np.array([0, 1]), np.array([25.0, 0.25]))  # priority = root of the loss
+    replay.set_priorities(np.array([0]), np.array([9.0]))
     np.testing.assert_allclose(replay.priorities[:2], [3, 0.5])
-    assert played(replay, 2) == pytest.approx(3)
+    assert played(replay, 2) == pytest.approx(5)
     restore(again, tmp_path, write_segment(replay, tmp_path, ()))
     again.restore_priorities(replay.priorities)
-    np.testing.assert_allclose(again.priorities[:4], [3, 0.5, 3, 0])  # the last row closes the open episode
-    assert played(again, 7) == pytest.approx(3)
+    np.testing.assert_allclose(again.priorities[:4], [3, 0.5, 5, 0])  # the last row closes the open episode
+    again.set_priorities(np.array([2]), np.array([1.0]))
+    third = Replay(layout, 50, prioritised=True)
+    restore(third, tmp_path, write_segment(again, tmp_path, ()))
+    third.restore_priorities(again.priorities)
+    assert played(third, 7) == pytest.approx(5)  # though no row has that any longer
 
 
 @pytest.mark.parametrize("capacity", [1, 2, 7, 64, 1000])

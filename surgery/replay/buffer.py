@@ -321,13 +321,13 @@ class Replay:
 
     @property
     def priorities(self) -> Array | None:
-        """The priority of every row, float32; None without priorities."""
+        """The priority of every row, and the highest that there was, float32; None without priorities."""
         return None if self._priorities is None else self._priorities.values
 
     def restore_priorities(self, priority: Array) -> None:
         """Take over what `priorities` gave, once the rows are back."""
         if self._priorities is not None:
-            rows = np.flatnonzero((self._rows.kind == TRANSITION) & (priority > 0))
+            rows = np.flatnonzero((self._rows.kind == TRANSITION) & (priority[:-1] > 0))
             self._priorities.restore(rows, priority)
 
     def pending(self) -> dict[str, Array]:

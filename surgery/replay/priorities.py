@@ -23,8 +23,8 @@ class Priorities:
 
     @property
     def values(self) -> Array:
-        """All of them, (rows,) float32."""
-        return self._tree.priorities.astype(np.float32)
+        """All of them, and the highest that there was, (rows + 1,) float32."""
+        return np.append(self._tree.priorities, self._highest).astype(np.float32)
 
     def begin(self, rows: Array, drawn: Array) -> None:
         """Rows (B,) were written anew; those that are not to be `drawn` (B,) bool get 0."""
@@ -39,7 +39,7 @@ class Priorities:
     def restore(self, rows: Array, values: Array) -> None:
         """Take over, for some rows (B,), what `values` gave of all."""
         self._tree.set(rows, values[rows].astype(np.float64))
-        self._highest = max(1.0, float(values.max(initial=0.0)))
+        self._highest = float(values[-1])
 
     def draw(self, count: int, generator: np.random.Generator) -> Array:
         """`count` rows in proportion to their priorities."""
