@@ -262,8 +262,8 @@ def _check_nodes(nodes: Iterable[NodeProto], defined: set[str], where: str) -> N
             if name in defined:
                 raise GraphError(
                     f"{label} computes '{name}', which exists already",
-                    hint="PyTorch's exporter does this where an output is given the name of an inner value: export "
-                    "with another one (surgery annotate MODEL --output NAME:KIND says what it is)",
+                    hint="PyTorch's exporter does this where an output is given the name of a parameter or of an inner "
+                    "value: export with another one (surgery annotate MODEL --output NAME:KIND says what it is)",
                 )
             defined.add(name)
 

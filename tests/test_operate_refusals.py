@@ -209,6 +209,9 @@ REFUSALS = {
     "other inputs": (mlp, adam, torch.zeros(4, 9), NINE, ArgumentError, "does not run on the ex"),
     "inputs that are no numbers": (mlp, adam, X * torch.nan, NINE, ArgumentError, "computes numbers"),
     "other types": (mlp, adam, X.double(), NINE, ArgumentError, "does not run on the example"),
+    "a parameter's name": (
+        mlp, adam, X, NINE | {"export_options": {"output_names": ["0.bias"]}}, ArgumentError, "0.bias_out",
+    ),
     "widths without a verb": (mlp, adam, X, {"plan": {"0": 9}}, ArgumentError, "surgery.widen"),
 }  # fmt: skip
 

@@ -7,7 +7,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import onnx_ir as ir
@@ -186,13 +186,14 @@ def export(
       scopes: whether nodes keep the note `SCOPES`.
 
     Raises:
-      ArgumentError: it does not run on the example inputs.
+      ArgumentError: it does not run on the example inputs; a name that a parameter has.
       GraphError: it cannot be exported; the exporter's own words are in the message.
     """
     _check_forward(module)
     _check_projections(module)
     arguments, keywords = arguments_of(example_inputs)
     names = {"input_names": input_names, "output_names": output_names}
+    _check_names(module, [*(input_names or ()), *(output_names or ())])
     kept = (SCOPES,) if scopes else ()
 
     def exported(shapes: Any) -> ir.Model:  # noqa: ANN401
@@ -257,6 +258,16 @@ def _check_forward(module: nn.Module) -> None:
             f"{type(module).__name__} has no forward(), so nothing says what it computes",
             hint="give it one that returns what is to stay the same: def forward(self, x): "
             "return self.actor(x), self.critic(x)",
+        )
+
+
+def _check_names(module: nn.Module, given: Collection[str]) -> None:
+    """No two values of a graph have one name, and parameters keep theirs."""
+    held = {plain_name(name) for name in bare(module).state_dict(keep_vars=True)}
+    if taken := sorted(held.intersection(given)):
+        raise ArgumentError(
+            f"{type(module).__name__} has a parameter '{taken[0]}', so no input or output can have that name",
+            hint=f"name it otherwise, such as {taken[0]}_out",
         )
 
 
