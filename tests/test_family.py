@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import surgery
@@ -14,8 +15,10 @@ from surgery.architectures import new, new_like
 from surgery.architectures.family import Family, identify
 from surgery.architectures.like import observed
 from surgery.architectures.recognise import recognise
+from surgery.builder import GraphBuilder
 from surgery.cli import main
 from surgery.errors import ArgumentError, UnknownName
+from surgery.port_kinds import infer
 from tests import zoo
 from tests.test_docs import ROOT
 
@@ -54,6 +57,7 @@ FOUND = {
     ),
     "lstm_policy": ("lstm", "lstm-13-fc11", {}),
     "actor_critic": ("mlp", None, {"log_probability.fc1": "actor.0", "value.fc2": "critic.2"}),
+    "sac_twin_q": ("mlp", None, {"least+value1.fc1": "q1.0", "least+value2.fc2": "q2.2"}),
     "mlp_elu": ("mlp", "mlp-13-11-elu", {}),
     "mlp_silu": ("mlp", "mlp-13-11-silu", {"fc1": "0", "fc2": "2"}),
     "c51": ("mlp", "mlp-13-11", {}),
@@ -70,6 +74,28 @@ def test_networks_of_every_exporter_are_called_what_they_are(name, style):
     if style != "torchscript":  # which renames what it transposes
         assert aliases.items() <= found.aliases.items()
     assert set(aliases) <= set(found.aliases)
+
+
+def test_ways_from_several_inputs_to_the_same_outputs_are_no_heads_with_names_of_their_own():
+    """Two coupled traces, as the two halves of a complex state."""
+    rng, graph = np.random.default_rng(0), GraphBuilder("traces")
+
+    def weight(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    x = graph.linear(graph.input("observation", (4,)), "embed", weight(6, 4), weight(6))
+    before, after = [graph.input(name, (5,)) for name in ("left", "right")], []
+    for k in range(2):
+        moved = [
+            graph.op("Mul", trace, graph.parameter(f"{n}{k}", weight(5))) for n, trace in enumerate(before)
+        ]
+        after.append(graph.op("Add", graph.op("Add", *moved), graph.linear(x, f"write{k}", weight(5, 6))))
+        graph.output(after[k], f"trace{k}", (5,))
+    read = [graph.linear(trace, f"read{k}", weight(6, 5)) for k, trace in enumerate(after)]
+    x = graph.op("Relu", graph.op("Add", graph.op("Add", *read), x))
+    graph.output(graph.linear(x, "head", weight(3, 6)), "q_values", (3,))
+    model = graph.model()
+    assert called(surgery.Checkpoint(model, infer(model))).aliases == {}
 
 
 @pytest.mark.parametrize(

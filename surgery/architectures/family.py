@@ -104,6 +104,9 @@ def _spines(tree: Tree) -> Iterator[tuple[str, int, Tree]]:
         yield "", 0, shared
         return
     labels = _STREAMS.get(last.layer.join) or last.outputs or tuple(map(str, range(len(hidden))))
+    if len(set(labels)) < len(labels):  # ways from several inputs to the same outputs are no heads
+        yield "", 0, shared
+        return
     for label, branch, deep in zip(labels, last.branches, hidden, strict=True):
         for prefix, _, inner in _spines(branch) if deep else ():
             yield f"{label}.{prefix}", len(_spaces(shared)), (*shared, *inner)

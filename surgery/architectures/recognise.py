@@ -210,7 +210,7 @@ class _Reader:
             raise _NotATree
         trees = [self._merged(branch) for branch in branches]
         if meeting == self._sink:
-            names = tuple(", ".join(self._reached(first, at)) for first in following)
+            names = tuple("+".join(self._reached(first, at)) for first in following)
             inner = tuple(tuple(found.layer for found in tree) for tree in trees)
             return Found(Branches(inner, "outputs"), "", branches=tuple(trees), outputs=names)
         return self._joined(self._steps[meeting], trees, ends)
