@@ -184,7 +184,7 @@ def test_a_maximum_over_units_grows_by_any_copies_and_by_nothing_else(
 @pytest.mark.parametrize(("name", "style"), EXPORTS)
 def test_a_factor_widens_all_that_can_grow_and_lists_the_rest(name: str, style: str) -> None:
     before = original(name, style)
-    reasons = {s.name: refusal(s, "auto", factor=1.5) for s in before.analysis.spaces}
+    reasons = {s.name: refusal(s, "auto", factor=1.5) or s.table for s in before.analysis.spaces}
     if all(reason is not None for reason in reasons.values()):
         with pytest.raises(Refused, match="no space of this model can grow"):
             surgery.widen(before.checkpoint, factor=1.5)
@@ -200,6 +200,22 @@ def test_a_factor_widens_all_that_can_grow_and_lists_the_rest(name: str, style: 
         space = before.analysis.space(edit.space)
         padded = space.padding is not None and edit.after % edit.before != 0
         assert bool(edit.fresh) == (space.no_zero is None or padded)
+
+
+def test_a_factor_leaves_what_constants_make_and_a_width_does_not() -> None:
+    """The last action as one of five (1, 0, 0, 0, 0), as PyTorch's exporter writes it, beside the observation."""
+    rng, graph = np.random.default_rng(0), GraphBuilder("one-hot")
+    last = graph.input("action", (1,), "int64")
+    one = graph.op("Cast", graph.op("Equal", last, graph.parameter("arange", np.arange(5))), to=1)
+    x = graph.op("Concat", graph.input("observation", (4,)), one, axis=-1)
+    weights = [rng.standard_normal(shape).astype(np.float32) for shape in ((6, 9), (6,), (3, 6), (3,))]
+    x = graph.linear(graph.op("Relu", graph.linear(x, "body", *weights[:2])), "head", *weights[2:])
+    graph.output(x, "q_values", (3,))
+    model = graph.model()
+    before = surgery.Checkpoint(model, infer(model))
+    plan = surgery.widen(before, factor=2)
+    assert plan.sizes == {"body": 12} and "constant 'arange' alone" in dict(plan.frozen)["arange"]
+    assert surgery.apply(surgery.widen(before, widths={"arange": 7}), before).report.ok
 
 
 # ---- arguments ------------------------------------------------------------------------------------------------

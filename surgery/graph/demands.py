@@ -108,7 +108,7 @@ def travel(memo: dict[Atom, Demand], atom: Atom, answer: Callable[[Atom, list[De
 def answers(trace: Trace) -> list[Answer]:
     """Who answers at every site for every class that is summed over there, in the order of the sites."""
     sites = [site for site in trace.sites if site.kind not in ("order", "mean", "extreme")]
-    asking, uses = Asking(_tables(trace), _several(trace)), _Uses(trace)
+    asking, uses = Asking(tables(trace), _several(trace)), _Uses(trace)
     while True:
         found = _answered(asking, sites)
         stopped = uses.half_scaled(found, asking.stopped) - asking.stopped
@@ -250,11 +250,17 @@ def _by_class(axis: Axis) -> dict[Atom, list[Atom]]:
     return sides
 
 
-def _tables(trace: Trace) -> frozenset[str]:
-    """What the file says are no parameters: constants in the graph, and buffers, as exporters mark them."""
+def tables(trace: Trace) -> frozenset[str]:
+    """What nobody trains: constants in the graph, whole numbers, and buffers, as exporters mark them."""
     values = trace.facts.model.graph.initializers
-    named = {name: value.metadata_props.get(KIND, "PARAMETER") for name, value in values.items()}
-    return frozenset(name for name in trace.tensors if named.get(name) != "PARAMETER")
+    trained = {
+        name
+        for name, value in values.items()
+        if value.metadata_props.get(KIND, "PARAMETER") == "PARAMETER"
+        and value.const_value is not None
+        and value.const_value.dtype.is_floating_point()
+    }
+    return frozenset(trace.tensors) - trained
 
 
 def _several(trace: Trace) -> frozenset[Atom]:

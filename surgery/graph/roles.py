@@ -25,7 +25,7 @@ from surgery.graph.atoms import (
     summands,
 )
 from surgery.graph.circles import circles
-from surgery.graph.demands import Answer, Demand, Places, answers, parameters, places
+from surgery.graph.demands import Answer, Demand, Places, answers, parameters, places, tables
 from surgery.graph.labels import full_label
 from surgery.graph.records import Site
 from surgery.graph.trace import Trace
@@ -38,6 +38,7 @@ class Roles:
     Attributes:
       consumers: parameter occurrences whose new elements are zero, or shared out among replicas.
       asked: those of them that make the units which they consume: rows of queries, say, or of what is summed up.
+      tables: tensors that nobody trains.
       readers: parameter occurrences that are multiplied with units which others make, whoever answers.
       places: those of them of which only some places are (of queries, keys and values in one axis, say: 3 · heads · d):
         the factor beside them that counts these places, and which ones.
@@ -51,6 +52,7 @@ class Roles:
 
     consumers: set[Atom] = field(default_factory=set)
     asked: set[Atom] = field(default_factory=set)
+    tables: frozenset[str] = frozenset()
     readers: set[Atom] = field(default_factory=set)
     places: dict[Atom, Places] = field(default_factory=dict)
     no_zero: dict[Atom, str] = field(default_factory=dict)
@@ -64,7 +66,7 @@ class Roles:
 
 def assign(trace: Trace) -> Roles:
     """Decide all roles of a walked graph; freezes (in the trace) what has no consistent role."""
-    roles = Roles()
+    roles = Roles(tables=tables(trace))
     for kind, axes in trace.uses:
         for leaf in parameters(axes):
             roles.purpose.setdefault(leaf.tensor or "", set()).add(kind)

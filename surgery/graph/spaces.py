@@ -72,6 +72,7 @@ class Space:
       alike: the spaces that must then grow by the same multiple.
       extreme: where its largest or smallest unit is taken, to which of several equal ones is open; None if nowhere.
       linked: the spaces that a channel shuffle takes units from in turn with these, and which must be equally many.
+      table: the constant that alone makes its units, which nobody trains; None if parameters do, or nothing does.
       padding: "layer" or "rms" if fresh units can be made to vanish under that normaliser, whatever their number.
     """
 
@@ -85,6 +86,7 @@ class Space:
     alike: tuple[str, ...] = ()
     extreme: str | None = None
     linked: tuple[str, ...] = ()
+    table: str | None = None
     padding: Literal["layer", "rms"] | None = None
     aliases: tuple[str, ...] = ()
 
@@ -285,6 +287,7 @@ def _space(
         for part in layout.units(layouts[tensor][k])
         if part.space == names[root]
     )
+    made = dict.fromkeys(ref.tensor for ref in refs if ref.makes)
     return Space(
         name=names[root],
         size=root.size,
@@ -296,6 +299,7 @@ def _space(
         alike=_together(root, roles.alike, names),
         extreme=roles.extremes.get(root),
         linked=_together(root, roles.linked, names),
+        table=next(iter(made), None) if roles.tables.issuperset(made) else None,
         padding=None if padding is None else padding.kind,
     )
 

@@ -44,7 +44,7 @@ def widen(
       checkpoint: any checkpoint; only shapes are read.
       widths: space -> new number of units.
       factor: instead of `widths`: every space that can grow becomes ceil(factor · size) wide; those that are shuffled
-        take the next width at which every unit keeps its place in the shuffles.
+        take the next width at which every unit keeps its place in the shuffles; what constants alone make stays.
       init: "auto" takes zero where it is exact, else net2net.
       shares: how copies share outgoing weights, "equal" or "unequal" (drawn between half and one and a half parts).
       noise: added to copies, as a fraction of each tensor's standard deviation; the claim is then "changed".
@@ -170,6 +170,14 @@ def _uneven(space: Space, ratio: float, init: Init, shares: str) -> str | None:
     return f"{space.whole}; its copies need equal shares" if shares != "equal" else None
 
 
+def _constant(space: Space) -> str | None:
+    return (
+        f"made by the constant '{space.table}' alone; more of it would tell nothing new"
+        if space.table
+        else None
+    )
+
+
 def _refusal(space: Space, init: Init) -> str | None:
     """Why a space cannot take an initialisation; None if it can."""
     if not space.widenable:
@@ -197,7 +205,7 @@ def _by_factor(
     wanted: dict[Space, int] = {}
     frozen: list[tuple[str, str]] = []
     for space in analysis.spaces:
-        reason = _refusal(space, init) or _uneven(space, factor, init, shares)
+        reason = _refusal(space, init) or _uneven(space, factor, init, shares) or _constant(space)
         if reason:
             if space.hidden:
                 frozen.append((space.name, reason))
