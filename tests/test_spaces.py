@@ -144,6 +144,15 @@ def test_a_space_is_found_by_the_end_of_its_name_and_a_wrong_one_is_corrected():
         analysis.space(name + "x")
 
 
+def test_a_space_of_an_input_is_found_by_the_inputs_name_where_it_is_the_only_one():
+    analysis = analysed("actor_critic", "dynamo")
+    (name,) = zoo.NETS["actor_critic"].inputs
+    assert analysis.space(name).name == f"{name}[1]"
+    with pytest.raises(UnknownName) as caught:  # entities or their features
+        analysed("transformer", "dynamo").space("entities")
+    assert "entities[2]" in (caught.value.hint or "")
+
+
 # ---- small graphs -------------------------------------------------------------------------------------------
 
 

@@ -166,7 +166,7 @@ class Analysis:
         return self.trace.literals
 
     def space(self, name: str) -> Space:
-        """Find a space by name, alias, an unambiguous ending of its name, or a layer that makes no other units.
+        """Find a space by name, alias, an unambiguous ending of its name, or a layer or input that has no other.
 
         Raises:
           UnknownName: with the nearest names.
@@ -176,12 +176,12 @@ class Analysis:
         ending = {id(space): space for known, space in self.by_name.items() if known.endswith("." + name)}
         if len(ending) == 1:
             return next(iter(ending.values()))
-        made = [
-            space for space in self.spaces if any(axis.makes and axis.layer == name for axis in space.axes)
-        ]
-        if len(made) == 1:
-            return made[0]
-        raise UnknownName("space", name, [space.name for space in self.spaces if space.hidden])
+        made = [s for s in self.spaces if any(axis.makes and axis.layer == name for axis in s.axes)]
+        parts = [s for s in self.spaces if s.name.startswith(f"{name}[")]
+        for found in (made, parts):
+            if len(found) == 1:
+                return found[0]
+        raise UnknownName("space", name, [s.name for s in self.spaces if s.hidden or s in parts])
 
     def asked(self, given: Mapping[str, _T]) -> dict[Space, _T]:
         """What is given for spaces by their names.
