@@ -240,7 +240,7 @@ def test_units_that_are_normalised_and_read_by_a_table_grow() -> None:
 
 def test_new_units_are_not_the_mean_of_old_ones_where_others_need_zeros() -> None:
     before = from_module(Projected(again=True), example_inputs=torch.randn(4, 5))
-    assert not before.analysis.by_name["basis"].inits
+    assert not before.analysis.by_name["layer"].inits
 
 
 class LinearAttention(nn.Module):

@@ -359,7 +359,7 @@ MIXING: tuple[Net, ...] = (
         {"query:heads": 3, "query:head": 4, "value:head": 4}, ATTENTION | NORMALISER,
         impossible={"torchscript": "no symbolic for aten::rms_norm"}),
     Net("simba_v2", SimbaV2, {"observation": ("batch", 7)}, ("q",), {"embed": 11, "up": 13},
-        CORE | NORMALISER),
+        NORMALISER),
     Net("gru_step", GRUStep, {"observation": ("batch", 7), "h": ("batch", 13)}, ("q", "h_next"),
         {"encoder": 11, "cell": 13}, CORE | RECURRENT),
     Net("elman_step", Elman, {"observation": ("batch", 7), "h": ("batch", 13)}, ("q", "h_next"),

@@ -12,7 +12,7 @@ from surgery.graph.control import captured
 from surgery.graph.labels import full_label, label
 from surgery.graph.layout import units
 from surgery.graph.modules import modules
-from surgery.graph.spaces import Analysis
+from surgery.graph.spaces import Analysis, Space
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
@@ -204,6 +204,7 @@ def spots(analysis: Analysis, after: str) -> tuple[str, list[Spot]]:
             raise Refused(f"no layer with weights leads to '{after}'") from None
         return layer.module, [_spot(analysis, value, layer, value.producer(), summed=False)]
     found = [_follow(analysis, layer) for layer in uses]
+    _check_gates(analysis, found[0])
     for other in found[1:]:
         if _form(other) != _form(found[0]):
             raise Refused(
@@ -212,6 +213,38 @@ def spots(analysis: Analysis, after: str) -> tuple[str, list[Spot]]:
                 hint="name the value behind which it goes: the result of one of these nodes",
             )
     return module, found
+
+
+def _check_gates(analysis: Analysis, spot: Spot) -> None:
+    """What a written-out cell computes first are several gates for each of its units, which come later."""
+    described, module = analysis.trace.described(spot.value), spot.layer.module
+    weights = {layer.weight for layer in layers(analysis) if layer.module == module}
+    for part in units(analysis.layout(described[spot.axis])) if described is not None else ():
+        space = analysis.by_name[part.space]
+        recurrent = any(ref.tensor in weights and not ref.makes for ref in space.axes)
+        if recurrent and len(weights) > 1 and spot.units > space.size:
+            given = " or ".join(f"'{name}'" for name in _given(analysis, spot, space))
+            raise Refused(
+                f"layer '{module}' computes {spot.units} gates for the {space.size} units of a cell that is written "
+                "out as single nodes: a layer goes behind the cell",
+                hint=f"name the value that comes out of it: {given or 'its new state'}",
+            )
+
+
+def _given(analysis: Analysis, spot: Spot, space: Space) -> list[str]:
+    """The values behind a spot that hold the units of a space, and that layers of other modules read."""
+    pending, later = [spot.value], set[ir.Value]()
+    while pending:
+        made = {v for node in (use.node for use in pending.pop().uses()) for v in node.outputs} - later
+        later |= made
+        pending += made
+    read = (v for layer in layers(analysis) if layer.module != spot.layer.module for v in layer.node.inputs)
+    axes = {str(v.name): analysis.trace.described(v) or [] for v in read if v in later}
+    return [
+        name
+        for name, described in axes.items()
+        if any(space.name == part.space for axis in described for part in units(analysis.layout(axis)))
+    ]
 
 
 def _form(spot: Spot) -> tuple[object, ...]:
