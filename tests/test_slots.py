@@ -20,11 +20,14 @@ import torch
 from torch import Tensor, nn
 
 import surgery
+from surgery.builder import GraphBuilder
 from surgery.edits.arithmetic import AxisMap, axis_maps, edit_slot, unknown_history
 from surgery.edits.execute import execute
 from surgery.edits.plan import Plan
 from surgery.graph.layout import Layout
 from surgery.optimizer import POWERS, OptimizerState, ParamGroup
+from surgery.port_kinds import infer
+from surgery.probes import probes
 from surgery.verify.slots import check_slots
 from tests import zoo
 
@@ -375,6 +378,35 @@ def test_the_verifier_agrees_with_torch_on_wrong_edits(
 
     monkeypatch.setattr(SLOTS, "axis_maps", damaged)
     assert _checks(name, plan) > 1e-3
+
+
+@pytest.mark.parametrize("number", [0.0, -1e8, float(np.finfo(np.float32).min)])
+def test_the_verifier_sees_wrong_edits_beside_scores_of_forbidden_actions(
+    number: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands for -inf is no measure of a slope."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        name: rng.standard_normal(shape).astype(np.float32)
+        for name, shape in {"fc.weight": (8, 4), "fc.bias": 8, "head.weight": (3, 8), "head.bias": 3}.items()
+    }
+    graph = GraphBuilder("masked")
+    x, mask = graph.input("observation", (4,)), graph.input("action_mask", (3,), "bool")
+    x = graph.op("Relu", graph.linear(x, "fc", arrays["fc.weight"], arrays["fc.bias"]))
+    x = graph.linear(x, "head", arrays["head.weight"], arrays["head.bias"])
+    graph.output(graph.op("Where", mask, x, graph.constant(number, "float32")), "logits", (3,))
+    model = graph.model()
+    slots = {"momentum_buffer": {name: ir.Tensor(array, name=name) for name, array in arrays.items()}}
+    state = OptimizerState("sgd", slots, {}, (ParamGroup(tuple(arrays)),))
+    before = surgery.Checkpoint(model, infer(model), optimizer=state)
+    plan = surgery.widen(before, factor=1.5, init="net2net")
+    exact, inputs = execute(plan, before, double=True), probes(before, ROWS, seed=0)
+    assert check_slots(plan, before, exact, inputs, seed=0)[0].ok
+    for wrong in WRONG:
+        monkeypatch.setattr(
+            SLOTS, "axis_maps", lambda *a, wrong=wrong: [k and wrong(k) for k in axis_maps(*a)]
+        )
+        assert check_slots(plan, before, exact, inputs, seed=0)[0].value > 1e-3
 
 
 @pytest.mark.parametrize("name", ["minatar-breakout-dqn", "conv_scalars", "lstm_policy"])

@@ -28,6 +28,7 @@ from surgery.verify.outputs import (
     float32_outputs,
     float32_tool,
     float64_outputs,
+    magnitude,
     new_actions,
     noise,
     policy_checks,
@@ -116,8 +117,8 @@ def _cancelled(plan: Plan, outputs: Arrays) -> float:
         starts = [edit.start for edit in plan.spaces if edit.start is not None and edit.space in spaces]
         moved = max((abs(start.bias) for start in starts if start.kind == "split"), default=0.0)
         if moved and port.name in outputs:
-            largest = float(np.abs(outputs[port.name]).max(initial=0.0))
-            found = max(found, float(np.finfo(np.float32).eps) * moved / (largest or 1.0))
+            largest = magnitude(outputs[port.name]) or 1.0
+            found = max(found, float(np.finfo(np.float32).eps) * moved / largest)
     return found
 
 

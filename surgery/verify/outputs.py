@@ -61,12 +61,18 @@ def difference(before: Arrays, after: Arrays) -> tuple[float, float, str]:
             gap = np.where(same, 0.0, np.abs(_real(new) - _real(old)))
         gap = np.where(np.isnan(gap), np.inf, gap)
         size = np.where(np.isfinite(_real(old)), np.abs(_real(old)), 0.0)
-        scale = float(size[size < FORBIDDEN].max(initial=0.0)) or 1.0
+        scale = magnitude(old) or 1.0
         relative = float((gap / np.where(size < FORBIDDEN, scale, size)).max(initial=0.0))
         worst = max(
             worst, (float(gap.max(initial=0.0)), relative, name), key=lambda found: (found[1], found[0])
         )
     return worst
+
+
+def magnitude(array: Array) -> float:
+    """The largest of an array, but for NaN, infinity and what stands for it."""
+    size = np.abs(_real(array))
+    return float(size[size < FORBIDDEN].max(initial=0.0))
 
 
 def _real(array: Array) -> Array:

@@ -22,6 +22,7 @@ from surgery.edits.plan import Plan
 from surgery.edits.ports import grow, kept, shrink
 from surgery.numeric import Unsupported, run
 from surgery.tensors import shape_of
+from surgery.verify.outputs import magnitude
 from surgery.verify.report import Check, measured
 
 STEP = 1e-30
@@ -47,7 +48,8 @@ def check_slots(
       apart: outputs that are not compared.
 
     Returns:
-      One check; its value is relative to the largest derivative or output, whichever is larger.
+      One check; its value is relative to the largest derivative or output, whichever is larger; numbers that stand
+      for -inf do not count.
     """
     trained = set(before.optimizer.parameters) if before.optimizer else set()
     edited = {tensor.name: (axis_maps(tensor.axes, plan.edits), tensor.scale) for tensor in plan.tensors}
@@ -74,8 +76,8 @@ def check_slots(
                 error = np.where(known, np.abs(slope - other), 0.0)
             gap = max(gap, float(np.where(np.isnan(error), np.inf, error).max(initial=0.0)))
             # where slopes cancel to nothing, only rounding is left: it is judged by the size of the outputs
-            sizes = np.abs(slope[known]).max(initial=0.0), np.abs(value.real[known]).max(initial=0.0)
-            scale = max(scale, *(float(size) for size in sizes if np.isfinite(size)))
+            largest = float(np.abs(slope[known]).max(initial=0.0))
+            scale = max(scale, largest, magnitude(value.real[known]))
     if not gap:
         return [Check("optimizer slots", True, 0.0, LIMIT, "equal, or no output has a slope")]
     relative = gap / scale if scale else float("inf")
