@@ -8,7 +8,7 @@ import functools
 import json
 import math
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,12 @@ from surgery.edits.arithmetic import SpaceEdit
 from surgery.edits.execute import execute
 from surgery.edits.plan import Plan
 from surgery.errors import PlanMismatch, Refused
+from surgery.interface import Environment
 from surgery.optimizer import OptimizerState, ParamGroup
 from tests import zoo
 from tests.steady import STEADY
 
+TEACHERS = Path(__file__).parent.parent / "examples" / "teachers"
 NETS = (
     "nature_nhwc",
     "densenet",
@@ -160,13 +162,13 @@ def _at(data: Any, path: tuple[Any, ...]) -> Any:
     return data
 
 
-def _judged(data: object, *, applied: bool = True) -> None:
+def _judged(data: object, checkpoint: surgery.Checkpoint, *, applied: bool = True) -> None:
     """Reading and applying a damaged plan gives a plan, a result or an error of ours; never a traceback."""
     try:
         plan = Plan.from_json(data)
         plan.describe(), plan.changes, json.dumps(plan.to_json())
         if applied:
-            surgery.apply(plan, net("conv_scalars"))
+            surgery.apply(plan, checkpoint)
     except surgery.SurgeryError as error:
         assert error.message and "\n" not in error.message
 
@@ -184,14 +186,37 @@ def test_a_plan_without_a_field_is_refused() -> None:
             Plan.from_json(damaged)
 
 
-def test_a_plan_with_garbage_in_it_is_never_a_traceback() -> None:
-    data = example().to_json()
+@functools.cache
+def agent() -> surgery.Checkpoint:
+    """A trained one, whose observations a normaliser of the contract scales."""
+    found = surgery.load(TEACHERS / "cartpole-dqn.onnx")
+    statistics = {"mean": [0.5] * 4, "variance": [2.0] * 4, "epsilon": 1e-8}
+    settings = {**found.environment.settings, "normaliser": {"observation": statistics}}
+    return found.replace(environment=Environment(found.environment.id, settings))
+
+
+def extended() -> Plan:
+    new = [surgery.NewObservation("observation", 1)], [surgery.NewAction("q_values", 1)]
+    return surgery.extend(agent(), observations=new[0], actions=new[1])
+
+
+PLANS: dict[str, tuple[Callable[[], Plan], Callable[[], surgery.Checkpoint]]] = {
+    "widen": (example, lambda: net("conv_scalars")),
+    "extend": (extended, agent),
+    "retire": (lambda: surgery.retire(agent(), [surgery.Retired("observation", 0, 0.5)]), agent),
+    "deepen": (lambda: surgery.deepen(agent(), after="network.0"), agent),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_plan_with_garbage_in_it_is_never_a_traceback(name: str) -> None:
+    data, checkpoint = PLANS[name][0]().to_json(), PLANS[name][1]()
     for path in _places(data):
         for garbage in GARBAGE:
             damaged = copy.deepcopy(data)
             _at(damaged, path[:-1])[path[-1]] = garbage
             _judged(
-                damaged, applied=path[0] not in ("operation", "arguments", "frozen")
+                damaged, checkpoint, applied=path[0] not in ("operation", "arguments", "frozen")
             )  # these are only shown
 
 
@@ -226,6 +251,28 @@ def test_damage_is_named(where: tuple[Any, ...], value: object, says: str) -> No
     _at(data, where[:-1])[where[-1]] = value
     with pytest.raises(PlanMismatch, match=says):
         Plan.from_json(data)
+
+
+@pytest.mark.parametrize(
+    ("side", "change", "says"),
+    [
+        ("input", {"name": "pixels"}, "the plan changes input 'pixels', which is not here"),
+        ("output", {"name": "value"}, "the plan changes output 'value', which is not here"),
+        ("output", {"side": "input"}, "the plan changes input 'q_values', which is not here"),
+        ("input", {"axes": []}, "the plan changes input 'observation' of other axes than batch×4"),
+        ("output", {"axes": []}, "the proof of 'extend' fails: outputs, float64"),
+        ("output", {"axes": [[], [7]]}, "the plan changes output 'q_values' of other axes than batch×2"),
+        ("input", {"axes": [[], [5]]}, "the plan changes input 'observation' of other axes than batch×4"),
+        ("input", {"labels": ["position"]}, "gives 'observation' 1 names; it will have 5 units"),
+    ],
+    ids=str,
+)
+def test_inputs_and_outputs_that_are_others_are_named(side: str, change: dict[str, Any], says: str) -> None:
+    data = extended().to_json()
+    port = next(port for port in data["ports"] if port["side"] == side)
+    port |= change
+    with pytest.raises(PlanMismatch, match=says):
+        surgery.apply(Plan.from_json(data), agent())
 
 
 def test_a_plan_that_edits_one_space_twice_is_refused() -> None:

@@ -17,7 +17,7 @@ from surgery.edits.contract import settled
 from surgery.edits.copies import original_name
 from surgery.edits.heads import start_rows
 from surgery.edits.insert import insert, join_optimizer, with_states
-from surgery.edits.parts import TensorEdit
+from surgery.edits.parts import PortEdit, TensorEdit
 from surgery.edits.plan import Plan
 from surgery.edits.removal import check_duplicates, check_unread, fold
 from surgery.edits.rewiring import Rewiring, rewire, rewired
@@ -108,6 +108,22 @@ def _mismatches(plan: Plan, model: ir.Model) -> Iterator[str]:
     for operand in plan.operands:
         if operand.node not in outputs:
             yield f"the plan edits the node of '{operand.node}', which is not here"
+    values = {("input", value.name): value for value in model.graph.inputs}
+    values |= {("output", value.name): value for value in model.graph.outputs}
+    for port in plan.ports:
+        value = values.get((port.side, port.name))
+        if value is None:
+            yield f"the plan changes {port.side} '{port.name}', which is not here"
+        elif value.shape is not None and not _has_axes(value.shape, port):
+            yield f"the plan changes {port.side} '{port.name}' of other axes than {shape_text(value.shape)}"
+
+
+def _has_axes(shape: ir.Shape, port: PortEdit) -> bool:
+    """Whether an input or output has the axes that a plan expects, as far as its sizes are known."""
+    sizes = [layout.size(axis) if axis else None for axis in port.axes]
+    if len(sizes) != len(shape):
+        return port.side == "output"  # which may be declared with axes too many, see `grow_ports`
+    return all(size is None or size == d for size, d in zip(sizes, shape, strict=True) if isinstance(d, int))
 
 
 def constants(model: ir.Model) -> dict[str, ir.TensorProtocol]:

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 
@@ -239,15 +239,19 @@ def _node(data: Mapping[str, Any]) -> NewNode:
 
 
 def _attribute(value: object) -> Attribute:
-    if isinstance(value, str | int) and not isinstance(value, bool):
+    if isinstance(value, str) or _is_integer(value):
         return value
     if isinstance(value, float) and math.isfinite(value):
         return value
-    if isinstance(value, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in value):
+    if isinstance(value, list) and all(map(_is_integer, value)):
         return tuple(value)
     if isinstance(value, list) and all(isinstance(n, float) and math.isfinite(n) for n in value):
         return tuple(value)
     raise TypeError(f"{value!r:.40} is not the value of an attribute")
+
+
+def _is_integer(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
 
 
 def _tensor(data: Mapping[str, Any]) -> NewTensor:

@@ -150,7 +150,10 @@ class Fold:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Fold:
-        bias = data["bias"]
+        bias = None
+        if data["bias"] is not None:
+            name, operand = data["bias"]
+            bias = str(name), natural(operand)
         if data["sign"] not in (1, -1):
             raise ValueError(f"sign {data['sign']!r}")
         return Fold(
@@ -158,7 +161,7 @@ class Fold:
             natural(data["operand"]),
             natural(data["axis"]),
             layout.from_json(data["layout"]),
-            None if bias is None else (str(bias[0]), natural(bias[1])),
+            bias,
             data["sign"],
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -244,12 +244,21 @@ def _check(plan: Plan) -> None:
         raise PlanMismatch("a plan that edits one space twice")
     chained(plan.insertions)
     for tensor in plan.tensors:
-        found = [u for axis in tensor.axes for u in layout.units(axis) if u.space in edits]
-        if not found:
+        if not _checked(tensor.axes, edits):
             raise PlanMismatch(f"a plan that lists '{tensor.name}' but edits no space in it")
-        for part in found:
-            if part.size != edits[part.space].before:
-                have, want = edits[part.space].before, part.size
-                raise PlanMismatch(
-                    f"space '{part.space}' has {have} units in one place and {want} in another"
-                )
+    for port in plan.ports:
+        sizes = [layout.size(axis, plan.sizes) for axis in port.axes if axis]
+        if _checked(port.axes, edits) and port.labels and len(port.labels) not in sizes:
+            raise PlanMismatch(
+                f"a plan that gives '{port.name}' {len(port.labels)} names; it will have {sizes[-1]} units"
+            )
+
+
+def _checked(axes: Sequence[layout.Layout], edits: Mapping[str, SpaceEdit]) -> bool:
+    """Whether edited spaces occur in some axes; raises PlanMismatch unless they do so in the size before the edit."""
+    found = [part for axis in axes for part in layout.units(axis) if part.space in edits]
+    for part in found:
+        if part.size != edits[part.space].before:
+            have, want = edits[part.space].before, part.size
+            raise PlanMismatch(f"space '{part.space}' has {have} units in one place and {want} in another")
+    return bool(found)

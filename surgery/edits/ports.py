@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from surgery.arrays import Array, Arrays
 from surgery.edits.axis_maps import AxisMap, axis_maps, units_along
+from surgery.edits.parts import PortEdit
 from surgery.edits.plan import Plan
 from surgery.edits.units import SpaceEdit
 from surgery.errors import ArgumentError
@@ -40,22 +41,19 @@ def grow(
     Raises:
       ArgumentError: if an array does not have the old width.
     """
-    edited = {port.name: port for port in plan.ports if port.side == "input"}
+    edited = _edited(plan, "input")
     out: Arrays = {}
     for name, array in arrays.items():
         grown = array
-        if name in edited:
-            for k, axis in enumerate(axis_maps(edited[name].axes, plan.edits)):
-                if axis is None:
-                    continue
-                if grown.shape[k] != axis.before:
-                    raise ArgumentError(
-                        f"axis {k} of '{name}' has {grown.shape[k]} units, the plan expects {axis.before}"
-                    )
-                fresh = (axis.fresh_in | axis.fresh_out).reshape((-1,) + (1,) * (grown.ndim - k - 1))
-                taken = np.take(grown, axis.source, axis=k)
-                other = np.zeros((), grown.dtype) if rng is None else rng.permuted(taken)
-                grown = np.where(fresh, other, taken)
+        for k, axis in _maps(plan, edited, name, array):
+            if grown.shape[k] != axis.before:
+                raise ArgumentError(
+                    f"axis {k} of '{name}' has {grown.shape[k]} units, the plan expects {axis.before}"
+                )
+            fresh = (axis.fresh_in | axis.fresh_out).reshape((-1,) + (1,) * (grown.ndim - k - 1))
+            taken = np.take(grown, axis.source, axis=k)
+            other = np.zeros((), grown.dtype) if rng is None else rng.permuted(taken)
+            grown = np.where(fresh, other, taken)
         out[name] = grown
     for insertion in plan.insertions:
         for new in insertion.ports:
@@ -73,19 +71,19 @@ def shrink(plan: Plan, arrays: Mapping[str, Array], *, weighted: bool = False) -
       weighted: give for every old unit the mean of its copies, weighted by their shares, instead of the first copy:
         the two have the same value, but only the mean has the derivative of the old unit.
     """
-    edited = {port.name: port for port in plan.ports if port.side == "output"}
+    edited = _edited(plan, "output")
     added = {port.name for insertion in plan.insertions for port in insertion.ports}
     out: Arrays = {}
     for name, array in arrays.items():
         if name in added:
             continue
         old = array
-        for k, axis in enumerate(axis_maps(edited[name].axes, plan.edits) if name in edited else ()):
-            if axis is not None and weighted:
+        for k, axis in _maps(plan, edited, name, array):
+            if weighted:
                 old = _collected(old, k, axis)
-            elif axis is not None and _split(plan, edited[name].axes[k]):
+            elif _split(plan, edited[name].axes[k]):
                 old = _summed_probability(old, k, axis)
-            elif axis is not None:
+            else:
                 places = _places(axis)
                 old = np.take(old, [places[unit] for unit in sorted(places)], axis=k)
         out[name] = old
@@ -94,15 +92,28 @@ def shrink(plan: Plan, arrays: Mapping[str, Array], *, weighted: bool = False) -
 
 def kept(plan: Plan, arrays: Mapping[str, Array]) -> Arrays:
     """The part of the old model's outputs that the new one still has, in its old order."""
-    edited = {port.name: port for port in plan.ports if port.side == "output"}
+    edited = _edited(plan, "output")
     out: Arrays = {}
     for name, array in arrays.items():
         old = array
-        for k, axis in enumerate(axis_maps(edited[name].axes, plan.edits) if name in edited else ()):
-            if axis is not None:
-                old = np.take(old, sorted(_places(axis)), axis=k)
+        for k, axis in _maps(plan, edited, name, array):
+            old = np.take(old, sorted(_places(axis)), axis=k)
         out[name] = old
     return out
+
+
+def _edited(plan: Plan, side: str) -> dict[str, PortEdit]:
+    return {port.name: port for port in plan.ports if port.side == side}
+
+
+def _maps(
+    plan: Plan, edited: Mapping[str, PortEdit], name: str, array: Array
+) -> Iterator[tuple[int, AxisMap]]:
+    """The axes of an input or output that change, and how."""
+    axes = edited[name].axes if name in edited else ()
+    if axes and array.ndim != len(axes):
+        raise ArgumentError(f"'{name}' has {array.ndim} axes, the plan expects {len(axes)}")
+    yield from ((k, axis) for k, axis in enumerate(axis_maps(axes, plan.edits)) if axis is not None)
 
 
 def settled(plan: Plan, arrays: Mapping[str, Array]) -> Arrays:
@@ -110,7 +121,7 @@ def settled(plan: Plan, arrays: Mapping[str, Array]) -> Arrays:
 
     A retired observation holds its constant, and recurrent units that are merged hold the same state.
     """
-    edited = {port.name: port for port in plan.ports if port.side == "input"}
+    edited = _edited(plan, "input")
     out: Arrays = {}
     for name, array in arrays.items():
         changed = array

@@ -161,12 +161,10 @@ def from_json(data: object) -> Layout:
 
 def _factor(item: object) -> Factor:
     match item:
-        case bool():
-            pass
-        case int() if item > 0:
+        case int() if _is_size(item):
             return item
         case {"space": str(space), "size": int(count), "role": "out" | "in" | "mean" | "zero" as role} if (
-            count > 0
+            _is_size(count)
         ):
             return Units(space, count, role)
         case {"sum": list(parts)} if parts:
@@ -180,3 +178,7 @@ def _factor(item: object) -> Factor:
             if size(part.whole) % count == 0:
                 return part
     raise PlanMismatch(f"not a factor of an axis layout: {item!r:.80}")
+
+
+def _is_size(number: int) -> bool:
+    return not isinstance(number, bool) and 0 < number < 1 << 31
