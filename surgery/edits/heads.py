@@ -8,8 +8,8 @@ import numpy as np
 
 from surgery.arrays import Array
 from surgery.edits.arithmetic import SpaceEdit
-from surgery.graph.layout import Factor, Layout, Sum, Units
-from surgery.graph.layout import size as layout_size
+from surgery.edits.axis_maps import units_along
+from surgery.graph.layout import Layout, Sum, Units, resized
 from surgery.graph.spaces import Fill
 
 
@@ -25,10 +25,12 @@ def start_rows(new: Array, layouts: Sequence[Layout], fill: Fill, edits: Mapping
     Returns:
       `new`.
     """
+    sizes = {name: edit.after for name, edit in edits.items()}
     for k, layout in enumerate(layouts):
         for space, kind in _starts(layout, edits).items():
             edit = edits[space]
-            rest, fresh = _labels(layout, edit, edits)
+            unit, rest = units_along(resized(layout, sizes), space)
+            fresh = (unit >= 0) & edit.started[unit]
             rows, places = np.moveaxis(new, k, 0), np.flatnonzero(fresh)
             if kind != "split":  # those are copies already
                 rows[places] = (
@@ -60,26 +62,3 @@ def _starts(layout: Layout, edits: Mapping[str, SpaceEdit]) -> dict[str, str]:
             elif factor.role == "out" and start is not None:
                 found[factor.space] = start.kind
     return found
-
-
-def _labels(layout: Layout, edit: SpaceEdit, edits: Mapping[str, SpaceEdit]) -> tuple[Array, Array]:
-    """Per element of the new axis: its index with the space left out, and whether it is of a fresh unit."""
-    labels, fresh = np.zeros(1, np.int64), np.zeros(1, bool)
-    for factor in layout:
-        own, mask, size = _factor(factor, edit, edits)
-        labels = np.add.outer(labels * size, own).reshape(-1)
-        fresh = np.logical_or.outer(fresh, mask).reshape(-1)
-    return labels, fresh
-
-
-def _factor(factor: Factor, edit: SpaceEdit, edits: Mapping[str, SpaceEdit]) -> tuple[Array, Array, int]:
-    if isinstance(factor, Sum):
-        parts = [_labels(part, edit, edits) for part in factor.parts]
-        sizes = [int(labels.max()) + 1 for labels, _ in parts]
-        offsets = np.cumsum([0, *sizes[:-1]])
-        labels = np.concatenate([own + offset for (own, _), offset in zip(parts, offsets, strict=True)])
-        return labels, np.concatenate([mask for _, mask in parts]), sum(sizes)
-    if isinstance(factor, Units) and factor.space == edit.space:
-        return np.zeros(edit.after, np.int64), edit.started, 1
-    size = layout_size((factor,), {name: other.after for name, other in edits.items()})
-    return np.arange(size), np.zeros(size, bool), size
