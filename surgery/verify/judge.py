@@ -17,7 +17,7 @@ from surgery.errors import GraphError
 from surgery.graph.layout import units
 from surgery.probes import probes
 from surgery.verify.choices import comparable
-from surgery.verify.new_actions import NewActions
+from surgery.verify.new_actions import NewActions, taken
 from surgery.verify.outputs import (
     FLOAT32_LIMIT,
     FLOAT64_LIMIT,
@@ -29,7 +29,6 @@ from surgery.verify.outputs import (
     float32_tool,
     float64_outputs,
     magnitude,
-    new_actions,
     noise,
     policy_checks,
 )
@@ -86,7 +85,7 @@ def judge(
         *compare_double(first.model, unrounded.model, inputs, carry, double, exactly),
         *policy_checks(first, had, has, KL_LIMIT if strict else None),
         *actions.checks(old, new),
-        *new_actions(plan, last, new),
+        *taken(plan, last, new),
     ]
     if exact is not None and strict and before.optimizer is not None:
         rows = _rows(first.model, inputs, ROWS["slots"])

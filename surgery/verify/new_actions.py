@@ -14,9 +14,10 @@ from surgery.edits.plan import Plan
 from surgery.edits.ports import grow, kept, shrink
 from surgery.edits.units import SpaceEdit
 from surgery.graph.choices import answers
+from surgery.graph.layout import units
 from surgery.graph.spaces import Space
 from surgery.verify.choices import shown
-from surgery.verify.outputs import difference
+from surgery.verify.outputs import difference, log_softmax
 from surgery.verify.report import Check, measured
 
 _ACTING = ("extend", "adapt", "invert")
@@ -105,6 +106,27 @@ class NewActions:
             detail = "computed from all actions, including new ones"
             found.append(measured(f"change of '{name}'", change, None, detail))
         return found
+
+
+def taken(plan: Plan, after: Checkpoint, outputs: Arrays) -> list[Check]:
+    """What the policy does with actions that a plan has added: how often they are greedy, and how likely."""
+    checks = []
+    starts = {edit.space: edit for edit in plan.spaces if edit.start is not None}  # an operation on actions
+    for edit in (port for port in plan.ports if port.side == "output"):
+        found = [part.space for part in units(edit.axes[-1]) if part.space in starts] if edit.axes else []
+        kind = after.interface.output(edit.name).kind
+        if not found or len(edit.axes[-1]) != 1 or kind not in ("q_values", "logits", "probabilities"):
+            continue
+        fresh, values = starts[found[0]].added, outputs[edit.name].astype(np.float64)
+        greedy = float(fresh[values.argmax(-1)].mean())
+        checks.append(measured(f"new actions of '{edit.name}', greedy", greedy, None, "share of the rows"))
+        if kind != "q_values":
+            each = np.exp(log_softmax(values)) if kind == "logits" else values
+            likely = float(each[..., fresh].sum(-1).mean())
+            checks.append(
+                measured(f"new actions of '{edit.name}', sampled", likely, None, "mean probability")
+            )
+    return checks
 
 
 def _compared(space: Space) -> bool:

@@ -11,10 +11,8 @@ import onnx_ir as ir
 from surgery.arrays import Array, Arrays
 from surgery.checkpoint import Checkpoint
 from surgery.edits.arithmetic import tensor_rng
-from surgery.edits.plan import Plan
 from surgery.errors import SurgeryError, first_line
 from surgery.graph.layers import RECURRENT
-from surgery.graph.layout import units
 from surgery.model_file import with_initializers
 from surgery.numeric import Unsupported, run
 from surgery.tensors import shape_of
@@ -262,33 +260,13 @@ def policy_checks(checkpoint: Checkpoint, before: Arrays, after: Arrays, limit: 
     return checks
 
 
-def new_actions(plan: Plan, after: Checkpoint, outputs: Arrays) -> list[Check]:
-    """What the policy does with actions that a plan has added: how often they are greedy, and how likely."""
-    checks = []
-    starts = {edit.space: edit for edit in plan.spaces if edit.start is not None}  # an operation on actions
-    for edit in (port for port in plan.ports if port.side == "output"):
-        found = [part.space for part in units(edit.axes[-1]) if part.space in starts] if edit.axes else []
-        kind = after.interface.output(edit.name).kind
-        if not found or len(edit.axes[-1]) != 1 or kind not in ("q_values", "logits", "probabilities"):
-            continue
-        fresh, values = starts[found[0]].added, _real(outputs[edit.name])
-        greedy = float(fresh[values.argmax(-1)].mean())
-        checks.append(measured(f"new actions of '{edit.name}', greedy", greedy, None, "share of the rows"))
-        if kind != "q_values":
-            each = np.exp(_log_softmax(values)) if kind == "logits" else values
-            likely = float(each[..., fresh].sum(-1).mean())
-            checks.append(
-                measured(f"new actions of '{edit.name}', sampled", likely, None, "mean probability")
-            )
-    return checks
-
-
 def _kl(old: Array, new: Array) -> Array:
-    p, q = _log_softmax(old), _log_softmax(new)
+    p, q = log_softmax(old), log_softmax(new)
     return (np.exp(p) * (p - q)).sum(-1)  # type: ignore[no-any-return]
 
 
-def _log_softmax(x: Array) -> Array:
+def log_softmax(x: Array) -> Array:
+    """Logarithms of the probabilities along the last axis."""
     shifted = x - x.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))  # type: ignore[no-any-return]
 
