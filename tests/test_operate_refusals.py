@@ -121,6 +121,13 @@ def adam(net):
     return torch.optim.Adam(net.parameters())
 
 
+def scheduled(net):
+    """A group for each parameter, so that none has to be split, and a schedule."""
+    optimizer = torch.optim.Adam([{"params": [parameter]} for parameter in net.parameters()])
+    torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    return optimizer
+
+
 def on_two_devices() -> nn.Module:
     net = mlp()
     net[2].register_buffer("far", torch.zeros(3, device="meta"))
@@ -203,6 +210,10 @@ REFUSALS = {
     "a plan that is a text": (mlp, adam, X, {"plan": "widen"}, ArgumentError, "not a plan"),
     "a function that makes no plan": (mlp, adam, X, {"plan": lambda c: None}, ArgumentError, "not a plan"),
     "a schedule of nothing": (mlp, adam, X, DOUBLE | {"schedulers": ["step"]}, ArgumentError, "not the schedule"),
+    "a schedule that is not given": (
+        mlp, scheduled, X, {"plan": wider(factor=2, init="net2net"), "follow_recipe": True}, ArgumentError,
+        "schedulers=[…]",
+    ),
     "a schedule by itself": (mlp, adam, X, DOUBLE | {"schedulers": object()}, ArgumentError, "schedulers=[…]"),
     "a companion by itself": (mlp, adam, X, NINE | {"also": mlp()}, ArgumentError, "also=[…]"),
     "a class of optimizers": (mlp, lambda net: torch.optim.Adam, X, DOUBLE, ArgumentError, "in use"),

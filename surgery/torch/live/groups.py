@@ -60,9 +60,10 @@ def regroup(
             journal.item(group, key, value)
     journal.contents(groups, [*groups, *added])
     own = [scheduler for scheduler in _all(schedulers) if scheduler.optimizer is optimizer]
-    if added and not own and hasattr(optimizer.step, _SCHEDULED):
+    rescaled = any(first[0] != 1 for _, first in kept)
+    if (added or rescaled) and not own and hasattr(optimizer.step, _SCHEDULED):
         raise ArgumentError(
-            f"the {type(optimizer).__name__} has a learning-rate schedule, which has to know about its new groups",
+            f"the {type(optimizer).__name__} has a learning-rate schedule, which has to know its new groups and rates",
             hint="schedulers=[…]",
         )
     for scheduler in own:
