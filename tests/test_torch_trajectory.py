@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from torch import nn
 
 from surgery.edits.arithmetic import axis_maps
 from surgery.errors import ArgumentError, PlanMismatch, Refused, SurgeryError, UnknownName
-from surgery.torch import break_symmetry, follow, operate
+from surgery.torch import Trajectory, break_symmetry, follow, operate
 from tests.growing import Pair, grow, train
 from tests.live_models import wider
 
@@ -180,6 +181,35 @@ def test_saved_state_is_that_of_the_widened_network_and_loads_again() -> None:
     both.new.load_state_dict(saved)
     trajectory.detach()
     torch.testing.assert_close(both.new.state_dict()["state"], saved["state"], rtol=1e-14, atol=0)
+
+
+RESUMED: Mapping[str, tuple[dict[str, Any], Callable[[Trajectory], None]]] = {
+    "new entries": ({"widths": {"0": 9}, "init": "zero"}, lambda trajectory: None),
+    "held still": ({"widths": {"0": 9}, "init": "zero"}, lambda trajectory: trajectory.settle(10)),
+    "let in": ({"widths": {"0": 9}, "init": "zero"}, lambda trajectory: trajectory.settle(10, ramp=True)),
+    **{
+        how: ({"factor": 2, "init": "net2net"}, functools.partial(break_symmetry, space="0", how=how))
+        for how in ("reset", "zero", "shares")
+    },
+}
+
+
+@pytest.mark.parametrize("what", RESUMED)
+def test_a_run_that_is_resumed_goes_on_as_one_that_was_not(what: str) -> None:
+    widening, change = RESUMED[what]
+    both = grow("mlp", lambda p: torch.optim.Adam(p, lr=1e-3), **widening)
+    trajectory = follow(both.new, both.twin, both.plan)
+    train(both.twin, both.new, 3, seed=2)
+    change(trajectory)
+    train(both.twin, both.new, 4, seed=3)
+    again = copy.deepcopy(both.twin)
+    optimizer = torch.optim.Adam(again.parameters())
+    resumed = follow(optimizer, again, both.plan)
+    optimizer.load_state_dict(copy.deepcopy(both.new.state_dict()))
+    resumed.load_state_dict(copy.deepcopy(trajectory.state_dict()))
+    for net, each in ((both.twin, both.new), (again, optimizer)):
+        train(net, each, 20, seed=4)
+    torch.testing.assert_close(again.state_dict(), both.twin.state_dict(), rtol=1e-11, atol=1e-13)
 
 
 def test_after_detaching_the_optimizer_is_a_plain_one() -> None:

@@ -119,7 +119,7 @@ class Trajectory:
         if not self.tracked:
             raise PlanMismatch("the optimizer trains no parameter that the plan edits",
                                hint="give the module that the plan was applied to")  # fmt: skip
-        self.fraction, self.settling = 1.0, 0
+        self.settling, self._settled, self._ramp = 0, 0, False
         for tracked in self.tracked.values():
             if tracked.factors.fresh is not None:
                 self.rejuvenate(tracked, tracked.factors.fresh)
@@ -187,8 +187,7 @@ class Trajectory:
         """Hold the fresh entries still for some steps, or (`ramp`) let them in linearly."""
         if steps < 1:
             raise ArgumentError(f"{steps} steps to settle", hint="a whole number, 1 or more")
-        self.settling, self._ramp, self._settled = steps, ramp, 0
-        self.fraction = 0.0
+        self.settling, self._settled, self._ramp = steps, 0, ramp
 
     def rejuvenate(self, tracked: Tracked, entries: Tensor) -> None:
         """Zero the state of some entries, and let them count their steps from 0."""
@@ -210,10 +209,11 @@ class Trajectory:
     def state_dict(self) -> dict[str, Any]:
         """What is not in the optimizer's own state: the counts of young entries, and how far settling is."""
         counts = {name: t.counts for name, t in self.tracked.items() if t.counts is not None}
-        return {"counts": counts, "edits": {name: edit.to_json() for name, edit in self.edits.items()}}
+        edits = {name: edit.to_json() for name, edit in self.edits.items()}
+        return {"counts": counts, "edits": edits, "settling": [self.settling, self._settled, self._ramp]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`, after the optimizer's own state was loaded."""
+        """The inverse of `state_dict`, after the optimizer, while it follows, has loaded its own state."""
         self._scale_state(1)
         self.edits = {name: SpaceEdit.from_json(edit) for name, edit in state["edits"].items()}
         for name, tracked in self.tracked.items():
@@ -223,6 +223,7 @@ class Trajectory:
                 None if found is None else found.to(tracked.weight.device, _counting(tracked.weight))
             )
         self._scale_state(-1)
+        self.settling, self._settled, self._ramp = state["settling"]
 
     def adopt(self, edit: SpaceEdit) -> None:
         """Go on with other shares or fresh units in a space, whose weights the caller has changed to fit.
@@ -304,7 +305,8 @@ class Trajectory:
                 if tracked.counts is not None:
                     change += self._corrected(tracked, groups[id(weight)])
                 if self.settling and found.fresh is not None:
-                    change = torch.where(found.fresh, self.fraction * change, change)
+                    fraction = self._settled / self.settling if self._ramp else 0.0
+                    change = torch.where(found.fresh, fraction * change, change)
                 torch.addcmul(tracked.before, found.value, change, out=weight.data)
             weight.grad, tracked.gradient, tracked.before = tracked.gradient, None, None
         if not skipped:
@@ -328,9 +330,8 @@ class Trajectory:
     def _settle_on(self) -> None:
         if self.settling:
             self._settled += 1
-            self.fraction = self._settled / self.settling if self._ramp else 0.0
             if self._settled >= self.settling:
-                self.settling, self.fraction = 0, 1.0
+                self.settling = 0
 
 
 def ruled_kind(optimizer: torch.optim.Optimizer) -> str:
