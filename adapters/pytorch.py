@@ -21,7 +21,7 @@ from surgery.optimizer_record import slots_of
 from surgery.port_kinds import infer
 from surgery.tensors import MappedFile, read_safetensors, write_safetensors
 from surgery_adapters.containers import module_tree
-from surgery_adapters.containers.module_tree import ModuleNode, ModuleState
+from surgery_adapters.containers.module_tree import ModuleNode, ModuleState, check_sizes
 from surgery_adapters.containers.pickle_tree import Made
 from surgery_adapters.containers.pickled_arrays import is_array
 from surgery_adapters.containers.torch_archive import TorchArchive
@@ -218,6 +218,9 @@ def fitted(checkpoint: Checkpoint, like: Path, made: Callable[[Fit], ir.Model] |
     whole = any(isinstance(network, ModuleState) for network in state.networks.values())
     if found.numbering.added and whole:
         raise Refused("the file is a whole module, whose code makes no new layers", hint=HINT)
+    for label, prefix in prefixes(state).items():
+        if isinstance(network := state.networks[label], ModuleState):
+            check_sizes(network.module, prefix, old, found.now)
     told = not {"module", "trust", "architecture"}.isdisjoint(checkpoint.source)
     own = checkpoint.source.get("adapter") in ("pytorch", "cleanrl") and not told and not whole
     if own or found.numbering.added:

@@ -100,6 +100,73 @@ def test_a_sequence_is_the_graph_and_comes_back_wide_as_a_module(tmp_path, name)
     assert wide["n"] == 3
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (nn.Conv2d, {"padding": 1, "dilation": (2, 1)}),
+        (nn.Conv2d, {"padding": "same"}),
+        (nn.Conv2d, {"padding": "valid", "stride": 2}),
+        (nn.Conv2d, {"padding": 1, "padding_mode": "circular"}),
+        (nn.Conv2d, {"padding": 1, "groups": 2}),
+        (nn.ConvTranspose2d, {"padding": 1, "stride": 2}),
+    ],
+)
+def test_a_larger_kernel_comes_back_with_the_padding_that_it_needs(tmp_path, kind, settings):
+    torch.manual_seed(0)
+    net, x = nn.Sequential(kind(4, 6, 3, **settings), nn.Tanh(), nn.Flatten()), torch.randn(2, 4, 9, 9)
+    net.append(nn.Linear(net(x).shape[1], 3))
+    torch.save(net, tmp_path / "x.pt")
+    checkpoint = surgery.load(tmp_path / "x.pt", reading=Reading(observation=(4, 9, 9), trust=True))
+    surgery.apply(surgery.grow_kernel(checkpoint, {"0": (5, 7)}), checkpoint).save(tmp_path / "large.pt")
+    large = trust(tmp_path / "large.pt")
+    assert large[0].weight.shape[2:] == large[0].kernel_size == (5, 7)
+    torch.testing.assert_close(large(x), net(x))
+    with torch.no_grad():
+        large[0].weight += 0.1  # as after training: new taps read what lies around
+    made = kind(4, 6, (5, 7), **settings | {"padding": large[0].padding})
+    made.load_state_dict(large[0].state_dict())
+    torch.testing.assert_close(large[0](x), made(x))
+
+
+class Grouped(nn.Module):
+    """Averages per group: no number of the file says how many groups there are at another width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.GroupNorm(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
+
+
+class Attentive(nn.Module):
+    """Attention as a layer of PyTorch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.block = nn.Linear(5, 8), nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.block(self.embed(x)).mean(1))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "change", "reason"),
+    [
+        (Grouped, (3, 6, 6), lambda c: surgery.widen(c, factor=2, init="net2net"), "GroupNorm of another width"),
+        (Grouped, (3, 6, 6), lambda c: surgery.grow_kernel(c, {"conv": 4}), "pads both sides alike"),
+        (Attentive, (4, 5), lambda c: surgery.widen(c, factor=2), "MultiheadAttention of another width"),
+    ],
+)  # fmt: skip
+def test_what_no_setting_of_a_layer_can_follow_is_refused(tmp_path, make, shape, change, reason):
+    torch.save(make().eval(), tmp_path / "x.pt")
+    checkpoint = surgery.load(tmp_path / "x.pt", reading=Reading(observation=shape, trust=True))
+    with pytest.raises(Refused, match=reason):
+        surgery.apply(change(checkpoint), checkpoint).save(tmp_path / "y.pt")
+    assert not (tmp_path / "y.pt").exists()
+
+
 def test_a_bare_module_that_is_not_changed_is_the_same_module(tmp_path):
     net = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
     torch.save(net, tmp_path / "x.pt")

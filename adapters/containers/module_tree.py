@@ -12,10 +12,13 @@ from typing import Any, cast
 
 import onnx_ir as ir
 
-from surgery.errors import CorruptFile
+from surgery.errors import CorruptFile, Refused, shape_text
+from surgery.tensors import shape_of
 from surgery_adapters.containers.data_pickle import Builder
 from surgery_adapters.containers.pickle_tree import Made, Tree, parse
 from surgery_adapters.containers.torch_archive import TorchArchive, symbols
+
+Tensors = Mapping[str, ir.TensorProtocol]
 
 _LAYERS = "torch.nn.modules."
 _DEPTH = 100
@@ -193,6 +196,45 @@ def weights_in(module: ModuleNode) -> Iterator[tuple[ModuleNode, Made]]:
             yield node, _rebuilt(held[0])
 
 
+_UNTOLD = {"GroupNorm": "how many groups it has", "MultiheadAttention": "how many heads it has"}
+"""Layers with a setting that follows their widths, and that no parameter of theirs tells."""
+
+
+def check_sizes(module: ModuleNode, prefix: str, old: Tensors, now: Tensors) -> None:
+    """Refuse what a layer of PyTorch's could not compute with the settings that `resize` gives it.
+
+    Args:
+      prefix: of the module's parameters. old, now: what parameters are and become; names that are missing stay.
+
+    Raises:
+      Refused: attention or normalised groups of other widths, a kernel that grows on one side only.
+    """
+    for path, node in module.walk(prefix):
+        names = {name: f"{path}{name}" for name in _held(node)}
+        shapes = {
+            name: (shape_of(old[full]), shape_of(now[full]))
+            for name, full in names.items()
+            if full in old and full in now
+        }
+        if not any(before != after for before, after in shapes.values()):
+            continue
+        what, hint = (
+            f"'{path.rstrip('.')}' is a {node.kind}",
+            "write it as a graph, which holds any network: -o OUT.onnx",
+        )
+        if node.kind in _UNTOLD:
+            raise Refused(
+                f"{what} of another width, and the file does not say {_UNTOLD[node.kind]} then", hint=hint
+            )
+        before, after = (shape[2:] for shape in shapes.get("weight", ((), ())))
+        if node.kind.startswith("Conv") and any((n - k) % 2 for k, n in zip(before, after, strict=True)):
+            raise Refused(
+                f"{what}, which pads both sides alike: no kernel of {shape_text(after)} takes the place of one of "
+                f"{shape_text(before)}",
+                hint=f"grow it by an even number, as from 3 to 5; or {hint}",
+            )
+
+
 def resize(node: ModuleNode, groups: int | None) -> None:
     """Let the sizes that a layer of PyTorch's remembers follow its parameters, in the tree.
 
@@ -209,8 +251,24 @@ def resize(node: ModuleNode, groups: int | None) -> None:
         attributes["groups"] = groups or attributes["groups"]
         inner = "out_channels" if "Transpose" in node.kind else "in_channels"
         attributes[inner] = weight[1] * attributes["groups"]
+        _grow_kernel(attributes, weight[2:])
     if "normalized_shape" in attributes and weight:
         attributes["normalized_shape"] = weight
+
+
+def _grow_kernel(attributes: dict[str, Any], after: tuple[int, ...]) -> None:
+    """A larger kernel, and the padding with which every output reads what it read before."""
+    before, dilation, padding = (attributes.get(name) for name in ("kernel_size", "dilation", "padding"))
+    if not (isinstance(before, tuple) and isinstance(dilation, tuple)) or before == after:
+        return
+    more = [step * (new - old) // 2 for step, new, old in zip(dilation, after, before, strict=True)]
+    attributes["kernel_size"] = after
+    padding = (0,) * len(after) if padding == "valid" else padding
+    if isinstance(padding, tuple):  # "same" stays
+        attributes["padding"] = tuple(n + new for n, new in zip(padding, more, strict=True))
+    if sides := attributes.get("_reversed_padding_repeated_twice"):  # what other modes than zeros pad by
+        each = [new for new in reversed(more) for _ in range(2)]
+        attributes["_reversed_padding_repeated_twice"] = [n + new for n, new in zip(sides, each, strict=True)]
 
 
 def _held(node: ModuleNode) -> dict[str, Any]:
