@@ -161,11 +161,16 @@ def _remade(path: Path, compression: int = zipfile.ZIP_STORED, **changes: bytes)
     _zip(path, members | {f"{stem}/{name}": content for name, content in changes.items()}, compression)
 
 
-def _declared_larger(path: Path) -> None:
-    content = bytearray(_real(path).read_bytes())
-    entry = content.rindex(b"PK\x01\x02", 0, content.rindex(b"c/data/0"))
-    content[entry + 20 : entry + 28] = struct.pack("<II", 1 << 30, 1 << 30)
-    path.write_bytes(content)
+def _declared(at: int, value: bytes) -> Callable[[Path], object]:
+    """What the archive's directory says of a storage, written over."""
+
+    def make(path: Path) -> None:
+        content = bytearray(_real(path).read_bytes())
+        entry = content.rindex(b"PK\x01\x02", 0, content.rindex(b"c/data/0"))
+        content[entry + at : entry + at + len(value)] = value
+        path.write_bytes(content)
+
+    return make
 
 
 BAD_ARCHIVES: dict[str, Callable[[Path], object]] = {
@@ -176,7 +181,9 @@ BAD_ARCHIVES: dict[str, Callable[[Path], object]] = {
     "name differs within": lambda path: path.write_bytes(
         _real(path).read_bytes().replace(b"c/data/0", b"c/data/1", 1)
     ),
-    "declared larger": _declared_larger,
+    "declared larger": _declared(20, struct.pack("<II", 1 << 30, 1 << 30)),
+    "compressed to its own length": _declared(10, b"\x08"),
+    "encrypted": _declared(8, b"\x01"),
     "big endian": lambda path: _remade(path, byteorder=b"big"),
     "two checkpoints": lambda path: _zip(path, {"a/data.pkl": b"N.", "b/data.pkl": b"N."}),
     "beside the checkpoint": lambda path: _zip(path, {"a/data.pkl": b"N.", "b/x": b""}),
