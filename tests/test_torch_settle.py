@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from surgery.errors import ArgumentError, Refused
 from surgery.torch import follow, settle, warm_moments
-from tests.growing import grow, train
+from tests.growing import Derived, grow, train
 
 
 def batches(count: int, seed: int = 1) -> list[Tensor]:
@@ -28,10 +28,11 @@ def small() -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1)).double()
 
 
+@pytest.mark.parametrize("make", [torch.optim.AdamW, Derived])
 @pytest.mark.parametrize("ramp", [False, True])
-def test_weights_rest_and_moments_do_not(ramp: bool) -> None:
+def test_weights_rest_and_moments_do_not(ramp: bool, make: type[torch.optim.Adam]) -> None:
     net = small()
-    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01, weight_decay=0.1)
+    optimizer = make(net.parameters(), lr=0.01, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.5, total_iters=20)
     handle, moved = settle(optimizer, 5, ramp=ramp), []
     for step in range(7):

@@ -17,7 +17,7 @@ from torch import nn
 from surgery.edits.arithmetic import axis_maps
 from surgery.errors import ArgumentError, PlanMismatch, Refused, SurgeryError, UnknownName
 from surgery.torch import Trajectory, break_symmetry, follow, operate
-from tests.growing import Pair, grow, train
+from tests.growing import Derived, Pair, grow, train
 from tests.live_models import wider
 
 STEPS, LIMIT = 80, 1e-12
@@ -37,6 +37,7 @@ OPTIMIZERS: Mapping[str, Make] = {
     "adamax": lambda p: torch.optim.Adamax(p, lr=3e-3, eps=1e-3),
     "radam": lambda p: torch.optim.RAdam(p, lr=3e-3, eps=1e-3),
     "nadam": lambda p: torch.optim.NAdam(p, lr=3e-3, eps=1e-3, weight_decay=0.1, decoupled_weight_decay=True),
+    "adam, derived": lambda p: Derived(p, lr=3e-3, eps=1e-3),
 }
 PLANS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "mlp, doubled": ("mlp", {"factor": 2}),

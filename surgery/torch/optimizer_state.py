@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -48,6 +49,22 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
     """All that an optimizer trains, group by group."""
     for group in optimizer.param_groups:
         yield from group["params"]
+
+
+_STEP: Any = torch.optim.Optimizer.profile_hook_step(len)
+"""What PyTorch makes of the `step` of every class: hooks before and after."""
+
+
+def is_nested(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a hook runs inside another step of the same optimizer.
+
+    A derived class whose `step` calls that of its base class has the hooks around both.
+    """
+    steps, frame = 0, sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        steps += frame.f_code is _STEP.__code__ and frame.f_locals.get("self") is optimizer
+    return steps > 1
 
 
 def inside(model: nn.Module) -> nn.Module | None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from surgery.errors import ArgumentError
+from surgery.torch.optimizer_state import is_nested
 
 
 class Settling:
@@ -46,12 +47,16 @@ class Settling:
         self._handles = []
 
     def _lower(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ANN401
+        if is_nested(optimizer):
+            return
         self._give_back()  # where the step before this one failed half-way
         self._rates = [group["lr"] for group in optimizer.param_groups]
         for group in optimizer.param_groups:
             group["lr"] = group["lr"] * self.fraction
 
     def _raise(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ANN401
+        if is_nested(optimizer):
+            return
         self._give_back()
         self.left -= 1
         if self.left <= 0:

@@ -30,7 +30,7 @@ from surgery.edits.parts import TensorEdit
 from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError, PlanMismatch, Refused, shape_text
 from surgery.optimizer import POWERS, SCALARS, WHOLE, power
-from surgery.torch.optimizer_state import is_sharded, kind_of, named, parameters_of, plain_name
+from surgery.torch.optimizer_state import is_nested, is_sharded, kind_of, named, parameters_of, plain_name
 from surgery.torch.trajectory.factors import Factors, factors
 from surgery.torch.trajectory.steps import CORRECTED, correct, grown_up
 
@@ -276,6 +276,8 @@ class Trajectory:
                 "a trajectory cannot be followed through a closure: it would run the network in other coordinates",
                 hint="compute the gradients first, and call optimizer.step() without a closure",
             )
+        if is_nested(optimizer):
+            return
         for tracked in self.tracked.values():
             weight, found = tracked.weight, tracked.factors
             if tracked.before is not None:  # the step before this one failed half-way
@@ -291,6 +293,8 @@ class Trajectory:
 
     @torch.no_grad()
     def _leave(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if is_nested(optimizer):
+            return
         groups = {id(weight): group for group in optimizer.param_groups for weight in group["params"]}
         # a fused optimizer is told by the gradient scaler, and skips the step by itself
         overflow = getattr(optimizer, "found_inf", None)
