@@ -9,6 +9,7 @@ array among complex ones is a constant, and costs no complex arithmetic.
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -132,7 +133,10 @@ LARGE = 1 << 20
 
 
 def matmul(a: Array, b: Array) -> Array:
-    """`numpy.matmul` on duals."""
+    """`numpy.matmul` on duals; of sequences and a matrix as one product, where numpy makes one for every sequence."""
+    if b.ndim == 2 and a.ndim > 2:
+        rows = a.reshape(math.prod(a.shape[:-1]), a.shape[-1])
+        return matmul(rows, b).reshape(*a.shape[:-1], b.shape[1])
     if is_dual(b) and b.ndim == a.ndim == 2 and b.size > LARGE and a.real.dtype == b.real.dtype:
         y = _large_matmul(a, b)
         if y is not None:
