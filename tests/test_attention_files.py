@@ -93,6 +93,19 @@ class Fused(nn.Module):
         return self.head((observation + self.o(mixed)).mean(1))
 
 
+class Chunked(Fused):
+    """One matrix, cut in three: as in nanoGPT"""
+
+    def forward(self, observation: torch.Tensor) -> torch.Tensor:
+        batch, count = observation.shape[:2]
+        made = (
+            part.view(batch, count, HEADS, -1).transpose(1, 2)
+            for part in self.qkv(observation).chunk(3, dim=-1)
+        )
+        mixed = scaled_dot_product_attention(*made, is_causal=True).transpose(1, 2).reshape(batch, count, -1)
+        return self.head((observation + self.o(mixed)).mean(1))
+
+
 class Multihead(nn.Module):
     """PyTorch's own layer; the stream is as wide as all heads together"""
 
@@ -131,6 +144,7 @@ ROWS: Mapping[str, Row] = {
     "multiplied before it": Row(Before, lambda: Before(7)),
     "not scaled": Row(Unscaled, lambda: Unscaled(7), 1.0),
     "one matrix": Row(Fused, lambda: Fused(7), weight="qkv.weight"),
+    "one matrix, cut in three": Row(Chunked, lambda: Chunked(7), weight="qkv.weight"),
     "nn.MultiheadAttention": Row(
         Multihead, lambda: Multihead(16), math.sqrt(2), "attention.in_proj_weight", 16
     ),

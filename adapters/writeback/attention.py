@@ -28,8 +28,8 @@ KEY = "attention"
 
 _MOVES = frozenset(
     {
-        *("Cast", "CastLike", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose"),
-        "Unsqueeze",
+        *("Cast", "CastLike", "Gather", "Identity", "Reshape", "SequenceAt", "Slice", "Split"),
+        *("SplitToSequence", "Squeeze", "Transpose", "Unsqueeze"),
     }
 )
 _LABELS = "surgery.labels"
