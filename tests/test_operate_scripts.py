@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
 
-from surgery.errors import Refused
+from surgery.errors import ClaimFailed, Refused
 from surgery.torch import follow, from_module, operate
 from tests.live_models import X, everything, loss_of, mlp, same, trained, wider
 
@@ -37,9 +39,9 @@ def apart(net: Shared) -> list[torch.optim.Optimizer]:
     ]
 
 
-def step(net: nn.Module, optimizers: list[torch.optim.Optimizer], seed: int) -> None:
+def step(net: nn.Module, optimizers: list[torch.optim.Optimizer], seed: int, x: Any = None) -> None:
     net.zero_grad()
-    loss_of(net, X.double(), seed).backward()
+    loss_of(net, X.double() if x is None else x, seed).backward()
     for optimizer in optimizers:
         optimizer.step()
 
@@ -198,3 +200,52 @@ def test_what_a_module_compiles_of_itself_has_its_plain_names_and_stays_compiled
     torch.testing.assert_close(net(X), before)
     follow(optimizer, net, done.plan)
     trained(net.train(), optimizer, X)
+
+
+class Blocks(nn.Module):
+    """Blocks of attention as scripts write it: one matrix, cut in three, and the number of heads in an attribute."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads, self.norm, self.qkv, self.out = 2, nn.RMSNorm(8), nn.Linear(8, 24), nn.Linear(8, 8)
+
+        def forward(self, x):
+            shape = (*x.shape[:2], self.heads, x.shape[2] // self.heads)
+            parts = (part.view(shape).transpose(1, 2) for part in self.qkv(self.norm(x)).chunk(3, -1))
+            return x + self.out(
+                scaled_dot_product_attention(*parts, is_causal=True).transpose(1, 2).flatten(2)
+            )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.position = nn.Linear(5, 8), nn.Parameter(0.1 * torch.randn(1, 4, 8))
+        self.blocks, self.head = nn.Sequential(self.Block(), self.Block()), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.blocks(self.embed(x) + self.position))
+
+
+def test_attention_of_ones_own_grows_in_heads_whose_number_the_error_asks_for():
+    torch.manual_seed(0)
+    net, x = Blocks().double(), torch.randn(6, 4, 5, dtype=torch.float64)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2, eps=1e-3)
+    trained(net, optimizer, x)
+    small = copy.deepcopy(net)
+    slow = torch.optim.Adam(small.parameters(), lr=1e-2, eps=1e-3)
+    slow.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    with pytest.raises(Refused, match=r"computes a number from a size .* stays 0\.707106781"):
+        operate(net, optimizer, x, wider(widths={"blocks.0.qkv[1]": 6}, init="net2net"))
+    with pytest.raises(ClaimFailed) as caught:
+        operate(net, optimizer, x, wider(factor=2, init="net2net"))
+    heads = {"blocks.0.heads": 4, "blocks.1.heads": 4}
+    assert f"attributes={heads}" in str(caught.value.hint)
+    done = operate(net, optimizer, x, wider(factor=2, init="net2net"), attributes=heads)
+    assert [str(change) for change in done.plan.changes] == [
+        "embed 8→16", "blocks.0.qkv[0] 2→4", "blocks.1.qkv[0] 2→4"
+    ]  # fmt: skip
+    follow(optimizer, net, done.plan)
+    for seed in range(10):
+        step(net, [optimizer], seed, x)
+        step(small, [slow], seed, x)
+    torch.testing.assert_close(net(x), small(x), rtol=1e-12, atol=1e-12)

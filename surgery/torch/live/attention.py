@@ -1,6 +1,8 @@
-"""Widths that PyTorch's attention can have: as many units in its heads as outside."""
+"""Widths that the code of attention can have: heads grow in number, and PyTorch's have as many units as outside."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from torch import nn
 
@@ -9,7 +11,7 @@ from surgery.edits.plan import Plan
 from surgery.graph import layout
 from surgery.graph.layout import Layout, Units
 
-HEAD_SIZE = "the heads of nn.MultiheadAttention grow in number, and keep their size"
+HEAD_SIZE = "heads grow in number, and keep their size"
 ONE_WIDTH = "nn.MultiheadAttention has one width, for its heads and outside"
 
 
@@ -33,9 +35,10 @@ def split(axis: Layout, heads: int) -> tuple[Layout, Layout]:
 
 
 def fitted(network: nn.Module, plan: Plan) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """The widths of a plan, changed such that every attention of the network has one width.
+    """The widths of a plan, changed such that heads keep their size and grow in number.
 
-    Heads keep their size and grow in number with the units outside; where either cannot grow, neither does.
+    Code scales by 1/√d of that size, or derives it from the units outside. PyTorch's own attention has one width: its
+    heads grow with the units outside, and where either cannot grow, neither does.
 
     Returns:
       space -> width, and the spaces that were left out with the reason.
@@ -53,7 +56,21 @@ def fitted(network: nn.Module, plan: Plan) -> tuple[dict[str, int], list[tuple[s
                     _fit(rows, edit.axes[1], int(module.num_heads), widths, left)
         if widths == before:
             break
+    for number, sizes in (found for t in plan.tensors for axis in t.axes for found in _heads(axis)):
+        for size in sizes if number in widths else ():
+            _leave(size, HEAD_SIZE, widths, left)
     return widths, sorted((space, reason) for space, reason in left.items() if space not in widths)
+
+
+def _heads(axis: Layout) -> Iterator[tuple[str, set[str]]]:
+    """Spaces whose units are groups, and the spaces of the units in them."""
+    match [factor.space for factor in axis if isinstance(factor, Units)]:
+        case [number, *sizes]:
+            yield number, set(sizes) - {number}
+    for factor in axis:
+        if isinstance(factor, layout.Sum):
+            for part in factor.parts:
+                yield from _heads(part)
 
 
 def _fit(rows: Layout, columns: Layout, heads: int, widths: dict[str, int], left: dict[str, str]) -> None:

@@ -40,7 +40,9 @@ def followed(
                 old, kept = _current(nodes[operand.node], operand.where), getattr(module, name)
                 yield path, module, name, kept * (new / old) if kept and old else new
             elif not any(owner is module for owner, _ in given):
-                raise _unknown(operand, path, module)
+                raise _unknown(
+                    operand, path, module, derived=_current(nodes[operand.node], operand.where) is None
+                )
 
 
 def _current(node: ir.Node, where: int | str) -> float | None:
@@ -57,9 +59,17 @@ def _current(node: ir.Node, where: int | str) -> float | None:
     return None
 
 
-def _unknown(operand: OperandEdit, path: str, module: nn.Module) -> Refused:
+def _unknown(operand: OperandEdit, path: str, module: nn.Module, derived: bool) -> Refused:
+    where = {"module": f"{path or '(the model)'} ({type(module).__name__})", "operator": operand.node}
+    if derived:
+        return Refused(
+            f"the code of {type(module).__name__} computes a number from a size that changes, and the function is the "
+            f"same only if it stays {operand.value[0]:.9g}",
+            where=where,
+            hint="leave that size as it is (1/√d of attention: add heads), or keep the number in the code",
+        )
     return Refused(
         f"a number in the code of {type(module).__name__} would have to become {operand.value[0]:.9g}",
-        where={"module": f"{path or '(the model)'} ({type(module).__name__})", "operator": operand.node},
+        where=where,
         hint="keep the ε of a normaliser in an attribute 'eps', or grow by whole multiples with init='net2net'",
     )

@@ -87,7 +87,7 @@ class Runner:
                 f"{type(self.network).__name__} cannot run with its new sizes: {first_line(error, typed=True)}",
                 where={"module": _culprit(self.network, error)},
                 hint="its code contains a size: derive it from a shape, or name the attribute that holds it: "
-                "attributes={'path.name': value}",
+                + _attributes(self.network, self.plan),
             ) from error
         worst = 0.0
         for name, old in kept_outputs(self.plan, before).items():
@@ -104,11 +104,24 @@ class Runner:
                     f"the output '{name}' of {type(self.network).__name__} moves by {gap:.2g} (relative); "
                     f"the limit is {limit:g}",
                     hint="its code uses a number of its own: one in an attribute, as the number of heads "
-                    "(attributes={'path.name': value}), or one derived from a size, as 1/√d of attention (leave "
-                    "that size as it is)",
+                    f"({_attributes(self.network, self.plan)}), or one derived from a size, as 1/√d of attention "
+                    "(leave that size as it is)",
                 )
             worst = max(worst, gap)
         return worst
+
+
+def _attributes(network: nn.Module, plan: Plan) -> str:
+    """What to write: attributes that still hold the old size of a space, and the new one."""
+    sizes = {edit.before: edit.after for edit in plan.spaces}
+    found = [
+        f"'{f'{path}.{name}'.lstrip('.')}': {sizes[value]}"
+        for path, module in network.named_modules()
+        if not type(module).__module__.startswith("torch.")
+        for name, value in vars(module).items()
+        if type(value) is int and value in sizes
+    ] or ["'path.name': value"]
+    return f"attributes={{{', '.join(found[:4])}{', …' if len(found) > 4 else ''}}}"
 
 
 def _gap(old: Tensor, new: Tensor) -> float:
