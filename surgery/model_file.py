@@ -21,7 +21,9 @@ MAX_OPSET = 26
 MAX_INLINE = 1_800_000_000
 """Bytes of weights that are kept inside a file; protobuf ends at 2 GiB."""
 
-_DEFAULT_DOMAINS = ("", "ai.onnx")
+_ALIAS = "ai.onnx"
+"""Another name of the domain "" of ONNX's own operators."""
+
 _TYPED_FIELDS: Mapping[int, str] = {
     TensorProto.FLOAT: "float_data",
     TensorProto.COMPLEX64: "float_data",
@@ -47,6 +49,8 @@ def read_model(path: Path) -> ir.Model:
     if kind.name != "onnx":
         raise unknown(path, kind)
     proto = _parse(path)
+    for opset in (*proto.opset_import, *(opset for own in proto.functions for opset in own.opset_import)):
+        opset.domain = opset.domain if opset.domain != _ALIAS else ""
     try:
         _check_model(proto)
         model = ir.from_proto(proto)
@@ -66,7 +70,7 @@ def write_model(model: ir.Model, file: BinaryIO) -> None:
     """
     proto = ir.to_proto(model)
     tail, head = ModelProto(), ModelProto()
-    tail.opset_import.extend(sorted(proto.opset_import, key=lambda opset: opset.domain in _DEFAULT_DOMAINS))
+    tail.opset_import.extend(sorted(proto.opset_import, key=lambda opset: not opset.domain))
     for field, value in proto.ListFields():
         if field.name in ("graph", "opset_import"):
             continue
@@ -198,18 +202,17 @@ def _check_model(proto: ModelProto) -> None:
             hint="export again with an older opset_version, such as 20",
         )
     opsets = {opset.domain: opset.version for opset in proto.opset_import}
-    for domain in _DEFAULT_DOMAINS:
-        if opsets.get(domain, 0) > MAX_OPSET:
-            raise GraphError(
-                f"the model uses ONNX opset {opsets[domain]}, supported is up to {MAX_OPSET}",
-                hint="export again with opset_version=20, or use onnx.version_converter",
-            )
+    if opsets.get("", 0) > MAX_OPSET:
+        raise GraphError(
+            f"the model uses ONNX opset {opsets['']}, supported is up to {MAX_OPSET}",
+            hint="export again with opset_version=20, or use onnx.version_converter",
+        )
     if proto.training_info:
         raise GraphError("the model has training graphs (training_info), which cannot be kept")
     functions = {(function.domain, function.name) for function in proto.functions}
-    for domain in sorted({node.domain for node in _proto_nodes(proto.graph)} - set(opsets)):
-        if domain not in _DEFAULT_DOMAINS or not set(opsets) & set(_DEFAULT_DOMAINS):
-            raise CorruptFile(f"nodes of the domain '{domain}' have no opset version: the file is damaged")
+    known = {*opsets, _ALIAS} if "" in opsets else set(opsets)
+    for domain in sorted({node.domain for node in _proto_nodes(proto.graph)} - known):
+        raise CorruptFile(f"nodes of the domain '{domain}' have no opset version: the file is damaged")
     if len(functions) != len(proto.functions) and proto.ir_version < 10:
         raise GraphError("two functions have the same name")
     _check_graph(proto.graph, frozenset())

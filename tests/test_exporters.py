@@ -168,6 +168,14 @@ def test_every_opset_is_read_and_widened(name: str, opset: int, tmp_path: Path) 
     check_growth(checkpoint, inputs, 1e-5, singles=False)
 
 
+def test_the_operators_of_onnx_are_known_by_both_names_of_their_domain(tmp_path: Path) -> None:
+    proto = in_opset("nature_dqn", 17)
+    wanted = written(proto, tmp_path).analysis
+    for entry in (*proto.opset_import, *proto.graph.node):
+        entry.domain = "ai.onnx"
+    assert written(proto, tmp_path).analysis.spaces == wanted.spaces
+
+
 def in_opset(name: str, opset: int) -> onnx.ModelProto:
     if opset > 15:
         model = version_converter.convert_version(onnx.load(zoo.export(name, "torchscript")), opset)

@@ -297,11 +297,10 @@ def test_compute_evaluates_one_node_in_its_own_types():
 
 
 def test_what_is_supported_is_known_beforehand():
-    assert supported("", "Conv")
-    assert supported("ai.onnx", "Unique")
-    assert not supported("", "Nonsense")
-    assert not supported("", "RandomNormal")
-    assert not supported("com.microsoft", "Conv")
+    assert supported("Conv")
+    assert supported("Unique")
+    assert not supported("Nonsense")
+    assert not supported("RandomNormal")
 
 
 def test_what_does_not_fit_is_named():

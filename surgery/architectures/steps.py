@@ -220,7 +220,7 @@ class Steps:
 
     def _layer(self, node: ir.Node, moving: Sequence[ir.Value]) -> tuple[Layer | None, list[str]]:
         kind, weights = node.op_type, self._weights(node)
-        if node.domain not in ("", "ai.onnx"):
+        if node.domain:
             return Other(f"{node.domain}.{kind}"), weights
         if kind in _PASSIVE:
             return None, []

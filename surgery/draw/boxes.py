@@ -156,7 +156,7 @@ def diagram(analysis: Analysis) -> Diagram:
 
 
 def _folded(analysis: Analysis, node: ir.Node) -> bool:
-    if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+    if node.op_type == "Constant" and not node.domain:
         return True
     known = analysis.trace.facts.known
     return all(value in known and not value.is_graph_output() for value in node.outputs)

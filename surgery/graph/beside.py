@@ -95,22 +95,18 @@ def _zeros(value: ir.Value) -> ir.TensorProtocol:
 
 def _same_version(model: ir.Model, guest: ir.Model) -> None:
     """Bring both graphs to the later operator set of the two, where their operators mean the same in it."""
-    versions = [m.opset_imports.get("", m.opset_imports.get("ai.onnx", 1)) for m in (model, guest)]
+    versions = [m.opset_imports.get("", 1) for m in (model, guest)]
     wanted = max(versions)
     for part, version in zip((model, guest), versions, strict=True):
         for node in part.graph.all_nodes():
-            if (
-                node.domain in ("", "ai.onnx")
-                and version != wanted
-                and _changed(node.op_type, version, wanted)
-            ):
+            if not node.domain and version != wanted and _changed(node.op_type, version, wanted):
                 raise Refused(
                     f"the networks use operator sets {versions[0]} and {versions[1]}, between which '{node.op_type}' "
                     "has changed",
                     hint="export both with the same opset",
                 )
     for domain, version in guest.opset_imports.items():
-        if domain not in ("", "ai.onnx") and model.opset_imports.get(domain, version) != version:
+        if domain and model.opset_imports.get(domain, version) != version:
             raise Refused(f"the networks use two versions of the operators of '{domain}'")
         model.opset_imports.setdefault(domain, version)
     model.opset_imports[""] = wanted

@@ -28,7 +28,7 @@ def settle_branches(model: ir.Model) -> None:
 
 
 def _is_branch(node: ir.Node) -> bool:
-    return node.op_type == "If" and node.domain in ("", "ai.onnx")
+    return node.op_type == "If" and not node.domain
 
 
 class _Settled:

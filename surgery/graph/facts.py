@@ -111,7 +111,7 @@ class Facts:
 
     def step(self, node: ir.Node) -> None:
         """Find the shapes, and where possible the values, of a node's outputs."""
-        standard = node.domain in ("", "ai.onnx")
+        standard = not node.domain
         if standard and node.op_type == "Constant":
             self.tensor(node.outputs[0], constant_tensor(node))
             return

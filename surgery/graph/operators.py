@@ -143,6 +143,6 @@ def clauses(name: str, axes: str) -> tuple[Clause, ...]:
 def _operator(name: str) -> Operator:
     rule = RULES.get(name)
     if rule is None:
-        return Operator(name, "", (), "", supported("", name))
+        return Operator(name, "", (), "", supported(name))
     formula = (rule.describe.__doc__ or "").strip().split("\n")[0]
-    return Operator(name, rule.axes, clauses(name, rule.axes), formula, supported("", name))
+    return Operator(name, rule.axes, clauses(name, rule.axes), formula, supported(name))

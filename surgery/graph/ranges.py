@@ -55,7 +55,7 @@ def _bounds(value: ir.Value, facts: Facts, depth: int) -> Range:
     node = value.producer()
     if value in facts.known and facts.known[value].size:
         return float(facts.known[value].min()), float(facts.known[value].max())
-    if node is None or not depth or node.domain not in ("", "ai.onnx"):
+    if node is None or not depth or node.domain:
         return EVERYTHING
     kind, inputs = node.op_type, [v for v in node.inputs if v is not None]
     if kind == "Elu" and node.attributes.get_float("alpha", 1.0) > 1:

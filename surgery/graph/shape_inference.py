@@ -182,7 +182,7 @@ def _like_operands(facts: Known, node: ir.Node) -> tuple[int, ...] | None:
     It defines some as functions; and in a Concat before version 11 it has no place for negative axes.
     """
     shapes = [facts.shapes.get(value) for value in node.inputs if value is not None]
-    if node.domain not in ("", "ai.onnx") or not shapes or None in shapes:
+    if node.domain or not shapes or None in shapes:
         return None
     if node.op_type in _AS_FIRST:
         return shapes[0]

@@ -29,7 +29,7 @@ _CONTRACTIONS = frozenset({"Gemm", "MatMul", "Conv"})
 
 def follows(node: ir.Node) -> bool:
     """Whether the rule of a node tells one unit from an axis that is repeated."""
-    return node.op_type in _FOLLOWED and node.domain in ("", "ai.onnx")
+    return node.op_type in _FOLLOWED and not node.domain
 
 
 def readers(value: ir.Value) -> list[ir.Node]:

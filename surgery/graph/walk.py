@@ -74,7 +74,7 @@ def _walk(model: ir.Model, interface: Interface, sizes: Mapping[str, int]) -> Tr
             _as_lengths(trace, node)
             _measured(trace, node)
             continue
-        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+        if node.op_type == "Constant" and not node.domain:
             continue
         _describe(trace, node)
     for value in model.graph.outputs:
@@ -170,7 +170,7 @@ def _freeze_unpaired(trace: Trace, states: set[str]) -> None:
 
 
 def _describe(trace: Trace, node: ir.Node) -> None:
-    rule = RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    rule = RULES.get(node.op_type) if not node.domain else None
     if rule is None:
         _give_up(
             trace, node, f"no rule for operator {node.domain + '.' if node.domain else ''}{node.op_type}"

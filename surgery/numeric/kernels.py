@@ -43,17 +43,15 @@ KERNELS: Mapping[str, Kernel] = {
     name: kernel for family in FAMILIES for name, kernel in family.KERNELS.items()
 }
 
-STANDARD_DOMAINS = ("", "ai.onnx")
-
 RANDOM = {
     "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli",
 }  # fmt: skip
 """Operators that give other numbers every time; the evaluator is deterministic, and has none of them."""
 
 
-def supported(domain: str, op_type: str) -> bool:
-    """Whether there is a kernel for an operator, ours or the reference implementation's."""
-    if domain not in STANDARD_DOMAINS or op_type in RANDOM:
+def supported(op_type: str) -> bool:
+    """Whether there is a kernel for an operator of ONNX, ours or the reference implementation's."""
+    if op_type in RANDOM:
         return False
     if op_type in KERNELS:
         return True
@@ -69,7 +67,7 @@ def find(call: Call) -> Kernel:
       Unsupported: there is none.
     """
     node = call.node
-    if node.domain not in STANDARD_DOMAINS:
+    if node.domain:
         raise call.refuse(f"no kernel in the domain '{node.domain}'")
     if node.op_type in RANDOM:
         raise call.refuse("its result is random")

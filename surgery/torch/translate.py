@@ -101,7 +101,7 @@ class Scope:
 
     def _results(self, call: Call) -> Operand | list[Operand]:
         node = call.node
-        if node.domain not in ("", "ai.onnx"):
+        if node.domain:
             raise call.refuse(f"it is of the domain '{node.domain}'")
         if node.op_type == "Constant":
             return self._constant(call)
@@ -341,7 +341,7 @@ class Scope:
         if len(uses) != 1 or result.is_graph_output() or uses[0].node.op_type != "Add":
             return None
         addition = uses[0].node
-        if addition.graph is not node.graph or addition.domain not in ("", "ai.onnx"):
+        if addition.graph is not node.graph or addition.domain:
             return None
         other = addition.inputs[1 - uses[0].idx]
         stored = self.program.stored.get(other) if other is not None else None

@@ -49,7 +49,7 @@ def _comparable(checkpoint: Checkpoint, more: Mapping[str, str]) -> Checkpoint:
         model.graph.append(copy)
         model.graph.outputs.append(copy.outputs[0])
     for node in list(model.graph):
-        if node.op_type in _FIXED and node.domain in ("", "ai.onnx"):
+        if node.op_type in _FIXED and not node.domain:
             _replace(model.graph, node, _FIXED[node.op_type](node))
     return checkpoint.replace(model=model)
 

@@ -38,7 +38,7 @@ def scaled_dot_product(call: Call) -> Ref | None:
 def _maker(value: ir.Value | None, operator: str) -> ir.Node | None:
     """The node that makes a value, if it is such an operator."""
     node = None if value is None else value.producer()
-    fits = node is not None and node.op_type == operator and node.domain in ("", "ai.onnx")
+    fits = node is not None and node.op_type == operator and not node.domain
     return node if fits else None
 
 
