@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from surgery.errors import Refused
+from surgery.graph.operands import operands
 
 PREFIX = "sidecar."
 """Of every name of the new network, as long as the old one is there."""
@@ -207,7 +208,7 @@ def _new_part(value: ir.Value, gate: str) -> ir.Value:
         kept = None if part is None else part.producer()
         if kept is None or kept.op_type != "Mul":
             continue
-        rests = [v.producer() for v in kept.inputs if v is not None]
+        rests = [v.producer() for v in operands(kept)]
         if any(r is not None and r.op_type == "Sub" and r.inputs[1] is not None and r.inputs[1].name == gate
                for r in rests):  # fmt: skip
             other = parts[1 - k]

@@ -14,9 +14,9 @@ import onnx_ir as ir
 
 from surgery.errors import Refused
 from surgery.graph.atoms import MOST_REASONS
-from surgery.graph.control import captured
 from surgery.graph.labels import full_label, label
 from surgery.graph.layout import units
+from surgery.graph.operands import data_of, operands, reads
 from surgery.graph.spaces import Analysis, Space
 from surgery.interface import Interface
 from surgery.numeric.kernels import RANDOM
@@ -88,9 +88,7 @@ def scores(output: ir.Value) -> list[ir.Value]:
         node = waiting.pop().producer()
         if node is None or node.op_type not in CHOICES | _MOVES:
             continue
-        read = [
-            value for value in node.inputs[: None if node.op_type == "Concat" else 1] if value is not None
-        ]
+        read = operands(node) if node.op_type == "Concat" else [data_of(node)]
         if node.op_type in CHOICES:
             found += read
         else:
@@ -106,7 +104,7 @@ def is_drawn(output: ir.Value) -> bool:
         node = waiting.pop().producer()
         if node is not None and node.op_type in RANDOM:
             return True
-        read = [] if node is None else [v for v in (*node.inputs, *captured(node)) if v is not None]
+        read = [] if node is None else reads(node)
         waiting += [value for value in read if value not in seen]
         seen.update(read)
     return False
@@ -151,7 +149,7 @@ class _Walk:
 
     def step(self, node: ir.Node, found: Answers) -> None:
         """Raises: Refused: the node does more than to answer."""
-        read = {value for value in (*node.inputs, *captured(node)) if value is not None}
+        read = set(reads(node))
         why = next((why.reason for why in self.space.freezes if why.node is node), None) or self._extreme(
             node
         )
@@ -209,7 +207,7 @@ def _live(graph: ir.Graph) -> set[ir.Value]:
     live = set(graph.outputs)
     for node in reversed(list(graph)):
         if live.intersection(node.outputs) and node.op_type not in _SIZES:
-            live.update(value for value in (*node.inputs, *captured(node)) if value is not None)
+            live.update(reads(node))
     return live
 
 

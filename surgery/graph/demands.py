@@ -16,6 +16,7 @@ import onnx_ir as ir
 from surgery.graph.atoms import Atom, Axis, Place, factors, find, leaves, summands
 from surgery.graph.axes import SQUARE
 from surgery.graph.beside import KIND
+from surgery.graph.operands import data_of, operands
 from surgery.graph.records import Site
 from surgery.graph.trace import Trace
 
@@ -320,10 +321,8 @@ class _Uses:
         """What a node reads and neither hands on, nor mixes, nor has in the origins of its results."""
         if node.op_type in _CHOOSING:
             return set()
-        operands = [
-            value for value in node.inputs[: 1 if node.op_type == "CastLike" else None] if value is not None
-        ]
-        read = {leaf for value in operands for leaf in _in(self._trace.known(value))}
+        given = [data_of(node)] if node.op_type == "CastLike" else operands(node)
+        read = {leaf for value in given for leaf in _in(self._trace.known(value))}
         read -= {leaf for leaf in read if any(site.node is node for site, _ in self._sites.get(leaf, []))}
         pending = [leaf for value in node.outputs for leaf in _in(self._trace.known(value))]
         seen = set[Atom]()

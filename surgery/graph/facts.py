@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from surgery.errors import GraphError, SurgeryError
 from surgery.graph.control import captured
+from surgery.graph.operands import operands, reads
 from surgery.graph.shape_inference import infer_outputs
 from surgery.graph.symbols import symbol
 from surgery.numeric import compute
@@ -115,10 +116,8 @@ class Facts:
         if standard and node.op_type == "Constant":
             self.tensor(node.outputs[0], constant_tensor(node))
             return
-        inputs = [value for value in node.inputs if value is not None]
-        if (not standard or node.op_type not in RANDOM) and all(
-            value in self.constant for value in [*inputs, *captured(node)]
-        ):
+        random = standard and node.op_type in RANDOM
+        if not random and all(value in self.constant for value in reads(node)):
             self.constant.update(node.outputs)
         if standard and node.op_type == "Identity" and node.inputs[0] in self.sequences:
             self.sequences[node.outputs[0]] = self.sequences[node.inputs[0]]
@@ -272,10 +271,10 @@ class Facts:
 
     def _trace(self, node: ir.Node, result: np.ndarray) -> list[frozenset[Source]]:
         """Per element of the result, the dimensions it depends on."""
-        tracked = [v for v in node.inputs if v is not None and v in self.sources]
+        tracked = [v for v in operands(node) if v in self.sources]
         if not tracked:
             return []
-        data = [v for v in node.inputs if v is not None]
+        data = operands(node)
         if node.op_type in MOVEMENT and (node.op_type == "Concat" or tracked == data[:1]):
             try:
                 return self._trace_moved(node, result)

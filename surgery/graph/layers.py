@@ -12,42 +12,24 @@ from surgery.graph.control import captured
 from surgery.graph.labels import full_label, label
 from surgery.graph.layout import units
 from surgery.graph.modules import modules
+from surgery.graph.operands import operands
 from surgery.graph.spaces import Analysis, Space
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 CONTROL = frozenset({"If", "Loop", "Scan"})
 _WEIGHTED = CONVOLUTIONS | RECURRENT | {"Gemm", "MatMul", "Einsum", "Gather"}
-ACTIVATIONS = frozenset(
-    [
-        *["Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Celu", "Selu", "ThresholdedRelu", "Tanh", "Sigmoid"],
-        *[
-            "HardSigmoid",
-            "HardSwish",
-            "Softplus",
-            "Softsign",
-            "Gelu",
-            "Mish",
-            "Abs",
-            "Max",
-            "Min",
-            "Sin",
-            "Cos",
-        ],
-        "Swish",
-    ]
-)
+ACTIVATIONS = frozenset({
+    "Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Celu", "Selu", "ThresholdedRelu", "Tanh", "Sigmoid",
+    "HardSigmoid", "HardSwish", "Softplus", "Softsign", "Gelu", "Mish", "Abs", "Max", "Min", "Sin", "Cos",
+    "Swish",
+})  # fmt: skip
 """Operators that work on every element alone (`Max` and `Min` where their other operand is constant)."""
 
-_NORMALISERS = frozenset(
-    [
-        "BatchNormalization",
-        "LayerNormalization",
-        "RMSNormalization",
-        "GroupNormalization",
-        "InstanceNormalization",
-    ]
-)
+_NORMALISERS = frozenset({
+    "BatchNormalization", "LayerNormalization", "RMSNormalization", "GroupNormalization",
+    "InstanceNormalization",
+})  # fmt: skip
 _ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div"})
 _POOLING = frozenset({"MaxPool", "AveragePool", "LpPool"})
 _PASSIVE = frozenset({"Identity", "Dropout", "Cast", "Transpose", "Squeeze"})
@@ -132,7 +114,7 @@ def _tensors(analysis: Analysis, value: ir.Value) -> list[str]:
         if producer is None and value.const_value is None:
             return []
         if producer is not None and producer.inputs:
-            pending.extend(v for v in producer.inputs if v is not None)
+            pending.extend(operands(producer))
         elif value.const_value is None or value.const_value.dtype.is_floating_point():
             found.append(value.name or "")
     return found
@@ -264,7 +246,7 @@ def _behind(analysis: Analysis, value: ir.Value) -> Layer | None:
         if producer in known and producer.op_type not in CONTROL:
             return known[producer]
         seen.add(value)
-        pending.extend(v for v in producer.inputs if v is not None)
+        pending.extend(operands(producer))
     return None
 
 
@@ -283,7 +265,7 @@ def _follow(analysis: Analysis, layer: Layer) -> Spot:
         if node.op_type in _PASSIVE:
             continue
         place = value
-        if node.op_type == "Add" and not any(v in constant for v in node.inputs if v is not None):
+        if node.op_type == "Add" and not any(v in constant for v in operands(node)):
             summed = True
         if is_activation(node, constant):
             activation = node
@@ -310,7 +292,7 @@ def _result(layer: Layer) -> ir.Value:
 def _stops(analysis: Analysis, node: ir.Node, value: ir.Value) -> bool:
     """Whether the walk from a layer ends before a node."""
     constant, shapes = analysis.trace.facts.constant, analysis.trace.facts.shapes
-    others = [v for v in node.inputs if v is not None and v is not value]
+    others = [v for v in operands(node) if v is not value]
     if node.op_type in _ARITHMETIC:
         residual = node.op_type == "Add" and len(others) == 1
         grows = shapes.get(value) != shapes.get(node.outputs[0])
@@ -324,7 +306,7 @@ def is_activation(node: ir.Node | None, constant: set[ir.Value]) -> bool:
     """Whether a node works on every element of its first changing operand alone."""
     if node is None or node.op_type not in ACTIVATIONS:
         return False
-    return sum(v not in constant for v in node.inputs if v is not None) == 1
+    return sum(v not in constant for v in operands(node)) == 1
 
 
 def _spot(

@@ -13,6 +13,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from surgery.graph.atoms import Axis
+from surgery.graph.operands import operands
 from surgery.graph.records import Site
 from surgery.graph.trace import Trace
 
@@ -53,7 +54,7 @@ def _operator(trace: Trace, site: Site) -> Norm | None:
     node = site.node
     if node.op_type not in ("LayerNormalization", "RMSNormalization"):
         return None
-    x, scale, *rest = [value for value in node.inputs if value is not None]
+    x, scale, *rest = operands(node)
     data = trace.axes(x)
     if node.attributes.get_int("axis", -1) % len(data) != len(data) - 1:
         return None

@@ -7,6 +7,7 @@ import math
 import onnx_ir as ir
 
 from surgery.graph.facts import Facts
+from surgery.graph.operands import operands
 
 Range = tuple[float, float]
 EVERYTHING: Range = (-math.inf, math.inf)
@@ -57,7 +58,7 @@ def _bounds(value: ir.Value, facts: Facts, depth: int) -> Range:
         return float(facts.known[value].min()), float(facts.known[value].max())
     if node is None or not depth or node.domain:
         return EVERYTHING
-    kind, inputs = node.op_type, [v for v in node.inputs if v is not None]
+    kind, inputs = node.op_type, operands(node)
     if kind == "Elu" and node.attributes.get_float("alpha", 1.0) > 1:
         return -node.attributes.get_float("alpha", 1.0), math.inf
     if kind in _FIXED:
@@ -69,8 +70,8 @@ def _bounds(value: ir.Value, facts: Facts, depth: int) -> Range:
     if kind in _MOVES and inputs:
         return bounds(inputs[0], facts, depth - 1)
     if kind in ("Max", "Min", "Concat", "Add", "Where") or kind in _MEANS:
-        operands = inputs[1:] if kind == "Where" else inputs[:1] if kind.startswith("Reduce") else inputs
-        return _joined(kind, *zip(*(bounds(v, facts, depth - 1) for v in operands), strict=True))
+        among = inputs[1:] if kind == "Where" else inputs[:1] if kind.startswith("Reduce") else inputs
+        return _joined(kind, *zip(*(bounds(v, facts, depth - 1) for v in among), strict=True))
     if kind in ("Mul", "Pow", "Sqrt", "ReduceSum"):
         return _nonnegative(kind, inputs, facts, depth)
     return EVERYTHING
@@ -143,7 +144,7 @@ def keeps(node: ir.Node, within: Range, facts: Facts) -> bool:
             least, most = limits(node, facts)
             return low >= least and high <= most
         case "Max" | "Min":
-            others = [v for v in node.inputs if v is not None and v in facts.constant]
+            others = [v for v in operands(node) if v in facts.constant]
             ends = [bounds(v, facts) for v in others]
             above = all(low >= end[1] for end in ends)
             return above if node.op_type == "Max" else all(high <= end[0] for end in ends)

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from surgery.arrays import Array
 from surgery.graph.control import captured, control_types
+from surgery.graph.operands import operands
 
 _AS_FIRST = frozenset(
     ["MeanVarianceNormalization", "GroupNormalization", "LayerNormalization", "RMSNormalization", "HardSwish", "Mish",
@@ -181,7 +182,7 @@ def _like_operands(facts: Known, node: ir.Node) -> tuple[int, ...] | None:
 
     It defines some as functions; and in a Concat before version 11 it has no place for negative axes.
     """
-    shapes = [facts.shapes.get(value) for value in node.inputs if value is not None]
+    shapes = [facts.shapes.get(value) for value in operands(node)]
     if node.domain or not shapes or None in shapes:
         return None
     if node.op_type in _AS_FIRST:

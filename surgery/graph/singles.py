@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from surgery.graph.atoms import PORTS, Axis, Freeze, factors, freeze, leaves, size_of
 from surgery.graph.labels import full_label
+from surgery.graph.operands import operands, readers
 
 Column = list[tuple[ir.Value, Axis]]
 """Operands with the axis of each that meets those of the others."""
@@ -30,12 +31,6 @@ _CONTRACTIONS = frozenset({"Gemm", "MatMul", "Conv"})
 def follows(node: ir.Node) -> bool:
     """Whether the rule of a node tells one unit from an axis that is repeated."""
     return node.op_type in _FOLLOWED and not node.domain
-
-
-def readers(value: ir.Value) -> list[ir.Node]:
-    """The nodes that read the numbers of a value, and not its shape or type alone."""
-    kept = [use for use in value.uses() if use.node.op_type not in ("Shape", "Size")]
-    return [use.node for use in kept if use.node.op_type != "CastLike" or use.idx == 0]
 
 
 def may_grow(value: ir.Value) -> bool:
@@ -86,8 +81,7 @@ def fixed(graph: ir.Graph, trace_of: Callable[[ir.Value], Sequence[Axis] | None]
         if (why := held(trace_of(value) or ())) is not None:
             return why
         node = value.producer()
-        given = () if node is None or node.op_type in _CONTRACTIONS else node.inputs
-        read = [v for v in given if v is not None]
+        read = [] if node is None or node.op_type in _CONTRACTIONS else operands(node)
         waiting += [v for v in read if v not in seen]
         seen.update(read)
     return None

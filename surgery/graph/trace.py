@@ -10,12 +10,13 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from surgery.graph.atoms import Atom, Axis, Freeze, Mismatch, factors, freeze, leaves, size_of
+from surgery.graph.atoms import UNIT, Atom, Axis, Freeze, Mismatch, factors, freeze, leaves, size_of
 from surgery.graph.axes import cut, derive, guarded, take, unify
 from surgery.graph.facts import Facts
 from surgery.graph.labels import full_label, label
+from surgery.graph.operands import readers
 from surgery.graph.records import Kind, Number, Operand, Resize, Site
-from surgery.graph.singles import Column, alone, is_single, may_grow, meeting, one_each, readers
+from surgery.graph.singles import Column, alone, is_single, may_grow, meeting, one_each
 from surgery.graph.unknown import unknown_shape
 
 
@@ -77,7 +78,7 @@ class Trace:
             raise Opaque(unknown_shape(self.facts, value))
         if self.node is not None:
             one_each(self.node, axes)
-        return [axis if size_of(axis) != 1 or is_single(axis) else () for axis in axes]
+        return [axis if size_of(axis) != 1 or is_single(axis) else UNIT for axis in axes]
 
     def described(self, value: ir.Value) -> list[Axis] | None:
         """The axes that a rule has put for a value, or None."""
@@ -189,7 +190,7 @@ class Trace:
 
     def put(self, value: ir.Value, axes: Sequence[Axis]) -> None:
         """Set the axes of a result; scales travel back through it only if all its readers expect them."""
-        axes = [() if size_of(axis) == 1 and not is_single(axis) else axis for axis in axes]
+        axes = [UNIT if size_of(axis) == 1 and not is_single(axis) else axis for axis in axes]
         several = len(readers(value)) + value.is_graph_output() > 1
         self._of[value] = guarded(axes, value.name) if several and not self.constant(value) else list(axes)
         self._moved(value, axes)
@@ -241,7 +242,7 @@ class Trace:
 
     def new(self, size: int) -> Axis:
         """A free axis."""
-        return () if size == 1 else (Atom(size),)
+        return UNIT if size == 1 else (Atom(size),)
 
     def fixed(self, size: int, kind: str, reason: str) -> Axis:
         """An axis that keeps its size; one that comes from a symbolic dimension is symbolic, too."""
@@ -279,8 +280,11 @@ class Trace:
         linear: bool | None = None,
         flat: bool = False,
     ) -> Axis:
-        """The axis of a result computed from these operands' axes, unit by unit."""
+        """The axis of a result computed from these operands' axes, unit by unit; those of size 1 drop out."""
+        operands = [(value, axis) for value, axis in operands if axis]
         axes = [axis for _, axis in operands]
+        if not axes:
+            return UNIT
         barrier, slope = None if passes == 2 else full_label(node), full_label(node) if flat else None
         differ = f"operands differ at node '{label(node)}'"
         if not self.same(node, *axes):
@@ -307,7 +311,7 @@ class Trace:
     ) -> list[Axis]:
         """The axes of an elementwise result, operands aligned at the right; what is repeated imposes nothing."""
         return [
-            self.merge(node, column, mode=mode, passes=passes, linear=linear, flat=flat) if column else ()
+            self.merge(node, column, mode=mode, passes=passes, linear=linear, flat=flat)
             for column in self.columns(node, [(value, self.axes(value)) for value in values])
         ]
 
@@ -387,10 +391,3 @@ def _pinned(axes: list[Axis], number: float) -> Callable[[Resize], Sequence[Numb
         return [number] if changed else [None]
 
     return pinned
-
-
-def data_of(node: ir.Node) -> ir.Value:
-    """The first operand, which no operator leaves out."""
-    value = node.inputs[0]
-    assert value is not None
-    return value

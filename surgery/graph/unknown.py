@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from surgery.graph.facts import Facts
+from surgery.graph.operands import operands
 
 
 def unknown_shape(facts: Facts, value: ir.Value) -> str:
@@ -12,7 +13,7 @@ def unknown_shape(facts: Facts, value: ir.Value) -> str:
     text, node = f"the shape of '{value.name}' is not known", facts.unknown.get(value)
     if node is None:
         return text
-    given = " and ".join(_sizes(facts, v) for v in node.inputs if v is not None)
+    given = " and ".join(_sizes(facts, v) for v in operands(node))
     return f"{text}: node '{node.name or node.outputs[0].name}' ({node.op_type}) of {given} leaves it open"
 
 

@@ -9,9 +9,9 @@ import onnx_ir as ir
 from surgery.errors import ArgumentError
 from surgery.graph.atoms import Atom, Freeze, Mismatch, find, freeze, leaves, size_of
 from surgery.graph.axes import unify
-from surgery.graph.control import captured
 from surgery.graph.facts import Facts
 from surgery.graph.labels import full_label, label
+from surgery.graph.operands import operands, reads
 from surgery.graph.prepare import prepared
 from surgery.graph.rules import RULES
 from surgery.graph.singles import follows, is_single, may_grow, one_each
@@ -86,7 +86,7 @@ def _walk(model: ir.Model, interface: Interface, sizes: Mapping[str, int]) -> Tr
 
 def _made_of_one(trace: Trace, node: ir.Node) -> bool:
     """Whether a node computes one known number from parameters that may get company (an exponent of a deviation)."""
-    values = [v for v in node.inputs if v is not None and set(trace.facts.shapes.get(v) or ()) == {1}]
+    values = [v for v in operands(node) if set(trace.facts.shapes.get(v) or ()) == {1}]
     return follows(node) and any(
         may_grow(value) if value.producer() is None else any(map(is_single, trace.described(value) or ()))
         for value in values
@@ -198,7 +198,7 @@ def _describe(trace: Trace, node: ir.Node) -> None:
 def _as_lengths(trace: Trace, node: ir.Node) -> None:
     """Single units that a node reads, and that its rule does not follow, stay single."""
     if not follows(node) and node.op_type not in ("Shape", "Size"):
-        for value in [v for v in node.inputs if v is not None] + captured(node):
+        for value in reads(node):
             one_each(node, trace.known(value))
 
 
@@ -206,7 +206,7 @@ def _measured(trace: Trace, node: ir.Node) -> None:
     """A number that is no size any more, and was computed from the length of one unit, would not follow it."""
     if all(trace.facts.known[value].dtype.kind != "f" for value in node.outputs):
         return
-    for source, dim in (at for value in node.inputs if value is not None for at in trace.facts.taint(value)):
+    for source, dim in (at for value in operands(node) for at in trace.facts.taint(value)):
         if (trace.facts.shapes.get(source) or ())[dim : dim + 1] == (1,):
             one_each(node, trace.axes(source)[dim : dim + 1])
 
@@ -231,7 +231,7 @@ def _give_up(trace: Trace, node: ir.Node, reason: str) -> None:
     """Freeze everything that a node touches."""
     trace.opaque[label(node)] = reason
     why = Freeze("opaque", f"{reason}: {full_label(node)}", node)
-    for value in [v for v in node.inputs if v is not None] + captured(node):
+    for value in reads(node):
         trace.freeze_measured(value)
         for axis in trace.touched(value):
             freeze(axis, why)

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from surgery.errors import Refused
 from surgery.graph.facts import constant_tensor
+from surgery.graph.operands import operands
 
 _ALL = frozenset({"Add", "Sub", "Concat", "Sum", "Mean", "Max", "Min"})
 _FIRST = frozenset(
@@ -57,7 +58,7 @@ def _trace(output: str, value: ir.Value, found: set[ir.Value], readers: set[ir.N
             )
         return
     readers.add(node)
-    inputs = [v for v in node.inputs if v is not None]
+    inputs = operands(node)
     if node.op_type in _CONTRACTIONS:
         weight = [v for v in inputs[1:2] if _constant(v)] or [v for v in inputs[:1] if _constant(v)]
         if not weight:
@@ -94,7 +95,7 @@ def _constant(value: ir.Value) -> bool:
             if value.const_value is None:
                 return False
             continue
-        pending.extend(v for v in node.inputs if v is not None)
+        pending.extend(operands(node))
     return True
 
 

@@ -15,6 +15,7 @@ from surgery.edits.insertion import Insertion
 from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError, Refused
 from surgery.graph.layers import Spot, is_activation, layers, spots
+from surgery.graph.operands import operands
 from surgery.graph.ranges import bounds, keeps
 from surgery.graph.spaces import Analysis
 from surgery.ops import blocks, naming, sequences
@@ -241,7 +242,7 @@ def _before_activation(analysis: Analysis, spot: Spot) -> Spot:
     node = spot.activation
     if not spot.summed or node is None:
         return spot
-    value = next(v for v in node.inputs if v is not None and v not in analysis.trace.facts.constant)
+    value = next(v for v in operands(node) if v not in analysis.trace.facts.constant)
     return replace(spot, value=value, activation=None)
 
 
@@ -335,7 +336,7 @@ def _portable(analysis: Analysis, node: ir.Node | None) -> bool:
     if node is None:
         return False
     known = analysis.trace.facts.known
-    limits = [v for v in node.inputs if v is not None and v in analysis.trace.facts.constant]
+    limits = [v for v in operands(node) if v in analysis.trace.facts.constant]
     scalars = all(v in known and known[v].size == 1 for v in limits)
     return node.op_type in _PORTABLE or (node.op_type in ("Clip", "Max", "Min") and scalars)
 

@@ -6,7 +6,7 @@ import math
 
 import onnx_ir as ir
 
-from surgery.graph.atoms import UNIT, Axis, size_of
+from surgery.graph.atoms import Axis, size_of
 from surgery.graph.records import Number, Resize
 from surgery.graph.rules.table import Table
 from surgery.graph.trace import Opaque, Trace
@@ -78,9 +78,9 @@ def _mask(t: Trace, node: ir.Node, mask: ir.Value, scores: tuple[Axis, Axis, Axi
 def _put(t: Trace, node: ir.Node, query: tuple[ir.Value, Heads], value: tuple[ir.Value, Heads]) -> None:
     q, queries = query
     v, values = value
-    batch = t.merge(node, [(q, queries[0]), (v, values[0])], mode="any", passes=0) if queries[0] else UNIT
-    heads = t.merge(node, [(q, queries[1])], passes=0) if queries[1] else UNIT
-    inner = t.merge(node, [(v, values[3])]) if values[3] else UNIT
+    batch = t.merge(node, [(q, queries[0]), (v, values[0])], mode="any", passes=0)
+    heads = t.merge(node, [(q, queries[1])], passes=0)
+    inner = t.merge(node, [(v, values[3])])
     if len(t.axes(q)) == 4:
         t.put(node.outputs[0], [batch, heads, queries[2], inner])
     else:

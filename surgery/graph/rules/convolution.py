@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from surgery.graph.atoms import UNIT, Axis, factors, size_of
 from surgery.graph.labels import full_label, label
+from surgery.graph.operands import data_of
 from surgery.graph.rules.movement import dims
 from surgery.graph.rules.table import Table
 from surgery.graph.trace import Opaque, Trace
@@ -89,9 +90,9 @@ def _finish(
         t.use("bias", b, t.axes(b))
     wide = [(value, axis) for value, axis in channel if factors(axis)]
     batch = t.axes(x)[0]
-    if b is not None and batch:  # nothing passes back through a bias
+    if b is not None:  # nothing passes back through a bias
         batch = t.merge(node, [(x, batch)], passes=0)
-    _put_spatial(t, node, x, batch, t.merge(node, wide, linear=not grouped) if wide else UNIT)
+    _put_spatial(t, node, x, batch, t.merge(node, wide, linear=not grouped))
 
 
 def _put_spatial(t: Trace, node: ir.Node, x: ir.Value, batch: Axis, channels: Axis) -> None:
@@ -112,15 +113,12 @@ _POOLED = "batch, channels: pointwise, zero and scale pass back; "
 @RULES("MaxPool", axes=f"{_POOLED}spatial axes within one window: extreme; other spatial axes: frozen")
 def pool(t: Trace, node: ir.Node) -> None:
     """Pooling works channel by channel."""
-    x = node.inputs[0]
-    assert x is not None
+    x = data_of(node)
     if len(node.outputs) > 1 and node.outputs[1].uses():
         raise Opaque("pooling that returns indices")
     data = t.axes(x)
     linear = node.op_type == "AveragePool"
-    batch, channels = (
-        axis if linear or not axis else t.merge(node, [(x, axis)], linear=False) for axis in data[:2]
-    )
+    batch, channels = _each(t, node, x, linear)
     if not _one_window(t, node, x):
         _put_spatial(t, node, x, batch, channels)
         return
@@ -144,21 +142,24 @@ def _one_window(t: Trace, node: ir.Node, x: ir.Value) -> bool:
 @RULES("GlobalMaxPool", axes=f"{_POOLED}spatial axes: extreme")
 def global_pool(t: Trace, node: ir.Node) -> None:
     """A reduction over all axes from the third on, spatial or not: tf2onnx writes ReduceMean so."""
-    x = node.inputs[0]
-    assert x is not None
+    x = data_of(node)
     data = t.axes(x)
     linear = node.op_type == "GlobalAveragePool"
     for axis in data[2:]:
         t.mix(node, "mean" if linear else "extreme", x, axis)
-    kept = [axis if linear or not axis else t.merge(node, [(x, axis)], linear=False) for axis in data[:2]]
-    t.put(node.outputs[0], [*kept, *([UNIT] * len(data[2:]))])
+    t.put(node.outputs[0], [*_each(t, node, x, linear), *([UNIT] * len(data[2:]))])
+
+
+def _each(t: Trace, node: ir.Node, x: ir.Value, linear: bool) -> list[Axis]:
+    """Batch and channels, of which every one is pooled by itself."""
+    kept = t.axes(x)[:2]
+    return kept if linear else [t.merge(node, [(x, axis)], linear=False) for axis in kept]
 
 
 @RULES("Resize", "Upsample", axes="scaled axes: frozen; other axes: pointwise, zero and scale pass back")
 def resize(t: Trace, node: ir.Node) -> None:
     """Interpolation along the scaled axes only; sizes given as numbers follow the other axes."""
-    x = node.inputs[0]
-    assert x is not None
+    x = data_of(node)
     data, shape = t.axes(x), t.shape(node.outputs[0])
     for value in node.inputs[1:]:
         t.keep(node, value)
@@ -195,8 +196,7 @@ def _scaled(t: Trace, node: ir.Node) -> set[int]:
 )
 def depth_to_space(t: Trace, node: ir.Node) -> None:
     """[b, c·r·r, h, w] -> [b, c, h·r, w·r]: DCR reads the channels as (r, r, c), CRD as (c, r, r)."""
-    x = node.inputs[0]
-    assert x is not None
+    x = data_of(node)
     batch, channels, h, w = t.axes(x)
     r = node.attributes.get_int("blocksize", 1)
     if node.attributes.get_string("mode", "DCR") == "DCR":
@@ -216,8 +216,7 @@ def depth_to_space(t: Trace, node: ir.Node) -> None:
 )
 def space_to_depth(t: Trace, node: ir.Node) -> None:
     """[b, c, h·r, w·r] -> [b, r·r·c, h, w]."""
-    x = node.inputs[0]
-    assert x is not None
+    x = data_of(node)
     batch, c, height, width = t.axes(x)
     r = node.attributes.get_int("blocksize", 1)
     h, rows = t.split(node, height, t.shape(x)[2] // r)

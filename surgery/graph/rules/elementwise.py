@@ -8,9 +8,10 @@ import onnx_ir as ir
 
 from surgery.graph.atoms import UNIT, Atom, Axis, leaves
 from surgery.graph.labels import full_label
+from surgery.graph.operands import data_of, operands
 from surgery.graph.ranges import bounds, finite
 from surgery.graph.rules.table import Table
-from surgery.graph.trace import Trace, data_of
+from surgery.graph.trace import Trace
 
 RULES = Table()
 
@@ -19,14 +20,9 @@ FLAT = frozenset(["Relu", "Abs", "Round", "Floor", "Ceil", "Sign", "Shrink", "Th
 
 
 @RULES(
-    "Relu",
-    "LeakyRelu",
-    "Abs",
-    "Neg",
-    "Identity",
-    "Dropout",
+    "Relu", "LeakyRelu", "Abs", "Neg", "Identity", "Dropout",
     axes="all axes: pointwise, zero and scale pass back",
-)
+)  # fmt: skip
 def homogeneous(t: Trace, node: ir.Node) -> None:
     """f(s·x) = s·f(x) for s > 0."""
     if node.op_type in ("Relu", "LeakyRelu", "Abs"):
@@ -42,30 +38,11 @@ def homogeneous(t: Trace, node: ir.Node) -> None:
 
 
 @RULES(
-    *[
-        "Tanh",
-        "Sin",
-        "Tan",
-        "Asin",
-        "Atan",
-        "Sinh",
-        "Asinh",
-        "Atanh",
-        "Erf",
-        "Gelu",
-        "Swish",
-        "HardSwish",
-        "Mish",
-        "Softsign",
-        "Elu",
-        "Selu",
-        "Celu",
-        "Sqrt",
-        "Round",
-    ],
-    *["Floor", "Ceil", "Sign", "Shrink", "ThresholdedRelu"],
+    "Tanh", "Sin", "Tan", "Asin", "Atan", "Sinh", "Asinh", "Atanh", "Erf", "Gelu", "Swish", "HardSwish",
+    "Mish", "Softsign", "Elu", "Selu", "Celu", "Sqrt", "Round", "Floor", "Ceil", "Sign", "Shrink",
+    "ThresholdedRelu",
     axes="all axes: pointwise, zero passes back",
-)
+)  # fmt: skip
 def through_zero(t: Trace, node: ir.Node) -> None:
     """f(0) = 0."""
     _limited_domain(t, node, data_of(node))
@@ -73,25 +50,10 @@ def through_zero(t: Trace, node: ir.Node) -> None:
 
 
 @RULES(
-    *[
-        "Sigmoid",
-        "HardSigmoid",
-        "Softplus",
-        "Exp",
-        "Log",
-        "Cos",
-        "Cosh",
-        "Acos",
-        "Acosh",
-        "Reciprocal",
-        "Not",
-        "IsNaN",
-        "IsInf",
-        "BitwiseNot",
-        "Clip",
-    ],
+    "Sigmoid", "HardSigmoid", "Softplus", "Exp", "Log", "Cos", "Cosh", "Acos", "Acosh", "Reciprocal", "Not",
+    "IsNaN", "IsInf", "BitwiseNot", "Clip",
     axes="all axes: pointwise",
-)
+)  # fmt: skip
 def unary(t: Trace, node: ir.Node) -> None:
     """Any other function of one operand (bounds are scalars)."""
     _limited_domain(t, node, data_of(node))
@@ -110,16 +72,18 @@ def cast(t: Trace, node: ir.Node) -> None:
 @RULES("Add", "Sub", "Sum", "Mean", axes="all axes: pointwise, zero and scale pass back to all operands")
 def additive(t: Trace, node: ir.Node) -> None:
     """x + y; a constant operand beside an activation is a bias."""
-    values = [value for value in node.inputs if value is not None]
+    values = operands(node)
     _say(t, values, "bias")
-    out = _columns(t, node, values, whole=2, partial=0)
+    columns = t.columns(node, [(value, t.axes(value)) for value in values])
+    # where one operand is repeated (x + 1), neither zero nor scale passes back
+    out = [t.merge(node, column, passes=2 if len(column) == len(values) else 0) for column in columns]
     t.put(node.outputs[0], out)
 
 
 @RULES("Mul", axes="all axes: pointwise, zero and scale pass back to one operand")
 def multiply(t: Trace, node: ir.Node) -> None:
     """x · y; a constant operand beside an activation is a scale."""
-    values = [value for value in node.inputs if value is not None]
+    values = operands(node)
     _say(t, values, "scale")
     # an activation is asked before a constant: derive() tries origins in order
     ordered = sorted(values, key=t.constant)
@@ -167,27 +131,13 @@ def _behind(axis: Axis, passes: Callable[[Atom], bool] = lambda atom: True) -> s
 
 
 @RULES(
-    *[
-        "Pow",
-        "Mod",
-        "Min",
-        "Max",
-        "And",
-        "Or",
-        "Xor",
-        "Equal",
-        "Less",
-        "LessOrEqual",
-        "Greater",
-        "GreaterOrEqual",
-        "BitShift",
-    ],
-    *["BitwiseAnd", "BitwiseOr", "BitwiseXor", "Where"],
+    "Pow", "Mod", "Min", "Max", "And", "Or", "Xor", "Equal", "Less", "LessOrEqual", "Greater",
+    "GreaterOrEqual", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Where",
     axes="all axes: pointwise",
-)
+)  # fmt: skip
 def other(t: Trace, node: ir.Node) -> None:
     """Any other function of several operands."""
-    values = [value for value in node.inputs if value is not None]
+    values = operands(node)
     for value in values:
         _limited_domain(t, node, value)
     _say(t, values, "scale")
@@ -228,14 +178,6 @@ def _unrepeated(value: ir.Value) -> ir.Value:
 def _whole_power(t: Trace, node: ir.Node) -> bool:
     power = t.scalar(node.inputs[1])
     return power is not None and bool((power >= 0).all() and (power == power.round()).all())
-
-
-def _columns(t: Trace, node: ir.Node, values: list[ir.Value], *, whole: int, partial: int) -> list[Axis]:
-    """Like `broadcast`, but an operand that lacks an axis (it is broadcast) stops what passes back."""
-    return [
-        t.merge(node, column, passes=whole if len(column) == len(values) else partial) if column else UNIT
-        for column in t.columns(node, [(value, t.axes(value)) for value in values])
-    ]
 
 
 def _say(t: Trace, values: list[ir.Value], kind: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from surgery.graph.atoms import UNIT, Axis, factors
+from surgery.graph.operands import operands
 from surgery.graph.rules.table import Table
 from surgery.graph.singles import alone, is_single
 from surgery.graph.trace import Opaque, Trace
@@ -58,18 +59,12 @@ def matmul(t: Trace, node: ir.Node) -> None:
         raise Opaque("a product with a scalar")
     t.contract(node, (a, left[-1]), (b, right[-2] if len(right) > 1 else right[-1]))
     _weights(t, (a, left), (b, right))
-    out = _batch(t, node, (a, left[:-2]), (b, right[:-2]))
+    out = [t.merge(node, column, mode="any") for column in t.columns(node, [(a, left[:-2]), (b, right[:-2])])]
     if len(left) > 1:
-        out.append(t.merge(node, [(a, left[-2])]) if left[-2] else UNIT)
+        out.append(t.merge(node, [(a, left[-2])]))
     if len(right) > 1:
-        out.append(t.merge(node, [(b, right[-1])]) if right[-1] else UNIT)
+        out.append(t.merge(node, [(b, right[-1])]))
     t.put(node.outputs[0], out)
-
-
-def _batch(t: Trace, node: ir.Node, left: Row, right: Row) -> list[Axis]:
-    return [
-        t.merge(node, column, mode="any") if column else UNIT for column in t.columns(node, (left, right))
-    ]
 
 
 def _weights(t: Trace, *rows: Row) -> None:
@@ -85,7 +80,7 @@ def _weights(t: Trace, *rows: Row) -> None:
 def einsum(t: Trace, node: ir.Node) -> None:
     """Einstein summation: products of all operands, summed over the letters that the result lacks."""
     equation = node.attributes["equation"].as_string().replace(" ", "")
-    values = [value for value in node.inputs if value is not None]
+    values = operands(node)
     rows, result = _subscripts(t, equation, values)
     found: dict[str, list[tuple[ir.Value, Axis]]] = {}
     for value, subscripts in zip(values, rows, strict=True):
@@ -102,11 +97,7 @@ def einsum(t: Trace, node: ir.Node) -> None:
             t.contract(node, *wide)
         elif wide:
             t.mix(node, "sum", *wide[0])
-    out = []
-    for letter in result:
-        wide = [(value, axis) for value, axis in found[letter] if axis]
-        out.append(t.merge(node, wide, mode="any") if wide else UNIT)
-    t.put(node.outputs[0], out)
+    t.put(node.outputs[0], [t.merge(node, found[letter], mode="any") for letter in result])
 
 
 def _subscripts(t: Trace, equation: str, values: list[ir.Value]) -> tuple[list[list[str]], list[str]]:

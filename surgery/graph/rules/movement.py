@@ -10,11 +10,12 @@ import onnx_ir as ir
 from surgery.graph.atoms import UNIT, Axis, Freeze, Mismatch, concat, factors, freeze, size_of
 from surgery.graph.axes import take
 from surgery.graph.labels import full_label, label
+from surgery.graph.operands import data_of, operands
 from surgery.graph.records import Computed, Number, Resize
 from surgery.graph.rules import shuffle
 from surgery.graph.rules.table import Table
 from surgery.graph.singles import alone
-from surgery.graph.trace import Opaque, Trace, data_of, is_symbolic
+from surgery.graph.trace import Opaque, Trace, is_symbolic
 
 RULES = Table()
 
@@ -122,7 +123,7 @@ def unsqueeze(t: Trace, node: ir.Node) -> None:
 @RULES("Concat", axes="joined axis: ordered sum; other axes: pointwise, zero and scale pass back")
 def concatenate(t: Trace, node: ir.Node) -> None:
     """Operands one after the other along one axis."""
-    values = [value for value in node.inputs if value is not None]
+    values = operands(node)
     rows = [t.axes(value) for value in values]
     rank = len(rows[0])
     at = node.attributes.get_int("axis", 0) % rank
@@ -134,7 +135,7 @@ def concatenate(t: Trace, node: ir.Node) -> None:
             if size_of(rows[0][k]) == 1:
                 t.same(node, *(row[k] for row in rows))
             column = [(v, row[k]) for v, row in zip(values, rows, strict=True) if factors(row[k])]
-            out.append(t.merge(node, column) if column else UNIT)
+            out.append(t.merge(node, column))
     if not t.constant(node.outputs[0]):
         t.productions.extend((row[at], row[at]) for v, row in zip(values, rows, strict=True) if t.constant(v))
     t.put(node.outputs[0], out)

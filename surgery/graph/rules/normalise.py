@@ -7,15 +7,11 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from surgery.graph.atoms import UNIT, Axis
+from surgery.graph.operands import data_of, operands
 from surgery.graph.rules.table import Table
 from surgery.graph.trace import Opaque, Trace
 
 RULES = Table()
-
-
-def _operands(node: ir.Node) -> tuple[ir.Value, list[ir.Value]]:
-    x, *parameters = [value for value in node.inputs if value is not None]
-    return x, parameters
 
 
 def _scales(t: Trace, parameters: Sequence[ir.Value]) -> None:
@@ -29,7 +25,7 @@ def _scales(t: Trace, parameters: Sequence[ir.Value]) -> None:
 )
 def batch_normalization(t: Trace, node: ir.Node) -> None:
     """Every channel is normalised by itself, over the other axes (in training) or by stored statistics."""
-    x, parameters = _operands(node)
+    x, *parameters = operands(node)
     data = t.axes(x)
     _scales(t, parameters)
     channels = _channels(t, node, x, data[1], parameters)
@@ -44,10 +40,7 @@ def batch_normalization(t: Trace, node: ir.Node) -> None:
 
 def _channels(t: Trace, node: ir.Node, x: ir.Value, axis: Axis, parameters: Sequence[ir.Value]) -> Axis:
     column = [(x, axis), *((value, t.axes(value)[0]) for value in parameters)]
-    wide = [(value, axis) for value, axis in column if axis]
-    if not wide:
-        return UNIT
-    channels = t.merge(node, wide, passes=0)
+    channels = t.merge(node, column, passes=0)
     _answering(t, channels, parameters[:2])
     return channels
 
@@ -66,7 +59,7 @@ def _answering(t: Trace, units: Axis, parameters: Sequence[ir.Value]) -> None:
 )
 def instance_normalization(t: Trace, node: ir.Node) -> None:
     """Every channel is normalised over the axes after it (a group norm written out has units there)."""
-    x, parameters = _operands(node)
+    x, *parameters = operands(node)
     data = t.axes(x)
     _scales(t, parameters)
     channels = _channels(t, node, x, data[1], parameters)
@@ -77,14 +70,14 @@ def instance_normalization(t: Trace, node: ir.Node) -> None:
 @RULES("GroupNormalization", axes="batch, groups: pointwise; channels of a group, spatial axes: mean")
 def group_normalization(t: Trace, node: ir.Node) -> None:
     """Channels in groups, each normalised over its channels and space; whole groups can be added."""
-    x, parameters = _operands(node)
+    x, *parameters = operands(node)
     data = t.axes(x)
     groups = node.attributes.get_int("num_groups", 1)
     outer, inner = t.split(node, data[1], groups) if groups > 1 else (UNIT, data[1])
     _scales(t, parameters)
     own = outer if t.facts.versions.get("", 21) < 21 else data[1]
-    columns = [(value, t.axes(value)[0]) for value in parameters if t.axes(value)[0]]
-    if own and columns:
+    columns = [(value, t.axes(value)[0]) for value in parameters]
+    if own:
         t.merge(node, [(x, own), *columns], passes=0)
     for axis in (inner, *data[2:]):
         t.mix(node, "mean", x, axis)
@@ -99,7 +92,7 @@ def group_normalization(t: Trace, node: ir.Node) -> None:
 @RULES("LayerNormalization", "RMSNormalization", axes="normalised axes: normalised; other axes: pointwise")
 def layer_normalization(t: Trace, node: ir.Node) -> None:
     """Normalised over the axes from the named one on, then scaled and shifted unit by unit."""
-    x, parameters = _operands(node)
+    x, *parameters = operands(node)
     data = t.axes(x)
     at = node.attributes.get_int("axis", -1) % len(data)
     _scales(t, parameters)
@@ -111,7 +104,7 @@ def layer_normalization(t: Trace, node: ir.Node) -> None:
         for value in parameters:  # they may have axes before the normalised ones, too
             axes = t.axes(value)
             own = axes[k - len(data)] if len(axes) >= len(data) - k else UNIT
-            column += [(value, own)] if own else []
+            column.append((value, own))
         out.append(t.merge(node, column, passes=0) if axis else UNIT)
     _answering(t, out[-1], parameters[:2])
     t.put(node.outputs[0], out)
@@ -123,7 +116,7 @@ def layer_normalization(t: Trace, node: ir.Node) -> None:
 @RULES("MeanVarianceNormalization", axes="named axes: mean; other axes: pointwise")
 def mean_variance_normalization(t: Trace, node: ir.Node) -> None:
     """Normalised over the named axes."""
-    x, _ = _operands(node)
+    x = data_of(node)
     data = t.axes(x)
     over = {k % len(data) for k in t.numbers(node, 9, "axes") or [0, 2, 3]}
     out = [
@@ -136,7 +129,7 @@ def mean_variance_normalization(t: Trace, node: ir.Node) -> None:
 @RULES("LpNormalization", axes="normalised axis: norm, zero passes back; other axes: pointwise")
 def lp_normalization(t: Trace, node: ir.Node) -> None:
     """x / |x|: units that are zero change nothing."""
-    x, _ = _operands(node)
+    x = data_of(node)
     data = t.axes(x)
     at = node.attributes.get_int("axis", -1) % len(data)
     t.mix(node, "norm", x, data[at])
@@ -150,4 +143,4 @@ def _averaged(t: Trace, node: ir.Node, x: ir.Value, axis: Axis) -> Axis:
 
 
 def _opaque_to_demands(t: Trace, node: ir.Node, x: ir.Value, axis: Axis, passes: int = 0) -> Axis:
-    return t.merge(node, [(x, axis)], passes=passes) if axis else UNIT
+    return t.merge(node, [(x, axis)], passes=passes)

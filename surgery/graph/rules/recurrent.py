@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from surgery.graph.atoms import UNIT, Axis
+from surgery.graph.atoms import Axis
+from surgery.graph.operands import data_of
 from surgery.graph.records import Site
 from surgery.graph.rules.table import Table
-from surgery.graph.trace import Trace, data_of
+from surgery.graph.trace import Trace
 
 RULES = Table()
 
@@ -67,14 +68,13 @@ def _hidden(t: Trace, node: ir.Node, axis: Axis, blocks: int) -> Axis:
 
 
 def _directions(t: Trace, node: ir.Node, columns: list[tuple[ir.Value, Axis]]) -> Axis:
-    wide = [(value, axis) for value, axis in columns if axis]
-    for _, axis in wide:
+    for _, axis in columns:
         t.freeze(node, axis, "literal", "counted as directions")
-    return t.merge(node, wide) if wide else UNIT
+    return t.merge(node, columns)
 
 
 def _put(t: Trace, node: ir.Node, time: Axis, batch: Axis, directions: Axis, hidden: Axis) -> None:
-    batch = t.merge(node, [(data_of(node), batch)], passes=0) if batch else UNIT
+    batch = t.merge(node, [(data_of(node), batch)], passes=0)
     t.freeze(node, time, "spatial", "stepped through")
     shapes = [[time, directions, batch, hidden], [directions, batch, hidden], [directions, batch, hidden]]
     if node.attributes.get_int("layout", 0):

@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from surgery.graph.atoms import UNIT, Axis
 from surgery.graph.labels import full_label
+from surgery.graph.operands import data_of
 from surgery.graph.records import Kind
 from surgery.graph.rules.table import Table
 from surgery.graph.trace import Trace
@@ -43,8 +44,7 @@ _HOMOGENEOUS = {"ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2"}
 )
 def reduce(t: Trace, node: ir.Node) -> None:
     """A reduction over named axes (all of them where none are named)."""
-    x = node.inputs[0]
-    assert x is not None
+    x = data_of(node)
     data = t.axes(x)
     named = t.numbers(node, 1, "axes")
     if not named and bool(node.attributes.get_int("noop_with_empty_axes", 0)):
@@ -57,7 +57,7 @@ def reduce(t: Trace, node: ir.Node) -> None:
         if k in over:
             t.mix(node, _KINDS.get(node.op_type, "order"), x, axis)
             out += [UNIT] if keep else []
-        elif node.op_type in ("ReduceSum", "ReduceMean") or not axis:
+        elif node.op_type in ("ReduceSum", "ReduceMean"):
             out.append(axis)
         elif node.op_type in _HOMOGENEOUS:
             out.append(t.merge(node, [(x, axis)], linear=False))
@@ -69,8 +69,7 @@ def reduce(t: Trace, node: ir.Node) -> None:
 @RULES("Softmax", "LogSoftmax", "Hardmax", axes="normalised axis: order statistic; other axes: pointwise")
 def softmax(t: Trace, node: ir.Node) -> None:
     """Normalised over one axis (before opset 13 over all axes from the named one on)."""
-    x = node.inputs[0]
-    assert x is not None
+    x = data_of(node)
     data = t.axes(x)
     old = t.facts.versions.get("", 13) < 13
     axis = node.attributes.get_int("axis", 1 if old else -1) % max(len(data), 1)
@@ -83,8 +82,7 @@ def softmax(t: Trace, node: ir.Node) -> None:
 @RULES("ArgMax", "ArgMin", axes="reduced axes: order statistic; other axes: pointwise")
 def arg(t: Trace, node: ir.Node) -> None:
     """The index of an extreme unit."""
-    x = node.inputs[0]
-    assert x is not None
+    x = data_of(node)
     data = t.axes(x)
     axis = node.attributes.get_int("axis", 0) % len(data)
     t.mix(node, "order", x, data[axis])
@@ -96,8 +94,7 @@ def arg(t: Trace, node: ir.Node) -> None:
 @RULES("TopK", axes="sorted axis: order statistic; other axes: pointwise")
 def top_k(t: Trace, node: ir.Node) -> None:
     """The largest units of one axis."""
-    x = node.inputs[0]
-    assert x is not None
+    x = data_of(node)
     data = t.axes(x)
     axis = node.attributes.get_int("axis", -1) % len(data)
     t.mix(node, "order", x, data[axis])
@@ -111,8 +108,7 @@ def top_k(t: Trace, node: ir.Node) -> None:
 @RULES("CumSum", axes="summed axis: order statistic; other axes: pointwise, zero and scale pass back")
 def cumsum(t: Trace, node: ir.Node) -> None:
     """Running sums along one axis."""
-    x = node.inputs[0]
-    assert x is not None
+    x = data_of(node)
     data = t.axes(x)
     axis = (t.numbers(node, 1) or [0])[0] % len(data)
     t.mix(node, "order", x, data[axis])

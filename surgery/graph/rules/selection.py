@@ -11,9 +11,10 @@ import onnx_ir as ir
 from surgery.graph.atoms import UNIT, Axis, concat, factors, size_of
 from surgery.graph.axes import derive
 from surgery.graph.labels import full_label, label
+from surgery.graph.operands import data_of
 from surgery.graph.records import Number, Resize
 from surgery.graph.rules.table import Table
-from surgery.graph.trace import Opaque, Trace, data_of, is_symbolic
+from surgery.graph.trace import Opaque, Trace, is_symbolic
 
 RULES = Table()
 
@@ -180,9 +181,9 @@ def gather(t: Trace, node: ir.Node) -> None:
     if chosen is None or sum(n != 1 for n in shape) > 1:
         t.freeze(node, data[at], "opaque", "indexed at run time")
         t.use("weight", x, data)
-        rows = [t.merge(node, [(x, axis)]) if axis else UNIT for axis in data]
+        rows = [t.merge(node, [(x, axis)]) for axis in data]
         # a zero index is no zero unit: nothing passes back
-        places = [t.merge(node, [(indices, axis)], passes=0) if axis else UNIT for axis in t.axes(indices)]
+        places = [t.merge(node, [(indices, axis)], passes=0) for axis in t.axes(indices)]
         t.put(node.outputs[0], [*rows[:at], *places, *rows[at + 1 :]])
         return
     t.put(node.outputs[0], picked(t, node, at, chosen, shape))
@@ -260,7 +261,7 @@ def pad(t: Trace, node: ir.Node) -> None:
     constant = node.attributes.get_string("mode", "constant") == "constant"
     value = t.scalar(node.inputs[2]) if len(node.inputs) > 2 else None
     if len(node.inputs) > 2 and node.inputs[2] is not None and (value is None or value.any()):
-        data = [t.merge(node, [(x, axis)], passes=0) if axis else UNIT for axis in data]
+        data = [t.merge(node, [(x, axis)], passes=0) for axis in data]
     for i, axis in enumerate(named):
         k = axis % len(data)
         before, after = pads[i], pads[i + len(named)]

@@ -12,7 +12,8 @@ import onnx_ir as ir
 from surgery.graph.atoms import Axis, Freeze, Mismatch, factors, freeze, summands, weave
 from surgery.graph.axes import cut, derive
 from surgery.graph.labels import full_label, label
-from surgery.graph.trace import Trace, data_of
+from surgery.graph.operands import data_of
+from surgery.graph.trace import Trace
 
 _THROUGH = frozenset(
     ["Relu", "Identity", "BatchNormalization", "Clip", "HardSwish", "Gelu", "Dropout", "Cast"]
