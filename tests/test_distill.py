@@ -25,7 +25,6 @@ import surgery
 from surgery.architectures import new
 from surgery.cli import _training, main
 from surgery.distill import METHODS, Job, Options, Outcome, execute, plan_distill, plan_finetune
-from surgery.distill.acting import play_games
 from surgery.distill.interrupt import Stopped
 from surgery.distill.learner import Learner
 from surgery.distill.loop import Loop
@@ -35,7 +34,7 @@ from surgery.distill.session import Session
 from surgery.distill.store import agree_on, owning
 from surgery.envs import adjusted
 from surgery.errors import ArgumentError, FileError, Refused, RunFailed, UnknownName
-from surgery.evaluate import recorded_scores
+from surgery.evaluate import play, recorded_scores
 from surgery.interface import Environment
 from surgery.policy import Policy
 from surgery.policy import load as load_policy
@@ -353,6 +352,7 @@ class Endless:
     """Games that never end by themselves: each step is worth a point."""
 
     num_envs = 3
+    contract = Environment("Endless-v0")
 
     def reset(self):
         return np.zeros((3, 1))
@@ -366,16 +366,18 @@ class Endless:
             reward=ones,
             finished=finished,
             terminated=over,
+            truncated=np.zeros(3, bool),
             begins=begins,
         )
 
 
 def test_games_without_end_are_cut_and_count_as_they_stand():
     ages, told = iter(range(100)), []
-    games = play_games(Endless(), lambda x: np.full(3, next(ages)), 5, 10, ended=told.append)
-    assert games.returns == (10.0, 7.0, 5.0, 10.0)
+    games = play(Endless(), lambda x: np.full(3, next(ages)), 5, limit=10, ended=told.append)
+    assert games.returns.tolist() == [10.0, 7.0, 5.0, 10.0]
+    assert games.lengths.tolist() == [10, 7, 5, 10]
     assert games.cut == 3
-    assert [(age, *np.flatnonzero(begins)) for age, begins in enumerate(told) if begins.any()] == [(4, 1)]
+    assert [np.flatnonzero(begins).tolist() for begins in told] == [[1]]
 
 
 def test_a_loss_that_is_no_number_stops_the_run(teacher: surgery.Checkpoint, tmp_path: Path):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from surgery.arrays import Array
-from surgery.distill.acting import Games, Turns, epsilon, explore, play_games
+from surgery.distill.acting import Turns, epsilon, explore
 from surgery.distill.captured import Arriving
 from surgery.distill.checks import check_record, check_teacher, standard_error
 from surgery.distill.guarded import alive
@@ -24,7 +24,7 @@ from surgery.distill.session import Session
 from surgery.distill.weaning import Weaning
 from surgery.envs import Step
 from surgery.errors import RunFailed, number_text
-from surgery.evaluate import Score, at_random, evaluate
+from surgery.evaluate import Episodes, Score, at_random, evaluate, play
 from surgery.json_values import Json
 from surgery.replay import Batch, Replay, fill
 
@@ -53,7 +53,6 @@ class Loop:
         self._progress, self._settings = session.progress, session.settings
         self._late: tuple[Array, Arriving] | None = None
         self._pace = Pace()
-        self._games = Games((), 0)
 
     def run(self) -> None:
         """Run the phases that are left; every evaluation writes the student.
@@ -81,7 +80,8 @@ class Loop:
         session, episodes = self._session, 2 * self._settings.evaluation_episodes
         if session.teacher is None:
             generator = np.random.default_rng([self._settings.seed, 1])
-            chance = self._play(at_random(session.allowed, generator), 1, episodes, "random")
+            games = self._play(at_random(session.allowed, generator), 1, episodes)
+            chance = Score.of(games.returns.tolist(), "random", {}, None)
             self._progress.random = [chance.mean, standard_error(chance)]
             self._event("measured", random=chance.mean)
             return
@@ -269,26 +269,27 @@ class Loop:
         generator = np.random.default_rng([settings.seed, 2, due])
         chance = settings.evaluation_epsilon
         actor = session.actor.silent()
-        score = self._play(
+        games = self._play(
             lambda x: explore(actor.greedy(x), chance, session.allowed, generator),
-            3 + due, settings.evaluation_episodes, f"epsilon:{chance:g}", ended=actor.forget,
+            3 + due, settings.evaluation_episodes, ended=actor.forget,
         )  # fmt: skip
+        score = Score.of(games.returns.tolist(), f"epsilon:{chance:g}", {}, None)
         progress.evaluated = due
         progress.mean_return = score.mean
         if progress.best_return is None or score.mean >= progress.best_return:
             progress.best_return, progress.best_steps = score.mean, progress.steps
             session.keep_best()
-        session.score = None if self._games.cut else score
-        self._wean(score)
+        session.score = None if games.cut else score
+        self._wean(games, score)
         session.export()  # before the checkpoint: a run killed between the two evaluates once more
         session.save()
 
-    def _wean(self, score: Score) -> None:
+    def _wean(self, games: Episodes, score: Score) -> None:
         session, progress = self._session, self._progress
         before = session.weaning
         line: dict[str, Json] = {
             "return": score.mean, "error": standard_error(score), "episodes": score.episodes,
-            "returns": list(self._games.returns), "cut": self._games.cut,
+            "returns": games.returns.tolist(), "cut": games.cut,
         }  # fmt: skip
         if progress.teacher is not None:
             error = math.hypot(standard_error(score), progress.teacher[1])
@@ -319,15 +320,14 @@ class Loop:
         )
 
     def _play(
-        self, act: Callable[[Array], Array], salt: int, episodes: int, mode: str,
+        self, act: Callable[[Array], Array], salt: int, episodes: int,
         ended: Callable[[Array], None] = lambda _: None,
-    ) -> Score:  # fmt: skip
+    ) -> Episodes:  # fmt: skip
         envs, limit = self._session.evaluation_envs(salt), self._settings.evaluation_steps
         try:
-            self._games = play_games(envs, self._patient(act), episodes, limit, ended=ended)
+            return play(envs, self._patient(act), episodes, limit=limit, ended=ended)
         finally:
             envs.close()
-        return Score.of(self._games.returns, mode, {}, None)
 
     def _patient(self, act: Callable[[Array], Array]) -> Callable[[Array], Array]:
         """The same policy, heeding a wish to stop in the midst of an evaluation."""

@@ -22,6 +22,7 @@ class Episodes:
       returns: (episodes,) float64, undiscounted and unclipped.
       lengths: (episodes,) int64, in agent steps.
       truncated: how many were cut off by a limit of time; they count as they stood.
+      cut: how many were still going on when the steps ran out; they count as they stood.
       steps: agent steps that were taken in all, also in environments that had their share.
       low: smallest number in an observation, of one step in 16.
       high: largest number in an observation, of one step in 16.
@@ -33,6 +34,7 @@ class Episodes:
     steps: int
     low: float
     high: float
+    cut: int = 0
 
 
 def play(
@@ -40,20 +42,23 @@ def play(
     act: Callable[[Array], Array],
     episodes: int,
     *,
+    limit: int | None = None,
     ended: Callable[[Array], None] = lambda _: None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Episodes:
-    """Play episodes to their end.
+    """Play episodes to their end, or as far as some steps reach.
 
     How many each environment plays is fixed beforehand: the first N to end among many that run at once would be the
     shorter ones, and short episodes have other returns than long ones. An agent that never serves the ball plays on to
     the limit of its contract (`max_episode_steps`: 27,000 steps of an Atari game are 108,000 frames), where its
-    environment cuts it off.
+    environment cuts it off. Training does not wait that long for a student that cannot serve yet, and gives a `limit`.
 
     Args:
       envs: made with `training=False`.
       act: observations (n, …) -> actions (n, …).
       episodes: how many in all.
+      limit: steps of each environment; an episode that goes on then counts as it stands, if it is one of those to be
+        played.
       ended: told which environments (n,) bool start a new episode, for policies with a state.
       progress: told how many episodes are done.
 
@@ -61,12 +66,13 @@ def play(
       RunFailed: an environment fails, or goes on beyond the limit of its contract.
     """
     share, ages = shares(episodes, envs.num_envs), np.zeros(envs.num_envs, np.int64)
+    returns = np.zeros(envs.num_envs)
     found: list[list[tuple[float, int]]] = [[] for _ in range(envs.num_envs)]
     done = truncated = steps = 0
     with alive(envs.contract.id):
         observation = envs.reset()
     low, high = _range(observation)
-    while done < episodes:
+    while done < episodes and (limit is None or steps < limit * envs.num_envs):
         actions = act(observation)
         with alive(envs.contract.id):
             step = envs.step(actions)
@@ -76,6 +82,7 @@ def play(
             least, most = _range(observation)
             low, high = min(low, least), max(high, most)
         ages = np.where(step.begins, 0, ages + 1)
+        returns = np.where(step.begins, 0.0, returns + step.reward)
         _check_age(int(ages.max()), envs.contract)
         if not step.finished:
             continue
@@ -86,10 +93,13 @@ def play(
                 done += 1
         ended(step.begins)
         progress(done)
-    played = [episode for one in found for episode in one]
-    returns = np.array([total for total, _ in played], np.float64)
+    going_on = [k for k, own in enumerate(found) if len(own) < share[k]]
+    for k in going_on:
+        found[k].append((float(returns[k]), int(ages[k])))
+    played = [episode for own in found for episode in own]
+    totals = np.array([total for total, _ in played], np.float64)
     lengths = np.array([length for _, length in played], np.int64)
-    return Episodes(returns, lengths, truncated, steps, low, high)
+    return Episodes(totals, lengths, truncated, steps, low, high, len(going_on))
 
 
 def shares(episodes: int, envs: int) -> Array:
