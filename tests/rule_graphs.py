@@ -319,7 +319,7 @@ def check_demands(
         for k, axis in enumerate(analysis.trace.axes(values[name])):
             for leaf in dict.fromkeys(leaf for leaf in leaves(axis) if not leaf.frozen):
                 asking = Asking()
-                asking.stop([atom for atom in asking.demand([leaf]).through if atom.shared])
+                asking.stop([atom for atom in asking.demand([leaf]).through if atom.link.shared])
                 demand = asking.demand([leaf])
                 claimed[name, k] = min(demand.level, claimed.get((name, k), 2))
                 # a tensor with several readers also changes what is not asked: that is for `assign` to see

@@ -11,6 +11,7 @@ from surgery.graph.atoms import (
     Atom,
     Axis,
     Freeze,
+    Link,
     Mismatch,
     concat,
     factors,
@@ -159,19 +160,19 @@ def test_a_derived_axis_remembers_its_operands_and_is_divided_with_them():
 
 def test_division_of_the_result_divides_the_operands():
     a = axis(12)
-    made = derive([a], passes=1, barrier="here")
+    made = derive([a], Link(passes=1, barrier="here"))
     take(factors(made), 4)
     assert [x.size for x in factors(a)] == [4, 3]
-    assert [(x.passes, x.barrier) for x in factors(made)] == [(1, "here")] * 2
+    assert [(x.link.passes, x.link.barrier) for x in factors(made)] == [(1, "here")] * 2
 
 
 def test_a_derived_concatenation_is_derived_part_by_part():
     a, b = concat([axis(3), axis(5)]), axis(8)
     unify(a, b)
-    made = derive([a, b], mode="any")
+    made = derive([a, b], Link("any"))
     assert shape(made) == "(3+5)"
     assert [len(leaf.origins) for leaf in leaves(made)] == [2, 2]
-    assert [leaf.mode for leaf in leaves(made)] == ["any", "any"]
+    assert [leaf.link.mode for leaf in leaves(made)] == ["any", "any"]
 
 
 def test_tensors_are_inherited_by_parts():

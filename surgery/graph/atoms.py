@@ -12,8 +12,8 @@ An axis of size 1 is as a rule no group of units: broadcasting repeats it along 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import onnx_ir as ir
@@ -89,41 +89,55 @@ class Freeze:
     node: ir.Node | None = field(default=None, compare=False, repr=False)
 
 
-class Atom:
-    """One occurrence of a group of units in an axis.
+@dataclass(frozen=True, slots=True)
+class Link:
+    """How units follow from their origins, and with that what a demand that they be zero, or scaled, asks of these.
+
+    relu(x) is zero where x is, and scaled as x is; tanh(x) is zero where x is, and no more; x + 1 is neither.
 
     Attributes:
-      size: number of units.
-      origins: the occurrences in the operands that these units were computed from.
-      mode: whether scaling these units needs "all" origins scaled (a sum) or "any" one of them (a product).
-      passes: what travels back from these units to their origins: 2 zero and positive scale (homogeneous
-        functions), 1 only zero (f(0) = 0), 0 nothing.
+      mode: whether "all" origins must be zero or scaled (x + y) or "any" one of them (x · y).
+      passes: what travels back to the origins: 2 zero and positive scale (homogeneous functions), 1 only zero
+        (f(0) = 0), 0 nothing.
       barrier: the node that stops it where `passes` < 2.
       flat: the node whose slope is zero where these units are zero; None if there is none.
       linear: whether a unit at the mean of its origins' units is the mean of these units, too.
       place: where on another axis of the operand these units were taken from, if one place of it was chosen: the
         factor that this axis is, and the index. What is asked of them is asked of that place alone.
       shared: that others read these units, too, in words; a scale passes if all of them expect it. None if they do not.
-      single: whether this is an axis of size 1 that may become longer.
     """
 
-    __slots__ = (
-        "barrier", "children", "flat", "linear", "mode", "origins", "parent", "passes", "place", "reasons", "shared",
-        "single", "size", "tensor",
-    )  # fmt: skip
+    mode: Literal["all", "any"] = "all"
+    passes: int = 2
+    barrier: str | None = None
+    flat: str | None = None
+    linear: bool = True
+    place: Place | None = None
+    shared: str | None = None
+
+
+class Atom:
+    """One occurrence of a group of units in an axis.
+
+    Attributes:
+      size: number of units.
+      tensor: the parameter or constant in which this occurrence stands, if it does.
+      origins: the occurrences in the operands that these units were computed from.
+      link: how they were.
+      single: whether this is an axis of size 1 that may become longer.
+      parent: towards the representative of its class.
+      children: how it is divided, if it is.
+      reasons: why its class is frozen; they count in the representative alone.
+    """
+
+    __slots__ = ("children", "link", "origins", "parent", "reasons", "single", "size", "tensor")
 
     def __init__(self, size: int, *, tensor: str | None = None, single: bool = False) -> None:
         self.size = size
         self.tensor = tensor
         self.single = single
         self.origins: tuple[Atom, ...] = ()
-        self.mode: Literal["all", "any"] = "all"
-        self.passes = 2
-        self.barrier: str | None = None
-        self.flat: str | None = None
-        self.linear = True
-        self.place: Place | None = None
-        self.shared: str | None = None
+        self.link = Link()
         self.parent: Atom | None = None
         self.children: Children | None = None
         self.reasons: list[Freeze] = []
@@ -169,26 +183,13 @@ def size_of(axis: Axis) -> int:
     return math.prod(atom.size for atom in axis)
 
 
-def _inherit(child: Atom, parent: Atom, origins: Iterable[Atom]) -> Atom:
-    child.tensor, child.mode, child.passes, child.barrier, child.linear = (
-        parent.tensor,
-        parent.mode,
-        parent.passes,
-        parent.barrier,
-        parent.linear,
-    )
-    child.place, child.shared, child.flat = parent.place, parent.shared, parent.flat
-    child.origins = tuple(origins)
-    return child
-
-
 def _like(atom: Atom, template: Axis, origin_axes: Sequence[Axis]) -> Axis:
     """New occurrences for `atom` in the shape of `template`, each united with its counterpart there."""
     made = []
     for k, other in enumerate(template):
-        made_of = [axis[k] for axis in origin_axes] or atom.origins
-        child = _inherit(Atom(other.size, single=other.single), atom, made_of)
-        child.parent = find(other)
+        child = Atom(other.size, tensor=atom.tensor, single=other.single)
+        child.origins = tuple(axis[k] for axis in origin_axes) or atom.origins
+        child.link, child.parent = atom.link, find(other)
         made.append(child)
     return tuple(made)
 
@@ -218,8 +219,9 @@ def _divide(atom: Atom, root: Atom) -> None:
     aligned = [origin.children for origin in atom.origins if _parallel(origin.children, root.children)]
     if len(aligned) != len(atom.origins):
         # operands divided in another way: keep the links, but nothing is passed back through them
-        aligned, atom.origins, atom.passes, atom.linear = [], tuple(leaves(atom.origins)), 0, False
-        atom.barrier = atom.barrier or "a division its operands do not share"
+        aligned, atom.origins = [], tuple(leaves(atom.origins))
+        barrier = atom.link.barrier or "a division its operands do not share"
+        atom.link = replace(atom.link, passes=0, linear=False, barrier=barrier)
     if isinstance(root.children, Product):
         rows = [_kept(part.factors) for part in aligned if isinstance(part, Product)]
         atom.children = Product(list(_like(atom, _kept(root.children.factors), rows)))

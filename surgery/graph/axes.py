@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import replace
 
 from surgery.graph.atoms import (
     Atom,
     Axis,
     Concatenation,
     Freeze,
+    Link,
     Mismatch,
     Part,
     Product,
@@ -36,6 +37,9 @@ from surgery.graph.atoms import (
 
 SQUARE = "a product of units with themselves"
 """What lets a zero pass, but no share, and has no slope there."""
+
+LINEAR = Link()
+"""Of a sum, and of what is only moved: everything passes."""
 
 
 def _bind(atom: Atom, children: Product | Concatenation) -> None:
@@ -92,7 +96,7 @@ def _split_sum(atom: Atom, outer: int, inner: int) -> tuple[Axis, Axis]:
         unify(tails[0], other)
     total = Atom(outer)
     total.children = Concatenation(heads)
-    common = derive(tails, mode="all")
+    common = derive(tails)
     atom.children = Product([total, *common])
     return (total,), common
 
@@ -270,38 +274,29 @@ def _bounds(parts: Sequence[Axis]) -> list[int]:
     return out
 
 
-def derive(
-    axes: Sequence[Axis],
-    *,
-    mode: Literal["all", "any"] = "all",
-    passes: int = 2,
-    barrier: str | None = None,
-    linear: bool | None = None,
-    shared: str | None = None,
-    flat: str | None = None,
-) -> Axis:
-    """A new axis in the class of the given ones (which are already unified), computed from all of them.
-
-    `linear` says whether the result is linear in all operands together (as a rule if it is homogeneous).
-    """
+def derive(axes: Sequence[Axis], link: Link = LINEAR) -> Axis:
+    """A new axis in the class of the given ones (which are already unified), computed from all of them."""
     lists = [factors(axis) for axis in axes]
     if any(len(parts) != len(lists[0]) for parts in lists):
         lists = _align(lists)
     made = []
     for group in zip(*lists, strict=True):
         atom = Atom(group[0].size, single=group[0].single)
-        atom.origins, atom.mode = tuple(dict.fromkeys(group)), mode
-        atom.passes, atom.barrier = passes, barrier
-        squared = mode == "any" and len(atom.origins) < len(group)
-        if squared and passes > 1:
-            atom.passes, atom.barrier = 1, SQUARE
-        atom.linear = (passes == 2 if linear is None else linear) and (mode == "all" or len(group) == 1)
-        atom.shared, atom.flat = shared, flat or (SQUARE if squared else None)
+        atom.origins, atom.link = tuple(dict.fromkeys(group)), link
+        if link.mode == "any" and len(group) > 1:
+            atom.link = replace(link, linear=False)
+            if len(atom.origins) < len(group):
+                atom.link = _squared(atom.link)
         if group[0].segments is not None:
             _derive_sum(atom, group)
         _join(group[0], atom, new=True)
         made.append(atom)
     return tuple(made)
+
+
+def _squared(link: Link) -> Link:
+    barrier = SQUARE if link.passes > 1 else link.barrier
+    return replace(link, passes=min(link.passes, 1), barrier=barrier, flat=link.flat or SQUARE)
 
 
 def _align(lists: list[list[Atom]]) -> list[list[Atom]]:
@@ -329,23 +324,10 @@ def _derive_sum(atom: Atom, group: Sequence[Atom]) -> None:
     for other, row in zip(group, rows, strict=True):
         same = row is not None and [size_of(part) for part in row] == sizes
         aligned.append(row if same and row is not None else _cut_factor(other, sizes))
-    atom.children = Concatenation(
-        [
-            derive(
-                part,
-                mode=atom.mode,
-                passes=atom.passes,
-                barrier=atom.barrier,
-                linear=atom.linear,
-                shared=atom.shared,
-                flat=atom.flat,
-            )
-            for part in zip(*aligned, strict=True)
-        ]
-    )
+    atom.children = Concatenation([derive(part, atom.link) for part in zip(*aligned, strict=True)])
 
 
 def guarded(axes: Sequence[Axis], name: str | None) -> list[Axis]:
     """Occurrences through which a scale travels back only if all that read the value expect it."""
-    shared = f"'{name}' is read by several nodes"
-    return [derive([axis], linear=True, shared=shared) if axis else () for axis in axes]
+    link = Link(shared=f"'{name}' is read by several nodes")
+    return [derive([axis], link) if axis else () for axis in axes]

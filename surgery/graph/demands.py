@@ -228,16 +228,17 @@ class Asking:
             stopped = atom in self.stopped
             barrier = f"others read '{atom.tensor}', too" if stopped else None
             return Demand(1 if stopped else 2, frozenset([(atom, None)]), barrier=barrier)
-        found = together(behind) if atom.mode == "all" else self._factor(behind)
+        link = atom.link
+        found = together(behind) if link.mode == "all" else self._factor(behind)
         level, barrier = found.level, found.barrier
-        if atom.passes < level:
-            level, barrier = atom.passes, atom.barrier
+        if link.passes < level:
+            level, barrier = link.passes, link.barrier
         if atom in self.stopped and level > 1:
-            level, barrier = 1, atom.shared or "both of its factors would be"
+            level, barrier = 1, link.shared or "both of its factors would be"
         reached = found.reached
-        if atom.place is not None:
-            reached = frozenset((leaf, inner or atom.place) for leaf, inner in reached)
-        return Demand(level, reached, found.through | {atom}, barrier, atom.flat or found.flat)
+        if link.place is not None:
+            reached = frozenset((leaf, inner or link.place) for leaf, inner in reached)
+        return Demand(level, reached, found.through | {atom}, barrier, link.flat or found.flat)
 
 
 def _level(demand: Demand) -> tuple[int, ...]:
@@ -360,12 +361,12 @@ class _Uses:
             # what a parameter makes elsewhere is no matter of demands: `roles` compares them with its productions
             apart = atom.origins and others and not _elsewhere(atom, own, others, scaling, honoured)
             if atom in self._leaving or unmet or apart:
-                stopped |= {result for result in own if result.shared and not atom.shared} or {atom}
-            if atom.mode == "any" and len(through.intersection(_in([atom.origins]))) > 1:
+                stopped |= {result for result in own if result.link.shared and not atom.link.shared} or {atom}
+            if atom.link.mode == "any" and len(through.intersection(_in([atom.origins]))) > 1:
                 before = (answer.demand.through for answer in scaling if atom in answer.demand.through)
-                stopped |= {other for each in before for other in each if other.shared} - stopped_before or {
-                    atom
-                }
+                stopped |= {
+                    other for each in before for other in each if other.link.shared
+                } - stopped_before or {atom}
         return frozenset(stopped)
 
 
@@ -377,8 +378,8 @@ def _elsewhere(
     honoured: Mapping[Atom, Places],
 ) -> bool:
     """Whether the scaled results are taken from other places of a factor than the others, and only these are asked."""
-    mine = {result.place and (find(result.place[0]), result.place[1]) for result in own}
-    rest = {result.place and (find(result.place[0]), result.place[1]) for result in others}
+    mine = {_at(result) for result in own}
+    rest = {_at(result) for result in others}
     if None in mine or None in rest or len({place[0] for place in mine | rest if place}) > 1 or mine & rest:
         return False
     wanted = {place for place in mine if place}
@@ -388,6 +389,12 @@ def _elsewhere(
         if atom in answer.demand.through
         for leaf in answer.demand.parameters
     )
+
+
+def _at(atom: Atom) -> Place | None:
+    """The place that was chosen, by the class of the factor that counts it."""
+    place = atom.link.place
+    return place and (find(place[0]), place[1])
 
 
 def _in(axes: Iterable[Axis]) -> list[Atom]:

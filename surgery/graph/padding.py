@@ -149,9 +149,9 @@ def _zero(atom: Atom, behind: list[Demand], outputs: frozenset[Atom]) -> Demand:
         return Demand(1)
     if not behind:
         return Demand(1, frozenset([(atom, None)])) if atom.tensor is not None else Demand(0)
-    if atom.passes < 1:
+    if atom.link.passes < 1:
         return Demand(0)
-    if atom.mode == "all":
+    if atom.link.mode == "all":
         return together(behind)
     return max(behind, key=lambda demand: (demand.level, -len(demand.reached)))
 
@@ -160,4 +160,4 @@ def averaged(atom: Atom, behind: list[Demand]) -> Demand:
     """What happens to units that shall be the mean of others."""
     if not behind:
         return Demand(1, frozenset([(atom, None)])) if atom.tensor is not None else Demand(0)
-    return together(behind) if atom.linear else Demand(0)
+    return together(behind) if atom.link.linear else Demand(0)

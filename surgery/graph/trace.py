@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from surgery.graph.atoms import UNIT, Atom, Axis, Freeze, Mismatch, factors, freeze, leaves, size_of
+from surgery.graph.atoms import UNIT, Atom, Axis, Freeze, Link, Mismatch, factors, freeze, leaves, size_of
 from surgery.graph.axes import cut, derive, guarded, take, unify
 from surgery.graph.facts import Facts
 from surgery.graph.labels import full_label, label
@@ -285,12 +285,14 @@ class Trace:
         axes = [axis for _, axis in operands]
         if not axes:
             return UNIT
+        linear = passes == 2 if linear is None else linear
         barrier, slope = None if passes == 2 else full_label(node), full_label(node) if flat else None
+        link = Link(mode, passes, barrier, slope, linear)
         differ = f"operands differ at node '{label(node)}'"
         if not self.same(node, *axes):
             return self.fixed(size_of(axes[0]), "mismatch", differ)
         try:
-            result = derive(axes, mode=mode, passes=passes, barrier=barrier, linear=linear, flat=slope)
+            result = derive(axes, link)
         except Mismatch as mismatch:
             for axis in axes:
                 freeze(axis, Freeze("mismatch", f"{mismatch} at {full_label(node)}"))

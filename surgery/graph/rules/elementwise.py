@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import onnx_ir as ir
 
@@ -109,13 +110,13 @@ def _homogeneous_in(t: Trace, x: ir.Value, y: ir.Value, whole: list[Axis]) -> li
         if own and len(own) == len(axis) and not _vanishing(own) & _behind(other):
             for atom, origin in zip(axis, own, strict=True):
                 if origin.size == atom.size:
-                    atom.origins, atom.passes = (origin,), 2
+                    atom.origins, atom.link = (origin,), replace(atom.link, passes=2)
     return whole
 
 
 def _vanishing(axis: Axis) -> set[Atom]:
     """Everything that makes units of an axis zero when it is zero itself."""
-    return _behind(axis, lambda atom: atom.passes > 0)
+    return _behind(axis, lambda atom: atom.link.passes > 0)
 
 
 def _behind(axis: Axis, passes: Callable[[Atom], bool] = lambda atom: True) -> set[Atom]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import onnx_ir as ir
 
@@ -50,7 +51,8 @@ def _answering(t: Trace, units: Axis, parameters: Sequence[ir.Value]) -> None:
     rows = [t.axes(value)[-1] for value in parameters]
     for atom, *origins in zip(units, *rows, strict=False):
         if origins and all(origin.size == atom.size for origin in origins):
-            atom.origins, atom.passes, atom.linear, atom.barrier = tuple(origins), 2, False, None
+            atom.origins = tuple(origins)
+            atom.link = replace(atom.link, passes=2, linear=False, barrier=None)
 
 
 @RULES(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 import onnx_ir as ir
@@ -207,9 +207,9 @@ def chosen_place(row: Sequence[Axis], chosen: Axis, start: int, count: int) -> l
     counter = factors(chosen)
     if not counter or counter[0].woven is not None or count != size_of(tuple(counter[1:])):
         return list(row)
-    made = [derive([axis], linear=True) if axis else axis for axis in row]
+    made = [derive([axis]) if axis else axis for axis in row]
     for atom in (atom for axis in made for atom in axis):
-        atom.place = counter[0], start // count
+        atom.link = replace(atom.link, place=(counter[0], start // count))
     return made
 
 

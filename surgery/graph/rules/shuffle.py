@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from surgery.graph.atoms import Axis, Freeze, Mismatch, factors, freeze, summands, weave
+from surgery.graph.atoms import Axis, Freeze, Link, Mismatch, factors, freeze, summands, weave
 from surgery.graph.axes import cut, derive
 from surgery.graph.labels import full_label, label
 from surgery.graph.operands import data_of
@@ -44,8 +44,8 @@ def joined(t: Trace, node: ir.Node) -> list[Axis] | None:
     order = [int(k) for k in turned.attributes["perm"].as_ints()]
     k = next(place for place, axis in enumerate(order) if place != axis)
     # a unit may go into a part that is read elsewhere: no scale travels back from one of them to its makers
-    barrier = f"shuffled by {full_label(node)}"
-    whole = weave([derive([part], passes=1, barrier=barrier, linear=True) for part in parts])
+    link = Link(passes=1, barrier=f"shuffled by {full_label(node)}")
+    whole = weave([derive([part], link) for part in parts])
     out = [*data[:k], whole, *data[k + 2 :]]
     if shape != (*t.shape(data_of(node))[:k], whole[0].size, *t.shape(data_of(node))[k + 2 :]):
         why = Freeze("mismatch", f"shuffled and regrouped by {full_label(node)}")
