@@ -99,7 +99,7 @@ class Link:
       mode: whether "all" origins must be zero or scaled (x + y) or "any" one of them (x · y).
       passes: what travels back to the origins: 2 zero and positive scale (homogeneous functions), 1 only zero
         (f(0) = 0), 0 nothing.
-      barrier: the node that stops it where `passes` < 2.
+      barrier: why not more travels back, where `passes` < 2: the node that lies in between.
       flat: the node whose slope is zero where these units are zero; None if there is none.
       linear: whether a unit at the mean of its origins' units is the mean of these units, too.
       place: where on another axis of the operand these units were taken from, if one place of it was chosen: the
@@ -220,7 +220,7 @@ def _divide(atom: Atom, root: Atom) -> None:
     if len(aligned) != len(atom.origins):
         # operands divided in another way: keep the links, but nothing is passed back through them
         aligned, atom.origins = [], tuple(leaves(atom.origins))
-        barrier = atom.link.barrier or "a division its operands do not share"
+        barrier = atom.link.barrier or "its operands are grouped in different ways"
         atom.link = replace(atom.link, passes=0, linear=False, barrier=barrier)
     if isinstance(root.children, Product):
         rows = [_kept(part.factors) for part in aligned if isinstance(part, Product)]
@@ -327,15 +327,12 @@ def spans(atom: Atom) -> Iterator[tuple[Axis, range]]:
         start += size_of(axis)
 
 
-def leaves(axis: Axis) -> Iterator[Atom]:
-    """All undivided occurrences of an axis, in order, those inside concatenations and weaves included."""
-    for factor in factors(axis):
+def leaves(*axes: Axis) -> Iterator[Atom]:
+    """All undivided occurrences of some axes, in order, those inside concatenations and weaves included."""
+    for factor in (factor for axis in axes for factor in factors(axis)):
         if factor.segments is None and factor.woven is None:
             yield factor
-        for segment in summands(factor):
-            yield from leaves(tuple(segment))
-        for inner in factor.woven or []:
-            yield from leaves(inner)
+        yield from leaves(*map(tuple, summands(factor)), *(factor.woven or []))
 
 
 def occurs(root: Atom, atom: Atom) -> bool:

@@ -11,7 +11,6 @@ whose occurrences remember the ones that they were computed from.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -35,8 +34,8 @@ from surgery.graph.atoms import (
     summands,
 )
 
-SQUARE = "a product of units with themselves"
-"""What lets a zero pass, but no share, and has no slope there."""
+SQUARE = "the product of a unit with itself"
+"""It is zero where the unit is, with no slope there; half of the unit makes a quarter of it."""
 
 LINEAR = Link()
 """Of a sum, and of what is only moved: everything passes."""
@@ -66,7 +65,7 @@ def split(atom: Atom, outer: int) -> tuple[Axis, Axis]:
       Mismatch: if a concatenation has a segment that the inner size does not divide.
     """
     if atom.size % outer:
-        raise Mismatch(f"{atom.size} units cannot be read as {outer} groups")
+        raise Mismatch(f"{atom.size} units read as {outer} groups")
     inner = atom.size // outer
     if outer == 1 or inner == 1:
         return ((), (atom,)) if outer == 1 else ((atom,), ())
@@ -86,7 +85,7 @@ def _split_sum(atom: Atom, outer: int, inner: int) -> tuple[Axis, Axis]:
     parts = summands(atom)
     sizes = [size_of(tuple(part)) for part in parts]
     if any(size % inner for size in sizes):
-        raise Mismatch(f"segments {' + '.join(map(str, sizes))} are not all multiples of {inner}")
+        raise Mismatch(f"{_added(sizes)} units read in groups of {inner}")
     heads, tails = list[Axis](), list[Axis]()
     for part, size in zip(parts, sizes, strict=True):
         head, tail = take(part, size // inner)
@@ -110,12 +109,12 @@ def take(parts: Sequence[Atom], size: int) -> tuple[list[Atom], list[Atom]]:
         atom = rest.pop(0)
         need, remainder = divmod(size, have)
         if remainder:
-            raise Mismatch(f"factors that do not meet at {size} units")
+            raise Mismatch(f"groups of {have} units read in groups of {size}")
         if need % atom.size == 0:
             head.append(atom)
             have *= atom.size
         elif atom.size % need:
-            raise Mismatch(f"{atom.size} units regrouped by {need}")
+            raise Mismatch(f"{atom.size} units read as {need} groups")
         else:
             first, second = split(atom, need)
             head.extend(factors(first))
@@ -132,7 +131,7 @@ def cut(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
     """
     wanted = [size for size in sizes if size]
     if sum(wanted) != size_of(axis):
-        raise Mismatch(f"segments {' + '.join(map(str, sizes))} of an axis of {size_of(axis)}")
+        raise Mismatch(f"{size_of(axis)} units cut into {_added(sizes)}")
     pieces = iter([axis] if len(wanted) == 1 else _cut(factors(axis), wanted))
     return [next(pieces) if size else (Atom(0),) for size in sizes]
 
@@ -143,8 +142,7 @@ def _cut(parts: list[Atom], sizes: Sequence[int]) -> list[Axis]:
     first, inner = parts[0], parts[1:]
     block = size_of(tuple(inner))
     if any(size % block for size in sizes):
-        divisor = math.gcd(first.size, *(size for size in sizes))
-        raise Mismatch(f"a cut inside blocks of {block} units (common divisor {divisor})")
+        raise Mismatch(f"cut into {_added(sizes)} units, inside groups of {block},")
     pieces = _cut_factor(first, [size // block for size in sizes])
     return [piece + tuple(inner) for piece in pieces]
 
@@ -161,7 +159,7 @@ def _cut_factor(atom: Atom, sizes: list[int]) -> list[Axis]:
 def _equal_parts(atom: Atom, sizes: list[int]) -> list[Axis]:
     """Shuffled units can be cut into equal parts, which stay equal; which units those hold depends on their number."""
     if len(set(sizes)) > 1 or sizes[0] == 1:
-        raise Mismatch(f"shuffled units cut into {' + '.join(map(str, sizes))}")
+        raise Mismatch(f"shuffled units cut into {_added(sizes)}")
     made = [Atom(size) for size in sizes]
     for k, part in enumerate(made):
         part.children = Part((atom,), k, len(sizes))
@@ -183,6 +181,12 @@ def _regroup(parts: list[Axis], sizes: list[int]) -> list[Axis]:
             have += size_of(part)
         out.append(concat(run))
     return out
+
+
+def _added(sizes: Sequence[int]) -> str:
+    """For messages: 3 + 5 + 3."""
+    shown = [str(size) for size in sizes[:6]]
+    return " + ".join(shown if len(sizes) <= 6 else [*shown, "…"])
 
 
 def unify(left: Axis, right: Axis) -> None:

@@ -1,9 +1,9 @@
-"""Zeros that would rely on each other.
+"""Spaces whose new units would each rely on the other's being zero.
 
-What a fresh unit makes of a fresh unit need not be zero: entry (j, i) of a weight that makes units j of units i may be
-anything if both are fresh, as those who read the j-th unit start at zero. That holds where the j are still there when
-the i are summed over. Where they are not, in Σᵢⱼ xᵢⱼ · yᵢⱼ say, one operand must be zero for all fresh i and for all
-fresh j. If x is asked for the i and y for the j, neither is zero where both are fresh.
+Entry (j, i) of a weight W that makes units j of units i may be anything if both are new, as whoever reads the new j
+starts at zero. That holds for y_j = Σᵢ W_ji x_i, where the j are still there when the i are summed over. In
+Σᵢⱼ x_ij · y_ij they are not: if x is asked to be zero for new i, and y for new j, neither is zero where both are new,
+and the sum changes. Then one of the two spaces cannot start at zero.
 """
 
 from __future__ import annotations
@@ -29,6 +29,24 @@ def circles(
       found: who answers where. consumers: the occurrences that are zero.
       uncopied: classes that cannot grow by copies; they are spared where another one can be given up.
     """
+    relying = _relying(trace, found, consumers)
+    every = leaves(*(axis for axes in trace.tensors.values() for axis in axes)) if relying else ()
+    order = {root: k for k, root in enumerate(dict.fromkeys(map(find, every)))}
+    given_up = set[Atom]()
+    for zero, other in sorted(relying, key=lambda pair: (pair[0] in uncopied, *map(order.__getitem__, pair))):
+        if not given_up & {zero, other}:
+            given_up.add(zero)
+            where = full_label(relying[zero, other].site.node)
+            yield (
+                zero,
+                f"{where} multiplies its new units with those of another space, and neither would be zero",
+            )
+
+
+def _relying(
+    trace: Trace, found: Sequence[Answer], consumers: Collection[Atom]
+) -> dict[tuple[Atom, Atom], Answer]:
+    """Pairs of classes, the first one asked to be zero where the second one is gone, and the reverse elsewhere."""
     made = {leaf: beside for axes in trace.tensors.values() for leaf, beside in _made(axes, consumers)}
     pairs = {(find(leaf), other) for leaf, beside in made.items() for other in beside}
     relying: dict[tuple[Atom, Atom], Answer] = {}
@@ -39,18 +57,7 @@ def circles(
             for other in made.get(leaf, frozenset()) - still:
                 if (other, find(leaf)) in pairs and not (leaf.frozen or other.frozen):
                     relying.setdefault((find(leaf), other), answer)
-    order = {leaf: k for k, leaf in enumerate(dict.fromkeys(map(find, _leaves(trace))))} if relying else {}
-    given_up = set[Atom]()
-    for zero, other in sorted(relying, key=lambda pair: (pair[0] in uncopied, *map(order.__getitem__, pair))):
-        if not given_up & {zero, other}:
-            answer = relying[zero, other]
-            given_up.add(zero)
-            where = full_label(answer.site.node)
-            yield zero, f"{where} sums over it where others are gone that another operand makes zero"
-
-
-def _leaves(trace: Trace) -> Iterator[Atom]:
-    return (leaf for axes in trace.tensors.values() for axis in axes for leaf in leaves(axis))
+    return relying
 
 
 def _made(axes: Sequence[Axis], consumers: Collection[Atom]) -> Iterator[tuple[Atom, Classes]]:
@@ -82,7 +89,5 @@ def _left(trace: Trace) -> dict[tuple[ir.Node, int | None], Classes]:
     for (node, place), gone in mixed.items():
         value = None if place is None else node.inputs[place]
         axes = [] if value is None else trace.known(value)
-        left[node, place] = frozenset(
-            find(leaf) for axis in axes for leaf in leaves(axis) if leaf not in gone
-        )
+        left[node, place] = frozenset(find(leaf) for leaf in leaves(*axes) if leaf not in gone)
     return left

@@ -1,9 +1,14 @@
-"""Demands on units: that they be zero, or shared out; who can answer them, and how far they travel back.
+"""Demands on new units: that they be zero, or share what copies have in common; who meets them, how far they travel.
 
-A demand starts where units are mixed, and travels from a result to the operands that it was computed from until it
-meets the parameters that make the units. Where one of several operands is enough, one that is trained is asked before
-a table: what is multiplied by zeros that nobody trains learns nothing. Where several nodes read a value, a scale passes
-if all of them expect it: the rotations of an embedding by position, say, which read queries four times.
+In y = W₂ relu(W₁ x) a hidden unit can be added without changing y if its column of W₂ is zero, or if it is a copy of
+another one and the two share that one's column, which is *scaled*: W₂ answers where units are summed over. In q·kᵀ,
+summed over the head size, both operands are activations. One of them is asked, q = W x say, and new units of q are
+zero, or scaled, if the rows of W are. So a demand starts where units are mixed (a `Site`), travels back to the operands
+that they were computed from, as far as these pass it on (`atoms.Link`), and ends at the parameters that make the units.
+
+Where one of several operands is enough, one that is trained is asked before a table: what is multiplied by zeros that
+nobody trains learns nothing. Where several nodes read a value, a scale passes if all of them expect it: the rotations
+of an embedding by position, say, which read queries four times.
 """
 
 from __future__ import annotations
@@ -96,7 +101,7 @@ def travel(memo: dict[Atom, Demand], atom: Atom, answer: Callable[[Atom, list[De
         if top in memo:
             stack.pop()
             continue
-        origins = [leaf for origin in top.origins for leaf in leaves((origin,))]
+        origins = list(leaves(top.origins))
         waiting = [origin for origin in origins if origin not in memo]
         if waiting:
             stack.extend(waiting)
@@ -224,9 +229,9 @@ class Asking:
     def _scaled(self, atom: Atom, behind: list[Demand]) -> Demand:
         if not behind:
             if atom.tensor is None:
-                return Demand(0, barrier="they do not come from parameters")
+                return Demand(0, barrier="its units are made by no parameter")
             stopped = atom in self.stopped
-            barrier = f"others read '{atom.tensor}', too" if stopped else None
+            barrier = f"'{atom.tensor}' is read elsewhere, too" if stopped else None
             return Demand(1 if stopped else 2, frozenset([(atom, None)]), barrier=barrier)
         link = atom.link
         found = together(behind) if link.mode == "all" else self._factor(behind)
@@ -234,7 +239,7 @@ class Asking:
         if link.passes < level:
             level, barrier = link.passes, link.barrier
         if atom in self.stopped and level > 1:
-            level, barrier = 1, link.shared or "both of its factors would be"
+            level, barrier = 1, link.shared or "both factors of a product would be scaled"
         reached = found.reached
         if link.place is not None:
             reached = frozenset((leaf, inner or link.place) for leaf, inner in reached)
@@ -278,7 +283,7 @@ def parameters(axes: Iterable[Axis]) -> frozenset[Atom]:
     """Every parameter occurrence that some axes were computed from, whatever stands in between."""
     found: set[Atom] = set()
     seen: set[Atom] = set()
-    stack = [leaf for axis in axes for leaf in leaves(axis)]
+    stack = list(leaves(*axes))
     while stack:
         atom = stack.pop()
         if atom in seen:
@@ -286,7 +291,7 @@ def parameters(axes: Iterable[Axis]) -> frozenset[Atom]:
         seen.add(atom)
         if atom.tensor is not None:
             found.add(atom)
-        stack.extend(leaf for origin in atom.origins for leaf in leaves((origin,)))
+        stack.extend(leaves(atom.origins))
     return frozenset(found)
 
 
@@ -305,14 +310,14 @@ class _Uses:
             for side, axis in enumerate(site.axes):
                 for leaf in leaves(axis):
                     self._sites.setdefault(leaf, []).append((site, side))
-        self._leaving = {leaf for side, _, axes in trace.ports if side == "output" for leaf in _in(axes)}
+        self._leaving = {leaf for side, _, axes in trace.ports if side == "output" for leaf in leaves(*axes)}
         self._leaving |= {leaf for node in trace.facts.model.graph for leaf in self._unaccounted(node)}
-        pending = [leaf for axes in trace.every() for leaf in _in(axes)]
+        pending = [leaf for axes in trace.every() for leaf in leaves(*axes)]
         pending += [*self._sites]
         seen = set(pending)
         while pending:
             atom = pending.pop()
-            for origin in dict.fromkeys(_in([atom.origins])):
+            for origin in dict.fromkeys(leaves(atom.origins)):
                 self._results.setdefault(origin, []).append(atom)
                 if origin not in seen:
                     seen.add(origin)
@@ -323,16 +328,16 @@ class _Uses:
         if node.op_type in _CHOOSING:
             return set()
         given = [data_of(node)] if node.op_type == "CastLike" else operands(node)
-        read = {leaf for value in given for leaf in _in(self._trace.known(value))}
+        read = {leaf for value in given for leaf in leaves(*self._trace.known(value))}
         read -= {leaf for leaf in read if any(site.node is node for site, _ in self._sites.get(leaf, []))}
-        pending = [leaf for value in node.outputs for leaf in _in(self._trace.known(value))]
+        pending = [leaf for value in node.outputs for leaf in leaves(*self._trace.known(value))]
         seen = set[Atom]()
         while pending and not read <= seen:
             atom = pending.pop()
             if atom not in seen:
                 seen.add(atom)
                 if atom not in read:
-                    pending.extend(_in([atom.origins]))
+                    pending.extend(leaves(atom.origins))
         return read - seen
 
     def half_scaled(self, found: Iterable[Answer], stopped_before: frozenset[Atom]) -> frozenset[Atom]:
@@ -341,17 +346,7 @@ class _Uses:
         through = frozenset[Atom]().union(
             *(answer.demand.through | answer.demand.parameters for answer in scaling)
         )
-        roots: dict[tuple[ir.Node, int, Axis], set[Atom]] = {}
-        for answer in scaling:
-            at = answer.site.node, answer.side, answer.site.axes[answer.side]
-            roots.setdefault(at, set()).add(answer.root)
-        chosen = {
-            (node, side, leaf)
-            for (node, side, axis), own in roots.items()
-            for leaf in leaves(axis)
-            if find(leaf) in own
-        }
-        honoured = places(self._trace, scaling)
+        chosen, honoured = _chosen(scaling), places(self._trace, scaling)
         stopped = set[Atom]()
         for atom in through:
             results = self._results.get(atom, [])
@@ -362,12 +357,26 @@ class _Uses:
             apart = atom.origins and others and not _elsewhere(atom, own, others, scaling, honoured)
             if atom in self._leaving or unmet or apart:
                 stopped |= {result for result in own if result.link.shared and not atom.link.shared} or {atom}
-            if atom.link.mode == "any" and len(through.intersection(_in([atom.origins]))) > 1:
-                before = (answer.demand.through for answer in scaling if atom in answer.demand.through)
-                stopped |= {
-                    other for each in before for other in each if other.link.shared
-                } - stopped_before or {atom}
+            if atom.link.mode == "any" and len(through.intersection(leaves(atom.origins))) > 1:
+                # x · y would be scaled twice
+                before = [answer.demand.through for answer in scaling if atom in answer.demand.through]
+                shared = {other for each in before for other in each if other.link.shared}
+                stopped |= shared - stopped_before or {atom}
         return frozenset(stopped)
+
+
+def _chosen(scaling: Iterable[Answer]) -> set[tuple[ir.Node, int, Atom]]:
+    """What is scaled where it is mixed: (node, operand, occurrence)."""
+    roots: dict[tuple[ir.Node, int, Axis], set[Atom]] = {}
+    for answer in scaling:
+        at = answer.site.node, answer.side, answer.site.axes[answer.side]
+        roots.setdefault(at, set()).add(answer.root)
+    return {
+        (node, side, leaf)
+        for (node, side, axis), own in roots.items()
+        for leaf in leaves(axis)
+        if find(leaf) in own
+    }
 
 
 def _elsewhere(
@@ -395,7 +404,3 @@ def _at(atom: Atom) -> Place | None:
     """The place that was chosen, by the class of the factor that counts it."""
     place = atom.link.place
     return place and (find(place[0]), place[1])
-
-
-def _in(axes: Iterable[Axis]) -> list[Atom]:
-    return [leaf for axis in axes for leaf in leaves(axis)]

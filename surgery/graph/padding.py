@@ -73,7 +73,7 @@ Ask = Callable[[Iterable[Atom]], Demand]
 def _padding(trace: Trace, roles: Roles, root: Atom, own: list[Norm], zero: Ask, mean: Ask) -> Padding | None:
     kinds = {norm.kind for norm in own}
     limits = [axis for axis, mode, _ in trace.limits if mode == "zero"] + [axis for axis, _ in trace.domains]
-    limited = {find(leaf) for axis in limits for leaf in leaves(axis)}
+    limited = {find(leaf) for leaf in leaves(*limits)}
     if root.frozen or len(kinds) != 1 or root in limited or any(root in group for group in roles.alike):
         return None
     if not all(_whole_axis(norm) and _own_scale(trace, norm, own) for norm in own):
@@ -123,7 +123,7 @@ def _readers(
     nodes = {node for norm in own for node in norm.means}
     found = []
     for site in trace.sites:
-        if not any(find(leaf) is root for axis in site.axes for leaf in leaves(axis)):
+        if not any(find(leaf) is root for leaf in leaves(*site.axes)):
             continue
         if site.node in nodes:
             continue

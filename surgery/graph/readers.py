@@ -8,7 +8,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from surgery.graph.atoms import find, leaves
+from surgery.graph.atoms import Axis, find, leaves
 from surgery.graph.labels import full_label
 from surgery.graph.layout import Layout
 from surgery.graph.records import Site
@@ -63,7 +63,7 @@ def readers(analysis: Analysis, space: str) -> list[Reader]:
     found: list[Reader] = []
     seen: set[tuple[int, int, int]] = set()
     for site in analysis.trace.sites:
-        if not any(_has(analysis, axis, space) for axis in site.axes):
+        if not _has(analysis, space, *site.axes):
             continue
         for operand, axis in _operands(analysis, site, space):
             key = (id(site.node), operand, axis)
@@ -76,7 +76,7 @@ def readers(analysis: Analysis, space: str) -> list[Reader]:
 def mixed_parameters(analysis: Analysis, space: str) -> str | None:
     """Where parameters alone are mixed over a space (a norm), so that no constant can leave; None if nowhere."""
     for site in analysis.trace.sites:
-        mixed = None not in site.operands and any(_has(analysis, axis, space) for axis in site.axes)
+        mixed = None not in site.operands and _has(analysis, space, *site.axes)
         if mixed and not any(_operands(analysis, site, space)):
             return f"weights are mixed over it by {full_label(site.node)}"
     return None
@@ -84,10 +84,7 @@ def mixed_parameters(analysis: Analysis, space: str) -> str | None:
 
 def carried(analysis: Analysis, space: str) -> bool:
     """Whether a node keeps the units from step to step, and reads them itself."""
-    return any(
-        None in site.operands and any(_has(analysis, axis, space) for axis in site.axes)
-        for site in analysis.trace.sites
-    )
+    return any(None in site.operands and _has(analysis, space, *site.axes) for site in analysis.trace.sites)
 
 
 def summed(analysis: Analysis, space: Space) -> list[tuple[str, int]]:
@@ -102,8 +99,8 @@ def summed(analysis: Analysis, space: Space) -> list[tuple[str, int]]:
     ]
 
 
-def _has(analysis: Analysis, axis: object, space: str) -> bool:
-    return any(analysis._names.get(find(leaf)) == space for leaf in leaves(axis))  # type: ignore[arg-type]
+def _has(analysis: Analysis, space: str, *axes: Axis) -> bool:
+    return any(analysis._names.get(find(leaf)) == space for leaf in leaves(*axes))
 
 
 def _operands(analysis: Analysis, site: Site, space: str) -> Iterator[tuple[int, int]]:
@@ -112,7 +109,7 @@ def _operands(analysis: Analysis, site: Site, space: str) -> Iterator[tuple[int,
         if value is None or analysis.trace.constant(value) or _stored(analysis, value):
             continue
         for axis, described in enumerate(analysis.trace.described(value) or ()):
-            if _has(analysis, described, space):
+            if _has(analysis, space, described):
                 yield k, axis
 
 

@@ -52,7 +52,7 @@ def alone(node: ir.Node, axis: Axis, how: str) -> None:
 
 def one_each(node: ir.Node, axes: Sequence[Axis]) -> None:
     """Units that are one each, alone or beside others in an axis, stay so: they are read as that."""
-    for leaf in (leaf for axis in axes for leaf in leaves(axis) if leaf.size == 1):
+    for leaf in (leaf for leaf in leaves(*axes) if leaf.size == 1):
         alone(node, (leaf,), "its length of 1 is read")
 
 

@@ -204,7 +204,7 @@ class Trace:
         node = value.producer()
         first = node.inputs[0] if node is not None and node.inputs else None
         if first in self.facts.constant and not self.constant(value):
-            own = {leaf for axis in self.known(first) for leaf in leaves(axis)}
+            own = set(leaves(*self.known(first)))
             pairs = zip(axes, self.known(value), strict=True)
             self.productions.extend((axis, unit) for axis, unit in pairs if own.intersection(leaves(axis)))
 
@@ -286,8 +286,9 @@ class Trace:
         if not axes:
             return UNIT
         linear = passes == 2 if linear is None else linear
-        barrier, slope = None if passes == 2 else full_label(node), full_label(node) if flat else None
-        link = Link(mode, passes, barrier, slope, linear)
+        where = full_label(node)
+        barrier = None if passes == 2 else f"{where} lies in between"
+        link = Link(mode, passes, barrier, where if flat else None, linear)
         differ = f"operands differ at node '{label(node)}'"
         if not self.same(node, *axes):
             return self.fixed(size_of(axes[0]), "mismatch", differ)

@@ -157,8 +157,7 @@ def _freeze_unpaired(trace: Trace, states: set[str]) -> None:
             find(leaf)
             for own, name, axes in trace.ports
             if own == side and name in states
-            for axis in axes
-            for leaf in leaves(axis)
+            for leaf in leaves(*axes)
         }
         for side in ("input", "output")
     }

@@ -112,9 +112,9 @@ def slice_(t: Trace, node: ir.Node) -> None:
             data[k] = _every(t, node, whole, n // step)
             bounds = _throughout(whole, begin)
         else:
-            t.freeze(node, whole, "opaque", "every so many units taken, or in reverse,")
-            why = f"a stride over {n} units at {full_label(node)}"
-            data[k] = t.fixed(count, "opaque", why)
+            why = f"taken in steps of {step}"
+            t.freeze(node, whole, "opaque", why)
+            data[k] = t.fixed(count, "opaque", f"{why} by {full_label(node)}")
         follow.append(None if is_symbolic(whole) else bounds)
     t.put(out, data)
     attribute = "starts" in node.attributes
