@@ -33,11 +33,11 @@ class TensorEdit:
 
     def starts_at_mean(self, spaces: Collection[str]) -> bool:
         """Whether new units of some spaces start at the mean of the old: the two then share a gradient."""
-        return any(u.role == "mean" and u.space in spaces for axis in self.axes for u in layout.units(axis))
+        return any(u.role == "mean" and u.space in spaces for u in layout.units(*self.axes))
 
     def makes(self, spaces: Collection[str]) -> bool:
         """Whether it makes units of some spaces."""
-        return any(u.role == "out" and u.space in spaces for axis in self.axes for u in layout.units(axis))
+        return any(u.role == "out" and u.space in spaces for u in layout.units(*self.axes))
 
     @property
     def before(self) -> tuple[int, ...]:

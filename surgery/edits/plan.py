@@ -105,7 +105,7 @@ class Plan:
         """A line per space and new layer; a tensor counts for the first edited space that occurs in it."""
         counted: dict[str, list[str]] = {edit.space: [] for edit in self.spaces}
         for tensor in self.tensors:
-            first = next(u.space for axis in tensor.axes for u in layout.units(axis) if u.space in counted)
+            first = next(u.space for u in layout.units(*tensor.axes) if u.space in counted)
             counted[first].append(tensor.name)
         edited = zip(self.spaces, counted.values(), strict=True)
         lines = [(e.space, e.before, e.after, names) for e, names in edited]
@@ -256,7 +256,7 @@ def _check(plan: Plan) -> None:
 
 def _checked(axes: Sequence[layout.Layout], edits: Mapping[str, SpaceEdit]) -> bool:
     """Whether edited spaces occur in some axes; raises PlanMismatch unless they do so in the size before the edit."""
-    found = [part for axis in axes for part in layout.units(axis) if part.space in edits]
+    found = [part for part in layout.units(*axes) if part.space in edits]
     for part in found:
         if part.size != edits[part.space].before:
             have, want = edits[part.space].before, part.size

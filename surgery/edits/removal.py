@@ -15,6 +15,7 @@ from surgery.edits.plan import Plan
 from surgery.edits.units import SpaceEdit
 from surgery.errors import PlanMismatch, Refused
 from surgery.graph import layout
+from surgery.graph.layers import RECURRENT
 from surgery.graph.readers import destinations, sources
 from surgery.graph.symbols import symbol
 from surgery.graph.walk import lengths
@@ -287,7 +288,7 @@ def _contribution(
     model: ir.Model, node: ir.Node, place: Fold, constants: Array, known: Mapping[str, Bounds | None]
 ) -> Array:
     """What constants add to the result of a node; of a recurrent one to its gates, (directions, gates · H)."""
-    if node.op_type in ("LSTM", "GRU", "RNN"):
+    if node.op_type in RECURRENT:
         weight = node.inputs[1]
         known_weight = known.get(str(weight.name)) if weight is not None else None
         steps = constants.reshape(-1, constants.shape[-1])
@@ -313,7 +314,7 @@ def _bias_change(place: Fold, node: ir.Node, shape: tuple[int, ...], contributio
     Raises:
       Refused: if it is not the same at every position (a convolution that pads with zeros).
     """
-    if node.op_type in ("LSTM", "GRU", "RNN"):
+    if node.op_type in RECURRENT:
         return np.concatenate([contribution, np.zeros_like(contribution)], -1)
     wide = (
         (*shape, *(1,) * (contribution.ndim - 2)) if node.op_type in ("Conv", "BatchNormalization") else shape

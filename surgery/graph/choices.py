@@ -7,13 +7,13 @@ the new one, too.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from surgery.errors import Refused
-from surgery.graph.atoms import MOST_REASONS
+from surgery.graph.atoms import MOST_REASONS, Axis
 from surgery.graph.labels import full_label, label
 from surgery.graph.layout import units
 from surgery.graph.operands import data_of, operands, reads
@@ -115,7 +115,7 @@ def behind(analysis: Analysis, output: str) -> list[str]:
     value = next((value for value in analysis.model.graph.outputs if value.name == output), None)
     each = [analysis.trace.described(one) or [] for one in scores(value)] if value is not None else []
     made = {space.name for space in analysis.spaces if any(ref.makes for ref in space.axes)}
-    spaces = [part.space for axes in each for axis in axes for part in units(analysis.layout(axis))]
+    spaces = [part.space for axes in each for part in units(*map(analysis.layout, axes))]
     return [name for name in dict.fromkeys(spaces) if name in made]
 
 
@@ -123,7 +123,7 @@ def _check(analysis: Analysis, space: Space, masks: Collection[str]) -> None:
     """That nothing but outputs, masks and what `_Walk` looks at keeps the space from growing."""
     ports = [
         name for side, name, axes in analysis.ports
-        if side == "input" and any(part.space == space.name for axis in axes for part in units(axis))
+        if side == "input" and any(part.space == space.name for part in units(*axes))
     ]  # fmt: skip
     for why in space.freezes:
         free = why.kind == "output" or (why.kind == "input" and set(ports) <= set(masks))
@@ -191,15 +191,14 @@ class _Walk:
     def _extreme(self, node: ir.Node) -> str | None:
         """Why the largest action that a node takes counts all of them."""
         taken = (site for site in self.analysis.trace.sites if site.node is node and site.kind == "extreme")
-        layouts = [self.analysis.layout(axis) for site in taken for axis in site.axes]
-        own = any(part.space == self.space.name for layout in layouts for part in units(layout))
-        return self.space.extreme if own else None
+        return self.space.extreme if any(self._among(site.axes) for site in taken) else None
 
     def _has(self, value: ir.Value | None) -> bool:
         """Whether a value has an axis of the actions."""
-        axes = [] if value is None else self.analysis.trace.described(value) or []
-        layouts = [self.analysis.layout(axis) for axis in axes]
-        return any(part.space == self.space.name for layout in layouts for part in units(layout))
+        return value is not None and self._among(self.analysis.trace.described(value) or ())
+
+    def _among(self, axes: Sequence[Axis]) -> bool:
+        return any(part.space == self.space.name for part in units(*map(self.analysis.layout, axes)))
 
 
 def _live(graph: ir.Graph) -> set[ir.Value]:

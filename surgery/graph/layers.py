@@ -13,10 +13,11 @@ from surgery.graph.labels import full_label, label
 from surgery.graph.layout import units
 from surgery.graph.modules import modules
 from surgery.graph.operands import operands
+from surgery.graph.rules.recurrent import GATES
 from surgery.graph.spaces import Analysis, Space
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
-RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+RECURRENT = frozenset(GATES)
 CONTROL = frozenset({"If", "Loop", "Scan"})
 _WEIGHTED = CONVOLUTIONS | RECURRENT | {"Gemm", "MatMul", "Einsum", "Gather"}
 ACTIVATIONS = frozenset({
@@ -350,12 +351,7 @@ def _rank(analysis: Analysis, layer: Layer) -> int:
 def _unit_axis(analysis: Analysis, value: ir.Value, layer: Layer, spatial: bool, rank: int) -> int:
     """The axis that counts the units of a space; where the analysis gave it up, the one of the layer's operator."""
     described = analysis.trace.described(value)
-    made = {
-        part.space
-        for axes in ([analysis.tensors[layer.weight]] if layer.weight in analysis.tensors else [])
-        for axis in axes
-        for part in units(axis)
-    }
+    made = {part.space for part in units(*analysis.tensors.get(layer.weight, ()))}
     found = [
         k for k, axis in enumerate(described or ()) if made & {u.space for u in units(analysis.layout(axis))}
     ]

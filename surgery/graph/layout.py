@@ -107,14 +107,13 @@ def resized(layout: Layout, sizes: Mapping[str, int]) -> Layout:
     return tuple(out)
 
 
-def units(layout: Layout) -> Iterator[Units]:
-    """All spaces that occur in an axis, in order."""
-    for factor in layout:
+def units(*layouts: Layout) -> Iterator[Units]:
+    """All spaces that occur in some axes, in order."""
+    for factor in (factor for layout in layouts for factor in layout):
         if isinstance(factor, Units):
             yield factor
         elif isinstance(factor, Sum | Weave):
-            for part in factor.parts:
-                yield from units(part)
+            yield from units(*factor.parts)
         elif isinstance(factor, Part):
             yield from units(factor.whole)
 

@@ -12,6 +12,7 @@ from surgery.graph.atoms import Axis, find, leaves
 from surgery.graph.labels import full_label
 from surgery.graph.layout import Layout
 from surgery.graph.records import Site
+from surgery.graph.rules.recurrent import GATES
 from surgery.graph.spaces import Analysis, Space
 
 MOVES = frozenset(
@@ -23,7 +24,6 @@ MOVES = frozenset(
 """Operators that only move numbers: a parameter behind them is still that parameter."""
 
 _AFFINE = frozenset({"Gemm", "MatMul", "Conv"})
-_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def _reader(analysis: Analysis, site: Site, operand: int, axis: int) -> Reader:
         takes = "nothing"
     elif site.kind == "contract" and any(site.constant) and site.node.op_type in _AFFINE:
         takes = "constants"
-    elif site.node.op_type in _RECURRENT:
+    elif site.node.op_type in GATES:
         takes = "constants" if operand == 0 else "nothing"
     layout = analysis.layout(described[axis])
     bias, sign = _bias(analysis, site.node) if takes == "constants" else (None, 1)
@@ -131,12 +131,12 @@ def _reader(analysis: Analysis, site: Site, operand: int, axis: int) -> Reader:
 
 
 def _bias(analysis: Analysis, node: ir.Node) -> tuple[tuple[ir.Node, int] | None, int]:
-    own = 3 if node.op_type in _RECURRENT else None if node.op_type == "MatMul" else 2
+    own = 3 if node.op_type in GATES else None if node.op_type == "MatMul" else 2
     if own is not None and len(node.inputs) > own and node.inputs[own] is not None:
         scaled = node.op_type == "Gemm" and node.attributes.get_float("beta", 1.0) != 1.0
         return (None if scaled else (node, own)), 1
     uses = [use for use in node.outputs[0].uses() if use.node.op_type not in ("Shape", "Size")]
-    if len(uses) != 1 or node.outputs[0].is_graph_output() or node.op_type in _RECURRENT:
+    if len(uses) != 1 or node.outputs[0].is_graph_output() or node.op_type in GATES:
         return None, 1
     use = uses[0]
     if use.node.op_type == "Add":

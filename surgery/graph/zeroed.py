@@ -58,6 +58,16 @@ def _trace(output: str, value: ir.Value, found: set[ir.Value], readers: set[ir.N
             )
         return
     readers.add(node)
+    for part in _zero_operands(output, node):
+        _trace(output, part, found, readers)
+
+
+def _zero_operands(output: str, node: ir.Node) -> list[ir.Value]:
+    """The operands of a node that are to be zero so that its result is.
+
+    Raises:
+      Refused: zeros do not make it zero.
+    """
     inputs = operands(node)
     if node.op_type in _CONTRACTIONS:
         weight = [v for v in inputs[1:2] if _constant(v)] or [v for v in inputs[:1] if _constant(v)]
@@ -65,25 +75,21 @@ def _trace(output: str, value: ir.Value, found: set[ir.Value], readers: set[ir.N
             raise Refused(
                 f"output '{output}' is a product of two activations (node '{node.name}', {node.op_type})"
             )
-        for part in [*weight, *inputs[2:]]:
-            _trace(output, part, found, readers)
-    elif node.op_type == "Mul":
+        return weight + inputs[2:]
+    if node.op_type == "Mul":
         changing = [v for v in inputs if not _constant(v)]
-        _trace(output, (changing or inputs)[0], found, readers)
-    elif node.op_type in _ALL:
-        for part in inputs:
-            _trace(output, part, found, readers)
-    elif node.op_type == "Where":
-        for part in inputs[1:]:
-            _trace(output, part, found, readers)
-    elif node.op_type in _FIRST or (node.op_type == "Clip" and _holds_zero(node)):
-        _trace(output, inputs[0], found, readers)
-    else:
-        raise Refused(
-            f"output '{output}' of the new network does not start at zero when its last layer does: "
-            f"node '{node.name}' ({node.op_type})",
-            hint="end both networks before that node: logits instead of probabilities",
-        )
+        return (changing or inputs)[:1]
+    if node.op_type in _ALL:
+        return inputs
+    if node.op_type == "Where":
+        return inputs[1:]
+    if node.op_type in _FIRST or (node.op_type == "Clip" and _holds_zero(node)):
+        return inputs[:1]
+    raise Refused(
+        f"output '{output}' of the new network does not start at zero when its last layer does: "
+        f"node '{node.name}' ({node.op_type})",
+        hint="end both networks before that node: logits instead of probabilities",
+    )
 
 
 def _constant(value: ir.Value) -> bool:

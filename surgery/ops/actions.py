@@ -125,7 +125,7 @@ def made_of(analysis: Analysis, output: str) -> list[str]:
     """The spaces of actions that an output has axes of, in order."""
     known = {space.name for space in analysis.spaces if "output" in space.kinds}
     axes = next((axes for side, name, axes in analysis.ports if (side, name) == ("output", output)), ())
-    return list(dict.fromkeys(part.space for axis in axes for part in units(axis) if part.space in known))
+    return list(dict.fromkeys(part.space for part in units(*axes) if part.space in known))
 
 
 def following(

@@ -69,9 +69,7 @@ def invert(plan: Plan, checkpoint: Checkpoint) -> Plan:
 
 def _averaged(plan: Plan, analysis: Analysis) -> list[SpaceEdit]:
     """Edits whose fresh units take part in a mean, which they leave where it is: centred actions, normalised units."""
-    padded = {
-        part.space for t in plan.tensors for axis in t.axes for part in units(axis) if part.role in _PADDED
-    }
+    padded = {part.space for t in plan.tensors for part in units(*t.axes) if part.role in _PADDED}
     return [
         edit
         for edit in plan.spaces
@@ -152,7 +150,7 @@ def _contract(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
     for name, mask in masks.items():
         allowed = list(mask) if isinstance(mask, Sequence) else []
         axes = [axis for port in plan.ports if port.name == name for axis in port.axes]
-        spaces = {part.space for axis in axes for part in units(axis)}
+        spaces = {part.space for part in units(*axes)}
         for edit in plan.spaces:
             if edit.space in spaces and edit.start is not None and edit.after == len(allowed):
                 allowed = [a for a, new in zip(allowed, edit.added, strict=True) if not new]

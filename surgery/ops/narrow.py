@@ -222,9 +222,7 @@ def _least_important(units: Array, scores: Array, gone: set[int], last: set[int]
 def _notes(checkpoint: Checkpoint, analysis: Analysis, edits: list[SpaceEdit]) -> list[str]:
     """What is said of second moments, which only proportional gradients determine, and of running hidden states."""
     names = [edit.space for edit in edits if edit.merged]
-    states = {
-        part.space for side, _, axes in analysis.ports if side == "input" for a in axes for part in units(a)
-    }
+    states = {part.space for side, _, axes in analysis.ports if side == "input" for part in units(*axes)}
     notes = []
     if checkpoint.optimizer is not None and names:
         notes.append(

@@ -15,9 +15,9 @@ from surgery.edits.insertion import Attribute, NewPort
 from surgery.errors import ArgumentError, Refused
 from surgery.graph.labels import label
 from surgery.graph.layers import RECURRENT, Spot
+from surgery.graph.rules.recurrent import GATES
 from surgery.ops.blocks import Shape, Sketch
 
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _IN_OUT = (1, 0)
 
 

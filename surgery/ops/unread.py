@@ -59,7 +59,7 @@ def unread(
 
 
 def _parts(analysis: Analysis) -> list[Units]:
-    return [part for axes in analysis.tensors.values() for axis in axes for part in units(axis)]
+    return [part for axes in analysis.tensors.values() for part in units(*axes)]
 
 
 def _strike(

@@ -229,7 +229,7 @@ def _undeclared_state(analysis: Analysis, space: Space) -> str | None:
     ends = [
         f"--{side} {name}:state"
         for side, name, axes in analysis.ports
-        if any(part.space == space.name for axis in axes for part in units(axis))
+        if any(part.space == space.name for part in units(*axes))
     ]
     return f"if '{space.name}' is recurrent state, say so: surgery annotate MODEL {' '.join(ends)} -o OUT"
 

@@ -112,7 +112,7 @@ def _cancelled(plan: Plan, outputs: Arrays) -> float:
     """Rounding, relative, of logits that are moved by −log n and back when a probability is split."""
     found = 0.0
     for port in plan.ports:
-        spaces = {part.space for axis in port.axes for part in units(axis)}
+        spaces = {part.space for part in units(*port.axes)}
         starts = [edit.start for edit in plan.spaces if edit.start is not None and edit.space in spaces]
         moved = max((abs(start.bias) for start in starts if start.kind == "split"), default=0.0)
         if moved and port.name in outputs:

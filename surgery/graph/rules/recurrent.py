@@ -12,7 +12,7 @@ from surgery.graph.trace import Trace
 
 RULES = Table()
 
-_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
 
 @RULES(
@@ -28,7 +28,7 @@ def recurrent(t: Trace, node: ir.Node) -> None:
     """
     x, w, r = node.inputs[0], node.inputs[1], node.inputs[2]
     assert x is not None and w is not None and r is not None
-    gates = _GATES[node.op_type]
+    gates = GATES[node.op_type]
     batch, time, way, each = (0, 1, 1, 0) if node.attributes.get_int("layout", 0) else (1, 0, 0, 1)
     data, weights, recurrence = t.axes(x), t.axes(w), t.axes(r)
     t.contract(node, (x, data[2]), (w, weights[2]))
