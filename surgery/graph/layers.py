@@ -226,7 +226,7 @@ def _given(analysis: Analysis, spot: Spot, space: Space) -> list[str]:
     return [
         name
         for name, described in axes.items()
-        if any(space.name == part.space for axis in described for part in units(analysis.layout(axis)))
+        if any(space.name == part.space for part in units(*map(analysis.layout, described)))
     ]
 
 
