@@ -136,6 +136,17 @@ def test_matrices_get_random_entries_and_no_copies(name: str, style: str):
     assert {tensor: analysis.fills[tensor] for tensor in weights} == dict.fromkeys(weights, "random")
 
 
+@pytest.mark.parametrize("first", ["b = Relu(bias)", "e = Gather<axis = 0>(table.weight, x)"])
+def test_spaces_of_one_module_are_counted_by_axis_whatever_comes_first_in_the_file(first: str):
+    nodes = sorted(
+        ["b = Relu(bias)", "e = Gather<axis = 0>(table.weight, x)"], key=lambda node: node != first
+    )
+    model = graph("\n".join([*nodes, "y = Add(e, b)"]), {"table.weight": (9, 5), "bias": (5,)}, x=("batch",))
+    model.graph.inputs[0].dtype = ir.DataType.INT64
+    sizes = {space.name: space.size for space in analyse(model).spaces}
+    assert sizes == {"table[0]": 9, "table[1]": 5}
+
+
 def test_a_space_is_found_by_the_end_of_its_name_and_a_wrong_one_is_corrected():
     analysis = analysed("actor_critic", "dynamo")
     name = free(analysis)[0].name

@@ -17,6 +17,7 @@ from surgery.graph.demands import Demand, travel
 from surgery.graph.labels import label
 from surgery.graph.layout import Factor, Layout, Part, Role, Sum, Units, Weave
 from surgery.graph.modules import modules
+from surgery.graph.names import named
 from surgery.graph.padding import Padding, averaged, paddings
 from surgery.graph.prepare import prepared
 from surgery.graph.records import Operand
@@ -263,7 +264,7 @@ def analyse(model: ir.Model, interface: Interface | None = None, trained: Collec
             for leaf in leaves(axis):
                 if not any(why.kind in _FIXED for why in leaf.frozen):
                     members.setdefault(find(leaf), []).append((tensor, k, leaf))
-    names = _names(members, roles, modules(model, trace), _places(trace))
+    names = named(members, roles, modules(model, trace), _places(trace))
     layouts = {
         tensor: tuple(_layout(axis, names, roles) for axis in axes) for tensor, axes in trace.tensors.items()
     }
@@ -315,37 +316,6 @@ def _places(trace: Trace) -> dict[Atom, int]:
     return {
         root: k for k, root in enumerate(root for root in roots if "input" in {w.kind for w in root.frozen})
     }
-
-
-def _names(
-    members: Mapping[Atom, list[tuple[str, int, Atom]]],
-    roles: Roles,
-    modules: Mapping[str, str],
-    order: Mapping[Atom, int],
-) -> dict[Atom, str]:
-    """Every class is named after the module of the first parameter that makes its units."""
-    wanted: dict[str, list[Atom]] = {}
-    for root, places in members.items():
-        wanted.setdefault(_base(root, places, roles, modules), []).append(root)
-    names: dict[Atom, str] = {}
-    for base, roots in wanted.items():
-        # several groups of units in one axis: heads and head size, rows and columns; a single takes no other's name
-        several = [root for root in roots if root.size > 1] or roots
-        for k, root in enumerate(sorted(roots, key=lambda root: (root.size == 1, order.get(root, 0)))):
-            names[root] = base if several == [root] else f"{base}[{k}]"
-    return names
-
-
-def _base(root: Atom, places: list[tuple[str, int, Atom]], roles: Roles, modules: Mapping[str, str]) -> str:
-    for why in root.frozen:
-        if why.kind in ("input", "symbolic") and "'" in why.reason:
-            axis, name = why.reason.split()[1], why.reason.split("'")[1]
-            return f"{name}[{axis}]"
-    makers = [(tensor, k) for tensor, k, leaf in places if leaf not in roles.readers]
-    # what an exporter has taken apart (gates) has no purpose that is known
-    weights = [place for place in makers if "weight" in roles.purpose.get(place[0], {"weight"})]
-    tensor = (weights or makers or places)[0][0]
-    return modules[tensor]
 
 
 def _layout(
