@@ -213,6 +213,15 @@ def test_a_run_that_is_resumed_goes_on_as_one_that_was_not(what: str) -> None:
     torch.testing.assert_close(again.state_dict(), both.twin.state_dict(), rtol=1e-11, atol=1e-13)
 
 
+def test_a_space_that_is_released_changes_nothing_of_the_state_of_the_widened_network() -> None:
+    both = pair("mlp, doubled", "adamw")
+    trajectory = follow(both.new, both.twin, both.plan)
+    train(both.twin, both.new, 3, seed=2)
+    before = copy.deepcopy(both.new.state_dict()["state"])
+    trajectory.release("0")
+    torch.testing.assert_close(both.new.state_dict()["state"], before, rtol=1e-14, atol=0)
+
+
 def test_after_detaching_the_optimizer_is_a_plain_one() -> None:
     both, other = (pair("mlp, mixed counts", "adamw") for _ in range(2))
     follow(both.new, both.twin, both.plan).detach()
@@ -384,6 +393,31 @@ def test_young_entries_step_as_in_a_fresh_adam_and_old_ones_as_before() -> None:
         assert (tracked.weight - there)[~mask].abs().mean() > 0.05 * moved
         assert (tracked.counts[mask] == 3).all()
         assert torch.isinf(tracked.counts[~mask]).all()
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_young_entries_of_rmsprop_step_by_squares_that_know_their_age(momentum: float) -> None:
+    lr, alpha, eps = 1e-3, 0.9, 1e-3
+    both = grow(
+        "mlp",
+        lambda p: torch.optim.RMSprop(p, lr=lr, alpha=alpha, eps=eps, momentum=momentum),
+        widths={"0": 9},
+        init="zero",
+    )
+    trajectory = follow(both.new, both.twin, both.plan)
+    wanted = {name: [t.weight.detach().clone(), 0.0, 0.0] for name, t in trajectory.tracked.items()}
+    for n in range(1, 5):
+        both.twin.zero_grad()
+        both.twin(torch.randn(8, 4, dtype=torch.float64)).square().sum().backward()
+        for name, (weight, squares, buffer) in wanted.items():
+            gradient = trajectory.tracked[name].weight.grad.clone()
+            squares = alpha * squares + (1 - alpha) * gradient.square()
+            buffer = momentum * buffer + gradient / ((squares / (1 - alpha**n)).sqrt() + eps)
+            wanted[name] = [weight - lr * buffer, squares, buffer]
+        both.new.step()
+    for name, tracked in trajectory.tracked.items():
+        mask = tracked.factors.fresh.broadcast_to(tracked.weight.shape)
+        torch.testing.assert_close(tracked.weight[mask], wanted[name][0][mask], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(
