@@ -103,6 +103,12 @@ def test_statistics_are_found_under_the_names_that_they_are_saved_by(normalised,
     assert "normaliser" in surgery.load(place).environment.settings
 
 
+def test_statistics_of_another_model_in_the_same_folder_are_not_taken(normalised):
+    other = vec_env.VecNormalize(env_util.make_vec_env("Acrobot-v1", seed=0))
+    other.save(str(normalised[2].with_name("vecnormalize.pkl")))
+    assert "normaliser" not in surgery.load(normalised[2]).environment.settings
+
+
 def test_statistics_in_the_contract_follow_their_features(normalised):
     before = surgery.load(normalised[2])
     old = before.environment.settings["normaliser"]["observation"]

@@ -148,6 +148,21 @@ def test_one_zero_bias_that_an_exporter_merged_becomes_one_for_each_layer():
     assert set(native(merged, arrays).tensors) == set(arrays)
 
 
+@pytest.mark.parametrize("kind", ["Conv", "MatMul"])
+def test_a_zero_bias_that_an_exporter_left_out_is_there_again(kind):
+    rng, graph = np.random.default_rng(0), GraphBuilder("net")
+    shape, size = ((4, 3, 2, 2), (3, 5, 5)) if kind == "Conv" else ((3, 4), (3,))
+    kernel = rng.standard_normal(shape).astype(np.float32)
+    x = graph.op(kind, graph.input("observation", size), graph.parameter("k", kernel))
+    graph.output(graph.op("Flatten", graph.op("Relu", x), axis=1), "q_values", (64 if kind == "Conv" else 4,))
+    net, arrays = checkpoint(graph), tensors(a__kernel=kernel, a__bias=np.zeros(4))
+    found = native(net, arrays)
+    assert set(arrays) <= set(found.tensors)
+    x = {"observation": rng.standard_normal((2, *size)).astype(np.float32)}
+    assert agreement(run(found.model, x, dtype=np.float32), run(net.model, x, dtype=np.float32)) <= 1e-6
+    assert found.model.graph.initializers["a.bias"].uses()
+
+
 def test_equal_layers_are_refused_by_name():
     rng = np.random.default_rng(0)
     kernel = rng.standard_normal((4, 4))
