@@ -367,9 +367,26 @@ def _scale(tmp_path: Path) -> tuple[surgery.Checkpoint, surgery.Plan]:
     return checkpoint, surgery.deepen(checkpoint, "network.0", kind="rezero")
 
 
+def _by_name(tmp_path: Path) -> tuple[surgery.Checkpoint, surgery.Plan]:
+    """An optimizer whose state stands under names, as `torch.distributed.checkpoint` writes it."""
+    path, net, *_ = ROWS["model and target"].save(tmp_path)
+    content, names = torch.load(path, weights_only=True), [name for name, _ in net.named_parameters()]
+    [group], state = content["optimizer"]["param_groups"], content["optimizer"]["state"]
+    group["params"], content["optimizer"]["state"] = names, {names[k]: kept for k, kept in state.items()}
+    torch.save(content, path)
+    checkpoint = load(ROWS["model and target"], path)
+    return checkpoint, surgery.deepen(checkpoint, "network.0")
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
-    [(_named, "a name of its own"), (_code, "your code"), (_branch, "cannot hold"), (_scale, "no sequence")],
+    [
+        (_named, "a name of its own"),
+        (_code, "your code"),
+        (_branch, "cannot hold"),
+        (_scale, "no sequence"),
+        (_by_name, "does not number"),
+    ],
 )
 def test_layers_that_no_sequence_holds_are_refused_by_shapes_alone(tmp_path, make, says):
     checkpoint, plan = make(tmp_path)

@@ -182,6 +182,11 @@ def _task(**changes: object) -> surgery.Checkpoint:
     [
         (lambda: _task(actions=4), ArgumentError, "output 'q_values' of the networks differs"),
         (lambda: _task(observation=(8,)), ArgumentError, "input 'observation' of the networks differs"),
+        (
+            lambda: _task(observation=(*VECTOR, 1, 1)),
+            ArgumentError,
+            "input 'observation' of the networks differs",
+        ),
         (lambda: _task(dtype="uint8"), ArgumentError, "input 'observation' of the networks differs"),
         (lambda: _task(head="actor-critic"), ArgumentError, "nothing fits 'q_values'"),
     ],
