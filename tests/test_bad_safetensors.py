@@ -39,6 +39,7 @@ BAD_SAFETENSORS = {
     "entry no dict": _header({"a": 3}),
     "negative size": _header({"a": _tensor(0, 1, [-1])}, b"x"),
     "size no integer": _header({"a": {"dtype": "U8", "shape": [1.0], "data_offsets": [0, 1]}}, b"x"),
+    "shape no list": _header({"a": {"dtype": "U8", "shape": {}, "data_offsets": [0, 1]}}, b"x"),
     "size is true": _header({"a": {"dtype": "U8", "shape": [True], "data_offsets": [0, 1]}}, b"x"),
     "huge size": _header({"a": _tensor(0, 1, [1 << 62, 1 << 62])}, b"x"),
     "size times zero": _header({"a": _tensor(0, 1, [1 << 70, 0])}, b"x"),
