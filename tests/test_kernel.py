@@ -72,6 +72,30 @@ def test_kernels_of_other_frameworks_grow(path: Path) -> None:
         assert difference(old, run(execute(plan, checkpoint, double=True).model, inputs))[1] <= FLOAT64
 
 
+def _through(steps: Mapping[str, dict[str, object]]) -> surgery.Checkpoint:
+    """A depthwise convolution (four channels, two of each) whose kernel, 3×3×4×2, stands as in Keras."""
+    rng, graph = np.random.default_rng(0), GraphBuilder("net")
+    value = graph.parameter("depthwise.kernel", rng.standard_normal((3, 3, 4, 2)).astype(np.float32))
+    for kind, how in steps.items():
+        sizes = [graph.constant(how.pop("sizes"))] if "sizes" in how else []
+        value = graph.op(kind.rstrip("2"), value, *sizes, **how)
+    x = graph.op(
+        "Conv", graph.input("observation", (4, 8, 8)), value, group=4, kernel_shape=[3, 3], pads=[1] * 4
+    )
+    graph.output(graph.op("ReduceMean", x, graph.constant([2, 3]), keepdims=0), "q_values", (8,))
+    model = graph.model()
+    return surgery.Checkpoint(model, infer(model))
+
+
+def test_a_kernel_that_is_reshaped_on_its_way_grows() -> None:
+    before = _through({"Transpose": {"perm": [2, 3, 0, 1]}, "Reshape": {"sizes": [8, 1, 3, 3]}})
+    after = surgery.apply(surgery.grow_kernel(before, {"depthwise": (5, 4)}), before)
+    assert after.report.ok and tuple(after.checkpoint.tensors["depthwise.kernel"].shape) == (5, 4, 4, 2)
+    turned = _through({"Reshape": {"sizes": [3, 3, 8, 1]}, "Transpose": {"perm": [2, 3, 0, 1]}})
+    with pytest.raises(Refused, match="cannot be followed"):
+        surgery.grow_kernel(turned, {"depthwise": 5})
+
+
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("mode", ["SAME_UPPER", "SAME_LOWER", "VALID"])
 @pytest.mark.parametrize("length", [9, 10])

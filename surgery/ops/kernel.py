@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -71,6 +71,7 @@ def grow_kernel(checkpoint: Checkpoint, sizes: Mapping[str, int | Sequence[int]]
             edits += _edits(growth)
             tensors.append(_tensor(analysis, growth))
             operands += [edit for use in uses for edit in _operands(use.node, growth.taps)]
+            operands += dict.fromkeys(edit for use in uses for edit in _reshapes(analysis, use.node, growth))
     return Plan(
         operation="grow_kernel",
         arguments={"sizes": {n: s if isinstance(s, int) else list(s) for n, s in sizes.items()}},
@@ -211,6 +212,21 @@ def _tensor(analysis: Analysis, growth: _Growth) -> TensorEdit:
         place = found[0] if len(found) == 1 else 2 + k
         axes[place] = (Units(name, size, "in"),)
     return TensorEdit(tensor, tuple(axes), "random")
+
+
+def _reshapes(analysis: Analysis, node: ir.Node, growth: _Growth) -> Iterator[OperandEdit]:
+    """The sizes of a Reshape between the tensor and the convolution, as a depthwise kernel of Keras's has one."""
+    operand = value = node.inputs[1]
+    shape = None if operand is None else analysis.trace.facts.shapes.get(operand)
+    while value is not None and (made := value.producer()) is not None:
+        if made.op_type == "Reshape":
+            if shape is None or value is not operand:
+                raise Refused(
+                    f"the kernel of '{growth.layer.module}' is computed in a way that cannot be followed"
+                )
+            sizes = (size + sum(more) for size, more in zip(growth.before, growth.taps, strict=True))
+            yield OperandEdit(str(value.name), 1, (*shape[:2], *sizes))
+        value = made.inputs[0] if made.inputs else None
 
 
 def _operands(node: ir.Node, taps: Sequence[tuple[int, int]]) -> list[OperandEdit]:
