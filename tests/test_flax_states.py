@@ -82,6 +82,14 @@ def test_a_wide_state_goes_back_with_its_optimizer(state, tmp_path, answers):
     assert new["opt_state.0.count"].numpy() == 3
 
 
+@pytest.mark.parametrize("kind", ["adamw", "rmsprop"])
+def test_an_optimizer_of_another_kind_is_not_written_over_that_of_the_file(state, tmp_path, kind):
+    swapped = surgery.swap_optimizer(surgery.load(state, reading=GRAPH), kind, match="none", lr=1e-3)
+    with pytest.raises(Refused, match=f"optimizer is adam with .* the checkpoint's {kind} with"):
+        swapped.save(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_an_unchanged_copy_is_the_same(state, tmp_path):
     surgery.save(surgery.load(state, reading=GRAPH), tmp_path / "copy", like=state)
     if state.is_dir():
