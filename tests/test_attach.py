@@ -163,7 +163,11 @@ def test_names_in_the_file_are_used_and_an_order_can_be_given(tmp_path, graph):
     for given, order in ((named, None), ([p for _, p in named], [name for name, _ in named])):
         optimizer = trained(net, torch.optim.Adam(given))
         torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "c.pt")
-        check(bind(graph, tmp_path / "c.pt", order=order).state, net, optimizer)
+        for state in (
+            bind(graph, tmp_path / "c.pt", order=order).state,
+            attach(graph, tmp_path / "c.pt", order=order).optimizer,
+        ):
+            check(state, net, optimizer)
     with pytest.raises(ArgumentError, match="do not fit"):
         bind(graph, tmp_path / "c.pt")
     with pytest.raises(ArgumentError, match="order gives 1 names"):
@@ -291,6 +295,7 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path, graph, says):
 def test_the_kind_can_be_said_where_the_file_does_not(tmp_path, graph):
     path = _file(tmp_path, _without("decoupled_weight_decay"))
     assert bind(graph, path, kind="adamw").state.kind == "adamw"
+    assert attach(graph, path, kind="adamw").optimizer.kind == "adamw"
 
 
 def test_optimizers_without_a_rule_are_refused(tmp_path, graph):
