@@ -199,12 +199,7 @@ def _follow(
     elif (
         value == (None,)
         or _current(facts, node, operand.where) == list(value)
-        or (
-            node.op_type == "Split"
-            and isinstance(operand.where, int)
-            and len(node.inputs) < 2
-            and len(set(value)) == 1
-        )
+        or _even(node, operand.where, value)
     ):
         return
     if None in value and isinstance(operand.where, str):
@@ -219,6 +214,11 @@ def _follow(
         if added not in before:
             facts.step(added)
     report(node.outputs[0].name or "", operand.where, value, scalar)
+
+
+def _even(node: ir.Node, where: int | str, value: Sequence[Number]) -> bool:
+    """Whether a Split without sizes, into equal parts, gives these all the same."""
+    return node.op_type == "Split" and where == 1 and len(node.inputs) < 2 and len(set(value)) == 1
 
 
 def _is_scalar(facts: Facts, node: ir.Node, where: int | str, value: Sequence[Number]) -> bool:

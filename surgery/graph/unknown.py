@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from surgery.graph.facts import Facts
+from surgery.graph.labels import full_label
 from surgery.graph.operands import operands
 
 
@@ -14,7 +15,7 @@ def unknown_shape(facts: Facts, value: ir.Value) -> str:
     if node is None:
         return text
     given = " and ".join(_sizes(facts, v) for v in operands(node))
-    return f"{text}: node '{node.name or node.outputs[0].name}' ({node.op_type}) of {given} leaves it open"
+    return f"{text}: {full_label(node)} of {given} leaves it open"
 
 
 def _sizes(facts: Facts, value: ir.Value) -> str:

@@ -106,17 +106,11 @@ class _Aligner:
         if i < len(tree):
             have = tree[i]
             if passing(have.layer):
-                yield 1, 0, Alignment((Row(depth, "", str(have.layer), ""),), (0, 0))
+                row, cost = Row(depth, "", str(have.layer), ""), 0
             else:
                 reason = "the target has no such layer, and no edit removes a layer exactly"
-                yield (
-                    1,
-                    0,
-                    Alignment(
-                        (Row(depth, _name(have), str(have.layer), "", reason=reason),),
-                        (_count(have.layer), 0),
-                    ),
-                )
+                row, cost = Row(depth, _name(have), str(have.layer), "", reason=reason), _count(have.layer)
+            yield 1, 0, Alignment((row,), (cost, 0))
 
     # ---- a layer for a layer ----------------------------------------------------------------------------------
 
@@ -278,14 +272,12 @@ class _Aligner:
 
 def _count(layer: Layer) -> int:
     """How many layers it is, with all inside it."""
-    inner = (
-        layer.branches
-        if isinstance(layer, Branches)
-        else (layer.body,)
-        if isinstance(layer, Residual)
-        else ()
-    )
-    return 1 + sum(_count(part) for branch in inner for part in branch)
+    match layer:
+        case Branches(branches=inner):
+            return 1 + sum(_count(part) for branch in inner for part in branch)
+        case Residual(body=body):
+            return 1 + sum(map(_count, body))
+    return 1
 
 
 def _kernel(have: Found, old: Convolution, new: Convolution) -> tuple[list[Edit], str | None]:

@@ -51,37 +51,30 @@ def end_to_end(
     Raises:
       ClaimFailed, ProofFailed: the ends differ.
     """
-    inputs, after, plans = (
-        probes(before, ROWS, seed, observations),
-        results[-1].checkpoint,
-        [r.plan for r in results],
-    )
+    inputs, after = probes(before, ROWS, seed, observations), results[-1].checkpoint
+    plans = [result.plan for result in results]
 
-    def grown(arrays: Arrays) -> Arrays:
-        return reduce(lambda x, plan: grow(plan, x, np.random.default_rng(seed)), plans, dict(arrays))
+    def given(arrays: Arrays) -> Arrays:
+        grown = reduce(lambda x, plan: grow(plan, x, np.random.default_rng(seed)), plans, dict(arrays))
+        return _complete(grown, after, seed)
 
     def kept(arrays: Arrays) -> Arrays:
-        return reduce(lambda x, plan: shrink(plan, x), reversed(plans), dict(arrays))
+        shrunk = reduce(lambda x, plan: shrink(plan, x), reversed(plans), dict(arrays))
+        return {name: array for name, array in shrunk.items() if name in old}
 
     structure = check_structure(after.model, before.model)
     exact = reduce(lambda checkpoint, plan: execute(plan, checkpoint, double=True), plans, before)
     first, last, exact = comparable(before, after, exact)
     tool = float32_tool(first.model, last.model)
     old = float32_outputs(first.model, inputs, tool)
-    new = kept(float32_outputs(last.model, _complete(grown(inputs), after, seed), tool))
-    new = {name: array for name, array in new.items() if name in old}
+    new = kept(float32_outputs(last.model, given(inputs), tool))
     absolute, relative, worst = difference(old, new)
     exactly = float64_outputs(first.model, inputs)
     limit = max(FLOAT32_LIMIT, 4 * noise(exactly, old))
-    ends = (
-        lambda arrays: _complete(grown(arrays), after, seed),
-        lambda arrays: {name: array for name, array in kept(arrays).items() if name in old},
-        dict,
-    )
     checks = [
         structure,
         measured("outputs, float32", relative, limit, f"{tool}{', worst ' + worst if worst else ''}"),
-        *compare_double(first.model, exact.model, inputs, ends, FLOAT64_LIMIT, exactly),
+        *compare_double(first.model, exact.model, inputs, (given, kept, dict), FLOAT64_LIMIT, exactly),
     ]
     if before.optimizer is not None:
         checks += _slots(results, before, inputs, seed)

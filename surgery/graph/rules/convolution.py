@@ -26,11 +26,10 @@ def conv(t: Trace, node: ir.Node) -> None:
     """Y[b, g·m, …] = Σ_c X[b, g·c, …] * W[g·m, c, …] + B[g·m]."""
     x, w, b = _operands(node)
     data, weight = t.axes(x), t.axes(w)
-    group = node.attributes.get_int("group", 1)
-    outer, channels = t.split(node, data[1], group) if group > 1 else (UNIT, data[1])
+    outer, channels = _grouped(t, node, data[1])
     t.contract(node, (x, channels), (w, weight[1]))
     if outer:
-        heads, _ = t.split(node, weight[0], group)
+        heads, _ = _grouped(t, node, weight[0])
         t.same(node, outer, heads)
         t.literal(node, "group", lambda size: [size(outer)])
     _kernel(t, node, weight[2:])
@@ -47,9 +46,8 @@ def conv_transpose(t: Trace, node: ir.Node) -> None:
     """Like Conv with W[g·c, m, …]."""
     x, w, b = _operands(node)
     data, weight = t.axes(x), t.axes(w)
-    group = node.attributes.get_int("group", 1)
-    outer, channels = t.split(node, data[1], group) if group > 1 else (UNIT, data[1])
-    heads, inputs = t.split(node, weight[0], group) if group > 1 else (UNIT, weight[0])
+    outer, channels = _grouped(t, node, data[1])
+    heads, inputs = _grouped(t, node, weight[0])
     t.contract(node, (x, channels), (w, inputs))
     out = weight[1]
     if outer:
@@ -65,6 +63,12 @@ def _operands(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value | None]:
     x, w = node.inputs[0], node.inputs[1]
     assert x is not None and w is not None
     return x, w, node.inputs[2] if len(node.inputs) > 2 else None
+
+
+def _grouped(t: Trace, node: ir.Node, axis: Axis) -> tuple[Axis, Axis]:
+    """The groups, and what is in each of them."""
+    group = node.attributes.get_int("group", 1)
+    return t.split(node, axis, group) if group > 1 else (UNIT, axis)
 
 
 def _kernel(t: Trace, node: ir.Node, axes: Sequence[Axis]) -> None:

@@ -66,9 +66,8 @@ def gather_nd(t: Trace, node: ir.Node) -> None:
     data, indices = operands(node)
     batch, (*listing, depth) = node.attributes.get_int("batch_dims", 0), t.shape(indices)
     numbers = t.facts.ints(indices)
-    if (
-        numbers is not None and not batch and len(listing) == depth == 1
-    ):  # x[:, [0, 1, 4]] comes as this from PyTorch
+    # x[:, [0, 1, 4]] comes as this from PyTorch
+    if numbers is not None and not batch and len(listing) == depth == 1:
         t.put(node.outputs[0], picked(t, node, 0, numbers, listing))
         return
     rows, chosen = t.axes(data), t.axes(indices)
