@@ -375,6 +375,17 @@ def test_what_is_not_fused_is_refused(layer: str, error: type[Exception], says: 
         surgery.split_fused(original("mlp_relu", "dynamo").checkpoint, layer)
 
 
+def test_two_kernels_in_one_are_no_fused_units() -> None:
+    graph = GraphBuilder("kernels")
+    x = graph.input("observation", (3, 8, 8))
+    weight = graph.parameter("two.weight", np.ones((4, 3, 6, 3), np.float32))
+    kernels = graph.ops("Split", weight, outputs=2, axis=2, num_outputs=2)
+    graph.output(graph.op("Add", *(graph.op("Conv", x, kernel) for kernel in kernels)), "q_values", (4, 6, 6))
+    model = graph.model()
+    with pytest.raises(Refused, match="not fused"):
+        surgery.split_fused(surgery.Checkpoint(model, infer(model)), "two")
+
+
 def test_copies_of_a_fused_layer_are_split_with_it() -> None:
     rng, graph = np.random.default_rng(0), GraphBuilder("copies")
     x = graph.input("observation", (3,))

@@ -69,8 +69,8 @@ def _cut(analysis: Analysis, tensor: str) -> tuple[int, tuple[int, ...]] | None:
     """Where the graph cuts the units that a tensor makes: the axis, and the sizes of the parts."""
     for axis, atoms in enumerate(analysis.trace.tensors[tensor]):
         first = next(iter(factors(atoms)), None)
-        units = layout.units(analysis.tensors[tensor][axis])
-        if first is None or first.segments is None or not units or next(iter(units)).role == "in":
+        unit = next(layout.units(analysis.tensors[tensor][axis]), None)
+        if first is None or first.segments is None or unit is None or unit.role == "in":
             continue
         rest = size_of(atoms) // first.size
         sizes = tuple(size_of(tuple(part)) * rest for part in summands(first))
