@@ -59,7 +59,7 @@ def killed_at_chosen_calls(run):
         (learner.Learner, "update", 20, False),
         (session, "write_segment", 2, True),
         (os, "replace", 5, False),
-        (loop, "play_games", 2, False),
+        (loop, "play", 2, False),
         (session.Session, "export", 1, True),
         (store, "save", 6, True),
     ):
