@@ -1,9 +1,10 @@
 """Atoms: the occurrences of groups of units that axes are made of, and the classes that they belong to.
 
-An *atom* is one occurrence of a group of units in one axis. Occurrences that must change together belong to one
-class of a union-find; splitting or cutting one of them splits or cuts all. Each occurrence keeps its own identity
-(its own children when it is divided), so that the analysis can say of every *element of a parameter axis* what it
-does: one fused weight may hold the rows of a query and of a key, which are edited differently.
+An *atom* is one occurrence of a group of units in one axis. In y = W₂ relu(W₁ x + b) the hidden units occur in the rows
+of W₁, in b, in the columns of W₂, and in the results in between: atoms of one class of a union-find, as they must
+change together. Splitting or cutting one of them splits or cuts all. Each occurrence keeps its own identity (its own
+children when it is divided), so that the analysis can say of every *element of a parameter axis* what it does: one
+fused weight may hold the rows of a query and of a key, which are edited differently.
 
 An axis of size 1 is as a rule no group of units: broadcasting repeats it along whatever it meets, and it drops out. A
 *single* is one unit all the same, such as the only action or channel, as long as it meets nothing but singles.
