@@ -73,7 +73,8 @@ class Space:
       alike: the spaces that must then grow by the same multiple.
       extreme: where its largest or smallest unit is taken, to which of several equal ones is open; None if nowhere.
       linked: the spaces that a channel shuffle takes units from in turn with these, and which must be equally many.
-      table: the constant that alone makes its units, which nobody trains; None if parameters do, or nothing does.
+      table: the constant that alone makes its units beside parameters of other spaces, and which nobody trains; None if
+        parameters do, or nothing does.
       padding: "layer" or "rms" if fresh units can be made to vanish under that normaliser, whatever their number.
     """
 
@@ -289,6 +290,7 @@ def _space(
         if part.space == names[root]
     )
     made = dict.fromkeys(ref.tensor for ref in refs if ref.makes)
+    all_constant = roles.tables.issuperset(layouts)  # some exporters write all weights as constants
     return Space(
         name=names[root],
         size=root.size,
@@ -300,7 +302,7 @@ def _space(
         alike=_together(root, roles.alike, names),
         extreme=roles.extremes.get(root),
         linked=_together(root, roles.linked, names),
-        table=next(iter(made), None) if roles.tables.issuperset(made) else None,
+        table=next(iter(made), None) if roles.tables.issuperset(made) and not all_constant else None,
         padding=None if padding is None else padding.kind,
     )
 
