@@ -322,6 +322,20 @@ def test_shared_zero_biases_do_not_tie_layers():
     assert sizes(analyse(ir.serde.deserialize_model(proto))) == {"one": 5, "two": 5}
 
 
+def test_a_zero_bias_that_is_cut_into_pieces_is_one_tensor():
+    lines = (
+        "i = Constant<value_ints=[0]>()\nj = Constant<value_ints=[5]>()\nk = Constant<value_ints=[8]>()\n"
+        "p = Slice(zero, i, j)\nq = Slice(zero, j, k)\na = Gemm(x, one.weight, p)\nb = Gemm(x, two.weight, q)\n"
+        "c = Relu(a)\nd = Relu(b)\ne = Concat<axis=1>(c, d)\ny = MatMul(e, three.weight)"
+    )
+    model = graph(lines, {"one.weight": (4, 5), "two.weight": (4, 3), "three.weight": (8, 2)})
+    proto = ir.serde.serialize_model(model)
+    proto.graph.initializer.append(numpy_helper.from_array(np.zeros(8, np.float32), "zero"))
+    analysis = analyse(ir.serde.deserialize_model(proto))
+    assert sizes(analysis) == {"one": 5, "two": 3}
+    assert sorted(analysis.tensors) == ["one.weight", "three.weight", "two.weight", "zero"]
+
+
 @pytest.mark.parametrize(
     "lines",
     [

@@ -26,7 +26,7 @@ def prepared(model: ir.Model, trained: Collection[str] = ()) -> ir.Model:
 
     Exporters merge equal tensors. Fifteen layers then share one zero bias, or two recurrent layers one initial state of
     zeros, which would tie their spaces to one another. Only 1-D tensors with one value everywhere and such states are
-    taken apart; other sharing is meant.
+    taken apart; other sharing is meant, and what is cut into pieces is one tensor (the bias of queries, keys, values).
 
     Args:
       trained: parameters that an optimizer holds; they are left whole, as each has one history.
@@ -41,6 +41,7 @@ def prepared(model: ir.Model, trained: Collection[str] = ()) -> ir.Model:
         if (
             value.name in trained
             or len({use.node for use in uses}) < 2
+            or all(use.node.op_type in ("Slice", "Split") and use.idx == 0 for use in uses)
             or not (_constant_vector(value.const_value) or _first_state(value))
         ):
             continue
