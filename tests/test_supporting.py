@@ -248,6 +248,38 @@ def test_a_folded_batch_normalisation_leaves_the_function(name: str, style: str)
     assert folded
 
 
+@pytest.mark.parametrize("last", [False, True], ids=["", "output"])
+@pytest.mark.parametrize("layer", ["Gemm", "Gemm, transposed", "Conv", "ConvTranspose"])
+def test_a_batch_normalisation_is_folded_along_the_channels_of_every_layer(layer: str, last: bool) -> None:
+    """3 numbers or channels become 4; the ε is the standard's, and may be all that is left of a variance."""
+    rng, graph = np.random.default_rng(0), GraphBuilder("folded")
+    flat = layer.startswith("Gemm")
+    x = graph.input("observation", (3,) if flat else (3, 4, 4))
+    shape = {"Gemm": (3, 4), "ConvTranspose": (3, 4, 2, 2)}.get(layer, (4, 3) if flat else (4, 3, 2, 2))
+    weight = graph.parameter("body.weight", rng.standard_normal(shape).astype(np.float32))
+    bias = graph.parameter("body.bias", rng.standard_normal(4).astype(np.float32))
+    form = {"transB": int(shape == (4, 3))} if flat else {}
+    x = graph.op(layer.split(",")[0], x, weight, bias, **form)
+    statistics = {
+        "weight": 1 + rng.random(4),
+        "bias": rng.random(4),
+        "mean": rng.random(4),
+        "var": [1, 0, 1e-5, 1e-3],
+    }
+    norm = [graph.parameter(f"norm.{k}", np.array(array, np.float32)) for k, array in statistics.items()]
+    x = graph.op("BatchNormalization", x, *norm)
+    if not last:
+        x = graph.op("Relu", x if flat else graph.op("GlobalAveragePool", x))
+        head = rng.standard_normal((2, 4)).astype(np.float32), np.zeros(2, np.float32)
+        x = graph.linear(graph.op("Flatten", x), "head", *head)
+    sides = {"Conv": (3, 3), "ConvTranspose": (5, 5)}.get(layer, ())
+    graph.output(x, "q_values", (4, *sides) if last else (2,))
+    model = graph.model()
+    checkpoint = surgery.Checkpoint(model, infer(model))
+    result = surgery.apply(surgery.fold_batchnorm(checkpoint, "body"), checkpoint)
+    assert result.report.ok and len(result.checkpoint.tensors) == (2 if last else 4)
+
+
 def test_slots_of_a_folded_weight_are_those_of_its_new_gradient() -> None:
     """J_new v = J_old Eᵀv: along the weight v/s, and along β what the bias is moved by."""
     before = with_adam(original("batchnorm_resnet", "dynamo").checkpoint)

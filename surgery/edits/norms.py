@@ -121,7 +121,7 @@ def _bypass(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
     if result.is_graph_output():
         name, value.name = result.name, None
         result.name, value.name = None, name
-        value.shape = result.shape
+        value.shape, value.type = result.shape, result.type
     result.replace_all_uses_with(value, replace_graph_outputs=True)
     graph.remove(node, safe=True)
     for operand in operands[1:]:

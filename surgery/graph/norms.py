@@ -10,12 +10,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import onnx_ir as ir
 
 from surgery.graph.atoms import Axis
 from surgery.graph.operands import operands
 from surgery.graph.records import Site
 from surgery.graph.trace import Trace
+
+STANDARD_EPSILON = float(np.float32(1e-5))
+"""What the standard adds to a variance where a node says nothing: a float32 number, as those are that are said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,7 @@ def _operator(trace: Trace, site: Site) -> Norm | None:
     data = trace.axes(x)
     if node.attributes.get_int("axis", -1) % len(data) != len(data) - 1:
         return None
-    epsilon = (node, "epsilon", node.attributes.get_float("epsilon", 1e-5), True)
+    epsilon = (node, "epsilon", node.attributes.get_float("epsilon", STANDARD_EPSILON), True)
     kind: Literal["layer", "rms"] = "layer" if node.op_type == "LayerNormalization" else "rms"
     result = trace.axes(node.outputs[0])[-1]
     return Norm(kind, (node,), data[-1], result, scale, rest[0] if rest else None, epsilon)

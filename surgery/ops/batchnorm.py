@@ -15,6 +15,7 @@ from surgery.edits.rewiring import Rewiring
 from surgery.errors import Refused
 from surgery.graph.labels import full_label, label
 from surgery.graph.layers import Spot, behind, find
+from surgery.graph.norms import STANDARD_EPSILON
 from surgery.graph.ranges import bounds
 from surgery.graph.spaces import Analysis
 from surgery.ops import blocks, naming
@@ -120,7 +121,7 @@ def _folded(
     if shared or bare == (bias in held):
         raise Refused(f"'{(shared or [bias])[0]}' is in use elsewhere, too", hint="surgery.untie it first")
     scale, shift, mean, variance = found
-    epsilon = float(norm.attributes.get_float("epsilon", 1e-5))
+    epsilon = float(norm.attributes.get_float("epsilon", STANDARD_EPSILON))
     return FoldedNorm(
         str(norm.outputs[0].name), str(node.outputs[0].name), weight, forms[node.op_type], bias, bare, scale, shift,
         mean, variance, epsilon,
