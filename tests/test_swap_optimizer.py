@@ -65,7 +65,7 @@ def state_of(optimizer: torch.optim.Optimizer, weight: torch.Tensor) -> tuple[di
         for slot, value in state.items()
         if slot != "step" and isinstance(value, torch.Tensor)
     }
-    return slots, float(state.get("step", math.inf))
+    return slots, float(state.get("step", math.inf if state else 0.0))
 
 
 def settings(optimizer: torch.optim.Optimizer, more: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def swapped(name: str, to: str, steps: int = 60, **options: Any) -> tuple[dict[s
 
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("steps", [1, 30])
+@pytest.mark.parametrize("steps", [0, 1, 30])
 def test_an_update_is_the_one_that_pytorch_makes(name: str, steps: int) -> None:
     kind, make, conventions = KINDS[name]
     gradients = stream(steps + 1)
@@ -235,6 +235,16 @@ def test_nominal_settings_are_orders_of_magnitude_apart_and_the_report_says_so()
         assert matched.tensors[0].gain == pytest.approx(1)
         assert matched.tensors[0].lr == pytest.approx(2.5e-4 / nominal.tensors[0].gain)
     assert rows["tf"] > 100 * rows["torch"]
+
+
+def test_the_first_step_of_what_was_never_updated_is_adams_first() -> None:
+    """As long as its learning rate; the moments of a long run would make it 3.2 times that."""
+    state = OptimizerState("adam", {}, {}, (ParamGroup(("w",), {"lr": 0.01, "eps": 0.0}),))
+    gradients = {"w": np.full((1, 4), 0.5)}
+    weights = {"w": ir.tensor(np.zeros(4, np.float32), name="w")}
+    options = {"lr": 0.01, "momentum": 0.0}
+    _, report = swap_state(state, "sgd", weights=weights, options=options, gradients=gradients)
+    assert report.tensors[0].step == pytest.approx(0.5)
 
 
 def test_epsilon_keeps_its_place() -> None:

@@ -211,7 +211,8 @@ def _members(
         for name in group.parameters:
             slots = {slot: members[name] for slot, members in state.slots.items() if name in members}
             each = slots.pop("step", None)
-            count = state.steps.get(name, math.inf) if each is None else np.asarray(each.numpy(), np.float64)
+            unknown = math.inf if slots or state.kind == "sgd" else 0.0
+            count = state.steps.get(name, unknown) if each is None else np.asarray(each.numpy(), np.float64)
             real = gradients.get(name)
             found.append(
                 Member(
