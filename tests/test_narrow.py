@@ -266,17 +266,26 @@ def of_its_own() -> Checkpoint:
 
 
 def recurrent(*, state: str) -> Checkpoint:
-    """An LSTM that begins at nothing, at zeros or at parameters, and one after it; its step is not the graph's."""
+    """An LSTM that begins at nothing, at zeros, at parameters or at what it is given, and one after it.
+
+    Its step is not the graph's.
+    """
     graph = GraphBuilder("recurrent")
     x = graph.op("Transpose", graph.input("observation", (5, 4)), perm=[1, 0, 2])
     for name, inputs in (("first", 4), ("second", 3)):
         weights = [normal(1, 12, inputs), normal(1, 12, 3), normal(1, 24)]
         values = [graph.parameter(f"{name}.{k}", array) for k, array in zip("wrb", weights, strict=True)]
         begin = np.zeros((1, 1, 3), np.float32) if state == "zeros" else normal(1, 1, 3)
-        states = (
-            [] if state == "nothing" else [None] + [graph.parameter(f"{name}.{k}", begin) for k in ("h", "c")]
-        )
-        x = graph.op("LSTM", x, *values, *states, hidden_size=3)
+        states: list[ir.Value | None] = [None] if state != "nothing" else []
+        for k in ("h", "c") if states else ():
+            given = graph.input(f"{name}.{k}", (3,)) if state == "given" else None
+            states.append(
+                graph.parameter(f"{name}.{k}", begin) if given is None
+                else graph.op("Unsqueeze", given, graph.constant([0]))
+            )  # fmt: skip
+        x, *ends = graph.ops("LSTM", x, *values, *states, outputs=3, hidden_size=3)
+        for k, end in zip(("h", "c"), ends if state == "given" else (), strict=False):
+            graph.output(graph.op("Squeeze", end, graph.constant([0])), f"{name}.{k}.next", (3,))
         x = graph.op("Squeeze", x, graph.constant([1]))
     x = graph.op("MatMul", x, graph.parameter("head.weight", normal(3, 2)))
     x = graph.op("Add", x, graph.parameter("head.bias", normal(2)))
@@ -313,6 +322,7 @@ BACK = {
     "a recurrence from nothing": lambda: recurrent(state="nothing"),
     "a recurrence from zeros": lambda: recurrent(state="zeros"),
     "a recurrence from parameters": lambda: recurrent(state="parameters"),
+    "a recurrence from a state that is given": lambda: recurrent(state="given"),
     "a spectral norm": spectral,
     "a product of two spaces": product,
 }

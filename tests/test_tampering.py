@@ -218,6 +218,8 @@ def test_a_difference_sees_nan_and_infinity(bad: float) -> None:
         absolute, error, name = difference(old, new)
         assert (absolute, error, name) == (math.inf, math.inf, "y") and not relative(old, new) <= FLOAT64
     assert difference(damaged, damaged)[:2] == (0.0, 0.0)
+    one, other = np.array([0.0]), np.array([1.0])
+    assert difference({"x": other, "y": one}, {"x": other + 1, "y": one}) == (1.0, 1.0, "x")
     both = {"x": np.array([0.0]), "y": np.array([bad])}
     assert difference({"x": np.array([5.0]), "y": np.array([0.0])}, both)[1] == math.inf
 
