@@ -229,13 +229,12 @@ def units_along(layout: Layout, space: str, role: str | None = None) -> tuple[Ar
       Per element, shape (size,): the unit, -1 where it belongs to none; and a number that is equal for elements that
       differ in the unit alone.
     """
-    unit, rest, count = np.full(1, -1), np.zeros(1, np.int64), 1
+    unit, rest = np.full(1, -1), np.zeros(1, np.int64)
     for factor in layout:
         own, label, size = _units_of(factor, space, role)
         joined = np.broadcast_arrays(unit[:, None], own[None, :])
         unit = np.where(joined[0] >= 0, joined[0], joined[1]).reshape(-1)
         rest = np.add.outer(rest * size, label).reshape(-1)
-        count *= size
     return unit, rest
 
 
