@@ -376,9 +376,11 @@ def twins(rng: np.random.Generator) -> surgery.Checkpoint:
     return checkpoint.replace(optimizer=OptimizerState("adam", slots, dict.fromkeys(own, 10.0), groups))
 
 
-@pytest.mark.parametrize("after", ["q_net.2", "q_net_target.2"])
+@pytest.mark.parametrize("after", ["q_net.2", "q_net_target.2", ["q_net.2", "q_net_target.2"]], ids=str)
 @pytest.mark.parametrize("kind", ["identity", "residual", "batchnorm"])
-def test_a_target_network_gets_the_same_layer_with_the_same_numbers(after: str, kind: str) -> None:
+def test_a_target_network_gets_the_same_layer_with_the_same_numbers(
+    after: str | list[str], kind: str
+) -> None:
     before = twins(np.random.default_rng(0))
     result = surgery.apply(surgery.deepen(before, after, count=2, kind=kind), before)  # type: ignore[arg-type]
     assert result.report is not None and result.report.ok and result.report.max_abs_error == 0
@@ -386,6 +388,7 @@ def test_a_target_network_gets_the_same_layer_with_the_same_numbers(after: str, 
     new = [name for name in result.checkpoint.tensors if name not in before.tensors]
     ours = [name for name in new if name.startswith("q_net.")]
     assert ours and len(new) == 2 * len(ours)
+    assert result.plan.insertions == surgery.deepen(before, "q_net.2", count=2, kind=kind).insertions  # type: ignore[arg-type]
     for name in ours:
         copy = result.checkpoint.tensors[name.replace("q_net.", "q_net_target.")]
         assert copy.tobytes() == result.checkpoint.tensors[name].tobytes()

@@ -119,6 +119,7 @@ def test_names_and_ranges_of_features_follow() -> None:
     assert after.high == (*high, 3.0)
     drawn = probes(execute(plan, checkpoint), 64, 0)["observation"]
     assert drawn[:, 2].min() < -1.0 and (drawn[:, 3] >= low[2]).all()
+    assert (drawn.std(0) > 0.5).all()
 
 
 def _parsed(text: str) -> surgery.Checkpoint:
