@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -120,6 +121,24 @@ def test_names_and_ranges_of_features_follow() -> None:
     drawn = probes(execute(plan, checkpoint), 64, 0)["observation"]
     assert drawn[:, 2].min() < -1.0 and (drawn[:, 3] >= low[2]).all()
     assert (drawn.std(0) > 0.5).all()
+
+
+def test_statistics_of_features_and_ranges_of_actions_follow_in_the_contract(model: Path) -> None:
+    """A new feature is left as it is, a new action lies between -1 and 1."""
+    checkpoint = surgery.load(model)
+    statistics = {"mean": [1.0, 2.0, 3.0, 4.0], "variance": [5.0, 6.0, 7.0, 8.0], "epsilon": 0.25}
+    ranges = {"q_values": {"low": [-2.0, -3.0], "high": [4.0, 5.0]}}
+    settings = {"normaliser": {"observation": statistics}, "action_range": ranges}
+    checkpoint = checkpoint.replace(environment=Environment(None, settings))
+    plan = surgery.extend(checkpoint, [NewObservation("observation", 1, 1)], [NewAction("q_values", 1)])
+    after = surgery.apply(plan, checkpoint).checkpoint.environment.settings
+    found = after["normaliser"]["observation"]
+    assert found == {
+        "mean": (1.0, 0.0, 2.0, 3.0, 4.0),
+        "variance": (5.0, 0.75, 6.0, 7.0, 8.0),
+        "epsilon": 0.25,
+    }
+    assert after["action_range"]["q_values"] == {"low": (-2.0, -3.0, -1.0), "high": (4.0, 5.0, 1.0)}
 
 
 def _parsed(text: str) -> surgery.Checkpoint:

@@ -293,6 +293,14 @@ def recurrent(*, state: str) -> Checkpoint:
     return checkpoint(graph)
 
 
+def test_a_constant_that_a_recurrence_reads_is_folded_into_its_gates() -> None:
+    before = recurrent(state="parameters")
+    plan = surgery.retire(before, [surgery.Retired("observation[2]", 1, 0.5)])
+    after = proved(plan, before)
+    gates = before.tensors["first.b"].numpy()[0, :12] + 0.5 * before.tensors["first.w"].numpy()[0, :, 1]
+    np.testing.assert_allclose(after.tensors["first.b"].numpy()[0, :12], gates, rtol=1e-6)
+
+
 def spectral() -> Checkpoint:
     """A weight that is divided by its largest singular value, as two vectors tell it."""
     graph = GraphBuilder("spectral")

@@ -409,6 +409,29 @@ def test_the_verifier_sees_wrong_edits_beside_scores_of_forbidden_actions(
         assert check_slots(plan, before, exact, inputs, seed=0)[0].value > 1e-3
 
 
+def test_what_only_onnxruntime_can_evaluate_is_compared_in_float32_alone() -> None:
+    rng, graph = np.random.default_rng(0), GraphBuilder("of another domain")
+    weights = {
+        name: rng.standard_normal((4, 4)).astype(np.float32) for name in ("body.weight", "head.weight")
+    }
+    x = graph.input("observation", (4,))
+    side = graph.op("Sigmoid", x)
+    hidden = graph.op("Relu", graph.linear(x, "body", weights["body.weight"]))
+    graph.output(graph.linear(hidden, "head", weights["head.weight"]), "q_values", (4,))
+    graph.output(side, "side", (4,))
+    model, node = graph.model(), side.producer()
+    assert node is not None
+    node.op_type, node.domain, model.graph.opset_imports["com.microsoft"] = "QuickGelu", "com.microsoft", 1
+    slots = {"momentum_buffer": {name: ir.Tensor(array, name=name) for name, array in weights.items()}}
+    state = OptimizerState("sgd", slots, {}, (ParamGroup(tuple(weights)),))
+    before = surgery.Checkpoint(model, infer(model), optimizer=state)
+    report = surgery.apply(surgery.widen(before, factor=2, init="net2net"), before).report
+    assert report is not None and report.ok
+    for name in ("outputs, float64", "optimizer slots"):
+        check = report.check(name)
+        assert check is not None and check.limit is None and "cannot evaluate QuickGelu" in check.detail
+
+
 @pytest.mark.parametrize("name", ["minatar-breakout-dqn", "conv_scalars", "lstm_policy"])
 def test_directions_of_large_tensors_judge_alike(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Products of vectors: right edits pass, and wrong ones are as wrong."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -16,7 +17,7 @@ from surgery.edits.arithmetic import SpaceEdit
 from surgery.edits.execute import execute
 from surgery.edits.plan import Plan
 from surgery.edits.ports import grow, shrink
-from surgery.errors import ClaimFailed, PlanMismatch, ProofFailed
+from surgery.errors import ArgumentError, ClaimFailed, PlanMismatch, ProofFailed
 from surgery.graph.layout import Layout, Role, Sum, Units
 from surgery.numeric import run
 from surgery.ops.widen import Init
@@ -235,6 +236,17 @@ def test_a_plan_that_makes_nan_returns_nothing() -> None:
     damaged = checkpoint.replace(model=model)
     with pytest.raises(surgery.SurgeryError, match="NaN"):
         surgery.apply(surgery.widen(damaged, factor=2), damaged)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"), [({"actions": 4}, "different outputs"), ({"observation": (5,)}, "different inputs")]
+)
+@pytest.mark.parametrize("name", ["mlp-8", "lstm-8"])
+def test_files_of_other_interfaces_are_not_compared(name: str, change: dict[str, Any], says: str) -> None:
+    one = architectures.new(name, observation=(4,), actions=3)
+    other = architectures.new(name, **{"observation": (4,), "actions": 3, **change})
+    with pytest.raises(ArgumentError, match=says):
+        surgery.verify(one, other)
 
 
 @pytest.mark.parametrize("to", ["lstm-8", "gru-8", "nature-lstm-16"])
