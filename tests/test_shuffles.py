@@ -199,7 +199,7 @@ def test_what_is_shuffled_with_single_units_is_frozen(tmp_path: Path) -> None:
     arrays |= {"parted": np.array([-1, 2, 2]), "joined": np.array([-1, 4])}
     model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in arrays.items())
     space = analyse(ir.from_proto(model)).space("two")
-    assert "other numbers of units" in str(space.reason)
+    assert "another number of units" in str(space.reason)
 
 
 @pytest.mark.parametrize("widths", [None, {"stages.1.0.left.2": 10}])

@@ -103,7 +103,7 @@ def assign(trace: Trace) -> Roles:
                 roles.no_zero.setdefault(find(leaf), reason)
     _common_blocks(trace, roles)
     roles.linked = _linked(trace, roles)
-    _freezetogether(trace, roles)
+    _freeze_together(trace, roles)
     return roles
 
 
@@ -128,7 +128,7 @@ def _linked(trace: Trace, roles: Roles) -> list[set[Atom]]:
         group = {find(leaf) for leaf in found}
         wanted = size_of(parts[0])
         if not all(each) or any(leaf.size != wanted for leaf in found):
-            freeze(tuple(found), Freeze("mismatch", "shuffled with parts of other numbers of units"))
+            freeze(tuple(found), Freeze("mismatch", "shuffled with another number of units"))
         averaged = min((roles.whole[root] for root in group if root in roles.whole), default=None)
         if averaged is not None:
             freeze(
@@ -173,7 +173,7 @@ def _common_blocks(trace: Trace, roles: Roles) -> None:
                 )
 
 
-def _freezetogether(trace: Trace, roles: Roles) -> None:
+def _freeze_together(trace: Trace, roles: Roles) -> None:
     """What is averaged, or shuffled, together with units that cannot grow cannot grow either."""
     growable = {find(leaf) for axes in trace.tensors.values() for axis in axes for leaf in leaves(axis)}
     again = True
@@ -310,7 +310,7 @@ def _produced(roles: Roles, trace: Trace, asked: set[Atom], through: set[Atom]) 
                 continue
             produced |= made
             for leaf in _in_order(made & asked) if not through.issuperset(units) else ():
-                reason = f"'{leaf.tensor}' makes units that are scaled in one place and not in another"
+                reason = f"'{leaf.tensor}' makes units that would be scaled in one place and not in another"
                 roles.no_net2net.setdefault(find(leaf), reason)
     return produced
 
