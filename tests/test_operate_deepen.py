@@ -227,6 +227,17 @@ def test_parameters_join_the_group_of_the_layer_before_them():
     assert {id(p) for p in net[5].parameters()} <= {id(p) for p in optimizer.param_groups[2]["params"]}
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_layers_behind_a_frozen_one_are_frozen_and_named(whole):
+    net = plain().to(X.dtype)
+    net[0].requires_grad_(False)
+    optimizer = torch.optim.Adam(net.parameters() if whole else net[2:].parameters())
+    done = operate(net, optimizer, X, lambda c: surgery.deepen(c, ["0", "2"], kind="residual"))
+    frozen = {name for name, p in net.named_parameters() if not p.requires_grad} - {"0.weight", "0.bias"}
+    assert len(frozen) == 4 and set(done.untrained) == frozen
+    assert f"not trained, like the layer before: {done.untrained[0]}" in done.describe()
+
+
 def test_the_state_fits_an_optimizer_of_the_same_class_with_the_layer_written_in():
     """PyTorch numbers state by place, and compares no shapes: the places are those of the module's parameters."""
     other, net = nn.Linear(5, 5, bias=False, dtype=X.dtype), plain().to(X.dtype)

@@ -24,6 +24,7 @@ from surgery.torch.layers import layers_of, new_numbers, started
 from surgery.torch.live.journal import Journal
 from surgery.torch.live.outputs import Runner
 from surgery.torch.live.places import Calls, Site, free_name, is_container, sites
+from surgery.torch.optimizer_state import parameters_of
 from surgery.torch.sequences import sources
 from surgery.torch.stored import to_numpy
 from surgery.verify.outputs import runtime
@@ -138,6 +139,13 @@ class NewLayers:
                 journal.contents(group["params"], members)
                 if "param_names" in group:
                     journal.contents(group["param_names"], names)
+
+    def untrained(self, optimizers: Sequence[torch.optim.Optimizer]) -> tuple[str, ...]:
+        """New parameters of the model that no optimizer trains: frozen like what they join, or in no group as it."""
+        held = {id(p) for optimizer in optimizers for p in parameters_of(optimizer)}
+        found = dict(self.runner.network.named_parameters())
+        own = [name for name in self.names.values() if name in found]
+        return tuple(name for name in own if id(found[name]) not in held or not found[name].requires_grad)
 
     def _put(
         self, journal: Journal, network: nn.Module, part: nn.Module, site: Site, held: Mapping[str, Tensor]

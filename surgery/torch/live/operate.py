@@ -118,6 +118,7 @@ def operate(
             tensors=tuple(prepared.names),
             attributes=prepared.changed,
             layers={} if layers is None else layers.names,
+            untrained=() if layers is None or not optimizers else layers.untrained(optimizers),
             slots=prepared.slots,
             others=others,
             unused=unused,

@@ -24,6 +24,7 @@ class Operation:
       tensors: parameters and buffers that changed, by network (0 is the model, the others are those of `also`).
       attributes: module attributes that changed: path -> (before, after).
       layers: tensors of new layers: name in the plan -> path in the module.
+      untrained: parameters of new layers that no given optimizer trains, like the layer before them.
       slots: number of optimizer slots that followed.
       others: number of parameters that the optimizers hold besides those of the networks; they were left alone.
       unused: parameters that the model's `forward` does not use; they were left alone.
@@ -38,6 +39,7 @@ class Operation:
     tensors: tuple[tuple[str, ...], ...]
     attributes: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     layers: Mapping[str, str] = field(default_factory=dict)
+    untrained: tuple[str, ...] = ()
     slots: int = 0
     others: int = 0
     unused: tuple[str, ...] = ()
@@ -59,6 +61,11 @@ class Operation:
         lines = [" · ".join(parts), *self.plan.notes]
         if self.layers:
             lines.append(f"new: {', '.join(self.layers.values())}")
+        if self.untrained:
+            lines.append(
+                f"not trained, like the layer before: {some_text(self.untrained, 4)}; to train them: "
+                "requires_grad_(True), and optimizer.add_param_group"
+            )
         if self.recipe is not None:
             lines.append("optimizer settings, in place" if self.regrouped else "optimizer settings")
             lines.append(textwrap.indent(self.recipe.describe(), "  "))
@@ -78,6 +85,7 @@ class Operation:
             "tensors": [list(names) for names in self.tensors],
             "attributes": {path: list(pair) for path, pair in self.attributes.items()},
             "layers": dict(self.layers),
+            "untrained": list(self.untrained),
             "slots": self.slots,
             "others": self.others,
             "unused": list(self.unused),
