@@ -186,8 +186,10 @@ def test_a_factor_widens_all_that_can_grow_and_lists_the_rest(name: str, style: 
     before = original(name, style)
     reasons = {s.name: refusal(s, "auto", factor=1.5) or s.table for s in before.analysis.spaces}
     if all(reason is not None for reason in reasons.values()):
-        with pytest.raises(Refused, match="no space of this model can grow"):
+        with pytest.raises(Refused, match="can grow by a factor of") as caught:
             surgery.widen(before.checkpoint, factor=1.5)
+        doubles = any(refusal(s, "auto", factor=2) is None for s in before.analysis.spaces)
+        assert (caught.value.hint == "a factor of 2 fits") == doubles
         return
     plan = surgery.widen(before.checkpoint, factor=1.5)
     sizes = {s.name: math.ceil(1.5 * s.size) for s in before.analysis.spaces}

@@ -215,8 +215,13 @@ def _by_factor(
     _seat(analysis, wanted, frozen)
     if not wanted:
         hints = [hint for space in analysis.spaces if (hint := _undeclared_state(analysis, space))]
+        whole = math.ceil(factor)
+        if any(
+            not (_refusal(space, init) or _uneven(space, whole, init, shares)) for space in analysis.spaces
+        ):
+            hints.insert(0, f"a factor of {whole} fits")
         raise Refused(
-            "no space of this model can grow", where=dict(frozen[:6]),
+            f"no space of this model can grow by a factor of {factor:g}", where=dict(frozen[:6]),
             hint=hints[0] if hints else "surgery inspect shows every axis",
         )  # fmt: skip
     return wanted, frozen

@@ -118,7 +118,8 @@ class Trajectory:
         self.tracked = dict(_track(optimizer, names, plan, self.edits))
         if not self.tracked:
             raise PlanMismatch("the optimizer trains no parameter that the plan edits",
-                               hint="give the module that the plan was applied to")  # fmt: skip
+                               hint="give the module that the plan was applied to; an optimizer of nothing but other "
+                               "parameters goes on by itself")  # fmt: skip
         self.settling, self._settled, self._ramp = 0, 0, False
         for tracked in self.tracked.values():
             if tracked.factors.fresh is not None:
