@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -67,6 +68,17 @@ class Branching(nn.Module):
         return self.fc(x) if float(x.sum()) > 0 else x
 
 
+class Choices(nn.Module):
+    """Several choices at once, from one layer that is split by their sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes, self.fc, self.heads = (3, 4, 2), nn.Linear(5, 8), nn.Linear(8, 9)
+
+    def forward(self, x):
+        return self.heads(torch.relu(self.fc(x))).split(self.sizes, -1)
+
+
 class Unseen(nn.Module):
     """Noise that is used in training only."""
 
@@ -102,6 +114,16 @@ class Lion(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 self.state[parameter]["trend"] = torch.ones_like(parameter)
+
+
+class Sharpness(torch.optim.Optimizer):
+    """An optimizer that leaves its steps to another one, of the same groups."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(net.parameters(), {})
+        self.base = torch.optim.Adam(net.parameters())
+        self.param_groups = self.base.param_groups
+        trained(net, self.base, X)
 
 
 def split(net: nn.Module) -> nn.Module:
@@ -216,6 +238,8 @@ REFUSALS = {
     ),
     "a schedule by itself": (mlp, adam, X, DOUBLE | {"schedulers": object()}, ArgumentError, "schedulers=[…]"),
     "a companion by itself": (mlp, adam, X, NINE | {"also": mlp()}, ArgumentError, "also=[…]"),
+    "an optimizer in another": (mlp, Sharpness, X, NINE, ArgumentError, "operate(model, optimizer.base, …)"),
+    "an optimizer in something else": (mlp, lambda net: SimpleNamespace(it=adam(net)), X, NINE, ArgumentError, "wraps"),
     "a class of optimizers": (mlp, lambda net: torch.optim.Adam, X, DOUBLE, ArgumentError, "in use"),
     "other inputs": (mlp, adam, torch.zeros(4, 9), NINE, ArgumentError, "does not run on the ex"),
     "inputs that are no numbers": (mlp, adam, X * torch.nan, NINE, ArgumentError, "computes numbers"),
@@ -295,6 +319,21 @@ def test_a_size_in_an_attribute_can_be_given():
     assert caught.value.where["module"] == "inner.fc (Linear)"
     operate(net, None, FRAMES, wider(widths={"inner.conv": 9}), attributes={"flat": 225})
     torch.testing.assert_close(net(FRAMES), before)
+
+
+def test_the_error_says_which_attributes_hold_an_old_size():
+    net, named = Choices(), {"output_names": ["move", "build", "say"]}
+    before = net(X)
+
+    def more(checkpoint):
+        return surgery.extend(checkpoint, actions=[surgery.NewAction("build", 1)])
+
+    with pytest.raises(Refused, match="cannot run with its new sizes") as caught:
+        operate(net, None, X, more, export_options=named)
+    assert "attributes={'sizes': [3, 5, 2]}" in str(caught.value.hint)
+    operate(net, None, X, more, export_options=named, attributes={"sizes": [3, 5, 2]})
+    after = net(X)
+    torch.testing.assert_close([after[0], after[1][:, :4], after[2]], list(before))
 
 
 def test_noise_of_training_follows_in_training_mode():

@@ -167,11 +167,15 @@ def distinct(
     """Optimizers as a list, each once.
 
     Raises:
-      ArgumentError: it is a class.
+      ArgumentError: it is a class, or no optimizer.
     """
     if isinstance(given, type):
         raise ArgumentError(
             f"{given.__name__} is a class, not an optimizer", hint="give the one that is in use"
+        )
+    if given is not None and not isinstance(given, torch.optim.Optimizer | Iterable):
+        raise ArgumentError(
+            f"a {type(given).__name__} is not a torch.optim.Optimizer", hint="give the one that it wraps"
         )
     several = [given] if isinstance(given, torch.optim.Optimizer) else given or ()
     return list(dict.fromkeys(several))
@@ -181,8 +185,8 @@ def check_optimizers(optimizers: Sequence[torch.optim.Optimizer], networks: Sequ
     """The number of parameters that the optimizers hold besides those of the networks.
 
     Raises:
-      ArgumentError: one holds none of them, or follows a trajectory; no optimizer. Refused: one that has no state by
-        parameter.
+      ArgumentError: one holds none of them, or follows a trajectory; no optimizer; one that wraps the one with the
+        state. Refused: one that has no state by parameter.
     """
     own = {id(tensor) for network in networks for tensor in network.parameters()}
     others = 0
@@ -197,6 +201,12 @@ def check_optimizers(optimizers: Sequence[torch.optim.Optimizer], networks: Sequ
                 hint="make a new LBFGS after the operation",
             )
         held = set(map(id, parameters_of(optimizer)))
+        for name, inner in vars(optimizer).items():
+            if isinstance(inner, torch.optim.Optimizer) and inner.state and inner not in optimizers:
+                raise ArgumentError(
+                    f"the {type(optimizer).__name__} wraps another optimizer, '{name}', which has the state",
+                    hint=f"give that: operate(model, optimizer.{name}, …); what the wrapper remembers does not follow",
+                )
         if not own & held:
             raise ArgumentError(
                 f"the {type(optimizer).__name__} holds none of the model's parameters",

@@ -115,13 +115,20 @@ def _attributes(network: nn.Module, plan: Plan) -> str:
     """What to write: attributes that still hold the old size of a space, and the new one."""
     sizes = {edit.before: edit.after for edit in plan.spaces}
     found = [
-        f"'{f'{path}.{name}'.lstrip('.')}': {sizes[value]}"
+        f"'{f'{path}.{name}'.lstrip('.')}': {_resized(value, sizes)}"
         for path, module in network.named_modules()
         if not type(module).__module__.startswith("torch.")
         for name, value in vars(module).items()
-        if type(value) is int and value in sizes
+        if not name.startswith("_") and _resized(value, sizes) != value
     ] or ["'path.name': value"]
     return f"attributes={{{', '.join(found[:4])}{', …' if len(found) > 4 else ''}}}"
+
+
+def _resized(value: object, sizes: Mapping[int, int]) -> object:
+    """An attribute with new sizes for old ones: a whole number, or several."""
+    if isinstance(value, list | tuple) and all(type(n) is int for n in value):
+        return [sizes.get(n, n) for n in value]
+    return sizes.get(value, value) if type(value) is int else value
 
 
 def _gap(old: Tensor, new: Tensor) -> float:
