@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -249,3 +251,51 @@ def test_attention_of_ones_own_grows_in_heads_whose_number_the_error_asks_for():
         step(net, [optimizer], seed, x)
         step(small, [slow], seed, x)
     torch.testing.assert_close(net(x), small(x), rtol=1e-12, atol=1e-12)
+
+
+class Heads(nn.Module):
+    """What a policy of Stable-Baselines3 computes, without its distribution."""
+
+    def __init__(self, policy: nn.Module) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, observation):
+        actor, critic = self.policy.mlp_extractor(self.policy.extract_features(observation))
+        return self.policy.action_net(actor), self.policy.value_net(critic)
+
+
+class Widened(BaseCallback):
+    """Wider after the first rollout, or not."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width, self.left = width, 1
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        policy = self.model.policy
+        if self.width and self.model.num_timesteps and self.left:
+            self.left -= 1
+            widths = {"policy.mlp_extractor.policy_net.0": self.width}
+            done = operate(Heads(policy), policy.optimizer, X[:, :4], wider(widths=widths, init="net2net"))
+            follow(policy.optimizer, Heads(policy), done.plan)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_framework_trains_on_from_inside_its_callback_and_loads_what_it_saves(tmp_path):
+    kwargs = {"net_arch": {"pi": [8, 6], "vf": [8]}}
+    old, new = (
+        PPO("MlpPolicy", "CartPole-v1", n_steps=64, seed=0, device="cpu", policy_kwargs=kwargs) for _ in "12"
+    )
+    for model, width in ((old, 0), (new, 11)):
+        model.set_random_seed(0)
+        model.learn(256, callback=Widened(width))
+    torch.testing.assert_close(Heads(new.policy)(X[:, :4]), Heads(old.policy)(X[:, :4]), rtol=1e-4, atol=1e-5)
+    new.policy_kwargs["net_arch"] = {"pi": [11, 6], "vf": [8]}
+    new.save(tmp_path / "wide.zip")
+    again = PPO.load(tmp_path / "wide.zip", env=new.get_env())
+    torch.testing.assert_close(Heads(again.policy)(X[:, :4]), Heads(new.policy)(X[:, :4]))
+    again.learn(64)
