@@ -21,7 +21,7 @@ def named(
     """
     wanted: dict[str, list[tuple[tuple[bool, int], Atom]]] = {}
     for root, places in members.items():
-        tensor, axis, _ = _naming(places, roles)
+        tensor, axis = _naming(places, roles)
         at = (root.size == 1, order.get(root, axis))
         wanted.setdefault(_port(root) or modules[tensor], []).append((at, root))
     names: dict[Atom, str] = {}
@@ -41,9 +41,10 @@ def _port(root: Atom) -> str | None:
     return None
 
 
-def _naming(places: list[tuple[str, int, Atom]], roles: Roles) -> tuple[str, int, Atom]:
-    """The first place of a weight that makes units."""
+def _naming(places: list[tuple[str, int, Atom]], roles: Roles) -> tuple[str, int]:
+    """The first weight that makes units, and on which of its axes."""
     makers = [place for place in places if place[2] not in roles.readers]
     # what an exporter has taken apart (gates) has no purpose that is known
     weights = [place for place in makers if "weight" in roles.purpose.get(place[0], {"weight"})]
-    return (weights or makers or places)[0]
+    tensor, axis, _ = (weights or makers or places)[0]
+    return tensor, axis
