@@ -51,8 +51,9 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
         yield from group["params"]
 
 
-_STEP: Any = torch.optim.Optimizer.profile_hook_step(len)
-"""What PyTorch makes of the `step` of every class: hooks before and after."""
+_HOOKED: Any = getattr(torch.optim.Optimizer, "profile_hook_step", None)
+_STEP = None if _HOOKED is None else _HOOKED(len).__code__
+"""The code of what PyTorch makes of the `step` of every class: hooks before and after."""
 
 
 def is_nested(optimizer: torch.optim.Optimizer) -> bool:
@@ -63,7 +64,7 @@ def is_nested(optimizer: torch.optim.Optimizer) -> bool:
     steps, frame = 0, sys._getframe()
     while frame.f_back is not None:
         frame = frame.f_back
-        steps += frame.f_code is _STEP.__code__ and frame.f_locals.get("self") is optimizer
+        steps += frame.f_code is _STEP and frame.f_locals.get("self") is optimizer
     return steps > 1
 
 
