@@ -16,6 +16,7 @@ from onnx import numpy_helper
 import surgery
 from surgery import NewAction, NewObservation, Retired
 from surgery.architectures import new
+from surgery.builder import GraphBuilder
 from surgery.description import Observed, SpaceDescription
 from surgery.edits.execute import execute
 from surgery.edits.plan import Plan
@@ -396,6 +397,22 @@ def test_a_new_action_starts_as_it_was_asked_to() -> None:
     np.testing.assert_allclose(rows["mean"], old.mean(1, keepdims=True).repeat(2, 1), rtol=1e-12)
     np.testing.assert_array_equal(rows["zero"], 0)
     np.testing.assert_allclose(rows["logit"], -3, rtol=1e-12)
+
+
+def test_what_has_a_row_for_every_old_action_is_named() -> None:
+    rng, graph = np.random.default_rng(0), GraphBuilder("last action")
+    weights = [
+        rng.standard_normal(shape).astype(np.float32) for shape in ((5, 4), (6, 7), (6,), (5, 6), (5,))
+    ]
+    last = graph.op(
+        "Gather", graph.parameter("rows.weight", weights[0]), graph.input("action", (), "int64"), axis=0
+    )
+    x = graph.op("Concat", graph.input("observation", (3,)), last, axis=-1)
+    x = graph.linear(graph.op("Relu", graph.linear(x, "body", *weights[1:3])), "head", *weights[3:])
+    graph.output(x, "q_values", (5,))
+    model = graph.model()
+    plan = surgery.extend(surgery.Checkpoint(model, infer(model)), actions=[NewAction("q_values", 1)])
+    assert any("'rows.weight' has a row for each of 5 numbers" in note for note in plan.notes)
 
 
 def test_dueling_keeps_its_mean_and_says_that_gradients_change() -> None:

@@ -174,6 +174,12 @@ def _notes(checkpoint: Checkpoint, analysis: Analysis, action: NewAction) -> lis
             f"action {action.of} of '{action.output}' keeps 1/{action.count + 1} of its probability, each new "
             "action gets as much; the others keep theirs, and the greedy action stays the same"
         )
+    for table in analysis.spaces:
+        if table.size == space.size and any("indexed at run time" in why for why in table.reasons):
+            found.append(
+                f"'{table.axes[0].tensor}' has a row for each of {table.size} numbers and none for a new one: an input "
+                "that holds the last action cannot hold a new one"
+            )
     return [*found, *in_the_graph(checkpoint, analysis, space, action.start)]
 
 
