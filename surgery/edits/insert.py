@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from surgery.edits.insertion import Insertion, NewNode, NewPort, NewTensor, Place
 from surgery.errors import PlanMismatch
-from surgery.graph.beside import KIND
+from surgery.graph.modules import KIND
 from surgery.interface import Interface, Port
 from surgery.optimizer import OptimizerState, ParamGroup, slots_of_each
 

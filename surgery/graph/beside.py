@@ -10,13 +10,11 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from surgery.errors import Refused
+from surgery.graph.modules import KIND
 from surgery.graph.operands import operands
 
 PREFIX = "sidecar."
 """Of every name of the new network, as long as the old one is there."""
-
-KIND = "pkg.torch.export.graph_signature.InputSpec.kind"
-"""Where PyTorch's exporter says what an initializer is, PARAMETER or BUFFER; a trained scalar looks like neither."""
 
 _OLDEST = 13
 _EXTENDED = frozenset(

@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from surgery.graph.atoms import Atom, Axis, Place, factors, find, leaves, summands
 from surgery.graph.axes import SQUARE
-from surgery.graph.beside import KIND
+from surgery.graph.modules import KIND
 from surgery.graph.operands import data_of, operands
 from surgery.graph.records import Site
 from surgery.graph.trace import Trace

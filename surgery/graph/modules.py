@@ -9,6 +9,9 @@ import onnx_ir as ir
 
 from surgery.graph.trace import Trace
 
+KIND = "pkg.torch.export.graph_signature.InputSpec.kind"
+"""Where PyTorch's exporter says what an initializer is, PARAMETER or BUFFER; a trained scalar looks like neither."""
+
 _RENAMED = re.compile(r"onnx::\w+$|val_\d+$|t(_\d+)?$|_?(const|initializer|unsqueeze|transpose)\w*$")
 """Names that exporters make up for tensors which they have transposed or merged."""
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery.errors import GraphError
-from surgery.graph.beside import KIND
+from surgery.graph.modules import KIND
 
 _STATISTICS = (3, 4)
 _CONTRACTIONS = frozenset(["Gemm", "MatMul", "Einsum", "Conv", "ConvTranspose"])
