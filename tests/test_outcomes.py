@@ -61,9 +61,9 @@ def test_the_best_student_is_kept_beside_the_last_one(teacher: surgery.Checkpoin
     session = Session(replace(job, folder=tmp_path / "other"))
     best = surgery.load(outcome.best)
     session.student.load({name: torch.from_numpy(array) for name, array in weights(outcome.best).items()})
-    played = Loop(session)._play(Actor(session.student).greedy, 3 + due, 2, "greedy")
+    played = Loop(session)._play(Actor(session.student).greedy, 3 + due, 2)
     session.close()
-    assert played.mean == outcome.best_return
+    assert played.returns.mean() == outcome.best_return
     assert best.optimizer is None
     assert "scores" not in best.environment.settings  # the largest of several is no measurement
 
