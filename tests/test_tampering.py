@@ -21,7 +21,7 @@ from surgery.errors import ArgumentError, ClaimFailed, PlanMismatch, ProofFailed
 from surgery.graph.layout import Layout, Role, Sum, Units
 from surgery.numeric import run
 from surgery.ops.widen import Init
-from surgery.verify.outputs import difference
+from surgery.verify.outputs import difference, policy_checks
 from tests import zoo
 from tests.originals import FLOAT64, ODD, grown, original, refusal, relative
 
@@ -223,6 +223,20 @@ def test_a_difference_sees_nan_and_infinity(bad: float) -> None:
     assert difference({"x": other, "y": one}, {"x": other + 1, "y": one}) == (1.0, 1.0, "x")
     both = {"x": np.array([0.0]), "y": np.array([bad])}
     assert difference({"x": np.array([5.0]), "y": np.array([0.0])}, both)[1] == math.inf
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e4, -1e4])
+def test_the_policy_is_compared_by_its_largest_divergence_whatever_is_added_to_all_logits(
+    shift: float,
+) -> None:
+    checkpoint = architectures.new("mlp-8", observation=(4,), actions=3, head="actor-critic")
+    old, new = np.array([[0.0, 0.0, 0.0], [2.0, 0.0, -1.0]]), np.array([[1.0, 0.0, 0.0], [2.0, 0.0, 0.0]])
+    p, q = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (old, new))
+    flips, divergence = policy_checks(checkpoint, {"logits": old + shift}, {"logits": new + shift}, 1e-8)
+    assert (flips.value, flips.ok, divergence.ok) == (0, True, False)
+    assert divergence.value == pytest.approx((p * np.log(p / q)).sum(-1).max(), rel=1e-9)
+    flips, _ = policy_checks(checkpoint, {"logits": old + shift}, {"logits": -new + shift}, 1e-8)
+    assert flips.value == 2
 
 
 def test_a_plan_that_makes_nan_returns_nothing() -> None:
