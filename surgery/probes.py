@@ -11,6 +11,7 @@ import onnx_ir as ir
 from surgery.arrays import Array, Arrays
 from surgery.checkpoint import Checkpoint
 from surgery.errors import ArgumentError, UnknownName, shape_text
+from surgery.graph.chosen import rows_to_choose
 from surgery.graph.symbols import symbol
 from surgery.graph.walk import lengths
 from surgery.interface import Port
@@ -29,7 +30,8 @@ def probes(
     """Inputs for a model.
 
     Args:
-      checkpoint: its declared ranges are used; an undeclared floating input is standard normal.
+      checkpoint: its declared ranges are used; an undeclared floating input is standard normal, an undeclared number
+        of a row any of those that there are.
       count: number of rows, where the first dimension is symbolic.
       seed: of the random inputs, and of the choice among recorded ones.
       recorded: input name -> array, rows first; an array of another name is taken if the model has one input.
@@ -48,6 +50,7 @@ def probes(
         _refuse_vacuous(name, array, checkpoint.interface.input(name))
     rows = min([count, *(len(array) for array in found.values())])
     sizes = lengths(checkpoint.model, checkpoint.interface, _wanted(inputs, found, rows))
+    rows_of = rows_to_choose(checkpoint.model)
     out: Arrays = {}
     for value in inputs:
         name = value.name or ""
@@ -57,7 +60,7 @@ def probes(
         if name in found:
             out[name] = _choose(found[name], shape, value, rng)
         else:
-            out[name] = _draw(value, checkpoint.interface.input(name), shape, rng)
+            out[name] = _draw(value, checkpoint.interface.input(name), shape, rows_of.get(name), rng)
     return out
 
 
@@ -115,12 +118,16 @@ def _choose(array: Array, shape: tuple[int, ...], value: ir.Value, rng: np.rando
     return array[rows].astype(_dtype(value))
 
 
-def _draw(value: ir.Value, port: Port, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+def _draw(
+    value: ir.Value, port: Port, shape: tuple[int, ...], rows: int | None, rng: np.random.Generator
+) -> Array:
+    """Random numbers of an input; where nothing is declared, those of `rows` that it chooses from."""
     dtype = _dtype(value)
     if dtype.kind == "b" or (port.kind == "mask" and port.low is port.high is None):
         return (rng.random(shape) < 0.5).astype(dtype)
     if dtype.kind in "iu":
-        low, high = _ends(port, shape, 0, 255 if dtype == np.uint8 else 1)
+        rows = rows or (256 if dtype == np.uint8 else 2)
+        low, high = _ends(port, shape, 0, min(rows - 1, np.iinfo(dtype).max))
         return rng.integers(low, high, shape, endpoint=True).astype(dtype)
     low, high = _ends(port, shape, -np.inf, np.inf)
     bounded = np.isfinite(low) & np.isfinite(high)
