@@ -399,20 +399,71 @@ def test_a_new_action_starts_as_it_was_asked_to() -> None:
     np.testing.assert_allclose(rows["logit"], -3, rtol=1e-12)
 
 
-def test_what_has_a_row_for_every_old_action_is_named() -> None:
+def last_action(form: str = "embedding", high: float | None = None) -> surgery.Checkpoint:
+    """Five values from three observations and the last action, which chooses one of five rows of four numbers."""
     rng, graph = np.random.default_rng(0), GraphBuilder("last action")
     weights = [
         rng.standard_normal(shape).astype(np.float32) for shape in ((5, 4), (6, 7), (6,), (5, 6), (5,))
     ]
-    last = graph.op(
-        "Gather", graph.parameter("rows.weight", weights[0]), graph.input("action", (), "int64"), axis=0
-    )
+    number, rows = graph.input("action", (), "int64"), graph.parameter("rows.weight", weights[0])
+    if form == "one-hot":
+        one = graph.op("OneHot", number, graph.constant(5), graph.constant([0.0, 1.0], "float32"), axis=-1)
+        last = graph.op("MatMul", one, rows)
+    else:
+        last = graph.op("Gather", rows, graph.op("Cast", number, to=6), axis=0)
     x = graph.op("Concat", graph.input("observation", (3,)), last, axis=-1)
     x = graph.linear(graph.op("Relu", graph.linear(x, "body", *weights[1:3])), "head", *weights[3:])
+    if form == "summed":
+        x = graph.op("Add", x, graph.op("ReduceSum", rows, graph.constant([0, 1]), keepdims=0))
     graph.output(x, "q_values", (5,))
     model = graph.model()
-    plan = surgery.extend(surgery.Checkpoint(model, infer(model)), actions=[NewAction("q_values", 1)])
+    made = surgery.Checkpoint(model, infer(model))
+    return made if high is None else surgery.annotate(made, inputs={"action": PortPatch(low=0.0, high=high)})
+
+
+def test_an_input_that_chooses_rows_may_hold_more_numbers(rng: np.random.Generator) -> None:
+    before = _with_state(last_action(high=4.0), rng)
+    plan = surgery.extend(before, [NewObservation("action", 2)], [NewAction("q_values", 2)])
+    assert not any("has a row for each" in note for note in plan.notes)
+    assert any("'action' may be 5 to 6, too" in note and "action:other,high=6" in note for note in plan.notes)
+    result = surgery.apply(plan, before)
+    assert result.report.ok and result.report.check("optimizer slots").ok
+    after, old = (c.tensors["rows.weight"].numpy() for c in (result.checkpoint, before))
+    np.testing.assert_array_equal(after[:5], old)
+    assert after.shape == (7, 4) and len(np.unique(after, axis=0)) == 7
+    assert not result.checkpoint.optimizer.slots["exp_avg"]["rows.weight"].numpy()[5:].any()
+    inputs = {"observation": rng.standard_normal((7, 3)).astype(np.float32), "action": np.arange(7)}
+    first, last = (
+        run(c.model, {n: x[:5] for n, x in inputs.items()})["q_values"] for c in (before, result.checkpoint)
+    )
+    assert (
+        np.array_equal(first, last[:, :5])
+        and np.isfinite(run(result.checkpoint.model, inputs)["q_values"]).all()
+    )
+    with pytest.raises(Refused, match="may be in use"):
+        surgery.invert(plan, result.checkpoint)
+
+
+def test_what_has_a_row_for_every_old_action_is_named() -> None:
+    plan = surgery.extend(last_action(), actions=[NewAction("q_values", 1)])
     assert any("'rows.weight' has a row for each of 5 numbers" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize(
+    ("form", "new", "error", "says"),
+    [
+        ("one-hot", NewObservation("action", 1), Refused, "chooses one of 5 places that node"),
+        ("summed", NewObservation("action", 1), Refused, "cannot grow: 'rows.weight' both makes and"),
+        ("embedding", NewObservation("action", 1, 0), ArgumentError, "new ones come last"),
+        ("embedding", NewObservation("action", 1, None, ["jump"]), ArgumentError, "have no names"),
+        ("embedding", NewObservation("action", 0), ArgumentError, "cannot be extended by 0"),
+    ],
+)
+def test_rows_that_cannot_be_added_are_refused(
+    form: str, new: NewObservation, error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        surgery.extend(last_action(form), [new])
 
 
 def test_dueling_keeps_its_mean_and_says_that_gradients_change() -> None:

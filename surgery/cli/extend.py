@@ -110,10 +110,10 @@ def command(
     """Add observations and actions without changing the policy on the old ones.
 
     Weights that read new observations start at zero, as does their optimizer state, and learn from the first step. If
-    an input has several feature axes, name the axis: observation[1]+2. Values of old actions stay; the result reports
-    how often the policy would choose a new one. If an output is the number of the chosen action, the new actions are
-    added to the values it was chosen from. What the graph computes from all actions together, such as probabilities,
-    changes.
+    an input has several feature axes, name the axis: observation[1]+2. If an input holds numbers of rows of an
+    embedding, such as the last action, the embedding gets more rows. Values of old actions stay; the result reports how
+    often the policy would choose a new one. If an output is the number of the chosen action, the new actions are added
+    to the values it was chosen from. What the graph computes from all actions together, such as probabilities, changes.
 
     \b
     Example:

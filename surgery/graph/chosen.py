@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import onnx_ir as ir
 
 from surgery.graph.facts import constant_tensor
@@ -30,10 +32,14 @@ def rows_to_choose(model: ir.Model) -> dict[str, int]:
     """
     found: dict[str, int] = {}
     for value in model.graph.inputs:
-        counts = [count for each in _moved(value) for count in _counts(each)]
-        if counts and value.name:
-            found[value.name] = min(counts)
+        if value.name and (counts := choosing(value)):
+            found[value.name] = min(counts.values())
     return found
+
+
+def choosing(value: ir.Value) -> dict[ir.Node, int]:
+    """The nodes that choose by an integer input, and from how many rows or places."""
+    return {node: count for each in _moved(value) for node, count in _counts(each)}
 
 
 def _moved(value: ir.Value) -> set[ir.Value]:
@@ -53,21 +59,17 @@ def _moves(node: ir.Node) -> bool:
     return node.op_type in _MOVES and whole
 
 
-def _counts(value: ir.Value) -> list[int]:
-    """How many rows the nodes choose from that read a value as numbers of rows."""
-    found = []
+def _counts(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
+    """The nodes that read a value as numbers of rows, and how many these are."""
     for node, place in value.uses():
         if node.op_type == "Gather" and place == 1 and (shape := _shape(node.inputs[0])):
-            found.append(shape[node.attributes.get_int("axis", 0)])
+            yield node, shape[node.attributes.get_int("axis", 0)]
         elif node.op_type == "OneHot" and place == 0 and (depth := _constant(node.inputs[1])) is not None:
-            found.append(int(depth.numpy().reshape(-1)[0]))
+            yield node, int(depth.numpy().reshape(-1)[0])
         elif node.op_type == "Equal" and (other := _constant(node.inputs[1 - place])) is not None:
-            numbers = other.numpy().reshape(-1)
-            if numbers.tolist() == list(
-                range(len(numbers))
-            ):  # a one-hot vector as PyTorch's exporter writes it
-                found.append(len(numbers))
-    return found
+            numbers = other.numpy().reshape(-1).tolist()
+            if numbers == list(range(len(numbers))):  # a one-hot vector as PyTorch's exporter writes it
+                yield node, len(numbers)
 
 
 def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:

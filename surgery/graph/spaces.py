@@ -129,6 +129,13 @@ class Space:
         return None if self.widenable else f"{self.no_zero}; {self.no_net2net}"
 
     @property
+    def indexed(self) -> bool:
+        """Whether numbers choose among its units at run time, as rows of an embedding, and nothing else keeps it."""
+        return bool(self.freezes) and all(
+            why.node is not None and why.node.op_type == "Gather" for why in self.freezes
+        )
+
+    @property
     def hidden(self) -> bool:
         """Whether the space lies inside the network, not at its interface."""
         return not set(self.kinds) & {"input", "output"}

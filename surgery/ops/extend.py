@@ -11,7 +11,7 @@ from surgery.checkpoint import Checkpoint
 from surgery.edits.arithmetic import MOST_UNITS, SpaceEdit
 from surgery.edits.plan import Plan
 from surgery.errors import ArgumentError
-from surgery.graph.spaces import Analysis
+from surgery.graph.spaces import Analysis, Space
 from surgery.interface import Port
 from surgery.ops.actions import (
     NewAction,
@@ -27,11 +27,12 @@ from surgery.ops.actions import (
 )
 from surgery.ops.build import build
 from surgery.ops.input_axes import arranged, input_axis
+from surgery.ops.rows import more_rows, note, tables
 
 
 @dataclass(frozen=True, slots=True)
 class NewObservation:
-    """Features or channels to insert into an input.
+    """Features or channels to insert into an input, or rows to append to the tables from which it chooses.
 
     Attributes:
       input: name of the graph's input, or of one axis of it ("observation[1]").
@@ -52,7 +53,8 @@ def extend(
     """Add observations and actions without changing what the policy does with the old ones.
 
     Observations: the weights that read a new feature start at zero: exact whatever it holds, and they learn at once, as
-    their gradient is not zero. Constants of a normaliser in the graph start as those of a neighbouring feature.
+    their gradient is not zero. Constants of a normaliser in the graph start as those of a neighbouring feature. An
+    input that holds numbers of rows (of an embedding) may hold more: rows are added, which no old number chooses.
     Actions: the old actions keep their values or logits; what the policy does with a new one depends on its start. The
     deviations of continuous actions, and the actions that critics read, follow.
 
@@ -85,7 +87,7 @@ def extend(
         "observations": [asdict(new) | {"labels": list(new.labels)} for new in observations],
         "actions": [asdict(new) | {"labels": list(new.labels)} for new in actions],
     }
-    notes = [note for action in actions for note in _notes(checkpoint, analysis, action)]
+    notes = [said for action in actions for said in _notes(checkpoint, analysis, draft, action)]
     plan = build(
         checkpoint, analysis, "extend", list(draft.edits.values()), arguments=arguments, claim="equivalent",
         labels=draft.labels, notes=[*draft.notes, *notes],
@@ -119,6 +121,9 @@ class _Draft:
 def _observe(checkpoint: Checkpoint, analysis: Analysis, draft: _Draft, new: NewObservation) -> None:
     """What one insertion into an input changes."""
     _no_mask(checkpoint, new.input)
+    if chosen := tables(analysis, new.input):
+        _add_rows(checkpoint, draft, new, chosen)
+        return
     axis, space = input_axis(analysis, new.input)
     if space is None and axis.table:
         raise axis.ambiguous()
@@ -135,6 +140,19 @@ def _observe(checkpoint: Checkpoint, analysis: Analysis, draft: _Draft, new: New
     order, inner = (row, 1) if space is None else (axis.followed(changed[0]), axis.inner(space))
     port = checkpoint.interface.input(axis.input)
     draft.labels[axis.input] = _labels(port, axis.size, order, new.labels, inner)
+
+
+def _add_rows(checkpoint: Checkpoint, draft: _Draft, new: NewObservation, spaces: list[Space]) -> None:
+    """What more numbers that an input may hold change: the tables from which it chooses."""
+    _inserted(spaces[0].size, new)
+    if new.at not in (None, spaces[0].size) or new.labels:
+        raise ArgumentError(
+            f"'{new.input}' chooses rows by their numbers: new ones come last, and have no names",
+            hint=f"--observation {new.input}+{new.count}",
+        )
+    for edit in more_rows(spaces, new.count):
+        draft.add(edit)
+    draft.notes.append(note(spaces, checkpoint.interface.input(new.input), new.count))
 
 
 def _no_mask(checkpoint: Checkpoint, wanted: str) -> None:
@@ -166,7 +184,7 @@ def _act(checkpoint: Checkpoint, analysis: Analysis, draft: _Draft, actions: Seq
             draft.edits[read.name] = arranged(read, [*range(read.size), *[None] * action.count], {})
 
 
-def _notes(checkpoint: Checkpoint, analysis: Analysis, action: NewAction) -> list[str]:
+def _notes(checkpoint: Checkpoint, analysis: Analysis, draft: _Draft, action: NewAction) -> list[str]:
     name, space = action_space(analysis, action.output)
     found = [forbidden(name)] if action.start == "never" else []
     if action.start == "split":
@@ -175,10 +193,10 @@ def _notes(checkpoint: Checkpoint, analysis: Analysis, action: NewAction) -> lis
             "action gets as much; the others keep theirs, and the greedy action stays the same"
         )
     for table in analysis.spaces:
-        if table.size == space.size and any("indexed at run time" in why for why in table.reasons):
+        if table.indexed and table.size == space.size and table.name not in draft.edits:
             found.append(
                 f"'{table.axes[0].tensor}' has a row for each of {table.size} numbers and none for a new one: an input "
-                "that holds the last action cannot hold a new one"
+                f"that holds the last action needs that, too (--observation INPUT+{action.count})"
             )
     return [*found, *in_the_graph(checkpoint, analysis, space, action.start)]
 

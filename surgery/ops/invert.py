@@ -90,6 +90,11 @@ def _backwards(analysis: Analysis, edit: SpaceEdit) -> SpaceEdit:
             f"the plan removed {len(edit.gone)} units of '{edit.space}', and did not keep their weights",
             hint="go back to the checkpoint from before it, or add new ones: surgery extend, surgery widen",
         )
+    if space.indexed:
+        raise Refused(
+            f"the new rows of '{edit.space}' may be in use: no weight can tell whether an input chooses them",
+            hint="go back to the checkpoint from before it",
+        )
     if edit.start is not None and edit.start.kind == "split":
         raise Refused(
             f"the new actions of '{edit.space}' share the probability of an old one: they are in use"

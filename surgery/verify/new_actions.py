@@ -131,6 +131,5 @@ def taken(plan: Plan, after: Checkpoint, outputs: Arrays) -> list[Check]:
 
 def _compared(space: Space) -> bool:
     """Whether nodes compare its units with each other, which are no layer's own."""
-    return bool(space.freezes) and (
-        space.extreme is not None or any(why.node is not None for why in space.freezes)
-    )
+    compared = space.extreme is not None or any(why.node is not None for why in space.freezes)
+    return bool(space.freezes) and compared and not space.indexed
