@@ -220,6 +220,25 @@ def test_a_factor_leaves_what_constants_make_and_a_width_does_not() -> None:
     assert surgery.apply(surgery.widen(before, widths={"arange": 7}), before).report.ok
 
 
+def test_layers_that_an_exporter_gave_one_zero_bias_are_widened_one_after_the_other() -> None:
+    rng, graph = np.random.default_rng(0), GraphBuilder("fresh")
+    x, zero = graph.input("observation", (4,)), graph.parameter("zero", np.zeros(5, np.float32))
+    for name, inputs in (("one", 4), ("two", 5), ("three", 5), ("four", 5)):
+        weight = graph.parameter(f"{name}.weight", rng.standard_normal((inputs, 5)).astype(np.float32))
+        x = graph.op("Relu", graph.op("Gemm", x, weight, zero))
+    graph.output(graph.linear(x, "head", rng.standard_normal((3, 5)).astype(np.float32)), "q_values", (3,))
+    model = graph.model()
+    checkpoint = surgery.Checkpoint(model, infer(model))
+    for name, width in (("two", 7), ("three", 9), ("one", 6), ("two", 8)):
+        plan = surgery.widen(checkpoint, widths={name: width})
+        result = surgery.apply(plan, checkpoint)
+        assert result.report.ok
+        assert surgery.apply(surgery.invert(plan, result.checkpoint), result.checkpoint).report.ok
+        checkpoint = result.checkpoint
+    sizes = {name: checkpoint.analysis.space(name).size for name in ("one", "two", "three", "four")}
+    assert sizes == {"one": 6, "two": 8, "three": 9, "four": 5}
+
+
 # ---- arguments ------------------------------------------------------------------------------------------------
 
 

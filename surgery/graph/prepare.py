@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection, Iterator
 
@@ -45,11 +46,14 @@ def prepared(model: ir.Model, trained: Collection[str] = ()) -> ir.Model:
             or not (_constant_vector(value.const_value) or _first_state(value))
         ):
             continue
-        for k, use in enumerate(uses[1:], start=1):
+        numbered = (f"{value.name}@use{k}" for k in itertools.count(1))
+        # an edit has left some apart: a layer of another width than those that still share one
+        free = (name for name in numbered if name not in clone.graph.initializers)
+        for use in uses[1:]:
+            name = next(free)
             apart = ir.Value(
-                name=f"{value.name}@use{k}", shape=value.shape, type=value.type,
-                const_value=_named(value.const_value, f"{value.name}@use{k}"),
-            )  # fmt: skip
+                name=name, shape=value.shape, type=value.type, const_value=_named(value.const_value, name)
+            )
             clone.graph.register_initializer(apart)
             use.node.replace_input_with(use.idx, apart)
     return clone
