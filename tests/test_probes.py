@@ -38,7 +38,13 @@ def compared(graph: GraphBuilder, number: ir.Value, table: np.ndarray) -> ir.Val
     return graph.op("MatMul", places, graph.parameter("table", table))
 
 
-FORMS = {form.__name__: form for form in (embedding, cast_and_flattened, one_hot, compared)}
+def beside_padding(graph: GraphBuilder, number: ir.Value, table: np.ndarray) -> ir.Value:
+    """Row 0 stands for nothing, and is masked."""
+    mask = graph.op("Cast", graph.op("Not", graph.op("Equal", number, graph.constant(0))), to=1)
+    return graph.op("Mul", embedding(graph, number, table), graph.op("Unsqueeze", mask, graph.constant([-1])))
+
+
+FORMS = {form.__name__: form for form in (embedding, cast_and_flattened, one_hot, compared, beside_padding)}
 
 
 def chooses(form: Callable[..., ir.Value], table: np.ndarray) -> surgery.Checkpoint:

@@ -28,12 +28,13 @@ _MOVES = frozenset(
 def rows_to_choose(model: ir.Model) -> dict[str, int]:
     """The integer inputs whose numbers choose a row of a table or a place of a one-hot vector, and from how many.
 
-    Of several tables the smallest one counts. A number that is computed with on its way is not followed.
+    Of several tables the smallest one counts, else the most places. A number that is computed with is not followed.
     """
     found: dict[str, int] = {}
     for value in model.graph.inputs:
         if value.name and (counts := choosing(value)):
-            found[value.name] = min(counts.values())
+            tables = [count for node, count in counts.items() if node.op_type == "Gather"]
+            found[value.name] = min(tables) if tables else max(counts.values())
     return found
 
 
@@ -68,7 +69,9 @@ def _counts(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
             yield node, int(depth.numpy().reshape(-1)[0])
         elif node.op_type == "Equal" and (other := _constant(node.inputs[1 - place])) is not None:
             numbers = other.numpy().reshape(-1).tolist()
-            if numbers == list(range(len(numbers))):  # a one-hot vector as PyTorch's exporter writes it
+            if len(numbers) > 1 and numbers == list(
+                range(len(numbers))
+            ):  # a one-hot vector as PyTorch writes it
                 yield node, len(numbers)
 
 
