@@ -61,7 +61,7 @@ def killed_at_chosen_calls(run):
         (os, "replace", 5, False),
         (loop, "play", 2, False),
         (session.Session, "export", 1, True),
-        (store, "save", 6, True),
+        (store, "save", 2, True),
     ):
         ends[name] = ended(begun(lambda: (kill_at(owner, name, call, after), run())))
     return ends
