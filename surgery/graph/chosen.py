@@ -6,23 +6,11 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from surgery.graph.facts import constant_tensor
 from surgery.tensors import shape_of
 
-_MOVES = frozenset(
-    {
-        "Identity",
-        "Reshape",
-        "Squeeze",
-        "Unsqueeze",
-        "Flatten",
-        "Transpose",
-        "Slice",
-        "Split",
-        "Expand",
-        "Cast",
-    }
-)
+_MOVES = frozenset({
+    "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Slice", "Split", "Expand", "Cast",
+})  # fmt: skip
 
 
 def rows_to_choose(model: ir.Model) -> dict[str, int]:
@@ -76,10 +64,7 @@ def _counts(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
 
 
 def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
-    producer = value.producer() if value is not None else None
-    if producer is not None and producer.op_type == "Constant":
-        return constant_tensor(producer)
-    return None if value is None else value.const_value
+    return None if value is None else ir.convenience.get_const_tensor(value)
 
 
 def _shape(value: ir.Value | None) -> tuple[int, ...]:
